@@ -17,7 +17,6 @@ by its first path. Buffers are found in the same way. Parameters and buffers are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from types import MemberDescriptorType
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -37,10 +36,6 @@ from minigrad.renamed import add_hints, hint_arguments, with_hints
 __all__ = ["Buffer", "Module", "Parameter"]
 
 M = TypeVar("M", bound="Module")
-
-# The ids of the modules around the one whose own `train` runs. It may refer to them, as to a
-# parent, and does not set them.
-_AROUND: ContextVar[frozenset[int]] = ContextVar("around", default=frozenset())
 
 
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
@@ -267,31 +262,23 @@ class Module(Owner):
 
         With `mode=False`, set them to evaluation. If the class of a module inside defines a
         `train` of its own, this is called instead, and decides about what is in that module too.
+        Such a module must not have a module around it as an attribute.
 
         Raises:
             TypeError: if `mode` is not True or False.
         """
         check_flag("train: mode", mode)
-        around = _AROUND.get()
-        seen = {*around} - {id(self)}
-        named: dict[str, int] = {}  # the ids of the modules so far
-        for name, part in walk(self, "", seen):
+        seen: set[int] = set()
+        for _, part in walk(self, "", seen):
             if not isinstance(part, Module):
                 continue
-            named[name] = id(part)
             if part is self or type(part).train is Module.train:
                 part.training = mode
-                continue
-            keys = name.split(".")
-            above = {named.get(".".join(keys[:i]), 0) for i in range(len(keys))}
-            token = _AROUND.set(around | above)
-            try:
+            else:
                 part.train(mode)
-            finally:
-                _AROUND.reset(token)
-            seen.remove(id(part))
-            for _ in walk(part, "", seen):  # it leaves out what is inside
-                pass
+                seen.remove(id(part))
+                for _ in walk(part, "", seen):  # from now on, what is inside counts as seen
+                    pass
         return self
 
     def eval(self: M) -> M:
