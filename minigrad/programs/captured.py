@@ -180,7 +180,7 @@ class Captured(Generic[P, R]):
             if not program.zero_grad():
                 return self._eager(args, kwargs)  # there are gradients that the step does not zero
             self._last = program
-            return cast(R, _with_tensors(program.function(*[array for _, array in arrays])))
+            return cast(R, _with_tensors(program.function(*[np.asarray(a) for _, a in arrays])))
 
     def _eager(self, args: Any, kwargs: Any, views: Mapping[int, Any] = MappingProxyType({})) -> R:
         """Run the step itself; `views` replace array arguments, by their ids."""
@@ -321,10 +321,12 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
         value = value._data
     if isinstance(value, np.ndarray):
         for i, (_, array) in enumerate(arrays):
+        if value.__class__ is not np.ndarray:
+            as_array(value)  # raises a TypeError if it has a mask
             if array is value:
                 return i  # if an array is passed twice, it needs another program
         arrays.append((name, value))
-        return value.shape, value.dtype
+        return value.shape, value.dtype, value.flags.writeable  # ops copy what they cannot write
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
     kind = type(value)

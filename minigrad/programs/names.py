@@ -109,7 +109,7 @@ class ValueNames:
                     f"capture: the argument {name} is the memory of {self._labels[id(array)]}, "
                     f"which the step reads as well; leave the argument out, or pass a copy"
                 )
-            self.views[id(array)] = view = array.view()
+            self.views[id(array)] = view = array.view(np.ndarray)
             self._note(view)
             self.arguments.append(self.register(view, self._unique(name)))
 

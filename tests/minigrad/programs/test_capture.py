@@ -717,6 +717,28 @@ def test_arrays_reach_the_step_as_tensors():
     assert kinds == {Tensor}
 
 
+def test_arrays_of_subclasses_and_read_only_ones_give_the_numbers_of_plain_ones(tmp_path):
+    def body(m, o, x, y):
+        o.zero_grad()
+        return learn(o, mg.mse(m(x), y) + mg.power(x, 2).sum())  # ** is matrix_power in np.matrix
+
+    def arguments(i):
+        x, y = (t.numpy() for t in batch(i))
+        x.flags.writeable = i % 4 != 1
+        if i % 4 == 2:
+            with pytest.warns(PendingDeprecationWarning):
+                x = np.matrix(x)
+        elif i % 4 == 3:
+            mapped = np.memmap(tmp_path / str(i), x.dtype, "w+", shape=x.shape)
+            mapped[...] = x
+            x = mapped
+        return x, y
+
+    captured = check_same(lambda: made(body), arguments, 48, 2)
+    with pytest.raises(TypeError, match="a tensor has no mask"):
+        captured(np.ma.masked_array(np.ones((5, 4), np.float32), True), arguments(0)[1])
+
+
 @pytest.mark.parametrize("kind", ["buffer", "frozen", "list"])
 def test_an_argument_may_be_memory_that_the_step_also_reads(kind):
     """The program must not read the argument in place of that memory."""
