@@ -8,6 +8,7 @@ adds another adapter on the same base, to the same layers or to others.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
+from minigrad.locks import renewed_in_child
 from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
-_LOCK = threading.Lock()  # `disabled` counts its blocks, and several threads may enter one
+# `disabled` counts its blocks, and several threads may enter one.
+_lock = renewed_in_child(sys.modules[__name__], "_lock", threading.Lock)
 
 
 @dataclass(frozen=True, repr=False)
@@ -304,7 +307,7 @@ def disabled(model: Module) -> Iterator[Module]:
                 f"{name} is trained in full by an adapter, and its original is known to the "
                 f"complete model only; call this with the model that lora.attach was called with"
             )
-    with _LOCK:
+    with _lock:
         if attachment is not None:
             attachment.disabled += 1
             if attachment.disabled == 1:
@@ -314,7 +317,7 @@ def disabled(model: Module) -> Iterator[Module]:
     try:
         yield model
     finally:
-        with _LOCK:
+        with _lock:
             for layer in layers:
                 layer.resume()
             if attachment is not None:

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
+from minigrad.locks import renewed_in_child
+
 
 class NoBar:
     """A replacement for a tqdm bar that shows nothing."""
@@ -102,12 +104,7 @@ def _bar_class() -> Any:
             with suppress(OSError):
                 super().close()
 
-    def renew_lock() -> None:
-        Bar.set_lock(threading.RLock())
-
-    renew_lock()
-    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-        os.register_at_fork(after_in_child=renew_lock)  # another thread may hold the lock
+    Bar.set_lock(renewed_in_child(Bar, "_lock", threading.RLock))  # the attribute that it sets
     return Bar
 
 

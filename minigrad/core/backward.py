@@ -21,6 +21,7 @@ from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import grad_mode, mode, observed
 from minigrad.core.node import Node, OpLike, check_unwritten, freed, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
+from minigrad.locks import renewed_in_child
 from minigrad.renamed import with_hints
 from minigrad.versions import last_write
 
@@ -402,7 +403,7 @@ def add(left: Any, right: Any) -> ndarray[Any, Any]:
 
 
 # Without it, two threads that add to the gradient of one leaf could lose one of the two.
-_accumulating = threading.Lock()
+_accumulating = renewed_in_child(sys.modules[__name__], "_accumulating", threading.Lock)
 
 
 def accumulate(node: Node, g: Tensor) -> None:

@@ -8,6 +8,7 @@ attaches them.
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import check_flag
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
+from minigrad.locks import renewed_in_child
 from minigrad.readonly import writable
 from minigrad.renamed import add_hints
 from minigrad.versions import mark_written
@@ -643,7 +645,7 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
         )
 
 
-_assigning = threading.Lock()
+_assigning = renewed_in_child(sys.modules[__name__], "_assigning", threading.Lock)
 _assigned_by: dict[int, int] = {}  # the thread that has replaced attributes of a tensor, by its id
 
 

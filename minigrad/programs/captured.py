@@ -39,6 +39,7 @@ from minigrad.checks import are_same
 from minigrad.core.grad_mode import is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.locks import renewed_in_child
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
@@ -77,7 +78,7 @@ class Captured(Generic[P, R]):
         ]
         self._order = {p.name: i for i, p in enumerate(parameters)}
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
-        self._lock = threading.RLock()
+        self._lock = renewed_in_child(self, "_lock", threading.RLock)
         self.reset()
 
     def reset(self) -> None:
@@ -320,9 +321,9 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
             )
         value = value._data
     if isinstance(value, np.ndarray):
-        for i, (_, array) in enumerate(arrays):
         if value.__class__ is not np.ndarray:
             as_array(value)  # raises a TypeError if it has a mask
+        for i, (_, array) in enumerate(arrays):
             if array is value:
                 return i  # if an array is passed twice, it needs another program
         arrays.append((name, value))

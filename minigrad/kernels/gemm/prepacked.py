@@ -19,7 +19,7 @@ together may take 192 MB, or a quarter of the machine's memory if that is less;
 
 from __future__ import annotations
 
-import os
+import sys
 import threading
 from typing import Any
 from weakref import WeakValueDictionary
@@ -34,6 +34,7 @@ from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
+from minigrad.locks import renewed_in_child
 from minigrad.readonly import hold, release
 
 MOST = 192_000_000  # bytes of all panels together, unless the user sets another limit
@@ -41,7 +42,7 @@ ROWS = 32  # the least rows of the other operand for which packing pays
 SIZE = 1 << 14  # the least elements of W for which packing pays
 SECONDS = 5e-11  # seconds to pack a byte, approximately
 
-_packing = threading.RLock()
+_packing = renewed_in_child(sys.modules[__name__], "_packing", threading.RLock)
 _bytes = 0
 _limit: int | None = None  # the limit that the user has set
 
@@ -68,16 +69,6 @@ def set_limit(size: int | None) -> None:
         _limit = size
         for prepacked in list(_known.values()) if _bytes > limit() else ():
             release(prepacked.matrix)
-
-
-def _unlock_in_child() -> None:
-    """Make a new lock after a fork: the thread that held the old one is not in the child."""
-    global _packing
-    _packing = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 class PrepackedMatrix:

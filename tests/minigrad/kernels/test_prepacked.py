@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 import threading
 from functools import partial
@@ -408,9 +409,9 @@ def test_a_limit_is_a_number_of_bytes(size, limit):
 )
 def test_the_limit_is_a_quarter_of_the_memory_at_most(pages, expected, monkeypatch):
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}
-    monkeypatch.setattr(prepacked.os, "sysconf", sizes.__getitem__, raising=False)
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
     assert prepacked.limit() == expected
-    monkeypatch.delattr(prepacked.os, "sysconf")  # as on Windows
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
     assert prepacked.limit() == 192_000_000
 
 
