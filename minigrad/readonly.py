@@ -41,10 +41,22 @@ class WeakIdMap(Generic[T]):
 
 
 def owner_of(array: Array) -> Array:
-    """Return the array that owns the memory of `array`: itself, if it is not a view."""
-    while isinstance(array.base, ndarray):
-        array = array.base
+    """Return the array that owns the memory of `array`: itself, if it is not a view.
+
+    Arrays that were made one by one on the memory of something else than an array, such as a
+    bytearray, are all owners.
+    """
+    while (base := array.base) is not None:
+        if not isinstance(base, ndarray) and (base := _array_behind(base)) is None:
+            break
+        array = base
     return array
+
+
+def _array_behind(base: Any) -> Array | None:
+    """Return the array that a memoryview shows, or the helper of numpy's `as_strided`, or None."""
+    array = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return array if isinstance(array, ndarray) else None
 
 
 class Holder(Protocol):
@@ -72,10 +84,15 @@ def hold(array: Array, holder: Holder) -> bool:
 
     Views that were made before stay writable. Writes to them through a Tensor are noticed; writes
     through numpy are not. Returns False if the memory cannot be held: it is read-only already, or
-    numpy could not make it writable again (memory of a bytes object, as after unpickling).
+    numpy could not make it writable again (memory of a bytes object, as after unpickling, or a view
+    by `as_strided`).
     """
     owner = owner_of(array)
-    if owner.base is not None and not _is_writable_buffer(owner.base):
+    views: list[Any] = []
+    while array is not owner:
+        views.append(array)
+        array = array.base if isinstance(array.base, ndarray) else _array_behind(array.base)
+    if not all(_is_writable_again(each.base) for each in (*views, owner)):
         return False
     known = _holds.get(owner)
     if known is None:
@@ -83,19 +100,20 @@ def hold(array: Array, holder: Holder) -> bool:
             return False  # it is read-only for another reason
         known = _holds[owner] = _Hold([], weakref.WeakSet())
     known.holders.add(holder)
-    view: Any = array
-    while view is not owner:
+    for view in views:
         if view.flags.writeable:
             view.flags.writeable = False
             known.views.append(weakref.ref(view))
-        view = view.base
     owner.flags.writeable = False
     return True
 
 
-def _is_writable_buffer(base: object) -> bool:
+def _is_writable_again(base: Any) -> bool:
+    """Return whether numpy would make an array with this base writable again."""
+    if base is None or isinstance(base, ndarray):
+        return True
     try:
-        return not memoryview(base).readonly  # type: ignore[arg-type]  # TypeError if no buffer
+        return not memoryview(base).readonly  # a TypeError if it is no buffer
     except (BufferError, TypeError):
         return False
 

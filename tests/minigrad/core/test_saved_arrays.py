@@ -224,6 +224,21 @@ def test_a_write_through_another_tensor_on_the_same_array_is_seen():
         y.backward()
 
 
+@pytest.mark.parametrize(
+    "alias", [np.lib.stride_tricks.as_strided, lambda array: np.asarray(memoryview(array))[:]]
+)
+@pytest.mark.parametrize("through_alias", [False, True])
+def test_a_write_through_an_alias_whose_base_is_no_array_is_seen(alias, through_alias):
+    array = np.ones(2)
+    saved, written = (array, alias(array)) if through_alias else (alias(array), array)
+    y = (leaf(3.0, 4.0) * Tensor(saved)).sum()
+    other = Tensor(written)
+    other += 5.0
+    assert_array_equal(array[0], 6.0)
+    with pytest.raises(RuntimeError, match="written since"):
+        y.backward()
+
+
 def test_a_copy_has_memory_of_its_own():
     x = leaf(1.0, 2.0)
     copied = x.clone()
