@@ -224,70 +224,82 @@ def propagate(
     order = reachable(pending, stop, oldest)
     needed = None if wanted is None else leading_to(wanted, order)
     check_unwritten(order, needed)
+    before, observers = mode.state
+    # `try` is around a call: around a loop, an interrupt at a jump back would not run `finally`, as
+    # Python 3.13 compiles it, and the thread would record no graph any more.
+    try:
+        mode.state = (create_graph and recorded, observers)
+        return _visit(order, pending, needed, wanted, stop, oldest, retain_graph, create_graph)
+    finally:
+        mode.state = (before, mode.state[1])  # no call, in which an interrupt could come before it
+        for observer in mode.observers:
+            observer.on_pass(False)
+
+
+def _visit(
+    order: Sequence[Node], pending: dict[Node, Any], needed: Container[Node] | None,
+    wanted: Container[Node] | None, stop: Container[Node], oldest: int, retain_graph: bool,
+    create_graph: bool,
+) -> dict[Node, Any]:  # fmt: skip
+    """Visit these nodes for `propagate`; return the gradients that arrive."""
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
-    before, observers = mode.state
-    try:
-        mode.state = (create_graph and recorded, observers)
-        for observer in observers:
-            observer.on_pass(True)
-        for node in order:
-            g = take_out(node, None)
-            if g is None:
-                continue
-            if node.watched and node not in stop:  # at `stop`, the outer pass runs the hooks
-                g = _through_hooks(node, g)
-            if last_write[0] != checked:  # a hook wrote to memory during the pass
-                check_unwritten([node], needed)
-            op = node.op
-            is_wanted = op is None if wanted is None else node in wanted
-            if is_wanted:
-                arrived[node] = g
-            if op is None or node in stop:
-                continue
-            edges: Any = node.edges
-            if edges is None:
-                if node.order > oldest:  # a hook ran a pass that has freed the node
-                    raise freed(node)
-                continue
-            if needed is not None:
-                edges = [edge for edge in edges if edge[0] in needed]
-            results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
-            for edge in edges:
-                parent = edge[0]
-                if results is not None:
-                    result = results.pop(0)
-                elif len(edge) == 4:  # the usual case; a call without * is faster
-                    result = edge[2].derivative(g, edge[3])
-                elif len(edge) == 3:
-                    result = edge[2].derivative(g)
-                else:
-                    result = edge[2].derivative(g, *edge[3:])
-                if observers:
-                    for observer in observers:
-                        observer.on_vjp(node, parent, g, result)
-                    result = fit_to_input(result, parent, op, edge[1])
-                    for observer in observers:
-                        observer.on_gradient(node, parent, result)
-                if (
-                    result.__class__ is not ndarray
-                    or result.shape != parent.shape
-                    or result.dtype is not parent.dtype
-                ):
-                    result = fit_to_input(result, parent, op, edge[1])
-                earlier = known(parent)
-                pending[parent] = result if earlier is None else earlier + result
-            if edges and not retain_graph:
+    observers = mode.state[1]
+    for observer in observers:
+        observer.on_pass(True)
+    for node in order:
+        g = take_out(node, None)
+        if g is None:
+            continue
+        if node.watched and node not in stop:  # at `stop`, the outer pass runs the hooks
+            g = _through_hooks(node, g)
+        if last_write[0] != checked:  # a hook wrote to memory during the pass
+            check_unwritten([node], needed)
+        op = node.op
+        is_wanted = op is None if wanted is None else node in wanted
+        if is_wanted:
+            arrived[node] = g
+        if op is None or node in stop:
+            continue
+        edges: Any = node.edges
+        if edges is None:
+            if node.order > oldest:  # a hook ran a pass that has freed the node
+                raise freed(node)
+            continue
+        if needed is not None:
+            edges = [edge for edge in edges if edge[0] in needed]
+        results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
+        for edge in edges:
+            parent = edge[0]
+            if results is not None:
+                result = results.pop(0)
+            elif len(edge) == 4:  # the usual case; a call without * is faster
+                result = edge[2].derivative(g, edge[3])
+            elif len(edge) == 3:
+                result = edge[2].derivative(g)
+            else:
+                result = edge[2].derivative(g, *edge[3:])
+            if observers:
                 for observer in observers:
-                    observer.on_free(node)
-                node.edges = None
-                if op.replayed or not op.plain:
-                    node.arguments = ()
-    finally:
-        mode.state = (before, mode.observers)
-        for observer in mode.observers:
-            observer.on_pass(False)
+                    observer.on_vjp(node, parent, g, result)
+                result = fit_to_input(result, parent, op, edge[1])
+                for observer in observers:
+                    observer.on_gradient(node, parent, result)
+            if (
+                result.__class__ is not ndarray
+                or result.shape != parent.shape
+                or result.dtype is not parent.dtype
+            ):
+                result = fit_to_input(result, parent, op, edge[1])
+            earlier = known(parent)
+            pending[parent] = result if earlier is None else earlier + result
+        if edges and not retain_graph:
+            for observer in observers:
+                observer.on_free(node)
+            node.edges = None
+            if op.replayed or not op.plain:
+                node.arguments = ()
     return arrived
 
 

@@ -116,8 +116,8 @@ def observe(observer: Observer) -> Iterator[Observer]:
     try:
         yield observer
     finally:
-        others = mode.observers
+        enabled, others = mode.state  # no property, in whose call an interrupt could come
         for i in reversed(range(len(others))):
             if others[i] is observer:
-                mode.state = (mode.grad_enabled, others[:i] + others[i + 1 :])
+                mode.state = (enabled, others[:i] + others[i + 1 :])
                 break

@@ -1,6 +1,8 @@
 """Hooks on gradients, and observers of calls and backward passes."""
 
 import functools
+import os
+import sys
 import threading
 import weakref
 
@@ -280,6 +282,45 @@ def test_mode_is_restored_after_an_error_in_a_backward_pass():
     with no_grad(), pytest.raises(ZeroDivisionError):
         grad(enable_grad()(broken)(x), x, create_graph=True)
     assert minigrad.is_grad_enabled()
+
+
+@pytest.mark.skipif(not hasattr(sys, "monitoring"), reason="Python 3.11 has no sys.monitoring")
+def test_mode_is_restored_after_an_interrupt_anywhere_in_a_backward_pass():
+    """At jumps back and at the start of functions, Python raises a KeyboardInterrupt."""
+    monitoring, x, left = sys.monitoring, leaf(1.0), 0
+
+    def interrupt(code, offset, destination=0):
+        nonlocal left
+        is_back = destination <= offset  # at other jumps there are no interrupts
+        if is_back and code.co_filename.startswith(os.path.dirname(minigrad.__file__)):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    def was_interrupted(number):
+        nonlocal left
+        y, left = (x * x).sum(), number
+        try:
+            monitoring.set_events(monitoring.DEBUGGER_ID, events.JUMP | events.PY_START)
+            y.backward()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            monitoring.set_events(monitoring.DEBUGGER_ID, 0)
+        return False
+
+    events = monitoring.events
+    monitoring.use_tool_id(monitoring.DEBUGGER_ID, "interrupts")
+    for event in (events.JUMP, events.PY_START):
+        monitoring.register_callback(monitoring.DEBUGGER_ID, event, interrupt)
+    try:
+        number = 1
+        while was_interrupted(number):
+            assert minigrad.is_grad_enabled(), f"after an interrupt at event {number}"
+            number += 1
+    finally:
+        monitoring.free_tool_id(monitoring.DEBUGGER_ID)
+    assert number > 20
 
 
 def test_mode_belongs_to_the_thread():
