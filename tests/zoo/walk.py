@@ -67,7 +67,7 @@ MUTANTS: list[Mutant] = [
         "of several uses of a value only the last counts",
         "double count on reuse",
         partial(
-            edited, engine.propagate, ("result if earlier is None else earlier + result", "result")
+            edited, engine._visit, ("result if earlier is None else earlier + result", "result")
         ),
         lambda x: x * x,
         normal(3),
@@ -88,7 +88,7 @@ MUTANTS: list[Mutant] = [
         "aliasing",
         partial(
             edited,
-            engine.propagate,
+            engine._visit,
             (
                 "earlier + result",
                 "np.add(earlier, result, out=earlier if type(earlier) is np.ndarray "
@@ -105,13 +105,13 @@ MUTANTS: list[Mutant] = [
         "stale inner gradient",
         partial(
             edited,
-            engine.propagate,
+            engine._visit,
             (
                 "g = take_out(node, None)",
                 "g = take_out(node, None)\n"
-                "            if g is not None and node.op is not None:\n"
-                "                g = g + vars(node).get('stale', 0)\n"
-                "                node.stale = getattr(g, '_data', g)",
+                "        if g is not None and node.op is not None:\n"
+                "            g = g + vars(node).get('stale', 0)\n"
+                "            node.stale = getattr(g, '_data', g)",
             ),
         ),
         penalty,
