@@ -75,7 +75,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         )
     if dtype is None and array.dtype.isnative:
         return array
-    target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+    target = (array.dtype if dtype is None else np.dtype(dtype)).newbyteorder("=")
     return array if array.dtype == target else observed(converted, array, target)
 
 

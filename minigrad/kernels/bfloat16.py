@@ -72,7 +72,8 @@ class BFloat16Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, or is empty.
             ImportError: if ml_dtypes is not installed.
         """
-        kind = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
+        is_plain = isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
+        kind = array.dtype.name if is_plain else type(array).__name__
         if kind not in ("float16", "float32", "float64", "bfloat16"):
             raise TypeError(
                 f"BFloat16Matrix.of: takes an array of float16, float32, float64 or bfloat16, not "

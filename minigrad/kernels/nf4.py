@@ -150,7 +150,7 @@ class NF4Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, is empty, or has NaN, Inf or a value beyond the
                 range of float32; or if the block size is not a positive integer.
         """
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"NF4Matrix.of: takes an array of floats, not {type(array).__name__}; of a Tensor, "
                 f"pass .detach().numpy()"

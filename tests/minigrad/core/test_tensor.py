@@ -162,11 +162,11 @@ def test_data_is_a_writable_array_of_zero_dimensions_too():
 @pytest.mark.parametrize("make", [tensor, Tensor])
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i8"])
 def test_bytes_in_foreign_order_are_turned(make, dtype):
-    x = make(np.array([1, 2], dtype))
-    assert x.dtype.isnative
-    assert x.dtype.itemsize == np.dtype(dtype).itemsize
-    assert_array_equal(x.data, [1, 2])
-    assert_array_equal((x + x).data, [2, 4])
+    for x in (make(np.array([1, 2], dtype)), make([1, 2], dtype=dtype)):
+        assert x.dtype.isnative
+        assert x.dtype.itemsize == np.dtype(dtype).itemsize
+        assert_array_equal(x.data, [1, 2])
+        assert_array_equal((x + x).data, [2, 4])
 
 
 def test_subclasses_of_arrays_become_plain_arrays():

@@ -119,6 +119,7 @@ def test_an_array_in_bfloat16_is_shared_and_read_only(rng):
         (np.ones((2, 3), int), TypeError, "float16, float32, float64 or bfloat16, not int64"),
         (np.ones((2, 3), np.longdouble), TypeError, "float16, float32, float64 or bfloat16"),
         ([[1.0]], TypeError, "takes an array of .*, not list"),
+        (np.ma.array(np.ones((2, 3)), mask=True), TypeError, "not MaskedArray"),
         (minigrad.zeros(2, 3), TypeError, r"not Tensor; of a Tensor, pass .detach\(\)"),
         (np.ones(3), ValueError, r"not shape \(3,\)"),
         (np.ones((2, 0)), ValueError, r"not shape \(2, 0\)"),

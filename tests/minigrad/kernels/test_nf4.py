@@ -638,6 +638,7 @@ ONES = np.ones((2, 3), np.float32)
         (np.ones((2, 3), int), {}, TypeError, "float16, float32 or float64, not int64"),
         (np.ones((2, 3), np.longdouble), {}, TypeError, "float16, float32 or float64"),
         ([[1.0]], {}, TypeError, "an array of floats, not list"),
+        (np.ma.array(np.ones((2, 3)), mask=True), {}, TypeError, "not MaskedArray"),
         (minigrad.zeros(2, 3), {}, TypeError, r"not Tensor; of a Tensor, pass .detach\(\)"),
         (np.ones(3), {}, ValueError, r"not shape \(3,\)"),
         (np.ones((2, 0)), {}, ValueError, r"not shape \(2, 0\)"),
