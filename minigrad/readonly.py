@@ -88,10 +88,11 @@ def hold(array: Array, holder: Holder) -> bool:
     by `as_strided`).
     """
     owner = owner_of(array)
-    views: list[Any] = []
-    while array is not owner:
-        views.append(array)
-        array = array.base if isinstance(array.base, ndarray) else _array_behind(array.base)
+    views: list[Array] = []
+    view: Any = array
+    while view is not owner:
+        views.append(view)
+        view = view.base if isinstance(view.base, ndarray) else _array_behind(view.base)
     if not all(_is_writable_again(each.base) for each in (*views, owner)):
         return False
     known = _holds.get(owner)
