@@ -78,7 +78,8 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
     """Set whether a `with` block or a decorated function records a graph.
 
     At the end the earlier mode is restored, also after an error. One object may be entered several
-    times.
+    times. Blocks of one thread are nested: if two overlap, because generators or tasks of asyncio
+    wait inside of them, the block that ends last restores the mode in which it began.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -92,7 +93,14 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         mode.no_grad_blocks += not self._enabled
 
     def __exit__(self, *_: object) -> None:
-        mode.state = (self._thread.before.pop(), mode.observers)
+        before = vars(self._thread).get("before")
+        if not before:
+            raise RuntimeError(
+                "a block of no_grad or enable_grad ends in another thread than it began in; "
+                "advance and close a generator with such a block in one thread only"
+            )
+        mode.state = (before[-1], mode.state[1])
+        before.pop()
         mode.no_grad_blocks -= not self._enabled
 
     def __call__(self, function: F) -> F:
@@ -134,7 +142,8 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
     """Record no graph: results of ops inside require no gradient.
 
     Use it as `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`. It holds for the
-    thread that enters the block.
+    thread that enters the block, also while a generator or a task of asyncio waits inside; so end
+    the block before a `yield` or an `await`.
 
     Raises:
         TypeError: if it decorates a generator or a coroutine, whose body would run later, or what

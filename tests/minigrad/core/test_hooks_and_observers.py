@@ -346,6 +346,30 @@ def test_mode_belongs_to_the_thread():
     assert here
 
 
+def test_a_block_that_ends_in_another_thread_is_an_error_that_says_so():
+    def waiting():
+        with no_grad():
+            yield
+
+    generator, errors = waiting(), []
+
+    def close():
+        try:
+            generator.close()
+        except RuntimeError as error:
+            errors.append(str(error))
+        errors.append(minigrad.is_grad_enabled())
+
+    next(generator)
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    mode.state = (True, mode.state[1])  # this thread is left as it was in the block
+    mode.no_grad_blocks -= 1
+    assert "another thread than it began in" in errors[0]
+    assert errors[1]
+
+
 def test_backward_works_under_no_grad():
     x = leaf(3.0)
     y = x * x
