@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-import numpy as np
+from numpy import asarray, generic, ndarray
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
@@ -181,7 +181,7 @@ class Captured(Generic[P, R]):
             if not program.zero_grad():
                 return self._eager(args, kwargs)  # there are gradients that the step does not zero
             self._last = program
-            return cast(R, _with_tensors(program.function(*[np.asarray(a) for _, a in arrays])))
+            return cast(R, _with_tensors(program.function(*[asarray(a) for _, a in arrays])))
 
     def _eager(self, args: Any, kwargs: Any, views: Mapping[int, Any] = MappingProxyType({})) -> R:
         """Run the step itself; `views` replace array arguments, by their ids."""
@@ -320,15 +320,15 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
                 f"outside of the step, and other values can be passed as {name}.detach()"
             )
         value = value._data
-    if isinstance(value, np.ndarray):
-        if value.__class__ is not np.ndarray:
+    if isinstance(value, ndarray):
+        if value.__class__ is not ndarray:
             as_array(value)  # raises a TypeError if it has a mask
         for i, (_, array) in enumerate(arrays):
             if array is value:
                 return i  # if an array is passed twice, it needs another program
         arrays.append((name, value))
         return value.shape, value.dtype, value.flags.writeable  # ops copy what they cannot write
-    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+    if value is None or isinstance(value, (bool, int, float, str, generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
     kind = type(value)
     if kind is list or kind is tuple or is_named_tuple(value):
@@ -362,7 +362,7 @@ def _with_tensors(value: Any, views: Mapping[int, Any] = MappingProxyType({})) -
     """
     if isinstance(value, Tensor) and id(value._data) in views:
         value = value._data
-    if isinstance(value, np.ndarray):
+    if isinstance(value, ndarray):
         return Tensor.at(as_array(views.get(id(value), value)), None)
     if isinstance(value, StepNumber):
         return float(value)
