@@ -88,7 +88,7 @@ def run(
 ) -> None:
     """Call `main` with the options of a command line. Ctrl-C ends it with status 130.
 
-    If a reader of its output, such as `head`, has had enough, that ends it with status 0.
+    A reader of its output that stops early, such as `head`, ends it with status 0.
 
     Args:
         main: the function `main` of an example.

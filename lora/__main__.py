@@ -181,9 +181,10 @@ def _path(text: str) -> str:
 
 
 def _tell(text: str) -> None:
-    """Print an error to stderr; if it cannot be written, the exit status still says it."""
+    """Print an error to stderr; if it cannot be written, only the exit status tells of it."""
     with suppress(OSError):
-        print(_printable(text), file=sys.stderr)
+        if sys.stderr is not None:  # print(file=None) would write to stdout
+            print(_printable(text), file=sys.stderr)
 
 
 def _printable(text: str) -> str:

@@ -106,8 +106,8 @@ def attach(
             large for its layer, or odd with init="orthogonal", a weight is not finite, a
             convolution is grouped, or a parameter to be trained in full is tied to another, is in
             few bits, or belongs to a layer with an adapter. Also if the name is taken or malformed,
-            another adapter is merged, the model is itself a single layer, or a layer is in no
-            attribute of a module.
+            another adapter is merged, the model is itself a single layer, or a layer, or a
+            parameter to be trained in full, is in no attribute of a module.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.

@@ -202,9 +202,9 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
 def _check_replaceable(
     model: Module, linears: Mapping[str, Any], attachment: Attachment | None
 ) -> None:
-    """Raise a ValueError if a weight is tied, out of reach, or an adapter trains it in full."""
+    """Raise a ValueError if a weight is tied, a layer is out of reach, or an adapter trains it."""
     names = state_names(model)
-    check_in_reach(model, linears)
+    check_in_reach(model, linears, "quantize: ")
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(

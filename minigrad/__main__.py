@@ -104,8 +104,13 @@ def check(options: argparse.Namespace) -> int:
         return FAILED
     if report and not report.compared:
         report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
-    with printing():
-        print(report)
+    try:
+        with printing():
+            print(report)
+    except OSError as error:  # a full disk says nothing about gradients
+        with suppress(OSError):
+            print(f"minigrad check: the report cannot be written: {error}", file=sys.stderr)
+        return FAILED
     return STATUS[report.verdict]
 
 
@@ -261,8 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from minigrad.kernels.warmup import WarmupError, warmup
 
         try:
+            compiled = warmup(double=chosen.all)
             with printing():
-                print(warmup(double=chosen.all))
+                print(compiled)
         except WarmupError as error:
             sys.exit(f"minigrad warmup: {error}")
     elif chosen.command == "config":

@@ -95,9 +95,9 @@ def check_probability(name: str, p: float) -> None:
 
 
 def check_state(owner: str, state: Any, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """Raise a ValueError unless `state`, a state of `owner`, is a dict with exactly these keys.
+    """Raise a ValueError unless `state`, a state of `owner`, is a dict with these keys.
 
-    It may also have `optional` keys.
+    Of other keys, it may have only the `optional` ones.
     """
     wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
     if not isinstance(state, Mapping):

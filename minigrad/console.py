@@ -11,20 +11,22 @@ from io import TextIOWrapper
 
 def print_any_text() -> None:
     """Let `print` escape letters that the encoding of stdout lacks, as it does on stderr."""
-    out = sys.stdout  # a notebook has another class, which lacks none
+    out = sys.stdout  # a notebook has another class, which can print all letters
     if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
         out.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """End a `with` block quietly if nobody reads stdout any more, as `head` after its last line.
+    """End a `with` block quietly if nobody reads stdout any more.
 
-    The rest of the block is not done then. `print_any_text` is called before it.
+    This happens when `head` has printed its last line, for example. The rest of the block is not
+    done then. `print_any_text` is called before the block.
     """
     print_any_text()
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is if the process was started without one
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush

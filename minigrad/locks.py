@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 
-_known = WeakKeyDictionary[Any, tuple[str, Callable[[], Any]]]()
+_known = WeakKeyDictionary[Any, dict[str, Callable[[], Any]]]()
 
 
 def renewed_in_child(owner: Any, name: str, make: Callable[[], T]) -> T:
@@ -22,13 +22,14 @@ def renewed_in_child(owner: Any, name: str, make: Callable[[], T]) -> T:
     After each fork, this attribute of the child is another new lock. The old one is not released,
     because the thread that forked may hold it, and would release it once more.
     """
-    _known[owner] = name, make
+    _known.setdefault(owner, {})[name] = make
     return make()
 
 
 def _renew() -> None:
-    for owner, (name, make) in list(_known.items()):
-        setattr(owner, name, make())
+    for owner, locks in list(_known.items()):
+        for name, make in locks.items():
+            setattr(owner, name, make())
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

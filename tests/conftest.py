@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import math
 import os
 from collections import Counter
 
@@ -33,12 +34,22 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave one in n rows of a test that is marked `sampled(n)` to the quick tier."""
+    """Leave one in n rows of a test that is marked `sampled(n)` to the quick tier.
+
+    Of several tables, the top one varies fastest. If n and its number of rows had a divisor in
+    common, the quick tier would never see some of them.
+    """
     rows = Counter()
     for item in items:
         if mark := item.get_closest_marker("sampled"):
-            test = item.nodeid.split("[")[0]
-            if rows[test] % mark.args[0] > 0:
+            test, (n,) = item.nodeid.split("[")[0], mark.args
+            tables = [list(each.args[1]) for each in item.iter_markers("parametrize")]
+            if len(tables) > 1 and math.gcd(n, len(tables[-1])) > 1:
+                raise pytest.UsageError(
+                    f"{test}: sampled({n}) always leaves out some of the {len(tables[-1])} rows of "
+                    f"its top table; choose another number"
+                )
+            if rows[test] % n > 0:
                 item.add_marker("full")
             rows[test] += 1
 

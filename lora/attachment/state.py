@@ -208,7 +208,7 @@ def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
             parameter.requires_grad_(flag)
 
 
-def check_in_reach(model: Module, parts: Mapping[str, Module | Tensor]) -> None:
+def check_in_reach(model: Module, parts: Mapping[str, Module | Tensor], caller: str = "") -> None:
     """Raise a ValueError if `replace` would not find a part of the model, given by name."""
     modules = list(model.modules())
     values = [value for module in modules for _, value in module._attributes()]
@@ -216,8 +216,9 @@ def check_in_reach(model: Module, parts: Mapping[str, Module | Tensor]) -> None:
     for name, part in parts.items():
         if id(part) not in held:
             raise ValueError(
-                f"{name} is not in an attribute of a module, so nothing can replace it; keep it in "
-                f"one, or in a list, tuple or dict in one, or exclude it"
+                f"{caller}{name} is not in an attribute of a module, so nothing can replace it; "
+                f"keep it in one, or in a list, tuple or dict in one, or leave it out of the "
+                f"configuration"
             )
 
 

@@ -90,7 +90,9 @@ def convert_adapter(
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if not os.path.exists(adapter):
-        raise FileNotFoundError(f"there is no adapter {os.fspath(adapter)!r}")
+        raise FileNotFoundError(
+            f"there is no adapter {os.fspath(adapter)!r}; name a folder or a GGUF file"
+        )
     if Path(base).is_dir():
         config = config_from_json(model_json(base))
     else:

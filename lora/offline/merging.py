@@ -22,7 +22,14 @@ from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, 
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
-from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, check_not_empty, is_finite_in
+from lora.peft.folder import (
+    FLOATS,
+    WEIGHTS,
+    AdapterFolder,
+    check_can_be_folder,
+    check_not_empty,
+    is_finite_in,
+)
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.io import TensorInfo, TensorSet, find, writing
@@ -107,8 +114,8 @@ def merge_files(
             the two, or a GGUF file.
         adapter: a folder that PEFT or `lora.save` wrote.
         out: a file, if it ends in .safetensors; otherwise a folder. It gets the same files of
-            weights as the base, or `model.safetensors` if there is one, and copies of other files
-            (`lora.offline.model_folder`).
+            weights as the base, or `model.safetensors` if the base has only one, and copies of
+            other files (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, also written to a copied `config.json`;
             None for the dtype of each tensor.
         limit: refuse if in one layer a larger share of the update than this is lost to rounding;
@@ -280,7 +287,7 @@ def _write(
 def _check_out(
     out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
 ) -> None:
-    """Raise an error if `out` is an input, has another model or adapter in it, or cannot be."""
+    """Raise an error if `out` is an input, holds another model or adapter, or cannot be made."""
     text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
     folder = out.parent if is_file else out
     inputs = [file.path.resolve() for file in tensors.files.values()]
@@ -296,6 +303,7 @@ def _check_out(
         raise ValueError(
             f"{text} is not a folder; name one, or a file that ends in .safetensors, to be made"
         )
+    check_can_be_folder(folder)
     strange = set[str]()
     if not is_file:  # a single file may be in a folder with others
         strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}

@@ -430,7 +430,7 @@ def find_sidecars(
         try:
             copied |= {_MODEL: b"", **Tokenizer.from_gguf(source.file.metadata).files()}
         except ValueError as error:
-            advice = "a file that ends in .safetensors needs no tokenizer, so merge into one"
+            advice = "name an output that ends in .safetensors, which needs no tokenizer"
             raise ValueError(f"{source.location}: {error}; {advice}") from None
     elif folder is not None:
         copied, left_out = _copied(folder, tensors)

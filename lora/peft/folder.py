@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,19 +266,22 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
     check_is_folder(path)
     names = CONFIG, WEIGHTS
 
-    def identities(files: Mapping[str, Path]) -> list[tuple[int, ...]]:
-        found = [files.get(name, path / name).stat() for name in names]
-        return [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found]
+    def paths(files: Mapping[str, Path]) -> list[Path]:
+        return [files.get(name, path / name) for name in names]
+
+    def identity(found: os.stat_result) -> tuple[int, ...]:
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     for left in reversed(range(_TRIES)):
         file = None
         try:
-            files = unfinished(path)
-            before = identities(files)
-            config = read_config(files.get(CONFIG, path / CONFIG))
-            file = _opened(files.get(WEIGHTS, path / WEIGHTS))
-            if identities(unfinished(path)) == before:
-                return config, file, tuple(name for name in names if name in files)
+            with ExitStack() as stack:  # while these are open, no new file gets their inodes
+                files = unfinished(path)
+                opened = [stack.enter_context(open(each, "rb")) for each in paths(files)]
+                config, file = read_config(paths(files)[0]), _opened(paths(files)[1])
+                before = [identity(os.fstat(each.fileno())) for each in opened]
+                if [identity(each.stat()) for each in paths(unfinished(path))] == before:
+                    return config, file, tuple(name for name in names if name in files)
         except FileNotFoundError:  # just moved into the folder, or missing
             files = unfinished(path)
             missing = [name for name in names if not files.get(name, path / name).is_file()]

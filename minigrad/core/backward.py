@@ -445,7 +445,9 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
     if isinstance(gradient, np.ma.MaskedArray):
-        raise TypeError(f"{role}: a gradient has no mask; fill the array in first, .filled(value)")
+        raise TypeError(
+            f"{role}: a gradient has no mask; fill the array in first, with .filled(value)"
+        )
     array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     if array.shape != value.shape:
         raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")

@@ -78,8 +78,8 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
     """Set whether a `with` block or a decorated function records a graph.
 
     At the end the earlier mode is restored, also after an error. One object may be entered several
-    times. Blocks of one thread are nested: if two overlap, because generators or tasks of asyncio
-    wait inside of them, the block that ends last restores the mode in which it began.
+    times. Blocks of one thread must be nested. If two overlap, because generators or tasks of
+    asyncio wait inside them, the block that ends last restores the mode in which it began.
     """
 
     def __init__(self, enabled: bool) -> None:

@@ -75,8 +75,9 @@ class OpLike(Protocol):
 
     def is_required(self, argnum: int) -> bool:
         """Return whether the input at `argnum` is required, because it has no default."""
-        default = self.signature.parameters[self.parameters[argnum]].default
-        return self.takes_sequence or default is Parameter.empty
+        if self.takes_sequence:
+            return True
+        return self.signature.parameters[self.parameters[argnum]].default is Parameter.empty
 
 
 class Node:

@@ -86,7 +86,9 @@ def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
             if isinstance(value, (list, tuple)):
                 yield from _dtypes_in(value)
             elif isinstance(value, np.ma.MaskedArray):
-                raise TypeError("a tensor has no mask; fill the array in first, .filled(value)")
+                raise TypeError(
+                    "a tensor has no mask; fill the array in first, with .filled(value)"
+                )
             elif hasattr(value, "__array__"):
                 yield np.asarray(value).dtype
 

@@ -65,6 +65,9 @@ def unchanged(model: Module) -> Iterator[None]:
     finally:
         for module, own in attributes:
             vars(module).clear()
+            for name in module._slots:
+                if name not in own and hasattr(module, name):
+                    object.__delattr__(module, name)
             for name, value in own.items():
                 module._assign(name, value)
         for array, copy in copies:

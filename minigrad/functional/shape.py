@@ -11,6 +11,7 @@ import numpy as np
 from minigrad.checks import check_count, check_positive
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
+from minigrad.errors import none_given
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
 from minigrad.ops.linalg import check_matrices
@@ -86,6 +87,9 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
         ValueError: if there are no arrays, their shapes differ, or the result has no such axis.
     """
     arrays = list(arrays)
+    for i, array in enumerate(arrays):
+        if array is None:
+            raise TypeError(none_given(f"arrays[{i}]"))
     shapes = {np.shape(array) for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")

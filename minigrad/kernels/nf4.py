@@ -153,7 +153,7 @@ class NF4Matrix(NarrowMatrix):
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"NF4Matrix.of: takes an array of floats, not {type(array).__name__}; of a Tensor, "
-                f"pass .detach().numpy()"
+                f"pass .detach().numpy(), and of a masked array, .filled(value)"
             )
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"NF4Matrix.of: takes float16, float32 or float64, not {array.dtype}")

@@ -262,10 +262,11 @@ class Module(Owner):
 
         With `mode=False`, set them to evaluation. If the class of a module inside defines a
         `train` of its own, this is called instead, and decides about what is in that module too.
-        Such a module must not have a module around it as an attribute.
 
         Raises:
             TypeError: if `mode` is not True or False.
+            ValueError: if a module with a `train` of its own has a module around it as an
+                attribute.
         """
         check_flag("train: mode", mode)
         seen: set[int] = set()
@@ -275,6 +276,11 @@ class Module(Owner):
             if part is self or type(part).train is Module.train:
                 part.training = mode
             else:
+                if any(each is self for each in part.modules()):
+                    raise ValueError(
+                        f"train: {type(part).__name__} defines train(), and has the module around "
+                        f"it as an attribute; keep that in a weakref.ref"
+                    )
                 part.train(mode)
                 seen.remove(id(part))
                 for _ in walk(part, "", seen):  # from now on, what is inside counts as seen

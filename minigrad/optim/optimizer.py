@@ -314,7 +314,7 @@ class Optimizer(ABC):
         mark_written(*xs)
 
     def _state_of(self, parameter: Tensor) -> State:
-        """Return the state of a parameter, its floats in `dtype_of_state`; make x writable."""
+        """Return the state of a parameter, in `dtype_of_state`; make the parameter writable."""
         release(parameter._data)
         state, dtype = self._states.setdefault(parameter, {}), dtype_of_state(parameter)
         if any(_has_floats(v) and v.dtype != dtype for v in state.values()):

@@ -69,7 +69,10 @@ class TrainingStep:
                     f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
         if isinstance(loss, type):
-            raise TypeError(f"loss is the class {loss.__name__}; make one, as in {loss.__name__}()")
+            raise TypeError(
+                f"loss must be a function of prediction and target, not the class "
+                f"{loss.__name__}; pass an object of it, such as {loss.__name__}()"
+            )
         if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss

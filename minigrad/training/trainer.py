@@ -193,8 +193,11 @@ class Trainer(TrainingStep):
             OSError: if the checkpoint cannot be written; an old file is not changed then.
             RuntimeError: if several ranks do not make the same calls.
         """
-        if epochs is not None and np.ndim(epochs):
-            raise ValueError("fit takes features and target as one pair: fit((x, y), epochs=...)")
+        if isinstance(epochs, (list, tuple)) or getattr(epochs, "ndim", False):
+            raise ValueError(
+                f"epochs must be an integer, not {type(epochs).__name__}; fit takes features and "
+                f"target as one pair: fit((x, y), epochs=...)"
+            )
         if epochs is not None or steps is None:
             check_positive("epochs", epochs)
         if steps is not None:

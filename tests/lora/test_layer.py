@@ -370,7 +370,7 @@ def test_seeds_and_layers_differ_and_equal_seeds_do_not():
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3)])
 def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):

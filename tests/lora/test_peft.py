@@ -673,7 +673,7 @@ def test_an_empty_path_is_not_taken_for_the_present_folder(tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
-def test_what_is_no_folder_is_told_with_what_to_do(tmp_path):
+def test_what_is_not_a_folder_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")

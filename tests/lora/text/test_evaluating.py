@@ -33,7 +33,7 @@ def test_the_loss_is_that_of_all_tokens_that_count(tmp_path):
 
 
 @pytest.mark.parametrize(("loss", "perplexity"), [(math.nan, math.nan), (1e3, math.inf)])
-def test_the_perplexity_of_a_loss_that_is_no_number_is_none(
+def test_the_perplexity_is_nan_or_inf_if_the_loss_is_nan_or_very_large(
     tmp_path, monkeypatch, loss, perplexity
 ):
     monkeypatch.setattr(StandIn, "loss", lambda *given: (minigrad.tensor(loss), 1))

@@ -105,7 +105,7 @@ def test_edges_of_strips_and_panels(queries, rng):
     assert not problems
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("offset", [None, 0, 6])
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def biases(n, dtype, rng):
     return [row, wide[:, 1], packed, np.frombuffer(b"." + row.tobytes(), dtype, n, 1), fixed[::-1]]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("shape", "layout"), in_layouts(WITH_BIAS))
 def test_a_bias_is_added_as_if_after_the_product(shape, layout, dtype, rng):

@@ -255,9 +255,8 @@ def test_gradients_are_those_of_the_dense_matrix(make, rng):
         assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("make", [BFloat16Matrix.of, NF4Matrix.of])
-@pytest.mark.parametrize(("n", "share"), [(1, 0.01), (64, 0.2)])
+@pytest.mark.parametrize(("n", "share"), [(1, 0.01), pytest.param(64, 0.2, marks=pytest.mark.full)])
 @needs_jit
 def test_a_product_holds_no_dense_copy_and_one_of_few_rows_no_floats(make, n, share, rng):
     w = draw(rng, (8192, 2048))

@@ -143,8 +143,10 @@ def test_slots_are_attributes_like_others():
     before = net[0].scale
     with unchanged(net):
         net[0].scale = Parameter([5.0])
+        net[0].unset = 1
         net[0].rng.random()
         before.copy_([7.0])
+    assert not hasattr(net[0], "unset")
     assert net[0].scale is before
     assert before.item() == 1
     assert net[0].rng.random() == np.random.default_rng(0).random()
@@ -253,6 +255,9 @@ def test_a_module_inside_may_decide_for_itself_and_what_is_in_it():
     assert np.array_equal(net[1].running_mean.data, before)
     net.eval()
     assert [m.training for m in net.modules()] == [*[False] * 4, True, True, False]
+    net[1].parent = net
+    with pytest.raises(ValueError, match=r"Frozen defines train\(\).*keep that in a weakref"):
+        net.train()
 
 
 class Backbone(Sequential):
