@@ -37,7 +37,7 @@ thread.start()
 held.wait()
 child = os.fork()
 if not child:
-    signal.alarm(20)
+    signal.alarm(50)
     {work}
     os._exit(0)
 leave.set()
