@@ -66,20 +66,6 @@ def check_out(out: str | Path) -> None:
         raise OptionError(f"--out may not be written: {written}; name a file in another folder")
 
 
-def check_adapter_folder(folder: str | Path) -> None:
-    """Check that an adapter can be saved in a folder, there or not, when the work is done.
-
-    Raises:
-        OptionError: if the folder or one above it is a file, or may not be written.
-    """
-    folder = Path(folder).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise OptionError(f"--adapter: {str(there)!r} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise OptionError(f"--adapter may not be written: {there}; name another folder")
-
-
 def run(
     main: Callable[..., object],
     parser: Parser,

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import lora
-from examples.command_line import check_adapter_folder, check_out
+from examples.command_line import OptionError, check_out
 from examples.minilm.encoder import MiniLM
 from examples.minilm.library import Pair, pairs
 from examples.minilm.picture import draw
 from examples.minilm.pretrained import Texts, load
+from lora.peft.folder import check_can_be_folder
 from minigrad import Tensor, cross_entropy
 from minigrad.optim import Adam
 from minigrad.progress import progress_bar
@@ -87,7 +88,10 @@ def main(
     """
     check_out(out)
     if adapter is not None:
-        check_adapter_folder(adapter)
+        try:
+            check_can_be_folder(adapter)
+        except (OSError, ValueError) as error:
+            raise OptionError(f"--adapter: {error}") from None
     plan = QUICK if quick else Plan()
     rng = np.random.default_rng(0)
     texts, model = Texts(longest=64), load()
