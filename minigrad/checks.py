@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 LONGEST_LINE, MOST_LINES = 1000, 20
 """The largest number of characters of a line in a message, and the largest number of lines."""
@@ -114,6 +114,14 @@ def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
         return True
     with np.errstate(invalid="ignore"):
         return np.array_equal(values.astype(dtype), values)
+
+
+def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return a dtype in native byte order, as the object that numpy's own arrays have.
+
+    `newbyteorder` makes another object, and the engine compares dtypes by identity.
+    """
+    return np.dtype(np.dtype(dtype).newbyteorder("=").str)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

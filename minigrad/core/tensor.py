@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_flag
+from minigrad.checks import check_flag, native_dtype
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.locks import renewed_in_child
@@ -75,7 +75,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         )
     if dtype is None and array.dtype.isnative:
         return array
-    target = (array.dtype if dtype is None else np.dtype(dtype)).newbyteorder("=")
+    target = native_dtype(array.dtype if dtype is None else dtype)
     return array if array.dtype == target else observed(converted, array, target)
 
 

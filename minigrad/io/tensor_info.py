@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import native_dtype
+
 Array = NDArray[Any]
 
 CODES = {
@@ -73,13 +75,14 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
     """
     if dtype not in CODES:
         raise ValueError(f"cannot store numbers in {dtype!r}; there are {', '.join(CODES)}")
-    return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
+    little_endian = np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
+    return np.dtype(little_endian.str)
 
 
 def from_stored(stored: Array, dtype: str) -> Array:
     """Convert stored values to a numpy dtype."""
     if dtype != "bfloat16":
-        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        return stored.astype(native_dtype(stored.dtype), copy=False)
     bits = stored.astype(np.uint32)
     bits <<= 16
     return bits.view(np.float32)

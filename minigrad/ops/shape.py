@@ -13,7 +13,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from minigrad import kernels
-from minigrad.checks import check_flag
+from minigrad.checks import check_flag, native_dtype
 from minigrad.core.codegen import Shapes
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
@@ -113,7 +113,7 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     """
     if dtype is None or np.dtype(dtype).kind not in "biuf":
         raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
-    target = np.dtype(dtype).newbyteorder("=")
+    target = native_dtype(dtype)
     return x.astype(target) if hasattr(x, "astype") else np.asarray(x).astype(target)
 
 

@@ -19,6 +19,7 @@ from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, nn, no_grad, tensor
+from minigrad.io import load_state, save_state
 
 OPERATORS = {
     "+": operator.add,
@@ -157,6 +158,18 @@ def test_data_is_a_writable_array_of_zero_dimensions_too():
         assert x.data.shape == ()
         assert x.data.flags.writeable
     assert tensor(1.5).broadcast_to((2, 3)).data.flags.writeable
+
+
+def test_a_dtype_is_the_object_that_numpy_has_of_it(tmp_path):
+    """The engine compares dtypes by identity, and an equal one would take slower paths."""
+    save_state(tmp_path / "file", {"x": np.ones(2, "f4")})
+    x = minigrad.tensor([1.0])
+    for each in (
+        *(Tensor([1.0], dtype=dtype) for dtype in ("f4", ">f4", np.float32)),
+        *(x.astype(dtype) for dtype in ("float32", ">f4")),
+        *(minigrad.tensor(load_state(tmp_path / "file")[0]["x"]), Tensor(np.ones(2, ">f4"))),
+    ):
+        assert each.dtype is np.dtype("float32")
 
 
 @pytest.mark.parametrize("make", [tensor, Tensor])
