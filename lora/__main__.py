@@ -27,7 +27,7 @@ from lora.offline import check_adapter, convert_adapter, extract_files, merge_fi
 from lora.offline.inspection import draw
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands, add_options
-from minigrad.console import print_any_text
+from minigrad.console import print_any_text, print_error
 from minigrad.distributed import world
 
 WRONG, FAILED, STOPPED = 1, 2, 130
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ranks = world()
     except (RuntimeError, ValueError) as error:  # ranks that cannot communicate, or disagree
-        _tell(f"lora {command}: {error}")
+        print_error(_printable(f"lora {command}: {error}"))
         return FAILED
     try:
         if ranks.size > 1 and command != "train":
@@ -69,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _files_at(written) != before:
             there = f", but {written} has been written, and is complete"
         if ranks.is_first:
-            _tell(f"lora {command}: {str(error) or f'stopped{there}'}")
+            print_error(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"))
         return STOPPED
     except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         ranks.check_left_together(error)
         if ranks.is_first:
-            _tell(f"lora {command}: {message}")
+            print_error(_printable(f"lora {command}: {message}"))
         return WRONG if isinstance(error, MergeError) else FAILED
     return 0 if getattr(found, "is_right", True) else WRONG
 
@@ -178,13 +178,6 @@ def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
     return text
-
-
-def _tell(text: str) -> None:
-    """Print an error to stderr; if it cannot be written, only the exit status tells of it."""
-    with suppress(OSError):
-        if sys.stderr is not None:  # print(file=None) would write to stdout
-            print(_printable(text), file=sys.stderr)
 
 
 def _printable(text: str) -> str:

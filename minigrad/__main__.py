@@ -19,14 +19,13 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 import minigrad
-from minigrad.console import printing
+from minigrad.console import print_error, printing
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.foreign_function import framework_of
 from minigrad.kernels.start import load_numba
@@ -99,8 +98,7 @@ def check(options: argparse.Namespace) -> int:
         for name, library in ("torch", "PyTorch"), ("jax", "JAX"):
             if options.framework is None and options.vjp is None and name in sys.modules:
                 notes += f"\n  for a function of {library}, add --framework {name}"
-        with suppress(OSError):  # the status says it too
-            print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+        print_error(f"minigrad check: {type(error).__name__}: {error}{notes}")
         return FAILED
     if report and not report.compared:
         report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
@@ -108,8 +106,7 @@ def check(options: argparse.Namespace) -> int:
         with printing():
             print(report)
     except OSError as error:  # a full disk says nothing about gradients
-        with suppress(OSError):
-            print(f"minigrad check: the report cannot be written: {error}", file=sys.stderr)
+        print_error(f"minigrad check: the report cannot be written: {error}")
         return FAILED
     return STATUS[report.verdict]
 

@@ -1,11 +1,11 @@
-"""The standard output of programs that run from a command line."""
+"""The output of programs that run from a command line, and their errors."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 
@@ -14,6 +14,13 @@ def print_any_text() -> None:
     out = sys.stdout  # a notebook has another class, which can print all letters
     if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
         out.reconfigure(errors="backslashreplace")
+
+
+def print_error(text: str) -> None:
+    """Print an error to stderr; if it cannot be written, only the exit status tells of it."""
+    with suppress(OSError):
+        if sys.stderr is not None:  # print(file=None) would write to stdout
+            print(text, file=sys.stderr)
 
 
 @contextmanager

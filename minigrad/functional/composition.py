@@ -42,8 +42,6 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             given: Any = args
             value: Any
             for i, value in enumerate(given):
-                if value is None and i in positions and parameters[i].default is None:
-                    continue
                 if value.__class__ not in _USUAL and (i in positions or i >= many):
                     parameter = parameters[min(i, many)]
                     value = _array(parameter, value, (*args, *options.values()))

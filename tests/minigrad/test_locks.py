@@ -12,6 +12,7 @@ import numpy as np
 import lora, minigrad as mg
 from minigrad.core import backward, tensor
 from minigrad.kernels.gemm import prepacked
+from minigrad.progress import progress_bar
 
 w = mg.tensor(np.ones((2, 2)), requires_grad=True)
 model = mg.nn.Linear(2, 2)
@@ -21,6 +22,11 @@ lora.attach(adapted, lora.LoRAConfig(1))
 @mg.capture
 def step(x):
     return (w * x).sum()
+
+def shown_bar(*rows):
+    return progress_bar(*rows, what="w", unit="u", shown=True, in_files=True)
+
+bar = shown_bar().__enter__()
 
 def disabled():
     with lora.disabled(adapted):
@@ -55,6 +61,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         ("tensor._assigning", "mg.gradient(lambda m: m(mg.ones(2)).sum())(model)"),
         ("prepacked._packing", "mg.set_pack_limit(None)"),
         ("lora.attaching._lock", "disabled()"),
+        ("bar.get_lock()", "assert sum(shown_bar(range(3))) == 3"),
     ],
 )
 def test_a_lock_that_a_thread_held_is_free_in_a_forked_child(lock, work):

@@ -160,34 +160,12 @@ for shown in (False, True):
         print(sum(bar))
 """
 
-FROM_A_BUSY_PARENT = """
-import os, threading
-from minigrad.progress import progress_bar
-with progress_bar(what="w", unit="u", shown=True, in_files=True) as bar:
-    locked, leave = threading.Event(), threading.Event()
-    def hold():
-        with bar.get_lock():
-            locked.set()
-            leave.wait()
-    thread = threading.Thread(target=hold)
-    thread.start()
-    locked.wait()
-    child = os.fork()
-    if not child:
-        print(sum(progress_bar(range(3), what="w", unit="u", shown=True, in_files=True)))
-        os._exit(0)
-    leave.set()
-    assert os.waitpid(child, 0)[1] == 0
-"""
 
-
-@pytest.mark.sampled(2)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("source", [AFTER_A_KILLED_CHILD, FROM_A_BUSY_PARENT])
-def test_a_lock_that_another_process_held_does_not_stop_work(source):
-    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-u", "-c", source]
+def test_a_lock_that_a_killed_child_held_does_not_stop_work():
+    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-u", "-c", AFTER_A_KILLED_CHILD]
     ran = subprocess.run(python, capture_output=True, text=True, timeout=60)
-    assert ran.stdout.split() in (["3", "3"], ["3"]), ran.stderr
+    assert ran.stdout.split() == ["3", "3"], ran.stderr
     assert ran.returncode == 0
 
 
