@@ -14,6 +14,7 @@ from minigrad.checks import check_above_0, check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
+from minigrad.optim.optimizer import check_gradients_left
 from minigrad.renamed import with_hints
 
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
@@ -41,12 +42,8 @@ def _gradients(parameters: Module | Tensor | Iterable[Tensor]) -> dict[Tensor, N
         if not isinstance(tensor, Tensor):
             raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
     gradients = {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
-    if not gradients and any(t.node is not None and t.node.in_program for t in tensors):
-        raise RuntimeError(
-            "none of these tensors has a gradient: gradients of a captured step do not outlive it; "
-            "call clip_grad_norm, clip_grad_value or grad_norm inside of the step, before "
-            "optimizer.step(), and return the norm if it is of interest"
-        )
+    if not gradients:
+        check_gradients_left(tensors)
     return gradients
 
 

@@ -27,6 +27,17 @@ State = dict[str, Any]
 Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
+def check_gradients_left(tensors: Iterable[Tensor]) -> None:
+    """Raise a RuntimeError if only a captured step has computed gradients of these tensors."""
+    nodes = [tensor.node for tensor in tensors if tensor.node is not None]
+    if any(node.in_program for node in nodes) and all(node.grad is None for node in nodes):
+        raise RuntimeError(
+            "none of these tensors has a gradient: gradients of a captured step do not outlive it; "
+            "call optimizer.step(), clip_grad_norm, clip_grad_value or grad_norm inside of the "
+            "step, and return the norm if it is of interest"
+        )
+
+
 class LastStep:
     """The values that a group's step saves for the next one, which mostly has the same parameters.
 
@@ -256,9 +267,11 @@ class Optimizer(ABC):
             ValueError: if an option was set to an impossible value, or to one that does not go with
                 the earlier steps. Nothing is changed then.
             TypeError: if an option was set to a value of a wrong type.
+            RuntimeError: if no gradient is left outside of a captured step, which computed them.
         """
         for group in self.param_groups:
             self._check_group(group)
+        has_stepped = False
         for group in self.param_groups:
             parameters, gradients = [], []
             for parameter in group["params"]:
@@ -268,6 +281,9 @@ class Optimizer(ABC):
                     gradients.append(node.grad._data)
             if parameters:
                 self.step_group(group, parameters, gradients)
+                has_stepped = True
+        if not (has_stepped or mode.observers):  # a captured step has an optimiser without effect
+            check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)
 
