@@ -29,7 +29,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from numpy import asarray, generic, ndarray
@@ -40,16 +40,18 @@ from minigrad.core.grad_mode import is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
+from minigrad.programs.code_check import check_code
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
-from minigrad.programs.surroundings import Surroundings, codes
+from minigrad.programs.surroundings import Surroundings
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
+MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
 MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
 
 
@@ -60,7 +62,9 @@ class Captured(Generic[P, R]):
         try:
             parameters = inspect.signature(step).parameters.values()
         except (TypeError, ValueError):
-            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
+            parameters = None
+        if parameters is None or isinstance(step, (type, BuiltinFunctionType)):
+            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}")
         if is_deferred(step):
             name = getattr(step, "__name__", repr(step))  # a partial has no name
             raise TypeError(
@@ -87,6 +91,7 @@ class Captured(Generic[P, R]):
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
+        self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
         self._warned = False
 
     @property
@@ -212,6 +217,15 @@ class Captured(Generic[P, R]):
                 )
             self._warned = True
             return self._eager(args, kwargs)
+        if key not in kinds:
+            shapes = tuple((array.shape, array.dtype) for _, array in arrays)
+            self._numbers[shapes] += 1
+            if self._numbers[shapes] == MOST_NUMBERS:
+                warnings.warn(
+                    f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
+                    f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
+                    stacklevel=3,
+                )
         try:
             classes = {type(value) for value in _contents([args, kwargs])}
             surroundings = Surroundings(self.step, classes)
@@ -221,7 +235,7 @@ class Captured(Generic[P, R]):
                 "a linked list, which cannot be compared before each run; make it flat, or pass "
                 "what the step needs of it as an argument"
             ) from None
-        _check_code(surroundings)
+        check_code(self.step, surroundings)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
@@ -231,34 +245,33 @@ class Captured(Generic[P, R]):
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
-        with observe(recorder):
-            result = self._eager(args, kwargs, names.views)
-        names.views.clear()  # a program keeps no array of its recording
-        recorder.check_state()
-        if written := surroundings.written():
-            raise CaptureError(
-                f"capture: the step writes to {', '.join(written)}, a numpy array, which a program "
-                f"would not do again; make it a Tensor and write with copy_, or pass it to the "
-                f"step and return the new one"
-            )
-        returned = names.result(result)
-        surroundings.add(names.others)
-        program = Program(names, recorder.lines, returned)
-        if known is not None:
-            self._programs[key].remove(known)
-            program.check_same(known, f"call {known.calls}")
-            self._programs[key].insert(0, known)
-            known.next_check *= 10
-        elif first is None or not surroundings.hold():
-            others.insert(0, program)
-        else:
-            program.check_same(first, "the second call")
-            zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
-            program.compile(zeroed)
-            usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-            self._programs[key] = [program, *usable][:MOST_PROGRAMS]
-            self._last = program
-            self._changes.pop(key, None)
+        with recorder.errors_tell():
+            with observe(recorder):
+                result = self._eager(args, kwargs, names.views)
+            names.views.clear()  # a program keeps no array of its recording
+            recorder.check_state()
+            recorder.check_written()
+            returned = names.result(result)
+            surroundings.add(names.others)
+            program = Program(names, recorder.lines, returned)
+            if known is not None:
+                self._programs[key].remove(known)
+                program.check_same(known)
+                self._programs[key].insert(0, known)
+                known.next_check *= 10
+                if known.zeroed.issuperset(before):  # the program leaves no gradients either
+                    for leaf in surroundings.with_gradients():
+                        leaf.grad = None
+            elif first is None or not surroundings.hold():
+                others.insert(0, program)
+            else:
+                program.check_same(first)
+                zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
+                program.compile(zeroed)
+                usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+                self._programs[key] = [program, *usable][:MOST_PROGRAMS]
+                self._last = program
+                self._changes.pop(key, None)
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
@@ -287,26 +300,28 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     Returns:
         A function with the same arguments and results. Array arguments are passed to the step as
         Tensors. For arguments of other shapes or dtypes, and for other numbers and texts, another
-        program is made. Gradients are local variables of a program: after a call, `.grad` is None.
+        program is made. Gradients are local variables of a program: after a call, `.grad` is None,
+        except after the first two calls, which run the step itself.
 
     A program only repeats the work of the library. Other work of the step runs only while it is
-    recorded: writing to a file, for example, or `math.isfinite` of the norm that `clip_grad_norm`
-    returns. A `jvp` becomes ops; its last digits may differ. Some values are constants of the
-    program: those that the step reads through C code, such as `os.environ`, a context variable, a
-    bytearray or an `operator.attrgetter`; through `globals()`, `sys.modules`, `eval`, or `getattr`
-    and `vars` with a name that it computes; those that functions of installed packages read; and
-    results of numpy, outside of the library, from arrays of more than 64 KB.
+    recorded: writing to a file or a log, for example, or `math.isfinite` of the norm that
+    `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ. Some values are
+    constants of the program: those that the step reads through C code or in objects of the standard
+    library, such as a context variable, a bytearray, a queue or an `operator.attrgetter`; through
+    `sys.modules`, `importlib`, `eval`, or `getattr` and `vars` with a name that it computes; those
+    that functions of installed packages read, except for the packages of the step and of its
+    modules; and results of numpy, outside of the library, from arrays of more than 64 KB.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()` or `if`), prints, or reads an iterator. It uses hooks, `retain_grad`,
-            `create_graph`, `hvp`, `checkpoint`, or an observer, such as `detect_anomaly`. It writes
-            to a numpy array, or to a list or dict in its arguments, or gives a tensor other memory.
-            It makes an array whose size depends on values. It sets an option of an optimiser, or
-            loads a state of an optimiser, a scheduler or averages. It draws random numbers without
-            minigrad. Or its second call differs from the first.
+            (by `item()` or `if`), prints, reads an iterator, `os.environ` or `globals()`, uses
+            hooks, `retain_grad`, `create_graph`, `hvp`, `checkpoint`, or an observer, such as
+            `detect_anomaly`, writes to a numpy array, or to a list or dict in its arguments, or
+            gives a tensor other memory. It makes an array whose size depends on values. It sets an
+            option of an optimiser, or loads a state of an optimiser, a scheduler or averages. It
+            draws random numbers without minigrad. Or its second call differs from the first.
     """
     return Captured(step)
 
@@ -352,18 +367,19 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
     )
 
 
-def _with_tensors(value: Any, views: Mapping[int, Any] = MappingProxyType({})) -> Any:
+def _with_tensors(value: Any, views: Mapping[int, Any] | None = None) -> Any:
     """Replace arrays in arguments or results by Tensors, so that observers see their ops.
 
-    An array whose id is in `views` is replaced by its view, also in a Tensor.
+    Among arguments, an array whose id is in `views` is replaced by its view, also in a Tensor.
+    Among results, for which `views` is None, each Tensor is replaced by one without a gradient.
 
     Lists, tuples and dicts without arrays stay the objects that they are, and so do those of other
     classes, which may have attributes.
     """
-    if isinstance(value, Tensor) and id(value._data) in views:
+    if isinstance(value, Tensor) and (views is None or id(value._data) in views):
         value = value._data
     if isinstance(value, ndarray):
-        return Tensor.at(as_array(views.get(id(value), value)), None)
+        return Tensor.at(as_array(views.get(id(value), value) if views else value), None)
     if isinstance(value, StepNumber):
         return float(value)
     kind: Any = type(value)
@@ -382,19 +398,3 @@ def _contents(value: Any) -> Iterator[Any]:
         yield each
         if isinstance(each, (list, tuple, dict)):
             yield from _contents(each)
-
-
-def _check_code(surroundings: Surroundings) -> None:
-    """Raise a CaptureError if the code of a step prints, reads values, or draws from iterators."""
-    for path in surroundings.iterators():
-        raise CaptureError(
-            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
-            f"is; take the next value outside of the step, and pass it as an argument"
-        )
-    for function in surroundings.functions:
-        names = {name for code in codes(function) for name in code.co_names}
-        for name in sorted(names & {"item", "tolist", "print"}):
-            raise CaptureError(
-                f"capture: {function.__qualname__} calls {name}(), which a program cannot do "
-                f"again; return the tensor, and call {name}() outside of the step"
-            )

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.surroundings import FOREIGN, LIBRARY, Surroundings, package_of
+from minigrad.programs.code import FOREIGN, LIBRARY, package_of
+from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr escapes it, so no literal contains it

@@ -94,14 +94,18 @@ class Program:
             yield f"{text}; del {', '.join(dead[i])}" if i in dead else text
         yield f"return {self.texts[-1]}"
 
-    def check_same(self, first: Program, when: str) -> None:
-        """Raise a CaptureError unless another recording has the same lines and constants."""
+    def check_same(self, first: Program) -> None:
+        """Raise a CaptureError unless an earlier recording has the same lines and constants."""
+        when, last, old = "the second call", first.calls - 1, ""
+        if last > 1:
+            since = max(first.calls // 10, 2) + 1
+            when, old = f"call {last + 1}", f"; calls {since} to {last} ran the old program"
         if self.texts != first.texts:
             pairs = zip([*first.texts, "(no line)"], [*self.texts, "(no line)"], strict=False)
             before, now = next((a, b) for a, b in pairs if a != b)
             raise CaptureError(
                 f"capture: {when} does something else than the call before: first "
-                f"{_shown(before)}, now {_shown(now)}; a choice by values is made with "
+                f"{_shown(before)}, now {_shown(now)}{old}; a choice by values is made with "
                 f"minigrad.where, and what changes from call to call is an argument, a number as a "
                 f"Tensor"
             )
@@ -112,8 +116,8 @@ class Program:
             text = next(text for text in self.texts if name in _WORD.findall(text))
             raise CaptureError(
                 f"capture: the step makes a constant, {what}, anew in each call, outside of ops, "
-                f"for the line {_shown(text)}; make it of Tensors by ops, or make it outside of "
-                f"the step and pass it as an argument"
+                f"for the line {_shown(text)}{old}; make it of Tensors by ops, or make it outside "
+                f"of the step and pass it as an argument"
             )
 
     def compile(self, zeroed: set[Node]) -> None:
@@ -150,8 +154,9 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
     all_sections, sections = ({line.section for line in each} for each in (lines, kept))
     if "backward" in all_sections - sections:
         raise CaptureError(
-            "capture: nothing in the step uses its gradients, and they do not outlive it; step "
-            "the optimiser in it, or return the gradients"
+            "capture: nothing in the step uses its gradients, and they do not outlive it: no "
+            "parameter that its optimiser steps has a gradient, perhaps because they are frozen, "
+            "or no optimiser steps; step the optimiser in it, or return the gradients"
         )
     if any(name.startswith(f"{MARK}{EARLIER}") for name in needed):
         raise CaptureError(

@@ -24,7 +24,6 @@ from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from functools import cached_property, partial
-from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -40,17 +39,17 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
+from minigrad.programs.code import FOREIGN, codes, is_known, package_of, special_methods, texts
 from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
-FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
-LIBRARY = {"minigrad", "lora"}
-_CONTAINERS = {"collections", "configparser"}  # FOREIGN, but their objects are walked in full
+# FOREIGN, but their objects are walked in full
+_CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
-_INSTALLED = re.compile("(site|dist)-packages")  # folders of packages whose functions are not read
+_INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
 _MAPPINGS = dict, MappingProxyType, ChainMap, WeakKeyDictionary, WeakValueDictionary
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
@@ -84,6 +83,10 @@ class Surroundings:
         self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
         self._sources: list[Any] = []  # sources of random numbers
         self._iterators: list[str] = []  # the paths of iterators
+        self.printing = {"print", "pprint"}  # names by which the functions may call print
+        # The packages of the function, also in a partial, and of modules: these are always read.
+        whole = getattr(function, "func", function)
+        self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
         self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
@@ -156,7 +159,8 @@ class Surroundings:
 
     def iterators(self) -> list[str]:
         """Return the paths of the iterators that the functions use."""
-        return [path for path in self._iterators if path.rpartition(".")[2] in self._words]
+        names = [(path, re.sub(r"(\.\d+)+$", "", path)) for path in self._iterators]
+        return [path for path, name in names if name.rpartition(".")[2] in self._words]
 
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since the recording began."""
@@ -198,7 +202,7 @@ class Surroundings:
         self._seen[id(value)] = value
         if is_scalar or isinstance(value, (Tensor, list, tuple, dict)):
             self._walk_class(type(value), path)
-            if hasattr(value, "__dict__") and not (is_scalar and _is_known(type(value).__module__)):
+            if hasattr(value, "__dict__") and not (is_scalar and is_known(type(value).__module__)):
                 self._scopes.append((path, value))  # it may have attributes besides its elements
         if is_scalar:
             return
@@ -218,6 +222,8 @@ class Surroundings:
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
+            if value is print:
+                self.printing.add(path.rpartition(".")[2])
             self._walk(value.__self__, path)
         elif isinstance(value, stdlib_random.SystemRandom):
             return  # it has no state
@@ -239,7 +245,7 @@ class Surroundings:
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value))
         elif isinstance(value, ModuleType):
-            if not _is_known(value.__name__):
+            if not is_known(value.__name__):
                 self._scopes.append((path, value))
         else:
             self._walk_object(value, path, is_all)
@@ -248,7 +254,7 @@ class Surroundings:
         """Walk through the attributes of a class, of its bases, and of its metaclass."""
         if id(cls) not in self._seen:
             self._seen[id(cls)] = cls
-            if not _is_known(cls.__module__):
+            if not is_known(cls.__module__):
                 self._scopes.append((path, cls))
                 for each in (*cls.__bases__, type(cls)):
                     self._walk_class(each, path)
@@ -261,7 +267,7 @@ class Surroundings:
         if module.startswith(_NOT_COMPARED):
             return
         self._walk_class(type(value), path)
-        if not _is_known(module):
+        if not is_known(module):
             self._objects[_unused(path, self._objects)] = value
         declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
         slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
@@ -271,6 +277,7 @@ class Surroundings:
             self._slots.append((path, value, slots))
         elif not is_foreign:
             if isinstance(value, Module):
+                self._packages.add(package_of(module))
                 for name, parameter in value.named_parameters(path):
                     self._names.setdefault(id(parameter), name)
             if slots:
@@ -312,13 +319,14 @@ class Surroundings:
         names = vars(scope).keys() & self._words
         if isinstance(scope, type):
             left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
-            names |= _special_methods(scope) - left_out
+            names |= special_methods(scope) - left_out
         return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
-        file = function.__code__.co_filename
-        if _is_known(function.__module__) or _INSTALLED.search(file):
+        is_installed = _INSTALLED.search(function.__code__.co_filename)
+        is_own = package_of(function.__module__) in self._packages
+        if is_known(function.__module__) or (is_installed and not is_own):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []
@@ -327,7 +335,7 @@ class Surroundings:
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
         for code in codes(function):
-            self._words |= {*code.co_names, *code.co_freevars, *_texts(code.co_consts)}
+            self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
@@ -338,36 +346,12 @@ class Surroundings:
         self._enter("", names, partial(map, function.__globals__.get, names))
 
 
-def codes(function: Any) -> Sequence[Any]:
-    """List the code objects of a function and of the functions inside it."""
-    found = [function.__code__]
-    for code in found:  # the loop appends to it
-        found += filter(iscode, code.co_consts)
-    return found
-
-
-def _texts(constants: Iterable[Any]) -> Iterator[str]:
-    """List the strings among the constants of a code object, also in tuples."""
-    for each in constants:
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, (tuple, frozenset)):
-            yield from _texts(each)
-
-
 def _value_in(cell: Any) -> Any:
     """Return the value of a closure variable, or None if it has no value yet."""
     try:
         return cell.cell_contents
     except ValueError:
         return None
-
-
-def _special_methods(cls: type) -> set[str]:
-    """Return the names of the special methods that a class itself defines."""
-    kinds = FunctionType, property, staticmethod, classmethod, partial
-    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
-    return {name for name in methods if name.startswith("__") and name.endswith("__")}
 
 
 _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
@@ -392,13 +376,3 @@ def _joined(path: str, name: Any) -> str:
 
 def _unused(path: str, known: Mapping[str, Any]) -> str:
     return f"{path}_{len(known)}" if path in known else path
-
-
-def package_of(module: str | None) -> str:
-    """Return the name of the package that a module is in."""
-    return (module or "").partition(".")[0]
-
-
-def _is_known(module: Any) -> bool:
-    """Return whether no class, function or variable of this module is compared."""
-    return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY

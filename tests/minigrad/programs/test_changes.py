@@ -615,6 +615,10 @@ def tensor():
     return mg.tensor([0.5, 0.25, 1.0])
 
 
+def in_softmax(h, config):
+    return mg.softmax(h, **vars(config))
+
+
 def space():
     return types.SimpleNamespace(scale=0.5, inner=types.SimpleNamespace(scale=0.5))
 
@@ -677,6 +681,12 @@ CASES = {
     ),
     "arguments": of_config(
         lambda: argparse.Namespace(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "arguments as keywords": of_config(
+        lambda: argparse.Namespace(axis=1), in_softmax, assigned("axis", 0)
+    ),
+    "namespace as keywords": of_config(
+        lambda: types.SimpleNamespace(axis=1), in_softmax, assigned("axis", 0)
     ),
     "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
     "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
@@ -817,6 +827,72 @@ def test_what_a_step_reads(name):
     make, body, do = CASES[name]
     build = training_of(make, body)
     assert difference(build, Change(name, do)) == ""
+
+
+INSTALLED = """
+import minigrad as mg
+
+factor = 0.5
+
+class Net(mg.nn.Module):
+    def __init__(self):
+        self.linear = mg.nn.Linear(5, 3, rng=mg.manual_seed(1))
+
+    def forward(self, x):
+        return self.linear(x) * factor
+
+def training_step(net, optimizer):
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = mg.mse(net(x), y) * factor
+        loss.backward()
+        optimizer.step()
+        return loss
+    return step
+"""
+
+
+def installed():
+    """Make a Python module that seems to be in a folder of installed packages."""
+    module = types.ModuleType("installed")
+    exec(compile(INSTALLED, "/lib/site-packages/installed.py", "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda t: t.parts["net"].linear.freeze(),
+        lambda t: setattr(t.parts["net"].linear.weight, "data", np.ones((5, 3), np.float32)),
+        lambda t: t.patch.setattr(t.parts["package"], "factor", 0.9),
+    ],
+    ids=["freeze", "memory", "global"],
+)
+@pytest.mark.parametrize("part", ["step", "partial", "network"])
+def test_what_a_step_or_a_network_of_an_installed_package_reads(part, do):
+    """Only functions of packages that neither the step nor a network is from are not read."""
+
+    def build():
+        package = installed()
+        net = package.Net() if part == "network" else Net()
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        parts = {"net": net, "optimizer": optimizer, "package": package}
+        if part == "step":
+            return Training(package.training_step(net, optimizer), net_batches(), parts)
+        if part == "partial":
+            step = functools.partial(package.training_step(net, optimizer))
+            return Training(step, net_batches(), parts)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = mg.mse(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return Training(step, net_batches(), parts)
+
+    assert difference(build, Change("", do)) == ""
 
 
 class Loop:

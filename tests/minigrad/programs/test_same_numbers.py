@@ -6,6 +6,7 @@ Each is run eagerly and captured, and gives the same numbers; or it is refused b
 import collections
 import copy
 import itertools
+import os
 import random
 import types
 
@@ -465,6 +466,17 @@ REFUSED = {
         "something else than the call before",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
+    "iterator in a list": (
+        lambda w, x, numbers: (w * x).sum() * next(numbers),
+        lambda: [itertools.repeat(2)],
+        r"the step reads values\.0, an iterator",
+    ),
+    "environ": (
+        lambda w, x: (w * x).sum() * len(os.environ["HOME"]),
+        list,
+        r"<lambda> reads environ, .*; read it outside of the step",
+    ),
+    "globals": (lambda w, x: (w * x).sum() * globals()["CALLS"], list, "<lambda> reads globals, "),
 }
 
 
