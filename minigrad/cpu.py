@@ -57,8 +57,9 @@ def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> No
     wanted = LEVELS[level]
     early = [name for name in ("numpy", "numba") if name in sys.modules]
     if early and any(environment.get(name) != value for name, value in wanted.items()):
+        further = " ".join(f"{name}='{value}'" for name, value in wanted.items())
         raise RuntimeError(
             f"{VARIABLE}={level}: {' and '.join(early)} was imported before minigrad, and has "
-            f"chosen its instructions; import minigrad first"
+            f"chosen its instructions; import minigrad first, or start with {further} too"
         )
     environment.update(wanted)

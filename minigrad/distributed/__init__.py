@@ -22,12 +22,12 @@ While MPI starts, ranks wait five times as long for each other.
 
 from functools import cache
 
-from minigrad.distributed.launcher import launched, tell_children
+from minigrad.distributed.launcher import launched, prepare_rank
 from minigrad.distributed.worlds import World
 
 __all__ = ["World", "world"]
 
-tell_children()
+prepare_rank()
 
 
 @cache

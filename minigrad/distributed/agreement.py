@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import site
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,32 @@ def facts_of_process() -> dict[str, str]:
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": _digest_of_files([script]),
+        **{
+            f"the module {name} beside the script": _digest_of_files([file])
+            for name, file in _modules_beside(script)
+        },
         # The package may be a clone of another commit.
         "the code of the library": _digest_of_files(sorted(folder.rglob("*.py"))),
     }
+
+
+def _modules_beside(script: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and files of the modules that were imported from the script's folder.
+
+    For `python -m a.b`, this is the folder of `a`. Installed packages and minigrad are left out.
+    """
+    if not script:  # of `python -c`
+        return
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
+    installed = sys.prefix, sys.base_prefix, site.getusersitepackages(), Path(__file__).parents[1]
+    others = {Path(each).resolve() for each in installed}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and name != "__main__":
+            parents = {*Path(file).resolve().parents}
+            if folder in parents and not parents & others:
+                yield name, file
 
 
 def _digest_of_files(paths: Iterable[str | Path]) -> str:

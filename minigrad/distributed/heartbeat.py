@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 RESUME = (
-    "all ranks end now; if mpiexec waits for a lost machine, press Ctrl-C. Start again with the "
-    "same command: a run continues from its checkpoint, on any number of ranks"
+    "all ranks end now; if mpiexec waits for a lost machine, press Ctrl-C; to continue from a "
+    "checkpoint, start `lora train` with --resume, or a script that calls trainer.load(FILE) "
+    "before fit, on any number of ranks"
 )
 
 

@@ -1,8 +1,11 @@
-"""Find out how many processes an MPI launcher has started, from environment variables."""
+"""Find out how many processes an MPI launcher has started, and end all if one fails early."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,7 +64,20 @@ def _started(environment: Mapping[str, str]) -> Launch:
     return Launch(1, "no launcher")
 
 
-def tell_children() -> None:
-    """Tell later child processes of this rank that they are not ranks."""
+def prepare_rank() -> None:
+    """If this is a rank, tell its later child processes that they are none; see `end_others`."""
     if _started(os.environ).size > 1:
         os.environ.setdefault(PARENT, str(os.getpid()))
+        atexit.register(end_others)
+
+
+def end_others() -> None:
+    """At the end of this rank, end all if an error was not caught before the world has begun.
+
+    The other ranks would wait for this one. A launcher ends them if a signal ends a process.
+    """
+    # Python sets `last_value` to an error that nobody has caught, also if the script has a hook.
+    if hasattr(sys, "last_value") and os.environ.get(PARENT) == str(os.getpid()):
+        print("this rank ends all ranks, because of its error", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGTERM)

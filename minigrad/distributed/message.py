@@ -31,12 +31,13 @@ def encoded(value: Any) -> Array:
 
 
 def check_array(array: Array) -> None:
-    """Raise a TypeError for masked arrays, and for arrays of objects."""
+    """Raise a TypeError for masked arrays, arrays of objects, and of dtypes that numpy lacks."""
     is_masked = isinstance(array, np.ma.MaskedArray)
-    if is_masked or array.dtype.hasobject:
-        what = "a masked array" if is_masked else "an array of objects"
+    if is_masked or array.dtype.hasobject or array.dtype.isbuiltin == 2:
+        name = "objects" if array.dtype.hasobject else array.dtype.name  # bfloat16, for example
+        what = "a masked array" if is_masked else f"an array of {name}"
         raise TypeError(
-            f"{what} cannot go from rank to rank; send plain arrays of numbers or texts"
+            f"{what} cannot go from rank to rank; send plain arrays of numpy's numbers or texts"
         )
 
 

@@ -25,11 +25,11 @@ import numpy as np
 
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
-from minigrad.distributed.launcher import INSTALL, Launch
+from minigrad.distributed.launcher import INSTALL, Launch, end_others
 from minigrad.distributed.message import Message, decoded, encoded, serialized_error
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
-from minigrad.kernels import threads
+from minigrad.kernels import cache, threads
 
 PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a heartbeat after which a rank counts as lost."""
@@ -63,6 +63,8 @@ class MPIWorld(World):
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
         self._share_cores()
+        cache.announces &= self.is_first
+        atexit.unregister(end_others)
         atexit.register(self._finish)
         self._hook, sys.excepthook = sys.excepthook, self._report  # the script may have set a hook
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -110,7 +112,7 @@ class MPIWorld(World):
         if self._was_interrupted:
             raise RuntimeError(
                 f"this rank cannot come to {call!r}, since it was interrupted, and other ranks may "
-                f"be elsewhere; start again with the same command"
+                f"be elsewhere; start all ranks again"
             )
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)

@@ -26,7 +26,7 @@ _PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a state that `Trainer.state_dict` returned."""
+    """Write a state that `Trainer.state_dict` returned; errors are those of `Trainer.save`."""
     classes, ema, unfinished = state["classes"], dict(state["ema"] or {}), dict(state["pass"] or {})
     parts = {"model": state["model"], "best": state["best"], "ema": ema.pop("averages", {})}
     parts["pass"] = {"order": unfinished.pop("order", None)}
@@ -56,7 +56,13 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     text = as_json(known)
     if len(text) > _LONGEST_TEXT:
         arrays[KEY], text = np.frombuffer(text.encode(), np.uint8), "in the array of this name"
-    save_state(path, arrays, {KEY: text})
+    try:
+        save_state(path, arrays, {KEY: text})
+    except OSError as error:
+        if error.errno and error.filename is None:  # as on a full disk
+            error.filename = os.fspath(path)
+            error.add_note("an older checkpoint there is unchanged, and `load` continues from it")
+        raise
 
 
 def as_json(facts: Any) -> str:

@@ -98,10 +98,12 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
     }
 
 
-def digests_of_model(model: Module, attributes: Mapping[str, str]) -> dict[str, str]:
-    """Return digests of all weights and of the other attributes of modules, with full names."""
+def digests_of_model(
+    parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
+) -> dict[str, str]:
+    """Return digests of parameters and of the other attributes of modules, with full names."""
     return {
-        **{f"the weights of {n}": digest([p]) for n, p in model.named_parameters()},
+        **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
         **{f"the attribute {n} of the model": value for n, value in attributes.items()},
     }
 
@@ -109,10 +111,10 @@ def digests_of_model(model: Module, attributes: Mapping[str, str]) -> dict[str, 
 def check_same_model(ranks: World, model: Module, data: Any) -> None:
     """Raise an error on all ranks if their models or their data differ."""
     if ranks.size > 1:
-        attributes = digests_of_attributes(model)
+        parameters, attributes = dict(model.named_parameters()), digests_of_attributes(model)
         check_agreement(
             ranks,
-            {"the data": digest([data]), **digests_of_model(model, attributes)},
+            {"the data": digest([data]), **digests_of_model(parameters, attributes)},
             "the ranks would not evaluate the same; give all of them the same data and the "
             "same model: made from one seed (manual_seed), loaded, or trained by fit",
         )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -78,8 +79,9 @@ class Trainer(TrainingStep):
         validate_every: validate after every so many steps, and after the last step of `fit`,
             instead of after each epoch. The results are in the record of the step.
         checkpoint: the path of a file to write after each epoch, and when `fit` ends in the middle
-            of an epoch or has restored the best weights. Only rank 0 writes it. A relative path
-            starts at the working folder at the time of the write.
+            of an epoch or has restored the best weights. Only rank 0 writes it. If a new run would
+            overwrite a file, `fit` warns. A relative path starts at the working folder at the time
+            of the write.
         checkpoint_every: write the checkpoint also after every so many steps.
         save_frozen: whether checkpoints and the best weights contain the parameters that the
             optimiser does not train. Without these, the file of an adapter is small, but the model
@@ -152,7 +154,7 @@ class Trainer(TrainingStep):
         )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
-        self._digests: dict[str, str] | None = None  # of the model before the first step
+        self._digests: dict[str, str] | None = None  # of the model before a step that is checked
         self._stopping = self._at_once = False
         self._unfinished: UnfinishedEpoch | None = None
         self._best: dict[str, NDArray[Any]] = {}
@@ -214,10 +216,17 @@ class Trainer(TrainingStep):
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
         self._world = world()
+        is_new = not self.history.steps and self._world.is_first
+        if is_new and self.checkpoint is not None and os.path.exists(self.checkpoint):
+            warnings.warn(
+                f"this run begins anew, and overwrites {os.fspath(self.checkpoint)!r}, the "
+                f"checkpoint of another; to continue that one, call trainer.load before fit",
+                stacklevel=2,
+            )
         self._streams.generators = self._generators(of_order=False)
         self._streams.is_shared = self._world.size > 1
         if self._world.size > 1:
-            self._begin_together(data, held_out)
+            self._begin_together(data, held_out, f"epochs={epochs},steps={steps}")
         planned = self._planned_steps(data, epochs, steps)
         last = len(self.history.steps) + planned
         self._stopping = self._at_once = False
@@ -262,19 +271,23 @@ class Trainer(TrainingStep):
             limits.append(math.ceil(left / size) + (epochs - 1) * math.ceil(len(data) / size))
         return min(limits)
 
-    def _begin_together(self, train: Rows | MicroBatches, held_out: Any) -> None:
+    def _begin_together(self, train: Rows | MicroBatches, held_out: Any, length: str) -> None:
         """Give all ranks the same state, or raise an error on all of them."""
         count = math.ceil(len(train) / train.batch_size)
         ranks.check_ranks(self._world, count, self.accumulation_steps)
         ranks.take_from_first(self._world, self._trained(), self.ema)
         data = digest([given and given.compared() for given in (train, held_out)])
-        self._digests = ranks.digests_of_attributes(self.model)
-        self._check_same({"the data": data, **ranks.digests_of_model(self.model, self._digests)})
+        further = {"the length of fit": length, "the data": data}
+        self._check_same(dict(self.model.named_parameters()), further)
 
-    def _check_same(self, further: Mapping[str, str]) -> None:
-        """Raise an error on all ranks if they differ in the options or in the state of training."""
+    def _check_same(self, parameters: Mapping[str, Parameter], further: Mapping[str, str]) -> None:
+        """Raise an error on all ranks if they differ in the options or in the state of training.
+
+        The digests of the model's attributes are kept, to compare them after the next step.
+        """
         if self._world.size == 1:
             return
+        self._digests = ranks.digests_of_attributes(self.model)
         options = {
             name: value
             for name, value in vars(self).items()
@@ -288,11 +301,11 @@ class Trainer(TrainingStep):
             "the averages": None if self.ema is None else self.ema.state_dict(),
             "the best loss so far": [self._best_loss, self._epochs_since_best],
             "the step": len(self.history.steps),
-            **{f"the weights of {name}": p for name, p in self._trained().items()},
         }
+        digests = {name: digest([fact]) for name, fact in facts.items()}
+        digests |= ranks.digests_of_model(parameters, self._digests)
         text = ",".join(f"{name}={value}" for name, value in options.items())
-        digests = {n: digest([fact]) for n, fact in facts.items() if n not in further}
-        check_agreement(self._world, {"the options of the trainer": text, **digests, **further})
+        check_agreement(self._world, {"the options of the trainer": text, **further, **digests})
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.
@@ -396,7 +409,7 @@ class Trainer(TrainingStep):
             if self._world.size > 1:
                 self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
             made, count = self._recorded_step(taken)
-            if self._digests is not None:  # the first step of a `fit` on several ranks
+            if self._digests is not None:  # after `_check_same`, on several ranks
                 ranks.check_unchanged(self.model, self._digests)
                 self._digests = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
@@ -454,7 +467,7 @@ class Trainer(TrainingStep):
 
     def _check_and_save(self) -> None:
         """Check that all ranks have the same state, and write the checkpoint, if there is one."""
-        self._check_same({})
+        self._check_same(self._trained(), {})
         self._drop_unfit_best()
         if self.checkpoint is not None:
             self.save(self.checkpoint)

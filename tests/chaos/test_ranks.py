@@ -76,7 +76,7 @@ def test_a_rank_that_stops_is_named_and_one_process_resumes(tmp_path):
     assert ended.status != 0
     assert f"rank 1 (process {pid} on" in ended.err[0]
     assert "has given no sign for 1 seconds" in ended.err[0]
-    assert "same command: a run continues from its checkpoint" in ended.err[0]
+    assert "to continue from a checkpoint, start `lora train` with --resume" in ended.err[0]
     assert digest(1, checkpoint) == expected
 
 

@@ -55,6 +55,7 @@ def test_without_the_variable_nothing_is_set():
 def test_numpy_that_was_imported_before_is_an_error():
     ended = python("import numpy, minigrad", MINIGRAD_CPU=LEVEL)
     assert "RuntimeError: MINIGRAD_CPU=x86-64-v3: numpy was imported before" in ended.stderr
+    assert "minigrad first, or start with NUMBA_CPU_NAME='haswell' NUMBA_" in ended.stderr
     chosen = {"MINIGRAD_CPU": LEVEL, **cpu.LEVELS[LEVEL]}
     assert python("import numpy, minigrad", **chosen).stderr == ""  # and has read the variables
 

@@ -10,12 +10,14 @@ import time
 from itertools import pairwise as pairwise_of
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import minigrad as mg
 from minigrad.distributed.tree import block, pairwise, parts
 from minigrad.distributed.worlds import add_lists
+from minigrad.kernels import cache
 
 world = mg.distributed.world()
 rank, size = world.rank, world.size
@@ -58,6 +60,7 @@ def refusals():
         ([{(1, 2): 5}], r"the key \(1, 2\) of a dict cannot go"),
         (np.array(["a", None]), "an array of objects cannot go from rank to rank"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "a masked array cannot go from rank"),
+        (np.zeros(2, ml_dtypes.bfloat16), "an array of bfloat16 cannot go from rank to rank"),
         (np.longdouble(0.1), "a longdouble cannot go from rank to rank"),
         ([b"text"], "a bytes cannot go from rank to rank"),
     ):
@@ -194,6 +197,7 @@ if __name__ == "__main__":
     refusals()
     errors_of_the_first()
     barrier_and_any()
+    assert cache.announces is (rank == 0)
     for count in range(1, 18):
         sum_of(count)
         sum_with_none(count)

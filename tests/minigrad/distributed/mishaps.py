@@ -6,6 +6,7 @@ prints a line of JSON for each rank: what became of each case.
 """
 
 import errno
+import itertools
 import json
 import math
 import random
@@ -83,6 +84,18 @@ class Counter(nn.Module):
     def forward(self, x):
         self.calls += 1
         self.parts["means"][0] = x.detach().numpy().mean(0)
+        return x
+
+
+class Observer(nn.Module):
+    """Records the largest input, after it is turned on or from a call of some number on."""
+
+    def __init__(self, first=math.inf):
+        self.on, self.largest, self.first, self.calls = False, 0.0, first, itertools.count(1)
+
+    def forward(self, x):
+        if self.on or next(self.calls) >= self.first:
+            self.largest = max(self.largest, x.max().item())
         return x
 
 
@@ -283,17 +296,30 @@ def with_a_counter():
     fit(trainer(model(0, Counter())))
 
 
+def with_an_observer_that_a_callback_turns_on():
+    net = model(0, Observer())
+    fit(trainer(net, on_epoch=lambda _: setattr(net[2], "on", True)), steps=7)
+
+
+def with_an_observer_that_begins_late():
+    fit(trainer(model(0, Observer(first=3))))
+
+
+def with_other_numbers_of_epochs():
+    trainer().fit((X, X), epochs=3 + RANK)
+
+
 def with_a_full_disk_on_rank_0():
     def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     minigrad.manual_seed(0)
-    before = checkpoint_file.write
+    before = checkpoint_file.save_state
     try:
-        checkpoint_file.write = write if RANK == 0 else before
+        checkpoint_file.save_state = write if RANK == 0 else before
         fit(trainer(checkpoint=FOLDER / "full"), steps=3)
     finally:
-        checkpoint_file.write = before
+        checkpoint_file.save_state = before
 
 
 CASES = {name: case for name, case in list(vars().items()) if name.startswith("with_")}

@@ -74,11 +74,24 @@ def test_an_error_on_one_rank_ends_all(case):
 
 @needs_mpi
 @pytest.mark.full
-def test_an_error_before_the_ranks_meet_ends_all_in_a_limited_time():
-    """Those of MPICH wait for it; Open MPI ends them at once, but may then wait for itself."""
-    with started(2, "-c", f"{START}fail(); fit()", MINIGRAD_PATIENCE="1") as ranks:
+def test_an_error_before_the_ranks_meet_ends_all_at_once():
+    """Open MPI may then wait for itself."""
+    code = f"{START}print('flushed'); fail(); fit()"
+    with started(3, "-c", code) as ranks:
         ranks.wait(lambda: "ZeroDivisionError: on purpose\n" in ranks.read(1, "err"), "an error")
-        ranks.end_but(None, within=5 + 5)
+        ranks.end_but(None, within=5)
+        assert "this rank ends all ranks" in ranks.read(1, "err")
+        assert ranks.read(1, "out") == "flushed\n"
+        assert not is_mpich() or ranks.end().status != 0
+
+
+@needs_mpi
+@pytest.mark.full
+def test_an_exit_before_the_ranks_meet_ends_all_in_a_limited_time():
+    """Those of MPICH wait for it; Open MPI ends them at once, but may then wait for itself."""
+    with started(2, "-c", f"{START}leave(); fit()", MINIGRAD_PATIENCE="1") as ranks:
+        assert ranks.pid(0)
+        ranks.end_but(None, within=5 + 10)
         assert "in _wait_for_all_ranks_to_start" in ranks.read(0, "err") or not is_mpich()
 
 

@@ -110,7 +110,10 @@ def found(tmp_path_factory):
         ("draws_from_numpy", "ValueError: a training step on several ranks draws from np.random"),
         ("draws_from_python", "draws from np.random or from Python's random"),
         ("a_counter", "ValueError: the forward pass changes 2.calls, 2.parts"),
-        ("a_full_disk_on_rank_0", "OSError: .*No space left on device"),
+        ("an_observer_that_a_callback_turns_on", "ValueError: the forward pass changes 2.largest"),
+        ("an_observer_that_begins_late", "rank 1 differs from rank 0 in the attribute 2.largest"),
+        ("other_numbers_of_epochs", "rank 0 in the length of fit: it has epochs=4; it lacks epo"),
+        ("a_full_disk_on_rank_0", "OSError: .*No space left on device: '.*full'"),
     ],
 )
 def test_a_mistake_is_an_error_on_all_ranks(found, case, message):
@@ -143,17 +146,22 @@ def test_ranks_have_what_one_process_has(found, function):
 
 
 @pytest.mark.full
-def test_a_rank_with_another_script_is_named(tmp_path):
-    script = tmp_path / "script.py"
-    text = "import minigrad\nminigrad.distributed.world()\n"
+@pytest.mark.parametrize(
+    ("module", "name"), [("__main__", "the script"), ("helper", "the module helper beside")]
+)
+def test_a_rank_with_another_script_or_module_beside_it_is_named(tmp_path, module, name):
+    script, other = tmp_path / "script.py", tmp_path / "other.py"
+    (tmp_path / "helper.py").touch()
+    other.write_text("# another content")
     script.write_text(
-        "import os, sys\n"
+        "import os, sys, helper, minigrad\n"
         "if os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n"
-        "    sys.modules['__main__'].__file__ = os.devnull\n" + text
+        f"    sys.modules[{module!r}].__file__ = {str(other)!r}\n"
+        "minigrad.distributed.world()\n"
     )
     ended = run(2, script)
     assert ended.status != 0
-    assert "rank 1 differs from rank 0 in the script" in "".join(ended.err)
+    assert f"rank 1 differs from rank 0 in {name}" in "".join(ended.err)
 
 
 # --------------------------------------------------------------------------------------------------

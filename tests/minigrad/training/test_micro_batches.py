@@ -463,6 +463,7 @@ def test_without_frozen_parameters_a_checkpoint_has_those_of_the_optimiser(tmp_p
     minigrad.manual_seed(0)
     whole = made(0)
     whole.fit(micro_batches(), steps=12, validation=micro_batches(7, 2))
+    (tmp_path / "run").unlink()
     minigrad.manual_seed(0)
     one = made(0)
     one.fit(micro_batches(), steps=5, validation=micro_batches(7, 2))

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import errno
 import functools
 import json
 import math
@@ -1005,6 +1006,21 @@ def test_a_checkpoint_is_written_after_every_epoch(data, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_that_begins_anew_warns_that_it_overwrites_a_checkpoint(data, tmp_path):
+    path = tmp_path / "run"
+    first = make(checkpoint=path)
+    for _ in range(2):  # its own file is no surprise
+        first.fit(data, epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"begins anew.*overwrites '.*run', .*trainer.load"
+    ) as caught:
+        make(checkpoint=path).fit(data, epochs=1)
+    assert caught[0].filename == __file__
+    second = make(checkpoint=path)
+    second.load(path)
+    second.fit(data, epochs=1)
+
+
 def test_a_checkpoint_can_be_saved_by_hand_and_keeps_all_numbers(data, tmp_path):
     trainer = with_dropout(metrics=[rmse], patience=5)
     trainer.fit(data, epochs=2, validation=data)
@@ -1394,6 +1410,16 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkey
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     with pytest.raises(PermissionError, match="checkpoint: no file can be written into the folder"):
         make(checkpoint=tmp_path / "run")
+
+
+def test_a_full_disk_is_an_error_that_names_the_checkpoint(data, tmp_path, monkeypatch):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_file, "save_state", write)
+    with pytest.raises(OSError, match=r"No space left on device: '.*run'") as caught:
+        make(checkpoint=tmp_path / "run").fit(data, epochs=1)
+    assert "older checkpoint there is unchanged, and `load` cont" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("name", ["scheduler", "ema"])
