@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from contextlib import suppress
+from pathlib import Path
 
 KEPT = 256 * 1024 * 1024  # bytes of free memory that the process keeps
 LARGEST = 32 * 1024 * 1024  # bytes of the largest block from the heap; the C library's limit
+
+CGROUP = "/sys/fs/cgroup"  # where Linux has the limits of a container
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these options in malloc.h
 
@@ -37,12 +41,19 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@functools.cache
 def physical_memory() -> int | None:
-    """Return the memory of this machine in bytes, or None if the system does not provide it."""
+    """Return the memory of this machine in bytes, or None if the system does not provide it.
+
+    In a container with a limit, it is the limit.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # on Windows, for example
         return None
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
+        with suppress(OSError, ValueError):  # without a limit, it is "max", or beyond all memory
+            memory = min(memory, int(Path(CGROUP, name).read_text()))
     return memory if memory > 0 else None
 
 
