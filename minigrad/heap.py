@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +42,6 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@functools.cache
 def physical_memory() -> int | None:
     """Return the memory of this machine in bytes, or None if the system does not provide it.
 
@@ -51,10 +51,17 @@ def physical_memory() -> int | None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # on Windows, for example
         return None
+    return min(memory, _container_limit(CGROUP)) if memory > 0 else None
+
+
+@functools.cache
+def _container_limit(cgroup: str) -> int:
+    """Return the limit of a container; without one, a number that is larger than any memory."""
+    limit = sys.maxsize
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
-        with suppress(OSError, ValueError):  # without a limit, it is "max", or beyond all memory
-            memory = min(memory, int(Path(CGROUP, name).read_text()))
-    return memory if memory > 0 else None
+        with suppress(OSError, ValueError):  # the text may be "max"
+            limit = min(limit, int(Path(cgroup, name).read_text()))
+    return limit
 
 
 def _has_glibc() -> bool:

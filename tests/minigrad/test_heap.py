@@ -109,10 +109,10 @@ def test_quantize_gives_the_memory_of_the_weights_back():
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
 def test_the_memory_of_a_container_is_its_limit(name, tmp_path, monkeypatch):
-    machine = heap.physical_memory.__wrapped__()
-    monkeypatch.setattr(heap, "CGROUP", str(tmp_path))
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
+    machine = heap.physical_memory()
     for content, expected in (("1000000\n", 1_000_000), ("max\n", machine), (f"{2**63}", machine)):
+        file = tmp_path / content.strip() / name
+        file.parent.mkdir(parents=True)
         file.write_text(content)
-        assert heap.physical_memory.__wrapped__() == expected
+        monkeypatch.setattr(heap, "CGROUP", str(tmp_path / content.strip()))
+        assert heap.physical_memory() == expected
