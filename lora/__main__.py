@@ -39,8 +39,12 @@ _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own, and return the exit status."""
     print_any_text()
-    given = vars(_parser().parse_args(arguments)).items()
-    options = {name: value for name, value in given if value is not None}
+    parser = _parser()
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        several = "; give several adapters by repeating --adapter" * hasattr(given, "adapter")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{several}")
+    options = {name: value for name, value in vars(given).items() if value is not None}
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
     plot = options.pop("plot", None)
     written = plot or options.get("out")
@@ -186,7 +190,7 @@ def _printable(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a report, or a part of it, for JSON: paths, NaN and Inf become strings."""
+    """Convert a report, or a part of it, for JSON: paths and Inf become strings, and NaN null."""
     if is_dataclass(value):
         names = [*(each.name for each in fields(value)), "norm", "effective_rank", "is_right"]
         return {name: _plain(getattr(value, name)) for name in names if hasattr(value, name)}
@@ -194,7 +198,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    if isinstance(value, PurePath) or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, PurePath) or (isinstance(value, float) and math.isinf(value)):
         return str(value)
     return value
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 KEPT = 256 * 1024 * 1024  # bytes of free memory that the process keeps
 LARGEST = 32 * 1024 * 1024  # bytes of the largest block from the heap; the C library's limit
+
+CGROUP = "/sys/fs/cgroup"  # where Linux has the limits of a container
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these options in malloc.h
 
@@ -38,12 +43,25 @@ def give_back_memory() -> None:
 
 
 def physical_memory() -> int | None:
-    """Return the memory of this machine in bytes, or None if the system does not provide it."""
+    """Return the memory of this machine in bytes, or None if the system does not provide it.
+
+    In a container with a limit, it is the limit.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # on Windows, for example
         return None
-    return memory if memory > 0 else None
+    return min(memory, _container_limit(CGROUP)) if memory > 0 else None
+
+
+@functools.cache
+def _container_limit(cgroup: str) -> int:
+    """Return the limit of a container; without one, a number that is larger than any memory."""
+    limit = sys.maxsize
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
+        with suppress(OSError, ValueError):  # the text may be "max"
+            limit = min(limit, int(Path(cgroup, name).read_text()))
+    return limit
 
 
 def _has_glibc() -> bool:

@@ -246,8 +246,8 @@ def may_be_tied(one: str, other: str, axes: int) -> bool:
     return axes == 2 or (module != "" and is_around)
 
 
-def other_weights(pool: WorkerPool[AdaptedBase]) -> Iterator[str]:
-    """Yield errors for weights whose hash differs from the one in the adapter's metadata."""
+def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
+    """Return an error if hashes of weights differ from those in the adapter's metadata."""
     base = pool.opened
     stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
     # The adapter was made on the matrix in the file, unless that was rounded to few bits.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
 from minigrad import __version__
 from minigrad.core.tensor import Tensor
+from minigrad.tables import counted
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
@@ -96,21 +97,34 @@ class Facts:
             ) from None
 
     def base_problems(
-        self, names: Iterable[str], fingerprints: Callable[[list[str]], Iterable[str]]
-    ) -> Iterator[str]:
-        """Yield an error message for each layer whose weight has another fingerprint."""
+        self,
+        names: Iterable[str],
+        fingerprints: Callable[[list[str]], Iterable[str]],
+        form: Callable[[str], str] | None = None,
+    ) -> list[str]:
+        """Return an error message if the weights of some layers have other fingerprints.
+
+        `form` returns how the weight of a layer of a model is stored, as `LayerFacts.stored`.
+        """
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
-        for name, found in zip(known, fingerprints(known), strict=True):
-            fact = self.layers[name]
-            if found != fact.base:
-                stored = {"nf4": " in four bits", "bfloat16": " in bfloat16"}.get(fact.stored, "")
-                if stored:
-                    stored += f" (--dtype {fact.stored} of generate and eval)"
-                yield (
-                    f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
-                    f"adapter was made on {str(fact.base)[:12]}...{stored}; take that base, or "
-                    f"say check_base=False (--any-base) to take this one"
-                )
+        pairs = zip(known, fingerprints(known), strict=True)
+        differing = {name: found for name, found in pairs if found != self.layers[name].base}
+        if not differing:
+            return []
+        (name, found), *_ = differing.items()
+        fact, others = self.layers[name], [*differing][1:]
+        stored = also = ""
+        if form is not None and form(name) != fact.stored:
+            dtype = "float32" if fact.stored == "dense" else fact.stored
+            stored = f" in {dtype} (--dtype {dtype} of generate and eval)"
+        if others:
+            some = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
+            also = f" (likewise {counted(len(others), 'other layer')}: {some})"
+        return [
+            f"another base: the weight of {name} has the sha256 {found[:12]}..., and the adapter "
+            f"was made on {str(fact.base)[:12]}...{stored}{also}; take that base, or say "
+            f"check_base=False (--any-base) to take this one"
+        ]
 
 
 def fingerprint(matrix: Array) -> str:
@@ -134,6 +148,11 @@ def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) 
     for rows in strips(shape):
         found.update(np.ascontiguousarray(read(rows), dtype).data)
     return found.hexdigest()
+
+
+def form_of(layer: AdaptedLayer) -> str:
+    """Return how the base matrix of a layer is stored, as `LayerFacts.stored`."""
+    return getattr(layer.base_weight, "format", "dense")
 
 
 def fingerprint_of(layer: AdaptedLayer) -> str:

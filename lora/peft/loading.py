@@ -25,7 +25,7 @@ from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
-from lora.peft.facts import fingerprint_of
+from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
 from lora.peft.keys import PREFIX, A, B, by_key, stored_shape
 from lora.scaling import largest_rank
@@ -196,7 +196,9 @@ def _set_parameters(
     if check_base:
         bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
         problems += files.facts.base_problems(
-            plan.layers, lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names))
+            plan.layers,
+            lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names)),
+            lambda name: form_of(plan.layers[name]),
         )
     check_problems(refusal, [*problems, *broken])
     for key, value in values.items():

@@ -24,7 +24,7 @@ from lora.embedding import LoRAEmbedding
 from lora.frozen import Array
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
-from lora.peft.facts import Facts, LayerFacts, fingerprint_of
+from lora.peft.facts import Facts, LayerFacts, fingerprint_of, form_of
 from lora.peft.folder import check_can_be_folder, check_tensors, write_folder
 from lora.peft.keys import MAGNITUDE, A, B, by_key, stored_shape
 from lora.scaling import LoRAScaling
@@ -110,7 +110,7 @@ def save(
         name: LayerFacts(
             abs(updates[name].scale),
             fingerprint_of(layer),
-            getattr(layer.base_weight, "format", "dense"),
+            form_of(layer),
             float(updates[name].dropout) if mixed else None,
         )
         for name, layer in bar

@@ -1,22 +1,29 @@
 """ChatTemplate: the jinja2 template that converts a conversation to the text format of a model.
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
-the internals of Python, and with limits on loops, products and the length of the text. The settings
-are those of transformers, with one difference: transformers copies `thinking` and `reasoning` of a
-message to `reasoning_content`, and here a message keeps its keys.
+the internals of Python, and with limits on the number of passes of loops and calls, on products
+and sums, and on the length of the text. It can still take much memory with filters such as
+`center`. The settings are those of transformers, with one difference: transformers copies
+`thinking` and `reasoning` of a message to `reasoning_content`, and here a message keeps its keys.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any
 
 from lora.text.packages import package
 
 LONGEST = 1 << 24
-"""The largest number of characters of the text of a template, and of a product in it."""
+"""The largest number of characters of the text of a template, and of a product or sum in it."""
+
+MOST_STEPS = 250_000
+"""The largest number of passes of loops and calls, together, while a template makes a text."""
+
+_STEPS = "the number of steps"  # no name that a template can write
 
 
 class ChatTemplate:
@@ -29,7 +36,8 @@ class ChatTemplate:
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
         self._variables = dict(variables)
         try:
-            self._template = _sandbox().from_string(text)
+            sandbox = _sandbox()
+            self._template = sandbox.from_string(_limited(sandbox.parse(text)))
         except (package("jinja2").TemplateError, RecursionError) as error:
             raise ValueError(f"the chat template is not a template of jinja2: {error}") from None
 
@@ -53,6 +61,7 @@ class ChatTemplate:
             **{"tools": None, "documents": None, **self._variables, **variables},
             "messages": [{k: v for k, v in turn.items() if v is not None} for turn in turns],
             "add_generation_prompt": add_generation_prompt,
+            _STEPS: count(1),
         }
         made = ""
         try:
@@ -69,9 +78,43 @@ class ChatTemplate:
         return made
 
 
+def _limited(tree: Any) -> Any:
+    """Return the tree of a template, in which filters of `_sandbox` limit loops, calls and `~`."""
+    nodes = package("jinja2").nodes
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, "steps", [], [], None, None)
+    for call in tree.find_all(nodes.Call):
+        call.node = nodes.Filter(call.node, "step", [], [], None, None)
+    for texts in tree.find_all(nodes.Concat):
+        texts.nodes = [nodes.Filter(nodes.List(texts.nodes), "joined", [], [], None, None)]
+    return tree
+
+
 def _sandbox() -> Any:
     """Return jinja2's sandbox with transformers' settings."""
     jinja2, extensions = package("jinja2"), package("jinja2.ext")
+
+    def step(context: Any, value: Any) -> Any:
+        """Return a value, and count a step of the template that uses it."""
+        if next(context.parent[_STEPS]) > MOST_STEPS:
+            raise jinja2.exceptions.SecurityError(f"to take more than {MOST_STEPS:,} steps")
+        return value
+
+    def steps(context: Any, values: Any) -> Any:
+        return (step(context, value) for value in values)
+
+    def check_size(values: Iterable[Any]) -> None:
+        if sum(len(x) for x in values if hasattr(x, "__len__")) > LONGEST:
+            raise jinja2.exceptions.SecurityError(f"to make a sum longer than {LONGEST:,}")
+
+    def joined(values: Sequence[Any]) -> str:
+        texts = [*map(str, values)]
+        check_size(texts)
+        return "".join(texts)
+
+    def plus(left: Any, right: Any) -> Any:
+        check_size((left, right))
+        return left + right
 
     def times(left: Any, right: Any) -> Any:
         sizes = [abs(x) if isinstance(x, (int, float)) else len(x) for x in (left, right)]
@@ -106,9 +149,10 @@ def _sandbox() -> Any:
     made = package("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[answers, extensions.loopcontrols]
     )
-    made.intercepted_binops = {"*", "**"}
-    made.binop_table = {**made.binop_table, "*": times, "**": power}
-    made.filters["tojson"] = tojson
+    made.intercepted_binops = {"+", "*", "**"}
+    made.binop_table = {**made.binop_table, "+": plus, "*": times, "**": power}
+    made.filters |= {"step": jinja2.pass_context(step), "steps": jinja2.pass_context(steps)}
+    made.filters |= {"tojson": tojson, "joined": joined}
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made

@@ -251,6 +251,7 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
         elif word == "/use" and name.strip() in names:
             lora.switch(writer.model, *([] if name.strip() == BASE else [name.strip()]))
             writer.forget()
+            show(f"answering with {name.strip()}\n")
         elif word.startswith("/"):
             unknown = f"there is no adapter {name.strip()!r}; " if word == "/use" else ""
             show(unknown + f"{HELP}; adapters: {', '.join(names)}\n")

@@ -1,6 +1,6 @@
 """Training data: rows of JSONL files as tokens, and which of the tokens count in the loss.
 
-A row has one of three forms; other keys are ignored, and reported:
+A row has one of three forms; other keys, of a message too, are ignored, and reported:
 
     {"text": "..."}                                       a text, all of which counts
     {"prompt": "...", "completion": "..."}                the completion counts
@@ -39,6 +39,7 @@ SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
+_MESSAGE = {"role", "content"}  # the keys of a message
 _OTHER_KEYS = "with other keys, which are not read: "
 _LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are not valid rows
 
@@ -228,12 +229,16 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
             f"a row has text, or prompt and completion, or messages; this one has "
             f"{', '.join(found) or 'no keys'}"
         )
-    if others := row.keys() - forms[0]:
-        shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
-        notes.append(f"{_OTHER_KEYS}{shown:.200}")
+    others = row.keys() - forms[0]
     row = {key: row[key] for key in forms[0]}
     for key, value in row.items():
         (_check_messages if key == "messages" else _check_text)(key, value)
+    if given := row.get("messages"):
+        others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
+        row["messages"] = [{key: turn[key] for key in _MESSAGE} for turn in given]
+    if others:
+        shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
+        notes.append(f"{_OTHER_KEYS}{shown:.200}")
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -277,7 +282,7 @@ def _check_messages(_: str, messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+        if not isinstance(turn, dict) or not turn.keys() >= _MESSAGE:
             shown = ", ".join(turn) if isinstance(turn, dict) else repr(turn)
             raise ValueError(f"message {number} has role and content, not {shown:.100}")
         if turn["role"] not in ROLES:
@@ -295,7 +300,8 @@ def _turns(
     The template renders the conversation before a turn of the assistant, with the generation
     prompt, and the conversation up to this turn. The text that the second adds to the first is the
     answer. Some templates render earlier turns differently from the last one; then only the last
-    answer counts. The first turn is not an answer, because nothing comes before it.
+    answer counts. The first turn is not an answer, because nothing comes before it. Empty answers
+    do not count either. If an answer does not count, there is a note.
     """
     written = render(messages)
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
@@ -310,6 +316,10 @@ def _turns(
     if None in spans:
         spans, answers = spans[-1:], answers[-1:]
         notes.append("with the last answer only, since the chat template changes earlier ones")
+    if messages[0]["role"] == "assistant":
+        notes.append("with an answer before any message of the user, which does not count")
+    if not all(messages[number]["content"].strip() for number in answers):
+        notes.append("with an empty answer, which does not count")
     at = 0
     for number, found in zip(answers, spans, strict=True):
         if found is None:

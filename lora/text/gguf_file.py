@@ -16,8 +16,8 @@ import math
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -107,10 +107,10 @@ class GGUFFile:
             try:
                 self._read_header(_Reader(file, self.path.stat().st_size))
             except (ValueError, KeyError, OverflowError) as error:
-                raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.200}") from None
+                raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.500}") from None
 
     def _read_header(self, reader: _Reader) -> None:
-        gguf, size = package("gguf"), reader.left
+        gguf, types, size = package("gguf"), _types(), reader.left
         magic, version = reader.take(4), reader.number("I")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
@@ -120,21 +120,18 @@ class GGUFFile:
         for _ in range(tensors):
             name = reader.text()
             shape = tuple(reader.number("Q") for _ in range(reader.number("I")))[::-1]
-            kind, offset = gguf.GGMLQuantizationType(reader.number("I")), reader.number("Q")
+            kind, offset = reader.number("I"), reader.number("Q")
+            if kind not in types:
+                known = {each.value: each.name for each in gguf.GGMLQuantizationType}
+                raise ValueError(
+                    f"{name:.100} has type {known.get(kind, kind)}, which the gguf package cannot "
+                    f"convert to floats; take a file of {', '.join(types.values())}"
+                )
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             if 0 in shape or not shape or shape[-1] % block or name in self.tensors:
                 raise ValueError(f"{name!r:.100} is there twice, or cannot have the shape {shape}")
             row_bytes = shape[-1] // block * block_bytes
-            self.tensors[name] = StoredTensor(kind.name, shape, offset, row_bytes)
-        for kind, name in {tensor.type: name for name, tensor in self.tensors.items()}.items():
-            stored = gguf.GGMLQuantizationType[kind]
-            try:  # try the conversion on a block of zeros
-                gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
-            except NotImplementedError:
-                raise ValueError(
-                    f"{name} has type {kind}, which the gguf package cannot convert to floats; "
-                    f"take a file of another quantisation"
-                ) from None
+            self.tensors[name] = StoredTensor(types[kind], shape, offset, row_bytes)
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r:.60}")
@@ -171,6 +168,17 @@ class GGUFFile:
                     raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}")
                 out[strip] = part.view(dtype) if plain else gguf.dequantize(part, kind)
         return out.reshape(shape)
+
+
+@cache
+def _types() -> dict[int, str]:
+    """Return the names of the types that the gguf package can convert to floats, by number."""
+    gguf, found = package("gguf"), dict[int, str]()
+    for kind, (_, size) in gguf.GGML_QUANT_SIZES.items():
+        with suppress(NotImplementedError):
+            gguf.dequantize(np.zeros(size, np.uint8), kind)  # a block of zeros
+            found[kind.value] = kind.name
+    return found
 
 
 class _Reader:

@@ -143,17 +143,22 @@ def _read(tensors: Tensors, name: str) -> NDArray[Any]:
 
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
-    bits, needed = {"float32": 32.0, "bfloat16": 16.0, "nf4": 4.2}[form], 0.0
-    for name, shape in shapes.items():
-        is_table = name in (_HEAD, _EMBEDDING)  # with "nf4" these are in bfloat16
-        each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
-        needed += math.prod(shape) * each / 8
+    needed = dict.fromkeys(DTYPES, 0.0)
+    for dtype, bits in zip(DTYPES, (32.0, 16.0, 4.2), strict=True):
+        for name, shape in shapes.items():
+            is_table = name in (_HEAD, _EMBEDDING)  # with "nf4" these are in bfloat16
+            each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
+            needed[dtype] += math.prod(shape) * each / 8
     there = physical_memory()
-    if there is not None and needed > there:
-        smaller = "" if form == "nf4" else '; dtype="nf4" takes an eighth of float32'
+    if there is not None and needed[form] > there:
+        fitting = [
+            f'dtype="{dtype}" (--dtype {dtype}) takes {in_bytes(int(size))}'
+            for dtype, size in needed.items()
+            if size <= there
+        ]
         raise MemoryError(
-            f"the weights take {in_bytes(int(needed))} in {form}, and this machine has "
-            f"{in_bytes(there)} of memory{smaller}"
+            f"the weights take {in_bytes(int(needed[form]))} in {form}, and this machine has "
+            f"{in_bytes(there)} of memory; {', and '.join(fitting) or 'take a smaller model'}"
         )
 
 
@@ -176,7 +181,10 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     A FileNotFoundError is raised if the path does not exist, or is a folder of GGUF files only.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no folder and no file {os.fspath(path)!r}")
+        raise FileNotFoundError(
+            f"there is no folder and no file {os.fspath(path)!r}; give a Hugging Face folder or a "
+            f"GGUF file of this machine, since nothing is downloaded"
+        )
     files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
     if files and not find(path, "config.json").is_file():
         raise FileNotFoundError(

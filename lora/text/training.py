@@ -155,8 +155,8 @@ def train(
         seed: the seed for A and for the order of the rows.
         train_on_prompts: whether prompts count in the loss too, and not only answers.
         as_chat: whether prompt and completion become turns of a conversation.
-        validate_every: the number of steps between validations; by default about five validations
-            in a run, and at least one in an epoch.
+        validate_every: the number of steps between validations, 0 for none; by default, with a
+            valid.jsonl, about five validations in a run, and at least one in an epoch.
         save_every: the number of steps between checkpoints; there is also one after each epoch, and
             by default only this.
         checkpointing: whether layers compute their activations again in the backward pass instead
@@ -206,7 +206,7 @@ def train(
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
     held_out = every = None
-    if "valid" in rows:
+    if "valid" in rows and validate_every != 0:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
     if progress:
@@ -257,7 +257,7 @@ def train(
 
 
 _NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress", "return"}
-_MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
+_MAY_BE_NONE = ("steps", "max_length", "save_every")
 
 OPTION_TYPES = {
     name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
@@ -272,6 +272,8 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
             check_positive(name, options[name])
     check_flag("checkpointing", options["checkpointing"])  # `read_rows` checks the other flags
     check_count("seed", options["seed"])
+    if options["validate_every"] is not None:
+        check_count("validate_every", options["validate_every"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
     if options["lr"] > float(np.finfo(np.float32).max):
@@ -295,7 +297,7 @@ def _rows(
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
     every = options["validate_every"]
-    if "valid" not in rows and every is not None:
+    if "valid" not in rows and every:
         raise ValueError(f"validate_every={every}, but {data!s:.200} has no valid.jsonl")
     return rows
 

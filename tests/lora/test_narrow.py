@@ -174,8 +174,13 @@ def test_an_adapter_knows_the_base_that_it_was_trained_on(net, tmp_path):
     lora.save(model, tmp_path)
     with pytest.raises(ValueError, match=r"another base: the weight of q .* in bfloat16"):
         lora.load(plain, tmp_path)
+    unrounded = copy.deepcopy(plain)
     plain.q.weight.copy_(rounded(plain.q.weight.data))  # the same numbers are the same base
     lora.load(plain, tmp_path)
+    lora.attach(unrounded, LoRAConfig(rank=2, targets=["q"]))
+    lora.save(unrounded, tmp_path)
+    with pytest.raises(ValueError, match=r"made on \w+\.\.\. in float32 \(--dtype float32 of"):
+        lora.load(converted(lora.detach(unrounded), targets=["q"]), tmp_path)
 
 
 def test_a_file_in_bfloat16_is_compared_with_the_adapter_and_one_in_floats_is_not(net, tmp_path):

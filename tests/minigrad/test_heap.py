@@ -105,3 +105,14 @@ QUANTIZE = """
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what is in use")
 def test_quantize_gives_the_memory_of_the_weights_back():
     assert float(run_python(QUANTIZE)) > 0.5  # of which an eighth is taken by the codes
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_memory_of_a_container_is_its_limit(name, tmp_path, monkeypatch):
+    machine = heap.physical_memory()
+    for content, expected in (("1000000\n", 1_000_000), ("max\n", machine), (f"{2**63}", machine)):
+        file = tmp_path / content.strip() / name
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+        monkeypatch.setattr(heap, "CGROUP", str(tmp_path / content.strip()))
+        assert heap.physical_memory() == expected

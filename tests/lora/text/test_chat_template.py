@@ -8,6 +8,11 @@ from tests.lora.text.models import TEMPLATE
 USER = [{"role": "user", "content": "<b>Ü</b>"}]
 
 
+DOUBLED = (
+    "{{% set ns = namespace(x='x') %}}{{% for i in range(60) %}}{{% set ns.x = {} %}}{{% endfor %}}"
+)
+
+
 def render(template, messages=USER, **options):
     return ChatTemplate(template, {"bos_token": "<s>"}).render(messages, **options)
 
@@ -17,6 +22,8 @@ def test_blocks_are_trimmed_and_loops_have_controls():
         "{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n{% endfor %}\n"
     )
     assert render(text) == "0\n1\n"
+    text = "{% for x in 'abc' if x != 'b' %}{{ loop.index ~ x ~ loop.last }} {% endfor %}"
+    assert render(text) == "1aFalse 2cTrue "
 
 
 def test_what_a_template_can_use():
@@ -66,6 +73,10 @@ def test_a_template_that_is_none_is_refused_at_once():
         "{{ 'x' * 100000000000 }}",
         "{{ [0] * 100000000000 }}",
         "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) + f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        DOUBLED.format("ns.x ~ ns.x"),
+        DOUBLED.format("ns.x + ns.x"),
         "{{ 9 ** 9 ** 9 ** 9 }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",

@@ -119,6 +119,17 @@ def test_only_the_last_answer_counts_where_the_template_changes_earlier_ones(tmp
     assert "last answer only, since the chat template changes earlier ones (line 1)" in repr(rows)
 
 
+def test_answers_that_do_not_count_beside_others_are_noted(tmp_path):
+    tok = tokenizer()
+    first = turns("hello there", "hi", "the fox", roles=("assistant", "user"))
+    rows = read_rows(written(tmp_path, first, turns("hi", " ", "and?", "the dog")), tok)
+    assert [parts(row, tok)[1] for row in rows] == ["the fox<|im_end|>\n", "the dog<|im_end|>\n"]
+    assert rows.notes == {
+        "with an answer before any message of the user, which does not count": [1],
+        "with an empty answer, which does not count": [2],
+    }
+
+
 def test_a_template_that_hides_where_the_answer_is_is_refused(tmp_path):
     tok = tokenizer("{{ messages | length }}{{ messages[-1]['content'] }}")
     file = written(tmp_path, turns("hi", "a"))
@@ -210,6 +221,12 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
     assert first.ids.tolist() == second.ids.tolist()
     notes = read_rows(file, tokenizer()).notes
     assert notes == {"with other keys, which are not read: id, source": [2]}
+    chat = turns("hi", "the fox")
+    more = [{**turn, "name": "x", "refusal": None} for turn in chat["messages"]]
+    rows = read_rows(written(tmp_path, chat, {"messages": more, "tools": []}), tokenizer())
+    assert rows[0].ids.tolist() == rows[1].ids.tolist()
+    other = "messages.name, messages.refusal, tools"
+    assert rows.notes == {f"with other keys, which are not read: {other}": [2]}
 
 
 def test_of_very_many_notes_about_keys_some_are_shown(tmp_path):

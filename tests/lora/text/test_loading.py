@@ -87,12 +87,17 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "base")
     with pytest.raises(ValueError, match="dtype is one of float32, bfloat16, nf4, or None"):
         load_model(folder, "int8")
-    with pytest.raises(FileNotFoundError, match="there is no folder and no file"):
+    message = "there is no folder and no file .*; .* nothing is downloaded"
+    with pytest.raises(FileNotFoundError, match=message):
         load_model(tmp_path / "nowhere")
     monkeypatch.setattr(loading, "physical_memory", lambda: 60_000)
-    with pytest.raises(MemoryError, match=r"take .* in float32, and this machine has 58.*nf4"):
+    advice = r'dtype="nf4" \(--dtype nf4\) takes \d'
+    with pytest.raises(MemoryError, match=rf"take .* in float32, and .* has 58.*; {advice}"):
         load_model(folder)
     load_model(folder, "nf4")
+    monkeypatch.setattr(loading, "physical_memory", lambda: 10_000)
+    with pytest.raises(MemoryError, match=r"has 9.766 KiB of memory; take a smaller model$"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("load", [load_model, tokenizer])

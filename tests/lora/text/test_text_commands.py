@@ -296,6 +296,7 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
     lora.load(model, tmp_path / "taught")
     taught = lora.text.generate(model, tok, ask, max_tokens=6)
     answers = printed.split("> ")[1:]
+    assert answers[1].strip() == "answering with base"
     shown = ["".join(c for c in text if c.isprintable()) for text in (taught, plain)]
     assert answers[0].strip() == shown[0].strip()
     assert answers[4].strip() == shown[1].strip()
@@ -358,11 +359,24 @@ def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data,
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
     status, _, error = run(capsys, *ask)
     assert status == 2
-    assert "in four bits (--dtype nf4 of generate and eval); take that base, or say check" in error
+    assert "in nf4 (--dtype nf4 of generate and eval) (likewise 13 other layers: " in error
+    assert "; take that base, or say check_base=False" in error
     assert run(capsys, *ask, "--any-base")[0] == 0
     measure = ("eval", base, data, "--adapter", tmp_path / "out", "--any-base", "--json")
     found = json.loads(run(capsys, *measure)[1])
     assert found["loss"] < found["base"]
+
+
+def test_the_standard_error_of_one_row_is_null(base, data, capsys):
+    data.write_text(json.dumps(ROWS[0]))
+    assert json.loads(run(capsys, "eval", base, data, "--json")[1])["standard_error"] is None
+
+
+def test_a_second_folder_after_adapter_is_refused_with_what_to_write(base, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", str(base), "--adapter", "a", "b", "--chat"])
+    error = capsys.readouterr().err
+    assert "unrecognized arguments: b; give several adapters by repeating --adapter" in error
 
 
 def test_a_base_that_memory_cannot_hold_is_refused_in_a_line(base, data, capsys, monkeypatch):

@@ -148,6 +148,9 @@ def test_the_best_adapter_by_validation_is_written(validated, tmp_path):
 def test_validation_is_a_few_times_in_a_run_and_at_its_end(validated, tmp_path):
     steps = run(validated, tmp_path / "out", steps=13).history.steps
     assert [s["step"] for s in steps if "validation_loss" in s] == [3, 6, 9, 12, 13]
+    never = run(validated, tmp_path / "never", steps=13, validate_every=0)
+    assert not any("validation_loss" in s for s in never.history.steps)
+    assert never.best_step == 13
 
 
 def test_epochs_accumulation_and_targets(data, tmp_path):
@@ -531,7 +534,8 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
     ("options", "message"),
     [
         *(({name: 0}, f"{name} must be a positive") for name in ("steps", "epochs", "batch_size")),
-        *(({name: 0}, f"{name} must be a positive") for name in ("save_every", "validate_every")),
+        ({"save_every": 0}, "save_every must be a positive"),
+        ({"validate_every": -1}, "validate_every must be"),
         ({"accumulation_steps": 1.5}, "accumulation_steps must be"),
         ({"max_length": "9"}, "max_length must be"),
         ({"seed": None}, "seed must be"),
