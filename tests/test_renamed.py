@@ -218,9 +218,9 @@ def test_an_error_of_an_inherited_constructor_names_the_class_that_was_called():
         pass
 
     for kind in (nn.Conv1d, nn.BatchNorm2d, Own):
-        with pytest.raises(TypeError, match=rf"^[^()]*\b{kind.__name__}\.__init__\(\) got an"):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}: got an unexpected .* 'sizes'"):
             kind(1, 1, 1, sizes=1)
-        with pytest.raises(TypeError, match=rf"^[^()]*\b{kind.__name__}: unexpected .* leave it"):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}: unexpected .* leave it"):
             kind(1, 1, 1, device="cpu")
 
 
