@@ -43,6 +43,8 @@ def instead(owner: str, name: str) -> str:
     name, the hint is its complete name, or what the table says of that module.
     """
     text = elsewhere().get(owner, {}).get(name)
+    if text is None and (home := elsewhere()["minigrad 0.1"].get(f"{owner}.{name}")):
+        text = f"its contents are in {home} since minigrad 0.2"
     homes = () if text is not None or name.startswith("_") else _HOMES.get(owner, ())
     for home in homes:
         if callable(vars(sys.modules.get(home)).get(name)):

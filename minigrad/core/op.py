@@ -28,6 +28,7 @@ everything else in the definition of the op: the FLOPs of a VJP, for example, by
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
 from inspect import Parameter
@@ -322,9 +323,13 @@ class Op(OpLike, Generic[P]):
             raise
 
     def check_keywords(self, error: TypeError) -> None:
-        """Raise a better error if a keyword argument of another library has caused `error`."""
+        """Raise an error that says what the op takes if an unknown keyword has caused `error`."""
         if text := instead_of_argument(error):
             raise op_error(TypeError, self.name, text) from None
+        unknown = rf"(?:{self.name}\(\) )?(got an unexpected keyword argument '\w+')"
+        if found := re.match(unknown, str(error)):
+            accepted = ", ".join(self.parameters)
+            raise TypeError(f"{self.name}() {found[1]}; it takes {accepted}") from None
 
     def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the positional and the keyword arguments, from a value for each parameter."""
