@@ -23,6 +23,7 @@ from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.frozen import Array, FrozenMatrix, copy_for_adapter
 from lora.scaling import LoRAScaling, check_finite, check_size
 from lora.spectra import Approximation
+from minigrad.errors import named_errors
 from minigrad.nn import Module
 from minigrad.tables import aligned
 
@@ -78,6 +79,7 @@ class CombineReport:
         return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
 
+@named_errors
 def combine(
     model: Module,
     adapters: Sequence[str],

@@ -26,6 +26,7 @@ from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
+from minigrad.errors import named_errors
 from minigrad.locks import renewed_in_child
 from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
@@ -78,6 +79,7 @@ class AttachReport:
         return "\n".join([*aligned(head, rows), *notes, total])
 
 
+@named_errors
 def attach(
     model: Module,
     config: LoRAConfig,
@@ -201,6 +203,7 @@ def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
     )
 
 
+@named_errors
 def switch(model: Module, *names: str) -> Module:
     """Make these adapters active, and no others; return the model.
 
@@ -228,11 +231,13 @@ def switch(model: Module, *names: str) -> Module:
     return model
 
 
+@named_errors
 def active(model: Module) -> tuple[str, ...]:
     """Return the names of the active adapters; a ValueError is raised if none was attached."""
     return state.required_attachment(model).active
 
 
+@named_errors
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
     """Return the configuration of each adapter by name; None for a sum made by `lora.combine`.
 
@@ -326,6 +331,7 @@ def disabled(model: Module) -> Iterator[Module]:
                     attachment.swap_in(model, attachment.active)
 
 
+@named_errors
 def detach(model: Module) -> Module:
     """Remove all adapters, restore the original layers and `requires_grad` flags; return the model.
 
@@ -347,6 +353,7 @@ def detach(model: Module) -> Module:
     return model
 
 
+@named_errors
 def remove(model: Module, adapter: str) -> Module:
     """Remove one adapter and its trained parameters; return the model.
 

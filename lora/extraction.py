@@ -23,6 +23,7 @@ from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
 from minigrad import kernels
 from minigrad.checks import check_problems
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import named_errors
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
@@ -71,6 +72,7 @@ class ExtractReport:
         return "\n".join(aligned(head, rows))
 
 
+@named_errors
 def extract(
     base: Module,
     finetuned: Module | Mapping[str, Any],

@@ -10,9 +10,11 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
+from minigrad.errors import named_errors
 from minigrad.nn import Buffer, Module, Parameter
 
 
+@named_errors
 def merge(
     model: Module,
     adapters: str | Sequence[str] | None = None,
@@ -105,6 +107,7 @@ def merge(
     return certificate.only(asked)
 
 
+@named_errors
 def unmerge(model: Module) -> list[str]:
     """Undo `merge`: compute with W, A and B again; return the names of all layers with adapters.
 
@@ -121,6 +124,7 @@ def unmerge(model: Module) -> list[str]:
     return [name for name, _ in found]
 
 
+@named_errors
 def fold(model: Module) -> Module:
     """Replace each layer with adapters by a plain one with the weight W + dW; return the model.
 

@@ -19,9 +19,11 @@ from minigrad import ops
 from minigrad.checks import check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.errors import named_errors
 from minigrad.nn import Module, Parameter
 
 
+@named_errors
 def param_groups(
     model: Module, lr: float, *, ratio: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
@@ -106,6 +108,7 @@ def param_groups(
     ]
 
 
+@named_errors
 def penalty(model: Module) -> Tensor:
     """Compute the sum of |dW|^2 (Frobenius) over all layers and active adapters, to add to a loss.
 

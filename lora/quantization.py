@@ -25,6 +25,7 @@ from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad import kernels
 from minigrad.checks import check_flag, check_positive
+from minigrad.errors import named_errors
 from minigrad.heap import give_back_memory
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
@@ -92,6 +93,7 @@ class QuantizeReport:
         return "\n".join([*aligned(head, rows, 2), total])
 
 
+@named_errors
 def quantize(
     model: Module,
     targets: Patterns = ALL_LINEAR,

@@ -7,9 +7,14 @@ errors from numpy's. So the name is also an attribute, and no code has to parse 
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 E = TypeVar("E", bound=Exception)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def op_error(kind: type[E], op: str, message: str) -> E:
@@ -17,6 +22,35 @@ def op_error(kind: type[E], op: str, message: str) -> E:
     error = kind(f"{op}: {message}")
     vars(error).update(op=op, message=message)
     return error
+
+
+def named_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: the message of an error begins with its name, as the message of an op's.
+
+    The name takes the place of that of a function inside. It is the name of the class for a
+    constructor and for `forward`.
+    """
+
+    @wraps(function)
+    def named(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*args, **options)
+        except (TypeError, ValueError) as error:
+            of_class = function.__name__ in ("__init__", "forward")
+            name = type(args[0]).__name__ if of_class else function.__name__
+            # Without the name of a function inside:
+            message = without_name(vars(error).get("message", str(error)))
+            if type(error) in (TypeError, ValueError) and not re.match(rf"{name}\b", message):
+                error.args = (f"{name}: {message}",)
+                vars(error).update(op=name, message=message)
+            raise
+
+    return named
+
+
+def without_name(message: str) -> str:
+    """Return the message of Python about the arguments of a call, without the name before it."""
+    return re.sub(r"^[\w.<>]+\(\) (?=missing|takes|got)", "", message)
 
 
 def none_given(name: str) -> str:

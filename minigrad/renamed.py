@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from minigrad.checks import python_number
+from minigrad.errors import named_errors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +43,8 @@ def instead(owner: str, name: str) -> str:
     name, the hint is its complete name, or what the table says of that module.
     """
     text = elsewhere().get(owner, {}).get(name)
+    if text is None and (home := elsewhere()["minigrad 0.1"].get(f"{owner}.{name}")):
+        text = f"its contents are in {home} since minigrad 0.2"
     homes = () if text is not None or name.startswith("_") else _HOMES.get(owner, ())
     for home in homes:
         if callable(vars(sys.modules.get(home)).get(name)):
@@ -149,26 +152,22 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise  # from inside of the function
-            name = called = function.__qualname__
-            if name.endswith(".__init__") and "__init__" not in vars(kind := type(args[0])):
-                called = f"{kind.__qualname__}.__init__"  # kind inherits the constructor
-            text = instead_of_argument(error)
-            if not text and called == name:
+            if not (text := instead_of_argument(error)):
                 raise
-            text = f"{called.removesuffix('.__init__')}: {text}" if text else str(error)
-            raise TypeError(text.replace(f"{name}()", f"{called}()")) from None
+            name = function.__qualname__
+            raise TypeError(text if name.endswith(".__init__") else f"{name}: {text}") from None
 
     return hinted
 
 
 def hint_arguments(kind: type) -> None:
-    """Let errors for arguments of the constructor have hints, if `kind` is of the library.
+    """Let errors of the constructor have the name of the class, and hints for wrong arguments.
 
     Also convert numbers of numpy (see `with_python_numbers`). In a user's class, an argument of the
-    same name may mean something else.
+    same name may mean something else, and an error inside may be about another class.
     """
-    if kind.__module__.startswith("minigrad.") and "__init__" in vars(kind):
-        function = with_python_numbers(with_hints(vars(kind)["__init__"]))
+    if kind.__module__.startswith(("minigrad.", "lora.")) and "__init__" in vars(kind):
+        function = named_errors(with_python_numbers(with_hints(vars(kind)["__init__"])))
         setattr(kind, "__init__", function)  # noqa: B010  # for mypy
 
 

@@ -139,7 +139,7 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
 def attachment_of(model: Module) -> Attachment | None:
     """Return the attachment of a model, or None if `attach` was not called with it."""
     if not isinstance(model, Module):
-        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
+        raise TypeError(f"only a Module has adapters, not {model!r:.60}")
     found: Attachment | None = vars(model).get(_ATTACHMENT)
     return found
 

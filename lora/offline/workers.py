@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from minigrad.checks import check_positive
 from minigrad.io.tensor_file import Closing
-from minigrad.kernels import cache
+from minigrad.kernels import start
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.progress import progress_bar
 
@@ -59,7 +59,7 @@ class WorkerPool(Closing, Generic[O]):
         """
         try:
             if min(self.workers, len(tasks)) > 1:
-                results = self._submit(partial(_call, function), tasks)
+                results = self._submit(partial(do_task, function), tasks)
             else:
                 results = (function(self.opened, task) for task in tasks)
             total, shown = len(tasks), self._progress
@@ -109,10 +109,11 @@ def _begin(opening: Callable[[], AbstractContextManager[Any]], threads: int, end
         os._exit(1)  # in the middle of a task too
 
     Thread(target=wait, daemon=True).start()
-    cache.announces = False
+    start.before_compiling = None
     set_num_threads(threads)
     _opened = _files.enter_context(opening())
 
 
-def _call(function: Callable[[Any, T], R], task: T) -> R:
+def do_task(function: Callable[[Any, T], R], task: T) -> R:
+    """Do one task in a worker, with what was opened when it started."""
     return function(_opened, task)

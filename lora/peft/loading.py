@@ -32,11 +32,13 @@ from lora.scaling import largest_rank
 from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
+from minigrad.errors import named_errors
 from minigrad.nn import Module, Parameter
 from minigrad.nn.module import walk
 from minigrad.progress import progress_bar
 
 
+@named_errors
 def load(
     model: Module,
     folder: str | os.PathLike[str],

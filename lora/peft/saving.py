@@ -29,12 +29,14 @@ from lora.peft.folder import check_can_be_folder, check_tensors, write_folder
 from lora.peft.keys import MAGNITUDE, A, B, by_key, stored_shape
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_count
+from minigrad.errors import named_errors
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
 _SAME = 1e-12  # relative tolerance between alpha / rank and a scale, for rounding errors
 
 
+@named_errors
 def save(
     model: Module,
     folder: str | os.PathLike[str],

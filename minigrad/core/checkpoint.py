@@ -44,9 +44,11 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         inputs: the arguments of `f`, Tensors or not.
 
     Raises:
-        TypeError: if `f` does not return exactly one Tensor.
+        TypeError: if `f` is not a function, or does not return exactly one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
+    if not callable(f):
+        raise TypeError(f"checkpoint: f is a function or a module, not {f!r:.60}")
     if running():
         return _checked(f(*inputs))  # so that its ops get tangents
     watcher = DryRun(mode.grad_enabled)

@@ -31,8 +31,8 @@ Edge = tuple[Any, ...]  # (parent, argnum, vjp, *saved)
 Cost = int | Callable[..., int]
 """FLOPs per element of the result; or a function whose parameters name operands, options, `out`."""
 
-Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
-"""Texts, each with a condition on named values; or a function of named values that returns a text.
+Hint = str | Mapping[str, Callable[..., Any]] | Callable[..., str | None]
+"""A text; texts, each with a condition on named values; or a function of these that returns a text.
 """
 
 

@@ -28,6 +28,7 @@ everything else in the definition of the op: the FLOPs of a VJP, for example, by
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
 from inspect import Parameter
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
 
+from minigrad.checks import check_flag
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
@@ -51,6 +53,13 @@ OPS: dict[str, Op[Any]] = {}
 
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a special meaning in a VJP."""
+
+_INSTEAD_OF_A_FUNCTION: dict[str, tuple[Any, str]] = {
+    "cost": (int, "an integer or a function"),
+    "shape": ((), "a function"),
+    "hint": (str, "a text, a function that returns one, or a dict of texts with such functions"),
+}
+"""For a cost, a shape and a hint: what may be given instead of a function, and the description."""
 
 
 class VJP:
@@ -120,6 +129,8 @@ class Op(OpLike, Generic[P]):
                 f"such as op(lambda x: forward(x))"
             )
         vars(self).update(properties)
+        for name in ("replayed", "elementwise", "floats", "returns_residuals", "product"):
+            check_flag(name, getattr(self, name))
         if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
         if self.returns_residuals and not self.replayed:
@@ -149,11 +160,15 @@ class Op(OpLike, Generic[P]):
         self.call: Callable[..., Tensor] = self._first_call
         self.name = forward.__name__
         update_wrapper(self, forward)
-        for asked in (self.cost, self.shape, self.nonfinite_hint):
-            self._check_names(asked, "out")
-        self._check_names(self.gradient_hint, "out", "g", "gradient")
-        for name in (*self.linear, *self.fresh):
-            self._argnum(name)
+        for kind in ("cost", "shape", "nonfinite_hint"):
+            self._check(kind, getattr(self, kind), "out")
+        self._check("gradient_hint", self.gradient_hint, "out", "g", "gradient")
+        for kind in ("linear", "fresh"):
+            if isinstance(names := getattr(self, kind), str):
+                accepted = f"a list of names, such as [{names!r}]"
+                raise TypeError(f"{kind} of `{self.name}` is {accepted}, not {names!r}")
+            for name in names:
+                self._argnum(name)
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -202,7 +217,7 @@ class Op(OpLike, Generic[P]):
             )
         if any(argnum == known for known, _ in self.vjps):
             raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
-        self._check_names(cost, "out")
+        self._check("cost", cost, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
             if argnum != 0 or self.replayed or self.vjps:
@@ -235,12 +250,13 @@ class Op(OpLike, Generic[P]):
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
-        self._check_names(cost, "out", "needs_input_grad")
-        for name in (cost or {}).keys() - {*names, "shared"}:
-            raise ValueError(
-                f"the cost of the joint VJP of `{self.name}` has {name!r}; it can have "
-                f"{', '.join((*names, 'shared'))}"
-            )
+        for name, each in (cost or {}).items():
+            if name not in (*names, "shared"):
+                raise ValueError(
+                    f"the cost of the joint VJP of `{self.name}` has {name!r}; it can have "
+                    f"{', '.join((*names, 'shared'))}"
+                )
+            self._check("cost", each, "out", "needs_input_grad")
         vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
         self.set_vjps([(self._argnum(name), vjp) for name in names])
         self.plain = False
@@ -267,10 +283,18 @@ class Op(OpLike, Generic[P]):
         self.vjp_of = dict(vjps)
         self.call = self._first_call
 
-    def _check_names(self, asked: Any, *others: str) -> None:
-        """Raise an error if a cost, a shape or a hint names a value that the op does not have."""
-        functions = asked.values() if isinstance(asked, Mapping) else (asked,)
-        for function in filter(callable, functions):
+    def _check(self, kind: str, asked: Any, *others: str) -> None:
+        """Raise an error if a cost, a shape or a hint is of another kind, or names a missing value.
+
+        It can have the parameters of the op, and the values that are named by `others`.
+        """
+        other, accepted = _INSTEAD_OF_A_FUNCTION[kind.rpartition("_")[2]]
+        several = isinstance(asked, Mapping) and other is str
+        for function in asked.values() if several else (asked,):
+            if not callable(function):
+                if several or not (function is None or isinstance(function, other)):
+                    raise TypeError(f"{kind} of `{self.name}` is {accepted}, not {function!r:.60}")
+                continue
             for name, parameter in inspect.signature(function).parameters.items():
                 known = name in self.parameters or name in others
                 if not known and parameter.kind is not parameter.VAR_KEYWORD:  # ** gets all
@@ -299,9 +323,13 @@ class Op(OpLike, Generic[P]):
             raise
 
     def check_keywords(self, error: TypeError) -> None:
-        """Raise a better error if a keyword argument of another library has caused `error`."""
+        """Raise an error that says what the op takes if an unknown keyword has caused `error`."""
         if text := instead_of_argument(error):
             raise op_error(TypeError, self.name, text) from None
+        unknown = rf"(?:{self.name}\(\) )?(got an unexpected keyword argument '\w+')"
+        if found := re.match(unknown, str(error)):
+            accepted = ", ".join(self.parameters)
+            raise TypeError(f"{self.name}() {found[1]}; it takes {accepted}") from None
 
     def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the positional and the keyword arguments, from a value for each parameter."""
@@ -496,15 +524,17 @@ def op(
             without its own hints, the op has the hints of products.
         fresh: inputs that are made for each call, such as a dropout mask, so they count as saved
             memory.
-        nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts,
-            each with a condition on the values; or a function that returns a text or None.
+        nonfinite_hint: the usual cause of a result that is not finite, for `detect_anomaly`: a
+            text; texts, each with a condition on the values; or a function that returns a text or
+            None.
         gradient_hint: the same for a gradient that is not finite. It may name what the VJP saved,
             `g` for the gradient that arrived, and `gradient` for the result of the VJP.
 
     Raises:
         ValueError: if a property needs another one that is missing, or names a parameter that the
             function does not have, or the function has parameters such as `*args`.
-        TypeError: if `forward` is another object than a function, such as a `functools.partial`.
+        TypeError: if `forward` is another object than a function, such as a `functools.partial`, or
+            a property is of another kind.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:

@@ -55,7 +55,7 @@ class MPIWorld(World):
 
     def __init__(self, launch: Launch, forget: Callable[[], None]) -> None:
         self._forget = forget
-        self._patience = _patience()
+        self._patience = patience()
         self._mpi = _mpi(launch)
         self._requests: list[Any] = []  # kept alive: MPI uses their memory even after an interrupt
         self._was_interrupted = False
@@ -340,7 +340,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _patience() -> float:
+def patience() -> float:
+    """Return the seconds without a heartbeat after which a rank counts as lost."""
     text = os.environ.get(PATIENCE, "60")
     try:
         seconds = float(text)

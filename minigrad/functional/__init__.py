@@ -8,8 +8,8 @@ they replace. All accept Tensors and plain arrays, as ops do.
 from typing import TYPE_CHECKING
 
 from minigrad import renamed
-from minigrad.functional.composition import COMPOSITIONS
-from minigrad.functional.convolution import *
+from minigrad.functional.compositions import COMPOSITIONS
+from minigrad.functional.convolutions import *
 from minigrad.functional.decompositions import *
 from minigrad.functional.elementwise import *
 from minigrad.functional.indexing import *

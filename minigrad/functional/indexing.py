@@ -10,7 +10,7 @@ from minigrad import ops
 from minigrad.checks import check_flag, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.functional.shape import squeeze
 from minigrad.ops.shape import flag, from_the_front, normalize_axis
 

@@ -12,7 +12,7 @@ from minigrad import ops
 from minigrad.checks import check_count, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.functional.decompositions import svdvals
 from minigrad.functional.precision import narrowed, root, widened
 from minigrad.functional.shape import expand_dims, moveaxis

@@ -15,7 +15,7 @@ from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
@@ -597,7 +597,10 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     A float64 target would make a float32 model compute in float64, which is slower.
     """
     if target.shape != prediction.shape:
-        raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
+        raise ValueError(
+            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
+            f"the same"
+        )
     prediction = widened(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)

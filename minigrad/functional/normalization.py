@@ -13,7 +13,7 @@ from minigrad.checks import check_flag, check_positive, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.ops import hints, mean, reshape, rsqrt
 from minigrad.readonly import release
 from minigrad.versions import mark_written

@@ -19,9 +19,9 @@ from minigrad import kernels
 from minigrad.checks import check_flag, for_each_axis
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.ops import getitem, reshape
-from minigrad.ops.convolution import Sizes
+from minigrad.ops.convolutions import Sizes
 
 OutputSizes = int | Sequence[int | None] | None
 

@@ -12,7 +12,7 @@ from minigrad.checks import check_count, check_positive
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import none_given
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
 from minigrad.ops.linalg import check_matrices
 from minigrad.ops.shape import normalize_axes, normalize_axis

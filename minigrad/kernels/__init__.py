@@ -31,6 +31,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from minigrad.heap import keep_freed_memory
+from minigrad.kernels import start
 from minigrad.kernels.start import interrupts_held_back, load_numba
 
 if TYPE_CHECKING:
@@ -61,3 +62,13 @@ def __getattr__(name: str) -> Any:
     load_numba()
     with interrupts_held_back():
         return import_module(f"{__name__}.{name}")  # and Python makes it an attribute
+
+
+def _announce(name: str, module: str, signature: str) -> None:
+    """Show that a kernel is about to be compiled."""
+    from minigrad.kernels import first_run  # imports numba
+
+    first_run.announce(name, module, signature)
+
+
+start.before_compiling = _announce

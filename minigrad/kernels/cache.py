@@ -52,7 +52,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,7 @@ from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.misc import appdirs
 
+from minigrad.kernels import start
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
 PACKAGE = Path(__file__).parent
@@ -75,12 +75,6 @@ LOADED: list[str] = []
 
 COMPILED: list[str] = []
 """The functions that this process has compiled: kernels and functions that kernels call."""
-
-announces = True
-"""Whether compilations of this process are announced (see `minigrad.kernels.first_run`)."""
-
-after_compiling: Callable[[], None] | None = None
-"""A function to call after each kernel, compiled or failed, if compilations are announced."""
 
 
 @cache
@@ -277,11 +271,8 @@ class KernelCache:
         if found is None:
             name = self._function.__name__
             COMPILED.append(name)
-            if announces:
-                # Imported here and by name, because first_run imports the kernels, and they import
-                # this module.
-                first_run = import_module("minigrad.kernels.first_run")
-                first_run.announce(name, self._function.__module__, str(signature))
+            if start.before_compiling is not None:
+                start.before_compiling(name, self._function.__module__, str(signature))
             with interrupts_held_back():  # while numba imports what it needs to compile
                 cpu_target.typing_context.refresh()
                 target.refresh()

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minigrad.kernels import cache, threads
+from minigrad.kernels import cache, start, threads
 from minigrad.kernels.warmup import kernels_of
 from minigrad.progress import progress_bar
 
@@ -113,7 +113,7 @@ def announce(name: str, module: str, signature: str) -> None:
             with suppress(OSError):  # there may be too many processes, or too little memory
                 start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
-        cache.after_compiling = _announcement.hide
+        start.after_compiling = _announcement.hide
     _announcement.show(name)
 
 
@@ -178,7 +178,7 @@ def compile_for_training(folders: list[str], module: str) -> None:
     compiled first.
     """
     os.nice(10)  # other processes come first
-    cache.announces = False
+    start.before_compiling = None
     cache.FOLDERS[:] = map(Path, folders)
     folder = cache.writable_folder()
     if folder is None or not _is_the_only_one(folder):

@@ -34,7 +34,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numpy import ndarray
 
-from minigrad.kernels import cache
+from minigrad.kernels import start
 from minigrad.kernels.jit import (
     EXTERNALS,
     JIT_ENABLED,
@@ -281,8 +281,8 @@ class Kernel:
             CALLS.append(how)
             return partial(entry(self.signature), how.ctypes.data)
         finally:
-            if cache.after_compiling is not None:
-                cache.after_compiling()
+            if start.after_compiling is not None:
+                start.after_compiling()
 
     def _first_call(self, *arguments: Any) -> None:
         self.compile()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -24,6 +24,12 @@ def working_folder() -> str:
 
 WORKING_FOLDER = working_folder()
 """The working folder when minigrad was imported, or ""; `NUMBA_CACHE_DIR` may be relative to it."""
+
+before_compiling: Callable[[str, str, str], None] | None = None
+"""A function to call with name, module and signature of a kernel before it is compiled, or None."""
+
+after_compiling: Callable[[], None] | None = None
+"""A function to call after a kernel was compiled or failed, or None."""
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from importlib import import_module
 from multiprocessing import get_context
 from pkgutil import iter_modules
 
-from minigrad import kernels
 from minigrad.kernels import cache as compiled
+from minigrad.kernels import start
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.launch import KERNELS, Kernel, launcher
 from minigrad.kernels.threads import get_num_threads, threading_layer
@@ -38,7 +38,7 @@ def warmup(double: bool = False) -> str:
         raise WarmupError("NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
     if compiled.writable_folder() is None:
         raise WarmupError(f"compiled kernels are {compiled.describe()}")
-    start, new = time.perf_counter(), 0
+    began, new = time.perf_counter(), 0
     count = len(kernels_of(double))
     processes = min(count, get_num_threads(), MOST_PROCESSES)
     pool = ProcessPoolExecutor(processes, get_context("spawn"))
@@ -56,7 +56,7 @@ def warmup(double: bool = False) -> str:
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     where = compiled.describe()
     return f"{new} kernels compiled, {count - new} were there, in {seconds:.1f} s: {where}"
 
@@ -67,7 +67,7 @@ def kernels_of(double: bool) -> list[Kernel]:
 
     Their order is the same in each process.
     """
-    for module in iter_modules(kernels.__path__):
+    for module in iter_modules([str(compiled.PACKAGE)]):
         import_module(f"minigrad.kernels.{module.name}")
     # A kernel of float32 may have a scale in float64.
     kinds = ((kernel, str(kernel.signature)) for kernel in KERNELS)
@@ -92,7 +92,7 @@ def turn(kernel: Kernel) -> int:
 
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
     """Compile one of the kernels, unless it is on disk; return its name, and whether it was not."""
-    compiled.announces = False
+    start.before_compiling = None
     if number == 0 and get_num_threads() > 1:
         threading_layer()
         launcher()

@@ -75,14 +75,13 @@ class MultiHeadAttention(Module):
         vdim = embed_dim if vdim is None else vdim
         sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "kdim": kdim, "vdim": vdim}
         for name, size in sizes.items():
-            check_positive(f"MultiHeadAttention: {name}", size)
+            check_positive(name, size)
         if embed_dim % num_heads:
             raise ValueError(
-                f"MultiHeadAttention: num_heads divides embed_dim, but {embed_dim} is not a "
-                f"multiple of {num_heads}"
+                f"num_heads divides embed_dim, but {embed_dim} is not a multiple of {num_heads}"
             )
-        check_probability("MultiHeadAttention: dropout", dropout)
-        check_flag("MultiHeadAttention: bias", bias)
+        check_probability("dropout", dropout)
+        check_flag("bias", bias)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout, self.rng = dropout, rng
@@ -314,9 +313,9 @@ class TransformerBlock(Module):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        check_positive("TransformerBlock: d_model", d_model)
-        check_flag("TransformerBlock: causal", causal)
-        check_flag("TransformerBlock: bias", bias)
+        check_positive("d_model", d_model)
+        check_flag("causal", causal)
+        check_flag("bias", bias)
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.causal = causal
         self.norm1 = _norm(norm, d_model, bias, dtype)
@@ -350,4 +349,4 @@ def _norm(kind: str, size: int, bias: bool, dtype: DTypeLike) -> LayerNorm | RMS
         return LayerNorm(size, bias=bias, dtype=dtype)
     if kind == "rms":
         return RMSNorm(size, dtype=dtype)
-    raise ValueError(f"TransformerBlock: norm is 'layer' or 'rms', not {kind!r}")
+    raise ValueError(f"norm is 'layer' or 'rms', not {kind!r}")

@@ -8,10 +8,10 @@ from numpy.typing import DTypeLike
 from minigrad import functional
 from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
-from minigrad.functional.convolution import check_padding
+from minigrad.functional.convolutions import check_padding
 from minigrad.nn.layers import weight_and_bias
 from minigrad.nn.module import Module, unusual
-from minigrad.ops.convolution import Sizes
+from minigrad.ops.convolutions import Sizes
 from minigrad.random import Rng
 
 __all__ = ["Conv1d", "Conv2d"]
@@ -60,14 +60,13 @@ class Conv2d(Module):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        name = type(self).__name__
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
         for key, size in sizes.items():
-            check_positive(f"{name}: {key}", size)
-        check_flag(f"{name}: bias", bias)
+            check_positive(key, size)
+        check_flag("bias", bias)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"{name}: groups={groups} do not divide {in_channels} and {out_channels} channels"
+                f"groups={groups} do not divide {in_channels} and {out_channels} channels"
             )
         self.stride = self._sizes("stride", stride)
         if isinstance(padding, str):
@@ -81,7 +80,7 @@ class Conv2d(Module):
         self.weight, self.bias = weight_and_bias(shape, bias, dtype, rng)
 
     def _sizes(self, name: str, value: Sizes, least: int = 1) -> tuple[int, ...]:
-        return for_each_axis(f"{type(self).__name__}: {name}", value, self._axes, least)
+        return for_each_axis(name, value, self._axes, least)
 
     @property
     def in_channels(self) -> int:

@@ -49,9 +49,9 @@ class Linear(Module):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        check_positive("Linear: in_features", in_features)
-        check_positive("Linear: out_features", out_features)
-        check_flag("Linear: bias", bias)
+        check_positive("in_features", in_features)
+        check_positive("out_features", out_features)
+        check_flag("bias", bias)
         self.weight, self.bias = weight_and_bias((out_features, in_features), bias, dtype, rng)
 
     @property
@@ -119,13 +119,13 @@ class Embedding(Module):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        check_positive("Embedding: num_embeddings", num_embeddings)
-        check_positive("Embedding: embedding_dim", embedding_dim)
+        check_positive("num_embeddings", num_embeddings)
+        check_positive("embedding_dim", embedding_dim)
         if padding_idx is not None:
-            check_integer("Embedding: padding_idx", padding_idx)
+            check_integer("padding_idx", padding_idx)
             if not -num_embeddings <= padding_idx < num_embeddings:
                 raise ValueError(
-                    f"Embedding: padding_idx = {padding_idx}, but there are {num_embeddings} rows"
+                    f"padding_idx = {padding_idx}, but there are {num_embeddings} rows"
                 )
             padding_idx %= num_embeddings
         self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
@@ -286,12 +286,12 @@ class MLP(Module):
         rng: Rng = None,
     ) -> None:
         if not isinstance(sizes, Sequence):
-            raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
-        _check_callable(activation, "MLP: the activation")
-        check_flag("MLP: bias", bias)
-        check_probability("MLP: dropout", dropout)
+            raise TypeError(f"sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
+        _check_callable(activation, "the activation")
+        check_flag("bias", bias)
+        check_probability("dropout", dropout)
         if len(sizes) < 2:
-            raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
+            raise ValueError(f"sizes are at least those of input and output, not {sizes!r}")
         self.activation = activation
         self.dropout = Dropout(dropout, rng=rng) if dropout else None
         self.layers = [
@@ -337,8 +337,8 @@ class GatedMLP(Module):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        _check_callable(activation, "GatedMLP: the activation")
-        check_flag("GatedMLP: bias", bias)
+        _check_callable(activation, "the activation")
+        check_flag("bias", bias)
         self.activation = activation
         self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
         self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)

@@ -29,7 +29,7 @@ from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
-from minigrad.errors import none_given, op_error
+from minigrad.errors import named_errors, none_given, op_error
 from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, hint_arguments, with_hints
 
@@ -382,6 +382,7 @@ class FunctionModule(Module):
         super().__init_subclass__(**options)  # with the constructor of the dataclass
         cls._options = tuple(field.name for field in fields(cls))
 
+    @named_errors
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of the tensors, with the options of this module.
 

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY
 from minigrad import functional
 from minigrad.functional.pooling import OutputSizes
 from minigrad.nn.module import FunctionModule
-from minigrad.ops.convolution import Sizes
+from minigrad.ops.convolutions import Sizes
 
 __all__ = ["AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "MaxPool1d"]
 __all__ += ["MaxPool2d"]

@@ -34,9 +34,9 @@ class _Recurrent(Module):
     cell: str  # a key of `ops.recurrent.CELLS`
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
-        check_positive(f"{type(self).__name__}: input_size", input_size)
-        check_positive(f"{type(self).__name__}: hidden_size", hidden_size)
-        check_flag(f"{type(self).__name__}: bias", bias)
+        check_positive("input_size", input_size)
+        check_positive("hidden_size", hidden_size)
+        check_flag("bias", bias)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
 
     def _add_parameters(self, suffix: str, input_size: int, dtype: DTypeLike, rng: Rng) -> None:
@@ -126,10 +126,10 @@ class _Layers(_Recurrent):
         rng: Rng = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias)
-        check_positive(f"{type(self).__name__}: num_layers", num_layers)
-        check_probability(f"{type(self).__name__}: dropout", dropout)
-        check_flag(f"{type(self).__name__}: batch_first", batch_first)
-        check_flag(f"{type(self).__name__}: bidirectional", bidirectional)
+        check_positive("num_layers", num_layers)
+        check_probability("dropout", dropout)
+        check_flag("batch_first", batch_first)
+        check_flag("bidirectional", bidirectional)
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         self.bidirectional, self.rng = bidirectional, rng
         self._directions = ("", "_reverse") if bidirectional else ("",)

@@ -6,7 +6,7 @@ from minigrad.core.op import OPS
 from minigrad.ops.activation import *
 from minigrad.ops.arithmetic import *
 from minigrad.ops.comparison import *
-from minigrad.ops.convolution import *
+from minigrad.ops.convolutions import *
 from minigrad.ops.elementwise import *
 from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *

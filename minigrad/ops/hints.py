@@ -58,7 +58,12 @@ def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
     """Return the text of a hint, if it has the values that it needs and recognises the cause."""
     if isinstance(hint, Mapping):
         return next((text for text, case in hint.items() if np.any(call_with(case, values))), None)
-    return None if hint is None else call_with(hint, values)
+    if hint is None or isinstance(hint, str):
+        return hint
+    text = call_with(hint, values)
+    if text is None or isinstance(text, str):
+        return text
+    return f"a hint of this op returned {text!r:.60}; it should return a text or None"
 
 
 def call_with(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

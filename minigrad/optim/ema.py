@@ -48,7 +48,9 @@ class EMA:
 
     Attributes:
         parameters: a dict of the averaged parameters by name (by number, if tensors were given).
+        averages: a dict of the averages by name, as arrays.
         updates: the number of updates so far.
+        is_applied: whether the parameters have the values of the averages, within `applied()`.
 
     Raises:
         TypeError: if the parameters are one tensor instead of a list, one of them is not a tensor,
@@ -71,8 +73,8 @@ class EMA:
         if not self.parameters:
             raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
         own = self.parameters.items()
-        self._averages = {name: np.array(p._data, dtype_of_state(p), order="C") for name, p in own}
-        self._applied = False
+        self.averages = {name: np.array(p._data, dtype_of_state(p), order="C") for name, p in own}
+        self.is_applied = False
         self._tables: Any = None  # made by the first update: importing kernels takes time
 
     def update(self) -> None:
@@ -96,10 +98,10 @@ class EMA:
         decay = min(self.decay, early) if self.warmup else self.decay
         for name, parameter in self.parameters.items():
             dtype = dtype_of_state(parameter)
-            if self._averages[name].dtype != dtype:  # the model was converted
-                self._averages[name] = self._averages[name].astype(dtype)
+            if self.averages[name].dtype != dtype:  # the model was converted
+                self.averages[name] = self.averages[name].astype(dtype)
         xs = [parameter._data for parameter in self.parameters.values()]
-        averages = [self._averages[name] for name in self.parameters]
+        averages = [self.averages[name] for name in self.parameters]
         if self._tables is None or not are_same(averages, self._tables.columns[0]):
             self._tables = kernels.optim.Tables([averages])
         kernels.optim.ema(self._tables, xs, (1 - decay,))
@@ -119,14 +121,14 @@ class EMA:
         """
         self._check_outside("applied()")
         weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
-        self._applied = True
+        self.is_applied = True
         try:
-            self._write(self._averages)
+            self._write(self.averages)
             now = last_write[0]
             yield
             written = [n for n in weights if last_written(self.parameters[n]._data) > now]
         finally:
-            self._applied = False
+            self.is_applied = False
             self._write(weights)
         if written:
             raise RuntimeError(
@@ -144,12 +146,12 @@ class EMA:
 
     def _copy_to(self) -> None:
         self._check_outside("copy_to()")
-        self._write(self._averages)
+        self._write(self.averages)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the averages by name, the number of updates and the options."""
         return {
-            "averages": {name: average.copy() for name, average in self._averages.items()},
+            "averages": {name: average.copy() for name, average in self.averages.items()},
             "updates": self.updates,
             "decay": self.decay,
             "warmup": self.warmup,
@@ -172,20 +174,20 @@ class EMA:
         own = self.parameters.items()
         averages = {name: Tensor(np.empty(p.shape, dtype_of_state(p))) for name, p in own}
         load_values(averages, state_dict["averages"], "EMA")
-        self._averages = {name: average._data for name, average in averages.items()}
+        self.averages = {name: average._data for name, average in averages.items()}
         self.updates = state_dict["updates"]
         self.decay, self.warmup = state_dict["decay"], state_dict["warmup"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes to copy; a copy made inside `applied()` is in no block."""
-        return vars(self) | {"_applied": False}
+        return vars(self) | {"is_applied": False}
 
     def _write(self, values: Mapping[str, NDArray[Any]]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
     def _check_outside(self, what: str) -> None:
-        if self._applied:
+        if self.is_applied:
             raise RuntimeError(
                 f"EMA: {what} inside applied(), where the averages replace the weights; leave the "
                 f"`with` block first"

@@ -23,8 +23,8 @@ def settings_of(value: Settable) -> Any:
         return vars(value) | value.state_dict()
     # Loading a state makes another dict. This dict is kept, so the new one has another id.
     if isinstance(value, EMA):
-        options = value.decay, value.warmup, value.updates, value._applied
-        return *options, id(value._averages), value._averages
+        options = value.decay, value.warmup, value.updates, value.is_applied
+        return *options, id(value.averages), value.averages
     groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
     return groups, id(value.state), value.state
 

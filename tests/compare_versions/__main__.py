@@ -17,7 +17,8 @@ The exit status is 0 if all is equal, and 1 if anything differs that is not allo
   `row: reason`, where a row that ends in `*` stands for all that begin alike; and of the first two
   rows that only the new version has, as for a new case;
 * signatures and help texts of names that `.github/CHANGELOG.md` has in its table of old and new
-  names, in lines such as "| `lora.files.x` | `lora.peft.x` |"; annotations; and new names;
+  names, in lines such as "| `lora.files.x` | `lora.peft.x` |"; annotations; new names; and further
+  optional arguments, if each call of before means the same;
 * of speed a geometric mean of old over new seconds of at least 0.98, if no work is below 0.95.
 
 Kernels are compiled once for each version. They are kept in NUMBA_CACHE_DIR, or under `build`.
@@ -255,6 +256,28 @@ def allow_renamed(differences: Iterable[Difference], text: str) -> None:
             difference.allowed = "new"
         elif set(difference.what) == {"annotations"}:
             difference.allowed = "in annotations only"
+        elif difference.what.keys() - {"annotations"} == {"is called"} and is_extended(
+            *difference.what["is called"]
+        ):
+            difference.allowed = "further optional arguments"
+
+
+def is_extended(old: str, new: str) -> bool:
+    """Return whether a signature differs from the old one by further optional arguments only."""
+    (first, named), (new_first, new_named) = map(_parameters, (old, new))
+    added = [*new_first[len(first) :], *(new_named - named - {"*"})]
+    same = len(first) <= len(new_first) and all(
+        now == before or now.startswith(f"{before}=")
+        for before, now in zip(first, new_first, strict=False)
+    )
+    return same and named - {"*"} <= new_named and all("=" in each for each in added)
+
+
+def _parameters(signature: str) -> tuple[list[str], set[str]]:
+    """Return the parameters before the first star, in their order, and the others."""
+    each = re.split(r", (?![^([]*[)\]])", signature[1:-1])
+    star = next((i for i, text in enumerate(each) if text.startswith("*")), len(each))
+    return each[:star], {*each[star:]}
 
 
 def joined(differences: Iterable[Difference]) -> list[Difference]:

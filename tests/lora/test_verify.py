@@ -636,7 +636,7 @@ def test_an_error_in_an_experiment_says_in_which():
 
 
 def test_what_is_no_layer_is_an_error():
-    with pytest.raises(TypeError, match="adapters are on a Module, not on 3"):
+    with pytest.raises(TypeError, match="only a Module has adapters, not 3"):
         verify(3, MSE, None)
     with pytest.raises(ValueError, match="no adapters"):
         verify(nn.Linear(2, 2), MSE, None)

@@ -186,7 +186,7 @@ from lora.offline import workers
 from tests.lora import stalling
 name, left, *arguments = sys.argv[1:]
 left, before = int(left), workers.progress_bar
-workers._call = stalling.call
+workers.do_task = stalling.call
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 def children():

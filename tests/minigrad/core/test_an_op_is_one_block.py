@@ -88,6 +88,26 @@ def test_advice_for_what_is_not_finite():
     assert "the slope is infinite at 0" in str(error.value)
 
 
+def test_a_text_is_advice_for_each_result_that_is_not_finite():
+    of = mg.op(nonfinite_hint="there is no inverse", gradient_hint="nor a slope")
+    inverse = of(lambda x: 1 / x)
+    inverse.vjp("x", lambda g, out: -g * out * out)
+    x = mg.Tensor(np.zeros(3), requires_grad=True)
+    with np.errstate(all="ignore"), mg.detect_anomaly(), pytest.raises(AnomalyError) as error:
+        inverse(x)
+    assert "there is no inverse" in str(error.value)
+    with np.errstate(all="ignore"), mg.detect_anomaly(), pytest.raises(AnomalyError) as error:
+        inverse(x + 1e-160).sum().backward()
+    assert "nor a slope" in str(error.value)
+
+
+def test_advice_that_is_no_text_does_not_hide_what_is_not_finite():
+    inverse = mg.op(nonfinite_hint=lambda x: 3)(lambda x: 1 / x)
+    with np.errstate(all="ignore"), mg.detect_anomaly(), pytest.raises(AnomalyError) as error:
+        inverse(mg.zeros(3))
+    assert "a hint of this op returned 3; it should return a text or None" in str(error.value)
+
+
 class Bent(nn.Module):
     def __init__(self):
         self.first = nn.Linear(3, 4, rng=np.random.default_rng(0))

@@ -82,4 +82,4 @@ def test_many_calls_beside_many_signs_of_life_take_no_memory():
 def test_impossible_patience_is_refused(text, monkeypatch):
     monkeypatch.setenv(mpi.PATIENCE, text)
     with pytest.raises(ValueError, match=f"MINIGRAD_PATIENCE is the number of .* not {text!r}"):
-        mpi._patience()
+        mpi.patience()

@@ -210,7 +210,7 @@ def test_a_gated_mlp_multiplies_one_map_with_the_activation_of_another(bias, rng
 
 
 def test_a_gated_mlp_refuses_what_it_cannot_be_made_of():
-    with pytest.raises(ValueError, match="Linear: out_features must be a positive integer, not 0"):
+    with pytest.raises(ValueError, match=r"^GatedMLP: out_features must be a positive integer"):
         GatedMLP(3, 0)
     with pytest.raises(TypeError, match="GatedMLP: the activation must be a module"):
         GatedMLP(3, 4, activation="silu")

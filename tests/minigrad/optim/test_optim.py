@@ -860,7 +860,7 @@ def test_maximize_is_true_or_false(cls):
 
 
 def test_dampening_is_a_number():
-    with pytest.raises(TypeError, match=r"^dampening must be a number, not 'a'"):
+    with pytest.raises(TypeError, match=r"^SGD: dampening must be a number, not 'a'"):
         SGD([leaf], dampening="a")
 
 

@@ -394,7 +394,7 @@ def test_schedulers_averages_and_several_optimisers():
             mean.copy_(0.9 * mean + 0.1 * loss.detach())
             return loss, mean * 1
 
-        return step, [*parameters, *map(Tensor, ema._averages.values()), mean]
+        return step, [*parameters, *map(Tensor, ema.averages.values()), mean]
 
     check_same(make)
 

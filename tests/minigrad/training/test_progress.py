@@ -14,7 +14,7 @@ import pytest
 import tqdm
 
 import lora
-from minigrad.kernels import cache
+from minigrad.kernels import start
 from minigrad.nn import MLP
 from minigrad.progress import progress_bar
 from tests import notebooks
@@ -31,7 +31,9 @@ def bars(monkeypatch):
 
     monkeypatch.setattr(tqdm.std.tqdm, "__init__", recorded)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(cache, "announces", False)  # kernels that a test is the first to compile
+    monkeypatch.setattr(
+        start, "before_compiling", None
+    )  # kernels that a test is the first to compile
     return asked
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from minigrad.checks import for_each_axis
 from minigrad.core.tensor import Array, Tensor
-from minigrad.functional.composition import composition
+from minigrad.functional.compositions import composition
 from minigrad.functional.shape import pad
 from minigrad.ops import convolution, reshape
-from minigrad.ops.convolution import Sizes
+from minigrad.ops.convolutions import Sizes
 
 
 @composition

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import none_given, op_error, op_of
+from minigrad.errors import none_given, op_error, op_of, without_name
 from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             kind = next(kind for kind in kinds if isinstance(error, kind))
             message = vars(error).get("message", str(error))  # without the name of an inner op
             if isinstance(error, TypeError):
-                message = instead_of_argument(error) or message
+                message = instead_of_argument(error) or without_name(message)
             raise op_error(kind, name, message) from error
 
     if function.__module__.startswith("minigrad.functional."):

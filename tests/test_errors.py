@@ -1,0 +1,53 @@
+"""The messages of errors begin with the name of the function, class or layer that was called."""
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+from minigrad import nn, optim
+
+X = mg.tensor([[1.0, 2.0]], requires_grad=True)
+PLAIN = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mg.mse(X), "mse: missing 1 required positional argument: 'target'"),
+        (lambda: mg.mse(X, [1.0]), r"mse: .* \(1, 2\), the target \(1,\); they must be the same"),
+        (lambda: nn.MSELoss()(X, [1.0]), "MSELoss: the prediction has shape"),
+        (lambda: nn.CrossEntropyLoss()(X), "CrossEntropyLoss: missing 1 req.*: 'target'"),
+        (lambda: nn.ReLU()(), "ReLU: missing 1 required positional argument: 'x'"),
+        (lambda: nn.Softmax(axis=7)(X), "Softmax: axis 7 is out of bounds"),
+        (lambda: nn.Linear(0, 2), "Linear: "),
+        (lambda: optim.SGD([X], lr=-1), r"SGD: lr must be in \[0.0, inf\), not -1"),
+        (lambda: optim.StepLR(optim.SGD([X]), 0), "StepLR: "),
+        (lambda: mg.checkpoint(3), "checkpoint: f is a function or a module, not 3"),
+        *(
+            (lambda name=name: getattr(lora, name)(3), f"{name}: only a Module has adapters, not 3")
+            for name in ("adapters", "detach", "fold", "merge", "switch", "unmerge", "quantize")
+        ),
+        (lambda: lora.save(3, "x"), "save: only a Module has adapters, not 3"),
+        (lambda: lora.remove(3, "x"), "remove: only a Module has adapters, not 3"),
+        (lambda: lora.param_groups(3, lr=0.1), "param_groups: only a Module has adapters, not 3"),
+        (lambda: lora.merge(PLAIN), r"merge: the model has no adapters; lora\.attach"),
+        (lambda: lora.load(PLAIN, 3), "load: .*, not 'int'"),
+        (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 0, 1), "LoRALayer: rank"),
+        (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 1, -1), "LoRALayer: alpha"),
+        (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 1, 1, dropout=2), "LoRALayer: dropout"),
+    ],
+)
+def test_a_message_names_what_was_called(call, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        call()
+
+
+def test_a_message_names_the_function_that_was_called_and_none_inside_of_it():
+    class Own(nn.Linear):
+        pass
+
+    with pytest.raises(ValueError, match=r"^Own: in_features"):
+        Own(0, 2)
+    with pytest.raises(ValueError, match=r"^MLP: out_features must be a positive integer, not 0"):
+        nn.MLP([2, 0])
