@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import none_given, op_error, op_of
+from minigrad.errors import called_with, none_given, op_error
 from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
@@ -60,14 +60,14 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                 return result
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
-            if op_of(error) == name:
-                raise
             kinds: Any = ValueError, IndexError, TypeError  # AxisError is both of the first two
             kind = next(kind for kind in kinds if isinstance(error, kind))
+            call = vars(error).get("call", "")
             message = vars(error).get("message", str(error))  # without the name of an inner op
+            message = message.removesuffix(call)
             if isinstance(error, TypeError):
                 message = instead_of_argument(error) or message
-            raise op_error(kind, name, message) from error
+            raise op_error(kind, name, message, call and called_with(args, options)) from error
 
     if function.__module__.startswith("minigrad.functional."):
         COMPOSITIONS[name] = named
