@@ -41,16 +41,19 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given: Any = args
             value: Any
+            if many == 0 and len(args) == 1 and args[0].__class__ in (list, tuple):
+                value = args[0]  # vectors in a list, as PyTorch has them
+                given = tuple(value) if any(map(np.ndim, value)) else args
             for i, value in enumerate(given):
                 if value.__class__ not in _USUAL and (i in positions or i >= many):
                     parameter = parameters[min(i, many)]
-                    value = _array(parameter, value, (*args, *options.values()))
+                    value = _array(parameter, value, (*given, *options.values()))
                     given = (*given[:i], value, *given[i + 1 :])
                 elif value.__class__ in _NUMPY:
                     given = (*given[:i], value.item(), *given[i + 1 :])
             for key, value in options.items():
                 if value.__class__ not in _USUAL and key in arrays:
-                    options[key] = _array(arrays[key], value, (*args, *options.values()))
+                    options[key] = _array(arrays[key], value, (*given, *options.values()))
                 elif value.__class__ in _NUMPY:
                     options[key] = value.item()
             if mode.state[1] and not _has_tensor((*given, *options.values())):

@@ -139,7 +139,7 @@ def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
     """Coordinates of a grid: with `indexing="ij"`, vector i is repeated to vary along axis i only.
 
     With "xy", the first two axes are swapped, so that the first vector varies along a row. "xy" is
-    the default, as in numpy; in PyTorch the default is "ij".
+    the default, as in numpy; in PyTorch the default is "ij". The vectors may also be in a list.
 
     Raises:
         ValueError: if `indexing` is unknown, or an array has more than one axis.

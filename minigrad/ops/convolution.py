@@ -202,8 +202,8 @@ def _checked(
         length = x[2 + axis] + 2 * geometry.padding[axis]
         reach = geometry.dilation[axis] * (weight[2 + axis] - 1) + 1
         raise ValueError(
-            f"a kernel that covers {reach} elements along axis {axis - 2} is larger than the padded "
-            f"x, which has {length} there; pad more, or choose a smaller kernel or dilation"
+            f"a kernel that covers {reach} elements along axis {axis - 2} is larger than the "
+            f"padded x, which has {length} there; pad more, or choose a smaller kernel or dilation"
         )
     return geometry, size
 
