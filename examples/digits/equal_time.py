@@ -185,7 +185,7 @@ def comparison(results: Sequence[Readers], budget: float) -> str:
     ]
     if len(results) == 1:
         lines += [
-            f"One split does not show which network reads {UPRIGHT} digits better; without --quick,",
-            "more of them do.",
+            f"One split does not show which network reads {UPRIGHT} digits better; several do,",
+            "without --quick.",
         ]
     return "\n".join(lines)
