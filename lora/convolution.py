@@ -35,7 +35,8 @@ class LoRAConv(AdaptedLayer):
         if layer.groups > 1:
             raise ValueError(
                 f"its filters are in {layer.groups} groups, and each sees the channels of its own, "
-                f"where A sees all; so W + s B A would be no weight of the layer. Exclude it"
+                f"where A sees all; so W + s B A would be no weight of the layer. Exclude it; "
+                f"PEFT's adapters of such a layer cannot be loaded"
             )
         made = super().around(layer)
         made.options = layer.stride, layer.padding, layer.dilation

@@ -8,19 +8,22 @@ errors from numpy's. So the name is also an attribute, and no code has to parse 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 E = TypeVar("E", bound=Exception)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def op_error(kind: type[E], op: str, message: str) -> E:
-    """Make an error with the text `op: message`; both parts are attributes too."""
-    error = kind(f"{op}: {message}")
-    vars(error).update(op=op, message=message)
+def op_error(kind: type[E], op: str, message: str, call: str = "") -> E:
+    """Make an error with the text `op: message`; both parts are attributes too.
+
+    `call` is the end of the message, from `called_with`. A function that calls `op` replaces it.
+    """
+    error = kind(f"{op}: {message}{call}")
+    vars(error).update(op=op, message=message + call, call=call)
     return error
 
 
@@ -64,3 +67,16 @@ def none_given(name: str) -> str:
 def op_of(error: Exception) -> str | None:
     """Return the name of the function that raised the error, or None for another error."""
     return vars(error).get("op")
+
+
+def called_with(args: Sequence[Any], options: Mapping[str, Any] | None = None) -> str:
+    """Return the end of a message that describes the arguments of a call, arrays by their shape."""
+    named = [f"{name}={_described(value)}" for name, value in (options or {}).items()]
+    given = ", ".join([*map(_described, args), *named])
+    return given and f"; it was called with {given:.1000}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and any(hasattr(each, "dtype") for each in value):
+        return f"[{', '.join(map(_described, value))}]"
+    return f"{value.shape} {value.dtype}" if hasattr(value, "dtype") else f"{value!r:.50}"

@@ -215,6 +215,10 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
         (lambda: minigrad.transpose(minigrad.ones(2, 3), 0, 1), "transpose.*; use minigrad.swapax"),
         (lambda: ONE.repeat(2, 1, 1), "repeat: .* were given; use minigrad.tile"),
         (lambda: minigrad.scatter_add(ONE, 0, [0], ONE), "scatter_add.*; it adds values at"),
+        (lambda: nn.MaxPool2d(2, return_indices=True), "MaxPool2d: .*; leave it out"),
+        (lambda: nn.LSTM(5, 7, proj_size=3), "LSTM: .*'proj_size'; leave it out"),
+        (lambda: minigrad.scatter(ONE, 0, 0, ONE, reduce="add"), "scatter: .*; .*scatter_add"),
+        (lambda: minigrad.svd(minigrad.ones(2, 2), some=True), "svd: .*; here it is full_matrices"),
         (lambda: minigrad.where(ONE > 0), "where.*; use minigrad.nonzero"),
     ],
 )

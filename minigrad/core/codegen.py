@@ -37,7 +37,7 @@ import numpy as np
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import none_given, op_error, op_of
+from minigrad.errors import called_with, none_given, op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
 
@@ -114,7 +114,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
             yield "else:"
             yield f"    if {given}{p}.__class__ not in _NUMBERS:"
-            required = f", _op, {op.parameters.index(p)}" if p in inputs else ""
+            is_array = p in inputs or signature[p].annotation == "Array"
+            required = f", _op, {op.parameters.index(p)}" if is_array else ""
             yield f"        {p} = _plain({p}{required})"
             if p in inputs:
                 yield "        _mixed = True"
@@ -437,23 +438,17 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     """Return the error of a forward function, with the op's name and operands in the message."""
     if op_of(error) == op.name:
         return error
-    operands = ", ".join(
-        f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
-        for value in values
-    )
     text, named = str(error), dict(zip(op.parameters, values, strict=False))
     if "boolean subtract" in text:  # numpy advises functions that are not here
         text = f"{text.partition(', use ')[0]}; use not_equal"
     elif text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
-    text = f"{text.rstrip('.')}; it was called with {operands}" if operands else text
-    if isinstance(error, (OverflowError, ValueError)):
-        return op_error(ValueError, op.name, text)
-    if isinstance(error, IndexError):
-        return op_error(IndexError, op.name, text)
-    no_numbers = str(error).startswith("ufunc")  # a ufunc without a loop for these types
-    takes = ", and takes tensors, arrays and numbers" if no_numbers else ""
-    return op_error(TypeError, op.name, text + takes)
+    elif text.startswith("ufunc"):  # without a loop for these types
+        text = f"takes tensors, arrays and numbers; {text}"
+    kind: type[Exception] = IndexError if isinstance(error, IndexError) else TypeError
+    if isinstance(error, (OverflowError, ValueError)):  # AxisError is an IndexError as well
+        kind = ValueError
+    return op_error(kind, op.name, text.rstrip("."), called_with(values))
 
 
 # The types of Python numbers, which adapt to the dtype of the array operand.

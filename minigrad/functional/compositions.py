@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import none_given, op_error, op_of, without_name
+from minigrad.errors import called_with, none_given, op_error, without_name
 from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
@@ -41,16 +41,19 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given: Any = args
             value: Any
+            if many == 0 and len(args) == 1 and args[0].__class__ in (list, tuple):
+                value = args[0]  # vectors in a list, as PyTorch has them
+                given = tuple(value) if any(map(np.ndim, value)) else args
             for i, value in enumerate(given):
                 if value.__class__ not in _USUAL and (i in positions or i >= many):
                     parameter = parameters[min(i, many)]
-                    value = _array(parameter, value, (*args, *options.values()))
+                    value = _array(parameter, value, (*given, *options.values()))
                     given = (*given[:i], value, *given[i + 1 :])
                 elif value.__class__ in _NUMPY:
                     given = (*given[:i], value.item(), *given[i + 1 :])
             for key, value in options.items():
                 if value.__class__ not in _USUAL and key in arrays:
-                    options[key] = _array(arrays[key], value, (*args, *options.values()))
+                    options[key] = _array(arrays[key], value, (*given, *options.values()))
                 elif value.__class__ in _NUMPY:
                     options[key] = value.item()
             if mode.state[1] and not _has_tensor((*given, *options.values())):
@@ -60,14 +63,14 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                 return result
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
-            if op_of(error) == name:
-                raise
             kinds: Any = ValueError, IndexError, TypeError  # AxisError is both of the first two
             kind = next(kind for kind in kinds if isinstance(error, kind))
+            call = vars(error).get("call", "")
             message = vars(error).get("message", str(error))  # without the name of an inner op
+            message = message.removesuffix(call)
             if isinstance(error, TypeError):
                 message = instead_of_argument(error) or without_name(message)
-            raise op_error(kind, name, message) from error
+            raise op_error(kind, name, message, call and called_with(args, options)) from error
 
     if function.__module__.startswith("minigrad.functional."):
         COMPOSITIONS[name] = named

@@ -95,11 +95,8 @@ def max_pool2d(
             or the padding is more than half a window.
         TypeError: if `ceil_mode` is not True or False.
     """
-    check_flag("ceil_mode", ceil_mode)
-    sizes = _sizes(x, 2)
-    options = _options(2, kernel_size, stride, padding)
-    dilations = for_each_axis("dilation", dilation, 2)
-    rows, columns = map(_max_windows, sizes, *options, dilations, [ceil_mode] * 2)
+    options = max_options(2, kernel_size, stride, padding, dilation, ceil_mode)
+    rows, columns = map(_max_windows, _sizes(x, 2), *options, [ceil_mode] * 2)
     return getitem(reshape(x, -1), window_argmaxes(x, rows, columns))
 
 
@@ -119,9 +116,8 @@ def max_pool1d(
     Raises:
         ValueError, TypeError: as in `max_pool2d`.
     """
-    options = _options(1, kernel_size, stride, padding)
-    dilations = (1, *for_each_axis("dilation", dilation, 1))
-    return _as_images(max_pool2d, x, *options, dilations, ceil_mode)
+    options = max_options(1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _as_images(max_pool2d, x, *options, ceil_mode)
 
 
 @lru_cache(maxsize=1024)
@@ -208,19 +204,11 @@ def avg_pool2d(
         ValueError: as in `max_pool2d`, or if the divisor is 0 or not an integer.
         TypeError: if a flag is not True or False.
     """
-    check_flag("ceil_mode", ceil_mode)
-    check_flag("count_include_pad", count_include_pad)
-    is_integer = isinstance(divisor_override, (int, np.integer)) and divisor_override is not True
-    if divisor_override is not None and not (is_integer and divisor_override):
-        raise ValueError(
-            f"divisor_override must be an integer other than 0, or None, not "
-            f"{divisor_override!r:.60}"
-        )
-    sizes = _sizes(x, 2)
-    options = _options(2, kernel_size, stride, padding)
+    given = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    options = mean_options(2, *given)
     flags = [[flag] * 2 for flag in (ceil_mode, count_include_pad)]
     divisors = divisor_override, None if divisor_override is None else 1
-    return window_means(x, *map(_mean_windows, sizes, *options, *flags, divisors))
+    return window_means(x, *map(_mean_windows, _sizes(x, 2), *options, *flags, divisors))
 
 
 @composition
@@ -239,7 +227,7 @@ def avg_pool1d(
     Raises:
         ValueError, TypeError: as in `avg_pool2d`.
     """
-    options = _options(1, kernel_size, stride, padding)
+    options = mean_options(1, kernel_size, stride, padding, ceil_mode, count_include_pad)
     return _as_images(avg_pool2d, x, *options, ceil_mode, count_include_pad)
 
 
@@ -272,7 +260,7 @@ def adaptive_avg_pool2d(x: Array, output_size: OutputSizes) -> Tensor:
             negative.
     """
     sizes = _sizes(x, 2)
-    return window_means(x, *map(_adaptive_windows, sizes, _counts(output_size, sizes)))
+    return window_means(x, *map(_adaptive_windows, sizes, counts(2, output_size, sizes)))
 
 
 @composition
@@ -284,15 +272,15 @@ def adaptive_avg_pool1d(x: Array, output_size: OutputSizes) -> Tensor:
     Raises:
         ValueError: as in `adaptive_avg_pool2d`.
     """
-    return _as_images(adaptive_avg_pool2d, x, (1, *_counts(output_size, x.shape[-1:])))
+    return _as_images(adaptive_avg_pool2d, x, (1, *counts(1, output_size, x.shape[-1:])))
 
 
-def _counts(output_size: OutputSizes, sizes: tuple[int, ...]) -> tuple[int, ...]:
+def counts(axes: int, output_size: OutputSizes, sizes: tuple[int, ...] = (1, 1)) -> tuple[int, ...]:
     """Return the number of windows along each axis; None becomes the size of the axis."""
-    given = output_size if isinstance(output_size, Sequence) else [output_size] * len(sizes)
-    if len(given) == len(sizes):
-        given = [size if n is None else n for n, size in zip(given, sizes, strict=True)]
-    return for_each_axis("output_size", given, len(sizes), least=0)
+    given = output_size if isinstance(output_size, Sequence) else [output_size] * axes
+    if len(given) == axes:
+        given = [size if n is None else n for n, size in zip(given, sizes, strict=False)]
+    return for_each_axis("output_size", given, axes, least=0)
 
 
 @lru_cache(maxsize=1024)
@@ -323,22 +311,44 @@ def _as_images(pool2d: Callable[..., Tensor], x: Array, *options: Any) -> Tensor
     return reshape(out, (*out.shape[:-2], out.shape[-1]))
 
 
-def _options(
-    axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes
-) -> list[tuple[int, ...]]:
-    """Return kernel_size, stride and padding for H and W; a sequence has windows of height 1."""
+def max_options(
+    axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes,
+    ceil_mode: bool,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """Check options, and return kernel_size, stride, padding and dilation for H and W.
+
+    A sequence has windows of height 1.
+    """
+    check_flag("ceil_mode", ceil_mode)
     sizes = for_each_axis("kernel_size", kernel_size, axes)
     strides = sizes if stride is None else for_each_axis("stride", stride, axes)
-    options = [sizes, strides, for_each_axis("padding", padding, axes, least=0)]
-    if axes == 2:
-        return options
-    return [(usual, *option) for usual, option in zip((1, 1, 0), options, strict=True)]
+    paddings = for_each_axis("padding", padding, axes, least=0)
+    dilations = for_each_axis("dilation", dilation, axes)
+    for size, added, between in zip(sizes, paddings, dilations, strict=True):
+        reach = between * (size - 1) + 1
+        if added > reach // 2:
+            raise ValueError(f"padding = {added} is more than half a window, which spans {reach}")
+    options = [sizes, strides, paddings, dilations]
+    return options if axes == 2 else [(u, *v) for u, v in zip((1, 1, 0, 1), options, strict=True)]
+
+
+def mean_options(
+    axes: int, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, ceil_mode: bool,
+    count_include_pad: bool, divisor_override: int | None = None,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """Check options, and return kernel_size, stride and padding as `max_options` does."""
+    check_flag("count_include_pad", count_include_pad)
+    is_integer = isinstance(divisor_override, (int, np.integer)) and divisor_override is not True
+    if divisor_override is not None and (not is_integer or divisor_override == 0):
+        raise ValueError(
+            f"divisor_override must be an integer other than 0, or None, not "
+            f"{divisor_override!r:.60}"
+        )
+    return max_options(axes, kernel_size, stride, padding, 1, ceil_mode)[:3]
 
 
 def _starts(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> NDArray[np.int64]:
     """Return where windows of length `reach` begin along an axis of size `size`."""
-    if padding > reach // 2:
-        raise ValueError(f"padding = {padding} is more than half a window, which spans {reach}")
     rest = size + 2 * padding - reach
     count = (rest + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (count - 1) * stride >= size + padding:

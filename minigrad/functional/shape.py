@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.checks import check_count, check_positive
+from minigrad.checks import check_count, check_integer, check_positive
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import none_given
@@ -139,7 +139,7 @@ def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
     """Coordinates of a grid: with `indexing="ij"`, vector i is repeated to vary along axis i only.
 
     With "xy", the first two axes are swapped, so that the first vector varies along a row. "xy" is
-    the default, as in numpy; in PyTorch the default is "ij".
+    the default, as in numpy; in PyTorch the default is "ij". The vectors may also be in a list.
 
     Raises:
         ValueError: if `indexing` is unknown, or an array has more than one axis.
@@ -350,7 +350,9 @@ def tril(x: Array, k: int = 0) -> Tensor:
 
     Raises:
         ValueError: if x has fewer than two axes.
+        TypeError: if `k` is not an integer.
     """
+    check_integer("k", k)
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k, np.bool_), x, _ZERO)
 
 
@@ -360,7 +362,9 @@ def triu(x: Array, k: int = 0) -> Tensor:
 
     Raises:
         ValueError: if x has fewer than two axes.
+        TypeError: if `k` is not an integer.
     """
+    check_integer("k", k)
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k - 1, np.bool_), _ZERO, x)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY
+from typing import Any, ClassVar
 
 from minigrad import functional
-from minigrad.functional.pooling import OutputSizes
+from minigrad.errors import op_error
+from minigrad.functional.pooling import OutputSizes, counts, max_options, mean_options
 from minigrad.nn.module import FunctionModule
 from minigrad.ops.convolutions import Sizes
 
@@ -13,14 +16,27 @@ __all__ = ["AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "
 __all__ += ["MaxPool2d"]
 
 
-class MaxPool1d(FunctionModule):
+class _Pool(FunctionModule):
+    """Base class of pooling layers, which checks their options."""
+
+    _axes: ClassVar[int]
+    _check: ClassVar[Callable[..., Any]]
+
+    def __post_init__(self) -> None:
+        try:
+            type(self)._check(self._axes, **{name: getattr(self, name) for name in self._options})
+        except (TypeError, ValueError) as error:
+            raise op_error(type(error), type(self).__name__, str(error)) from None
+
+
+class MaxPool1d(_Pool):
     """The largest element of each window: `(N, C, L) -> (N, C, L')`, as `max_pool1d`.
 
     Raises:
-        ValueError, TypeError: when called, as `max_pool1d`.
+        ValueError, TypeError: as `max_pool1d`; for an option alone, when the layer is made.
     """
 
-    function = functional.max_pool1d
+    function, _axes, _check = functional.max_pool1d, 1, max_options
     kernel_size: Sizes
     stride: Sizes | None = None
     padding: Sizes = 0
@@ -35,20 +51,20 @@ class MaxPool2d(MaxPool1d):
     Indices are not returned.
 
     Raises:
-        ValueError, TypeError: when called, as `max_pool2d`.
+        ValueError, TypeError: as `max_pool2d`; for an option alone, when the layer is made.
     """
 
-    function = functional.max_pool2d
+    function, _axes = functional.max_pool2d, 2
 
 
-class AvgPool1d(FunctionModule):
+class AvgPool1d(_Pool):
     """The mean of each window: `(N, C, L) -> (N, C, L')`, as `avg_pool1d`.
 
     Raises:
-        ValueError, TypeError: when called, as `avg_pool1d`.
+        ValueError, TypeError: as `avg_pool1d`; for an option alone, when the layer is made.
     """
 
-    function = functional.avg_pool1d
+    function, _axes, _check = functional.avg_pool1d, 1, mean_options
     kernel_size: Sizes
     stride: Sizes | None = None
     padding: Sizes = 0
@@ -60,21 +76,21 @@ class AvgPool2d(AvgPool1d):
     """The mean of each window: `(N, C, H, W) -> (N, C, H', W')`, as `avg_pool2d`.
 
     Raises:
-        ValueError, TypeError: when called, as `avg_pool2d`.
+        ValueError, TypeError: as `avg_pool2d`; for an option alone, when the layer is made.
     """
 
-    function = functional.avg_pool2d
+    function, _axes = functional.avg_pool2d, 2
     divisor_override: int | None = None
 
 
-class AdaptiveAvgPool1d(FunctionModule):
+class AdaptiveAvgPool1d(_Pool):
     """The means of `output_size` windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool1d`.
 
     Raises:
-        ValueError: when called, as `adaptive_avg_pool1d`.
+        ValueError: as `adaptive_avg_pool1d`; for an option alone, when the layer is made.
     """
 
-    function = functional.adaptive_avg_pool1d
+    function, _axes, _check = functional.adaptive_avg_pool1d, 1, counts
     output_size: OutputSizes
 
 
@@ -84,7 +100,7 @@ class AdaptiveAvgPool2d(AdaptiveAvgPool1d):
     Shapes: `(N, C, H, W) -> (N, C, H', W')`.
 
     Raises:
-        ValueError: when called, as `adaptive_avg_pool2d`.
+        ValueError: as `adaptive_avg_pool2d`; for an option alone, when the layer is made.
     """
 
-    function = functional.adaptive_avg_pool2d
+    function, _axes = functional.adaptive_avg_pool2d, 2

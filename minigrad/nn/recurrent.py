@@ -7,6 +7,7 @@ sequences of a batch have the same length; PyTorch's PackedSequence is not suppo
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -128,6 +129,12 @@ class _Layers(_Recurrent):
         super().__init__(input_size, hidden_size, bias)
         check_positive("num_layers", num_layers)
         check_probability("dropout", dropout)
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"{type(self).__name__}: dropout={dropout} drops nothing, because it is between "
+                f"layers, and num_layers=1; use minigrad.dropout after the layer",
+                stacklevel=3,
+            )
         check_flag("batch_first", batch_first)
         check_flag("bidirectional", bidirectional)
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
@@ -202,7 +209,8 @@ class RNN(_Layers):
         nonlinearity: f, "tanh" or "relu".
         bias: whether the layers have b_ih and b_hh.
         batch_first: whether the batch is the first axis of input and output, not the second.
-        dropout: the probability of dropout between layers, in training.
+        dropout: the probability of dropout between layers, in training; with one layer there is
+            none, and a warning says so.
         bidirectional: whether each layer also runs backward through the sequence.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.checks import check_above_0
+from minigrad.checks import check_above_0, check_range
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import clip, exp, log, normal_cdf, tanh, where
@@ -53,7 +53,12 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x where x > 0, else `negative_slope` x; the derivative at 0 is `negative_slope`.
 
     From Maas et al., 2013.
+
+    Raises:
+        ValueError: if `negative_slope` is infinite or nan.
+        TypeError: if it is not a number.
     """
+    check_range("negative_slope", negative_slope, -math.inf, math.inf)
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -69,7 +74,12 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
     """x where x > 0, else `alpha` (e^x - 1) (Clevert et al., 2016).
 
     The derivative is 1 where x > 0, else `alpha` e^x; so it is `alpha` at 0.
+
+    Raises:
+        ValueError: if `alpha` is infinite or nan.
+        TypeError: if it is not a number.
     """
+    check_range("alpha", alpha, -math.inf, math.inf)
     return kernels.activation.elu(x, float(alpha))
 
 

@@ -12,10 +12,18 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
-from minigrad.ops.of_numpy import binary, booleans, index, logical, logical_reducer, unary
+from minigrad.ops.of_numpy import (
+    binary,
+    booleans,
+    equality,
+    index,
+    logical,
+    logical_reducer,
+    unary,
+)
 
-equal = binary("equal", "a == b, as booleans.")
-not_equal = binary("not_equal", "a != b, as booleans.")
+equal = equality("equal", "a == b, as booleans.")
+not_equal = equality("not_equal", "a != b, as booleans.")
 less = binary("less", "a < b, as booleans.")
 less_equal = binary("less_equal", "a <= b, as booleans.")
 greater = binary("greater", "a > b, as booleans.")

@@ -189,12 +189,12 @@ def _checked(
     )  # fmt: skip
     _check_axes(x=x, weight=weight)
     if 0 in weight:
-        raise ValueError(f"weight must not be empty; it has shape {weight}")
+        raise ValueError("weight must not be empty")
     if x[1] != weight[1] * groups or weight[0] % groups:
         raise ValueError(
             f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels do not go with "
-            f"groups={groups}: groups must divide the filters, and images must have groups times "
-            f"as many channels as a filter"
+            f"groups={groups}: groups must divide the filters, and x must have groups times as "
+            f"many channels as a filter"
         )
     size = geometry.result_size(x[2:], weight[2:])
     if min(size) < 1:
@@ -202,8 +202,8 @@ def _checked(
         length = x[2 + axis] + 2 * geometry.padding[axis]
         reach = geometry.dilation[axis] * (weight[2 + axis] - 1) + 1
         raise ValueError(
-            f"a kernel that covers {reach} elements of an axis is larger than the padded image, "
-            f"which has {length} there"
+            f"a kernel that covers {reach} elements along axis {axis - 2} is larger than the "
+            f"padded x, which has {length} there; pad more, or choose a smaller kernel or dilation"
         )
     return geometry, size
 

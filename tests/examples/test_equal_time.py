@@ -123,6 +123,9 @@ def test_the_table_has_both_and_their_difference(compared):
     numbers = [float(line.split()[-1]) for line in lines[1:4]]
     assert numbers[1] - numbers[0] == pytest.approx(numbers[2], abs=0.11)
     assert [line.split()[0] for line in lines[1:4]] == [DENSE, CNN, "difference"]
+    warning = "One split does not show which network reads upright digits better"
+    assert lines[-2].startswith(warning)
+    assert warning not in comparison([result, result], 0.4)
 
 
 def test_the_option_is_handed_on(monkeypatch):

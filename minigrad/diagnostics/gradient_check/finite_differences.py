@@ -386,13 +386,15 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
     if not finite:
         return _one_sided(analytic, seen)
     best = min(finite, key=lambda q: q.error)
+    undefined = line.problem.undefined if math.isnan(analytic) else ""
     if _diverges(seen):
         reason = "not smooth here: the slope grows without bound as the step shrinks"
         if not math.isfinite(analytic):
-            reason = f"the analytic gradient is not finite, and f is {reason}"
+            why = undefined or "the analytic gradient is not finite"
+            reason = f"{why}, and f is {reason}"
         return Judgement("cannot tell", finite[-1].value, math.inf, reason)
-    if math.isnan(analytic) and line.problem.undefined:
-        return Judgement("cannot tell", best.value, best.error, line.problem.undefined)
+    if undefined:
+        return Judgement("cannot tell", best.value, best.error, undefined)
     if not math.isfinite(analytic):
         return Judgement("disagree", best.value, best.error, "the analytic gradient is not finite")
     unresolved = f"below what {line.dtype} can resolve here"

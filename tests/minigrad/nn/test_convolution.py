@@ -27,7 +27,7 @@ REFUSED = {
         {"padding": "same", "stride": 2},
         "offered for a stride of 1, not of 2, 2",
     ),
-    "a large kernel": ({"dilation": 4}, "covers 9 elements of an axis is larger than"),
+    "a large kernel": ({"dilation": 4}, "covers 9 elements along axis -2 is larger than"),
 }
 
 
@@ -65,8 +65,10 @@ def test_operands_that_are_refused():
     ):
         with pytest.raises(ValueError, match=f"^{f.__name__}: .*{message}"):
             f(*operands, size)
-    with pytest.raises(ValueError, match=r"conv1d: a kernel that covers 5 elements .* has 3 there"):
+    with pytest.raises(ValueError, match=r"conv1d: .* covers 5 .* axis -1 .* 3 there; pad"):
         mg.conv1d(np.ones((1, 1, 3)), np.ones((1, 1, 5)))
+    with pytest.raises(ValueError, match=r"conv2d: .* covers 3 .* axis -2 .* 2 there; .* dilation"):
+        mg.conv2d(np.ones((1, 2, 5)), np.ones((1, 1, 2, 2)), dilation=2)
     with pytest.raises(ValueError, match=r"conv1d: .* a stride of 1, not of 2$"):
         mg.conv1d(np.ones((1, 1, 9)), np.ones((1, 1, 5)), stride=2, padding="same")
     with pytest.raises(

@@ -82,6 +82,35 @@ def test_pooling_layers_take_their_options(layer, reference, options, looks, rng
     assert repr(layer) == looks
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MaxPool2d(0), ValueError, "kernel_size must be a positive integer, not 0"),
+        (lambda: MaxPool1d((2, 2)), ValueError, "kernel_size is one number, not"),
+        (lambda: AvgPool2d(2, (1, 0)), ValueError, "stride must be a positive integer, not 0"),
+        (lambda: AvgPool1d(2, padding=2), ValueError, "padding = 2 is more than half a window"),
+        (lambda: MaxPool2d(2, padding=3), ValueError, "padding = 3 is more than half a window"),
+        (lambda: MaxPool2d(2, dilation=-1), ValueError, "dilation must be a positive integer"),
+        (lambda: MaxPool1d(2, ceil_mode=1), TypeError, "ceil_mode must be True or False, not 1"),
+        (
+            lambda: AvgPool2d(2, 1, 0, False, 1),
+            TypeError,
+            "count_include_pad must be True or False",
+        ),
+        (
+            lambda: AvgPool2d(2, divisor_override=0),
+            ValueError,
+            "divisor_override must be an integer",
+        ),
+        (lambda: AdaptiveAvgPool2d(-1), ValueError, "output_size must be an integer of at least 0"),
+        (lambda: AdaptiveAvgPool1d((2, None)), ValueError, "output_size is one number, not"),
+    ],
+)
+def test_options_of_pooling_are_checked_when_a_layer_is_made(make, error, message):
+    with pytest.raises(error, match=rf"^\w+Pool[12]d: {message}"):
+        make()
+
+
 # ----------------------------------------------------------------------------------------------
 # Batch norm
 # ----------------------------------------------------------------------------------------------

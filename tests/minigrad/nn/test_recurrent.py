@@ -278,7 +278,8 @@ def test_dropout_is_between_layers_and_in_training_only(rng, kind):
     out, last = dropping.train()(x)
     assert not np.allclose(out.data, plain(x)[0].data)
     same(flat(last)[0][0], flat(plain(x)[1])[0][0])  # of the first layer
-    one = layer_of(kind, 1, dropout=0.5)
+    with pytest.warns(UserWarning, match=rf"^{kind}: dropout=0.5 drops nothing.* num_layers=1;"):
+        one = layer_of(kind, 1, dropout=0.5)
     same(one(x), layer_of(kind)(x))
     nothing, _ = layer_of(kind, 2, dropout=1.0)(x)
     zeros = mg.tensor(np.zeros((L, N, H)))

@@ -211,14 +211,21 @@ SHAPES = [
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
     bad("triu", (ROW,), ValueError, "(3,)"),
+    *[bad(name, (X, 1.5), TypeError, "k is an integer, not 1.5") for name in ("tril", "triu")],
+    bad("leaky_relu", (X, "1"), TypeError, "negative_slope must be a number, not '1'"),
+    bad("elu", (X, None), TypeError, "alpha must be a number, not None"),
     *[
         bad(name, ([],), ValueError, "at least one array, not none")
         for name in ("concatenate", "vstack", "hstack", "column_stack")
     ],
-    bad("vstack", ([X, np.ones(2)],), ValueError, "(2, 3)", "(1, 2)"),
+    bad("vstack", ([X, np.ones(2)],), ValueError, "called with [(2, 3) float64, (2,) float64]"),
     bad("hstack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
-    bad("column_stack", ([X, ROW],), ValueError, "(2, 3)", "(3, 1)"),
+    bad("column_stack", ([X, ROW],), ValueError, "called with [(2, 3) float64, (3,) float64]"),
+    bad("conv2d", (STACK, np.ones((4, 2, 3, 3))), ValueError, "called with (2, 2, 2) float64, (4"),
+    bad("conv1d", (STACK, np.ones((6, 2, 3)), None, 2), ValueError, "(6, 2, 3) float64, None, 2"),
+    bad("conv1d", (STACK, np.ones((6, 2, 3))), ValueError, "(6, 2, 3) float64, groups=2", groups=2),
     bad("meshgrid", (X,), ValueError, "(2, 3)"),
+    bad("meshgrid", ([ROW, None],), TypeError, "not None for xi"),
     bad("meshgrid", (ROW,), ValueError, "'yx'", "'xy'", indexing="yx"),
     bad("diff", (X, -1), ValueError, "-1"),
     bad("diff", (X, 1.5), ValueError, "1.5"),
@@ -720,12 +727,20 @@ IMAGE = np.ones((1, 1, 2, 2))
         ("stack", r"arrays\[1\]", lambda f: f([X, None])),
         *[(name, "x", lambda f: f(None)) for name in ("std", "norm", "softmax", "gelu", "sum")],
         *[(name, "x", lambda f: f(None)) for name in ("max", "mean", "exp", "relu", "cumsum")],
+        *[(name, "x", lambda f: f(None)) for name in ("isnan", "argmax", "argsort", "any")],
+        *[(name, "a", lambda f: f(None, X)) for name in ("less", "logical_or")],
+        ("where", "condition", lambda f: f(None, X, X)),
     ],
 )
 def test_none_is_no_tensor_and_its_argument_is_named(name, argument, call):
     says = rf"^{name}: takes tensors, arrays and numbers, not None for {argument}; a function"
     with pytest.raises(TypeError, match=says):
         call(getattr(minigrad, name))
+
+
+def test_a_comparison_with_none_by_an_operator_is_no_error():
+    assert not (Tensor(X) == None).any()  # noqa: E711
+    assert (Tensor(X) != None).all()  # noqa: E711
 
 
 def test_layers_refuse_none_too():

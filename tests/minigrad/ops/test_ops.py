@@ -524,6 +524,17 @@ def test_places_and_counts_may_be_numpy_integers(rng):
     assert_array_equal(minigrad.topk(x, two, one).values, minigrad.topk(x, 2, 1).values)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_vectors_of_a_grid_may_be_in_a_sequence(kind):
+    vectors = [Tensor([1.0, 2.0]), np.arange(3.0), [4.0]]
+    for found, expected in zip(
+        minigrad.meshgrid(kind(vectors)), minigrad.meshgrid(*vectors), strict=True
+    ):
+        assert_array_equal(found, expected, strict=True)
+    (row,) = minigrad.meshgrid(kind([1.0, 2.0]))  # numbers are one vector
+    assert_array_equal(row, [1.0, 2.0])
+
+
 def test_new_and_dropped_axes_may_be_lists_and_numpy_integers():
     x = minigrad.zeros(2, 1, 3)
     assert minigrad.expand_dims(x, [0, -1]).shape == (1, 2, 1, 3, 1)
