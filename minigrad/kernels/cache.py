@@ -29,11 +29,12 @@ on the machine in another way, such as the size of a cache, must be an argument.
 
 A kernel is read from any of the `FOLDERS`, and stored in the first that can be written to. Only
 this user may read it. Kernels that root has compiled, as when a container was built, can be used by
-all users after `chmod -R go+rX` of their folder.
+all users after `chmod -R go+rX` of their folder and the one above.
 
 A person who can write the machine code that a process loads can do anything in that process. So
 folders and files are used only if they belong to this user or to root, and nobody else may write to
-them. New folders and files are made so; if others may write to those of this user, this is undone.
+them, nor to a folder above. New folders and files are made so; if others may write to those of this
+user, this is undone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ from numba.misc import appdirs
 
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.resolve()
 GENERATIONS = 4  # how many states of this package's sources have kernels that stay on disk
 
 LOADED: list[str] = []
@@ -113,7 +114,8 @@ def _folders() -> list[Path]:
     # If the user has no home folder, the path begins with "~" and would be relative to the working
     # folder, which may have been deleted.
     parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
-    return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
+    # Without symbolic links, which others may change after `suspect` has looked where they lead.
+    return [(parent / f"kernels-{_SOURCES[:16]}").resolve() for parent in parents]
 
 
 FOLDERS = _folders()
@@ -126,18 +128,40 @@ empty.
 """
 
 
-def is_trusted(path: Path) -> bool:
-    """Return whether a folder or file is this user's or root's, and nobody else may write to it.
+def _others_may_write(place: Path | int, ours: bool = True) -> bool:
+    """Return whether others than this user and root may change a file or folder.
 
-    If it is this user's, others lose the permission to write to it.
+    If minigrad made it for this user, they lose this permission. If not, it may be sticky, as the
+    temporary folder is: there they cannot rename or delete what is not theirs.
     """
     if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
-        return True
-    facts, user = path.stat(), os.geteuid()
-    if facts.st_mode & 0o022 and facts.st_uid == user:
-        path.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
-        return True
-    return not facts.st_mode & 0o022 and facts.st_uid in (user, 0)
+        return False
+    facts, owners = os.stat(place), {os.geteuid(), 0}
+    loose = facts.st_mode & 0o022 and (ours or not facts.st_mode & stat.S_ISVTX)
+    if ours and loose and facts.st_uid == os.geteuid():
+        with suppress(OSError):  # as on a disk that is mounted to be read only
+            os.chmod(place, stat.S_IMODE(facts.st_mode) & ~0o022)
+            loose = False
+    if not ours:
+        owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
+    return bool(loose) or facts.st_uid not in owners
+
+
+def suspect(folder: Path) -> Path | None:
+    """Return the folder of kernels, or one above it, where others may exchange files, or None.
+
+    Those that are missing or hidden are left out. So are those above the sources, for who may write
+    there can change these as well.
+    """
+    places = [folder] if PACKAGE in folder.parents else [folder, *folder.parents]
+    for place in places:
+        with suppress(OSError):
+            if _others_may_write(place, ours=place in places[:2]):
+                return place
+    return None
+
+
+_known_suspect = cache(suspect)
 
 
 @cache
@@ -145,12 +169,13 @@ def writable_folder() -> Path | None:
     """Return the first of the `FOLDERS` that can be written to, or None; make it if necessary."""
     for folder in FOLDERS:
         try:
-            is_new = not folder.exists()
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            if not is_trusted(folder):
+            if suspect(folder):
                 continue
+            is_new = not folder.exists()
+            for place in reversed([folder, *folder.parents]):
+                is_ours = place in (folder, folder.parent)
+                place.mkdir(mode=0o700 if is_ours else 0o755, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError:
             continue
         if is_new:
@@ -221,12 +246,14 @@ def provide(symbol: str, compiled: Any) -> None:
     SYMBOLS[symbol] = compiled
 
 
-def load(name: str, target: Any) -> Any:
+def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
     """Return the compiled function in a file, or None if the file is missing or unusable.
 
     The functions that it calls through symbols are loaded first, because the linker ends the
-    process if one is missing.
+    process if one is missing. `callers` are the names of those that wait for this one.
     """
+    if name in callers:  # no function needs itself, so another program has written the file
+        return None
     for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
         if content is None:
@@ -234,14 +261,15 @@ def load(name: str, target: Any) -> Any:
         for called in sorted(set(_SYMBOL.findall(content))):
             symbol = f"minigrad.{called.decode()}"
             if symbol not in SYMBOLS:
-                function = load(called.decode(), target)
+                function = load(called.decode(), target, (*callers, name))
                 if function is None:
                     return None
                 provide(symbol, function)
         try:
             stored_as, parts = pickle.loads(content)
-            if stored_as != name:
-                continue  # the file was renamed
+            function_name = parts[1].qualname.split("[")[0].rpartition(".")[2]
+            if (stored_as, function_name) != (name, name.rpartition("-")[0]):
+                continue  # the file was renamed, or holds the parts of another function
             compiled = compiler.CompileResult._rebuild(target, *parts)
         except Exception:  # the digest is right, but another program has written the content
             continue
@@ -274,7 +302,8 @@ class KernelCache:
         # that a compilation may need. Code that is already compiled needs only the memory manager.
         rtsys.initialize(target)
         found = load(self._name(signature), target) if self._source else None
-        if found is None:
+        if found is None or found.signature.args != signature:
+            found = None
             name = self._function.__name__
             COMPILED.append(name)
             if announces:
@@ -320,14 +349,19 @@ class KernelCache:
 def read_file(path: Path) -> bytes | None:
     """Return the content of a file; None if it is missing, damaged, or others may write to it."""
     try:
-        if not (is_trusted(path.parent) and is_trusted(path)):
-            say_once(
-                f"compiled kernels in {path.parent} are not loaded, since it belongs to another "
-                "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
-            )
-            return None
-        content = path.read_bytes()
+        path.stat()  # if this fails, others may still make the folder, so nothing is known of it
+        place: Path | None = _known_suspect(path.parent)
+        if place is None:
+            with open(path, "rb") as file:  # once, so that no other file is read than is examined
+                place = path if _others_may_write(file.fileno()) else None
+                content = file.read()
     except OSError:
+        return None
+    if place is not None:
+        say_once(
+            f"compiled kernels in {path.parent} are not loaded, since {place} belongs to another "
+            "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
+        )
         return None
     digest, rest = content[:32], content[32:]
     return rest if hashlib.sha256(rest).digest() == digest else None
@@ -372,8 +406,17 @@ def why_nowhere() -> str:
             f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
             "minigrad was imported; it may name a folder by its whole path"
         )
-    folders = ", ".join(map(str, FOLDERS))
-    return f"no folder for them can be written to ({folders}); NUMBA_CACHE_DIR may name one"
+    found = ", ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
+    return f"no folder for them can be used ({found}); NUMBA_CACHE_DIR may name one of your own"
+
+
+def _why_not(folder: Path) -> str:
+    """Say why a folder cannot be used, if the reason is not that it cannot be written to."""
+    for place in (folder.parent, folder):
+        if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
+            return f", which others may use after its owner's chmod -R go+rX {place}"
+    place = suspect(folder)
+    return f", since {place} belongs to another user, or others may write there" if place else ""
 
 
 @cache

@@ -8,6 +8,7 @@ compiled in a moment.
 import logging
 import multiprocessing.process
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -452,22 +453,32 @@ def test_a_damaged_file_is_made_anew(machine):
     assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
-def renamed(machine, of, to):
-    """Puts one compiled function under the name of another."""
-    source, target = (next(machine.folder.rglob(f"{name}-*.nbc")) for name in (of, to))
-    shutil.copy(source, target)
-
-
 @pytest.mark.full
 @needs_jit
-def test_a_file_that_holds_another_function_or_none_is_made_anew(machine):
-    machine.run(RUN_PROBE)
-    renamed(machine, "entry", "double")
-    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
-    file = next(machine.folder.rglob("double-*.nbc"))
-    cache.write_file(file, b"no pickle")
-    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
-    assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
+def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_path, monkeypatch):
+    double = (probe.types.Array(probe.types.float64, 1, "C"),) * 2
+    Kernel(probe.double, double)(0.0, np.ones(3), np.ones(3))
+    other = next(tmp_path.rglob("double-*.nbc"))
+    assert probe.right()
+    file = next(file for file in tmp_path.rglob("double-*.nbc") if file != other)
+    parts = {name: next(tmp_path.rglob(f"{name}*.nbc")) for name in ("entry", other.stem)}
+    parts = {name: pickle.loads(cache.read_file(path))[1] for name, path in parts.items()}
+    contents = {
+        "another file": cache.read_file(other),
+        "another function": pickle.dumps((file.stem, parts["entry"])),
+        "other types": pickle.dumps((file.stem, parts[other.stem])),
+        "needs itself": cache.read_file(file) + f"minigrad.{file.stem}\0".encode(),
+        "no pickle": b"no pickle",
+        "nothing": pickle.dumps(None),
+    }
+    for name, content in contents.items():
+        cache.write_file(file, content)
+        monkeypatch.setattr(cache, "SYMBOLS", {})
+        before = len(cache.COMPILED)
+        again, out = Kernel(probe.double, probe.KERNEL.signature), np.empty(3, np.float32)
+        again(0.0, np.ones(3, np.float32), out)
+        assert cache.COMPILED[before:] == ["double"], name
+        assert (out == 2).all(), name
 
 
 @needs_jit
@@ -496,27 +507,52 @@ needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this syste
 @needs_jit
 @needs_owners
 def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplog):
-    assert probe.right()
+    def is_read():
+        cache._known_suspect.cache_clear()
+        return cache.read_file(file) is not None
+
+    def modes():
+        return [path.stat().st_mode & 0o777 for path in (folder.parent, folder, file)]
+
+    usual = os.umask(0)
+    try:
+        assert probe.right()
+    finally:
+        os.umask(usual)
     folder = tmp_path / "here/kernels-1"
-    files = list(folder.glob("*.nbc"))
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    file = next(folder.glob("*.nbc"))
+    assert modes() == [0o700, 0o700, 0o600]
     # This user's own are mended.
+    folder.parent.chmod(0o777)
     folder.chmod(0o777)
-    files[0].chmod(0o666)
-    assert cache.read_file(files[0]) is not None
-    assert folder.stat().st_mode & 0o777 == 0o755
-    assert files[0].stat().st_mode & 0o777 == 0o644
+    file.chmod(0o666)
+    assert is_read()
+    assert modes() == [0o755, 0o755, 0o644]
     # Another user's are left alone, those of root are not.
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    owner_is_root = files[0].stat().st_uid == 0
-    assert (cache.read_file(files[0]) is not None) == owner_is_root
-    monkeypatch.setattr(
-        cache.Path, "stat", lambda path: os.stat_result((0o100644, *[1] * 3, 7, *[0] * 5))
-    )
-    with caplog.at_level(logging.WARNING, "minigrad"):
-        assert cache.read_file(files[0]) is None
+    owner_is_root = file.stat().st_uid == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert is_read() == owner_is_root
+        file.chmod(0o666)
+        assert not is_read()
+    assert f"since {file} belongs to another user" in caplog.text
+    # Nobody else may exchange a folder above, as in one that all may write to and is not sticky.
+    for mode, is_safe in ((0o777, False), (0o775, False), (0o1777, True)):
+        tmp_path.chmod(mode)
+        assert is_read() == is_safe
+        assert (cache.writable_folder() is not None) == is_safe
+        assert (f"since {tmp_path} belongs to" in cache.why_nowhere()) == (not is_safe)
+    assert f"since {tmp_path} belongs to another user" in caplog.text
     assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
+
+
+@needs_owners
+def test_nothing_is_made_where_others_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDERS", [tmp_path / "shared/minigrad/kernels-1"])
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    assert cache.writable_folder.__wrapped__() is None
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 @pytest.mark.full
@@ -546,9 +582,8 @@ def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
     compiled, _, said = machine.run(as_nobody)
     assert compiled == PROBE_PARTS
     assert len(said) == 1
-    assert "NUMBA_CACHE_DIR may name one" in said[0]
-    for path in (machine.folder, *machine.folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert f"chmod -R go+rX {machine.folder / 'minigrad'}" in said[0]
+    subprocess.run(["chmod", "-R", "go+rX", machine.folder / "minigrad"], check=True)
     assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
 
@@ -804,7 +839,7 @@ def test_warmup_compiles_first_what_others_call():
 def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
     if JIT_ENABLED:
         monkeypatch.setattr(cache, "writable_folder", lambda: None)
-        reason = "no folder for them can be written to"
+        reason = "no folder for them can be used"
     else:
         reason = "NUMBA_DISABLE_JIT is set"
     with pytest.raises(SystemExit, match=reason):
