@@ -27,14 +27,10 @@ The key does not depend on the values of global variables, although numba compil
 must be constants of the sources, or follow from the processor, which the key includes. What depends
 on the machine in another way, such as the size of a cache, must be an argument.
 
-A kernel is read from any of the `FOLDERS`, and stored in the first that can be written to. Only
-this user may read it. Kernels that root has compiled, as when a container was built, can be used by
-all users after `chmod -R go+rX` of their folder and the one above.
-
-A person who can write the machine code that a process loads can do anything in that process. So
-folders and files are used only if they belong to this user or to root, and nobody else may write to
-them, nor to a folder above. New folders and files are made so; if others may write to those of this
-user, this is undone.
+A kernel is read from any of the `FOLDERS`, if the folder can be trusted (`minigrad.kernels.trust`),
+and stored in the first that can be written to. Only this user may read it. Kernels that root has
+compiled, as when a container was built, can be used by all users after `chmod -R go+rX` of their
+folder and the one above.
 """
 
 from __future__ import annotations
@@ -46,7 +42,6 @@ import os
 import pickle
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import threading
@@ -67,8 +62,8 @@ from numba.core.runtime.nrt import rtsys
 from numba.misc import appdirs
 
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
+from minigrad.kernels.trust import PACKAGE, known_suspect, others_may_write, suspect
 
-PACKAGE = Path(__file__).parent.resolve()
 GENERATIONS = 4  # how many states of this package's sources have kernels that stay on disk
 
 LOADED: list[str] = []
@@ -126,42 +121,6 @@ cache folder. A relative `NUMBA_CACHE_DIR` counts from the working folder in whi
 imported. The names of the folders depend on the sources; if these cannot be read, the list is
 empty.
 """
-
-
-def _others_may_write(place: Path | int, ours: bool = True) -> bool:
-    """Return whether others than this user and root may change a file or folder.
-
-    If minigrad made it for this user, they lose this permission. If not, it may be sticky, as the
-    temporary folder is: there they cannot rename or delete what is not theirs.
-    """
-    if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
-        return False
-    facts, owners = os.stat(place), {os.geteuid(), 0}
-    loose = facts.st_mode & 0o022 and (ours or not facts.st_mode & stat.S_ISVTX)
-    if ours and loose and facts.st_uid == os.geteuid():
-        with suppress(OSError):  # as on a disk that is mounted to be read only
-            os.chmod(place, stat.S_IMODE(facts.st_mode) & ~0o022)
-            loose = False
-    if not ours:
-        owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
-    return bool(loose) or facts.st_uid not in owners
-
-
-def suspect(folder: Path) -> Path | None:
-    """Return the folder of kernels, or one above it, where others may exchange files, or None.
-
-    Those that are missing or hidden are left out. So are those above the sources, for who may write
-    there can change these as well.
-    """
-    places = [folder] if PACKAGE in folder.parents else [folder, *folder.parents]
-    for place in places:
-        with suppress(OSError):
-            if _others_may_write(place, ours=place in places[:2]):
-                return place
-    return None
-
-
-_known_suspect = cache(suspect)
 
 
 @cache
@@ -282,17 +241,17 @@ class KernelCache:
     """The files of one function, compiled with these options, in place of numba's cache."""
 
     def __init__(self, function: Callable[..., Any], options: tuple[object, ...]) -> None:
-        self._function = function
-        self._options = options
-        self._source = _digest(Path(function.__code__.co_filename))
+        self.function = function
+        self.options = options
+        self.source = _digest(Path(function.__code__.co_filename))
 
     def symbol(self, signature: Any) -> str:
         """Return the name by which compiled code calls the function with these argument types."""
-        return f"minigrad.{self._name(signature)}"
+        return f"minigrad.{_name(self, signature)}"
 
     def has(self, signature: Any) -> bool:
         """Return whether the function is on disk for these argument types."""
-        name = f"{self._name(signature)}.nbc"
+        name = f"{_name(self, signature)}.nbc"
         # `Path.exists` may raise an error in a folder of another user; this returns False.
         return any(os.path.exists(folder / name) for folder in FOLDERS)
 
@@ -301,16 +260,16 @@ class KernelCache:
         # numba would call target.refresh(), which takes 0.1 to 0.2 s because it imports everything
         # that a compilation may need. Code that is already compiled needs only the memory manager.
         rtsys.initialize(target)
-        found = load(self._name(signature), target) if self._source else None
+        found = load(_name(self, signature), target) if self.source else None
         if found is None or found.signature.args != signature:
             found = None
-            name = self._function.__name__
+            name = self.function.__name__
             COMPILED.append(name)
             if announces:
                 # Imported here and by name, because first_run imports the kernels, and they import
                 # this module.
                 first_run = import_module("minigrad.kernels.first_run")
-                first_run.announce(name, self._function.__module__, str(signature))
+                first_run.announce(name, self.function.__module__, str(signature))
             with interrupts_held_back():  # while numba imports what it needs to compile
                 cpu_target.typing_context.refresh()
                 target.refresh()
@@ -319,41 +278,44 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
-            name = self._function.__qualname__.split("[")[0]  # without the digest of `name_apart`
+            name = self.function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
                 f"{name}: its machine code holds an address of this process "
                 "(of a large global array, or of a function of ctypes), so that it cannot be kept "
                 "for others; make that an argument"
             )
         folder = writable_folder()
-        if folder is not None and self._source:
-            name = self._name(signature)
+        if folder is not None and self.source:
+            name = _name(self, signature)
             write_file(folder / f"{name}.nbc", serialize.dumps((name, compiled._reduce())))
 
-    def _name(self, signature: Any) -> str:
-        parts = (
-            self._source,
-            self._function.__code__.co_firstlineno,
-            self._function.__module__,
-            self._function.__qualname__,  # with the digest of what the function closes over
-            str(signature),
-            self._options,
-            cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
-            _SOURCES,
-            _surroundings(),
-        )
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return f"{self._function.__name__}-{digest[:32]}"
+
+@cache  # since a warm start asks for each twice, and a progress bar again and again
+def _name(kept: KernelCache, signature: Any) -> str:
+    """Return the name of the file of a function for these argument types."""
+    parts = (
+        kept.source,
+        kept.function.__code__.co_firstlineno,
+        kept.function.__module__,
+        kept.function.__qualname__,  # with the digest of what the function closes over
+        str(signature),
+        kept.options,
+        cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
+        _SOURCES,
+        _surroundings(),
+    )
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return f"{kept.function.__name__}-{digest[:32]}"
 
 
 def read_file(path: Path) -> bytes | None:
     """Return the content of a file; None if it is missing, damaged, or others may write to it."""
     try:
         path.stat()  # if this fails, others may still make the folder, so nothing is known of it
-        place: Path | None = _known_suspect(path.parent)
+        place = known_suspect(path.parent)
         if place is None:
             with open(path, "rb") as file:  # once, so that no other file is read than is examined
-                place = path if _others_may_write(file.fileno()) else None
+                place = path if others_may_write(file.fileno()) else None
                 content = file.read()
     except OSError:
         return None
@@ -415,8 +377,8 @@ def _why_not(folder: Path) -> str:
     for place in (folder.parent, folder):
         if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
             return f", which others may use after its owner's chmod -R go+rX {place}"
-    place = suspect(folder)
-    return f", since {place} belongs to another user, or others may write there" if place else ""
+    above = suspect(folder)
+    return f", since {above} belongs to another user, or others may write there" if above else ""
 
 
 @cache
