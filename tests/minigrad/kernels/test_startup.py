@@ -457,14 +457,28 @@ def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tm
 
 @pytest.mark.full
 @needs_jit
-def test_a_change_of_a_file_that_a_kernel_calls_into_is_seen(tmp_path):
-    sources = copy_sources(tmp_path)
-    machine = Machine(tmp_path, root=sources)
-    compiled, *_ = machine.run(ONE_OP)
-    assert machine.run(ONE_OP)[:2] == ([], compiled)
-    with open(sources / "minigrad/kernels/vector_math.py", "a") as source:
-        source.write("# the kernel is written in another file\n")
-    assert machine.run(ONE_OP)[:2] == (compiled, [])
+def test_a_change_of_any_file_beside_the_kernels_changes_the_keys_of_all(tmp_path):
+    machine = Machine(tmp_path, root=copy_sources(tmp_path))
+    script = """
+        import importlib
+        from minigrad.kernels import cache, trust, warmup
+
+        kernels = warmup.kernels_of(double=True)
+
+        def keys():
+            importlib.reload(cache)  # so that it reads the sources again
+            return {k._external._dispatcher._cache.symbol(k._types) for k in kernels}
+
+        before = keys()
+        assert len(before) == len(kernels)
+        for file in trust.PACKAGE.rglob("*.py"):
+            source = file.read_text()
+            file.write_text(source + "# a kernel may call what is written here\\n")
+            assert not before & keys(), file
+            file.write_text(source)
+        assert keys() == before
+        """
+    machine.run(script)
 
 
 DAMAGES = {
@@ -843,7 +857,7 @@ def test_no_command_shows_the_commands(capsys):
 def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(warmup, "kernels_of", lambda double: [probe.KERNEL])
     # Other processes would not know of this list.
-    monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     for summary in ("1 kernels compiled, 0 were there", "0 kernels compiled, 1 were there"):
         command_line.main(["warmup"])
         last = capsys.readouterr().out.splitlines()[-1]
@@ -879,6 +893,32 @@ def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
         reason = "NUMBA_DISABLE_JIT is set"
     with pytest.raises(SystemExit, match=reason):
         command_line.main(["warmup"])
+
+
+@needs_jit
+@needs_owners  # for the name of the signal
+@pytest.mark.full
+def test_the_processes_of_a_warmup_end_with_the_first(machine):
+    script = """
+        import multiprocessing, os, signal, threading, time
+        from minigrad.kernels import warmup
+
+        def kill():
+            while len(processes := multiprocessing.active_children()) < 2:
+                time.sleep(0.1)
+            time.sleep(1.0)  # they import and compile
+            print(*(process.pid for process in processes), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if __name__ == "__main__":
+            threading.Thread(target=kill).start()
+            warmup.warmup()
+    """
+    process = machine.start(script, NUMBA_NUM_THREADS="2")
+    workers = process.stdout.readline().split()
+    assert len(workers) == 2
+    assert all(map(ends, workers))
+    process.communicate(timeout=60)
 
 
 @needs_jit
