@@ -249,7 +249,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seed", type=seed, default=0, help="the seed of the random inputs (default: 0)"
     )
     help_text = "compile the kernels in advance, and save them for later programs"
-    warm = commands.add_parser("warmup", help=help_text, description=f"C{help_text[1:]}.")
+    shared = (
+        " Other users can use them after chmod -R go+rX FOLDER, with the folder that is printed, "
+        "and the one above it. Without a warm-up, a second process compiles what training usually "
+        "needs while a program waits for its first kernels, unless the variable CI is set."
+    )
+    warm = commands.add_parser("warmup", help=help_text, description=f"C{help_text[1:]}.{shared}")
     warm.add_argument(
         "--all", action="store_true", help="also the kernels of float64, besides those of float32"
     )

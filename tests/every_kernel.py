@@ -49,7 +49,8 @@ def calls(dtype) -> Iterator[tuple[str, Call]]:
 
 def derivatives(case, dtype):
     """The value of a row of the table of ops, and its gradients."""
-    operands = [mg.Tensor(x, requires_grad=x.dtype.kind == "f") for x in case.operands(dtype)]
+    operands = map(in_new_memory, case.operands(dtype))
+    operands = [mg.Tensor(x, requires_grad=x.dtype.kind == "f") for x in operands]
     out = case(*operands)
     leaves = [x for x in operands if x.requires_grad]
     gradients = mg.grad(out, leaves, np.ones(out.shape, out.dtype)) if case.order else ()
@@ -58,7 +59,14 @@ def derivatives(case, dtype):
 
 def draws(dtype, *shapes):
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return [in_new_memory(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
+
+
+def in_new_memory(x):
+    """A copy in memory of `np.empty`, of which tests can choose the place."""
+    out = np.empty(x.shape, x.dtype)
+    out[...] = x
+    return out
 
 
 def products(dtype):

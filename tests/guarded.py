@@ -33,18 +33,41 @@ def guarded_copy(x, end):
     return out
 
 
-@contextmanager
 def new_arrays_guarded(rng):
     """Here arrays made by `np.empty`, `np.zeros` and their like are at the edge of memory.
 
     Yields a list whose only number counts them.
     """
+    return _new_arrays(lambda count, dtype: guarded(count, dtype, rng.integers(2)))
+
+
+def new_arrays_side_by_side(gap, zeros=np.zeros):
+    """Here each array made by `np.empty` and its like begins `gap` bytes after the one before."""
+    memory, end = bytearray(), 0
+
+    def numbers(count, dtype):
+        nonlocal memory, end
+        dtype = np.dtype(dtype)
+        size = count * dtype.itemsize
+        if not size:
+            return zeros(count, dtype)
+        start = end + -end % dtype.itemsize
+        if start + size > len(memory):
+            memory, start = bytearray(size + (1 << 20)), 0
+        end = start + size + gap
+        return np.frombuffer(memory, dtype, count, start)
+
+    return _new_arrays(numbers)
+
+
+@contextmanager
+def _new_arrays(allocate):
     count = [0]
 
     def empty(shape, dtype=float, order="C", **_rest):
         count[0] += 1
         shape = tuple(np.atleast_1d(np.asarray(shape, int))) if np.ndim(shape) else (int(shape),)
-        numbers = guarded(int(np.prod(shape)), dtype, rng.integers(2))
+        numbers = allocate(int(np.prod(shape)), dtype)
         if numbers.dtype.kind == "f":
             numbers[...] = np.nan  # what is left unwritten shows
         return numbers.reshape(shape, order="F" if order == "F" else "C")
@@ -55,10 +78,11 @@ def new_arrays_guarded(rng):
         return out
 
     def like(make):
-        def made(x, dtype=None, order="K", **_rest):
+        def made(x, dtype=None, order="K", subok=True, shape=None):
             x = np.asarray(x)
             fortran = order == "F" or (order in "KA" and x.flags.fnc)
-            return make(x.shape, dtype or x.dtype, "F" if fortran else "C")
+            shape = x.shape if shape is None else shape
+            return make(shape, dtype or x.dtype, "F" if fortran else "C")
 
         return made
 

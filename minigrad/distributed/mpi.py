@@ -29,7 +29,7 @@ from minigrad.distributed.launcher import INSTALL, Launch, end_others
 from minigrad.distributed.message import Message, decoded, encoded, serialized_error
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
-from minigrad.kernels import cache, threads
+from minigrad.kernels import start, threads
 
 PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a heartbeat after which a rank counts as lost."""
@@ -63,7 +63,8 @@ class MPIWorld(World):
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
         self._share_cores()
-        cache.announces &= self.is_first
+        if not self.is_first:
+            start.before_compiling = None
         atexit.unregister(end_others)
         atexit.register(self._finish)
         self._hook, sys.excepthook = sys.excepthook, self._report  # the script may have set a hook

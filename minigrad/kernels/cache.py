@@ -27,13 +27,10 @@ The key does not depend on the values of global variables, although numba compil
 must be constants of the sources, or follow from the processor, which the key includes. What depends
 on the machine in another way, such as the size of a cache, must be an argument.
 
-A kernel is read from any of the `FOLDERS`, and stored in the first that can be written to. Only
-this user may read it. Kernels that root has compiled, as when a container was built, can be used by
-all users after `chmod -R go+rX` of their folder.
-
-A person who can write the machine code that a process loads can do anything in that process. So
-folders and files are used only if they belong to this user or to root, and nobody else may write to
-them. New folders and files are made so; if others may write to those of this user, this is undone.
+A kernel is read from any of the `FOLDERS`, if the folder can be trusted (`minigrad.kernels.trust`),
+and stored in the first that can be written to. Only this user may read it. Kernels that root has
+compiled, as when a container was built, can be used by all users after `chmod -R go+rX` of their
+folder and the one above.
 """
 
 from __future__ import annotations
@@ -45,7 +42,6 @@ import os
 import pickle
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import threading
@@ -66,8 +62,8 @@ from numba.misc import appdirs
 
 from minigrad.kernels import start
 from minigrad.kernels.start import WORKING_FOLDER, interrupts_held_back
+from minigrad.kernels.trust import PACKAGE, known_suspect, others_may_write, suspect
 
-PACKAGE = Path(__file__).parent
 GENERATIONS = 4  # how many states of this package's sources have kernels that stay on disk
 
 LOADED: list[str] = []
@@ -107,7 +103,8 @@ def _folders() -> list[Path]:
     # If the user has no home folder, the path begins with "~" and would be relative to the working
     # folder, which may have been deleted.
     parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
-    return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
+    # Without symbolic links, which others may change after `suspect` has looked where they lead.
+    return [(parent / f"kernels-{_SOURCES[:16]}").resolve() for parent in parents]
 
 
 FOLDERS = _folders()
@@ -120,31 +117,18 @@ empty.
 """
 
 
-def is_trusted(path: Path) -> bool:
-    """Return whether a folder or file is this user's or root's, and nobody else may write to it.
-
-    If it is this user's, others lose the permission to write to it.
-    """
-    if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
-        return True
-    facts, user = path.stat(), os.geteuid()
-    if facts.st_mode & 0o022 and facts.st_uid == user:
-        path.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
-        return True
-    return not facts.st_mode & 0o022 and facts.st_uid in (user, 0)
-
-
 @cache
 def writable_folder() -> Path | None:
     """Return the first of the `FOLDERS` that can be written to, or None; make it if necessary."""
     for folder in FOLDERS:
         try:
-            is_new = not folder.exists()
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            if not is_trusted(folder):
+            if suspect(folder):
                 continue
+            is_new = not folder.exists()
+            for place in reversed([folder, *folder.parents]):
+                is_ours = place in (folder, folder.parent)
+                place.mkdir(mode=0o700 if is_ours else 0o755, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError:
             continue
         if is_new:
@@ -215,12 +199,14 @@ def provide(symbol: str, compiled: Any) -> None:
     SYMBOLS[symbol] = compiled
 
 
-def load(name: str, target: Any) -> Any:
+def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
     """Return the compiled function in a file, or None if the file is missing or unusable.
 
     The functions that it calls through symbols are loaded first, because the linker ends the
-    process if one is missing.
+    process if one is missing. `callers` are the names of those that wait for this one.
     """
+    if name in callers:  # no function needs itself, so another program has written the file
+        return None
     for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
         if content is None:
@@ -228,14 +214,15 @@ def load(name: str, target: Any) -> Any:
         for called in sorted(set(_SYMBOL.findall(content))):
             symbol = f"minigrad.{called.decode()}"
             if symbol not in SYMBOLS:
-                function = load(called.decode(), target)
+                function = load(called.decode(), target, (*callers, name))
                 if function is None:
                     return None
                 provide(symbol, function)
         try:
             stored_as, parts = pickle.loads(content)
-            if stored_as != name:
-                continue  # the file was renamed
+            function_name = parts[1].qualname.split("[")[0].rpartition(".")[2]
+            if (stored_as, function_name) != (name, name.rpartition("-")[0]):
+                continue  # the file was renamed, or holds the parts of another function
             compiled = compiler.CompileResult._rebuild(target, *parts)
         except Exception:  # the digest is right, but another program has written the content
             continue
@@ -248,17 +235,17 @@ class KernelCache:
     """The files of one function, compiled with these options, in place of numba's cache."""
 
     def __init__(self, function: Callable[..., Any], options: tuple[object, ...]) -> None:
-        self._function = function
-        self._options = options
-        self._source = _digest(Path(function.__code__.co_filename))
+        self.function = function
+        self.options = options
+        self.source = _digest(Path(function.__code__.co_filename))
 
     def symbol(self, signature: Any) -> str:
         """Return the name by which compiled code calls the function with these argument types."""
-        return f"minigrad.{self._name(signature)}"
+        return f"minigrad.{_name(self, signature)}"
 
     def has(self, signature: Any) -> bool:
         """Return whether the function is on disk for these argument types."""
-        name = f"{self._name(signature)}.nbc"
+        name = f"{_name(self, signature)}.nbc"
         # `Path.exists` may raise an error in a folder of another user; this returns False.
         return any(os.path.exists(folder / name) for folder in FOLDERS)
 
@@ -267,12 +254,13 @@ class KernelCache:
         # numba would call target.refresh(), which takes 0.1 to 0.2 s because it imports everything
         # that a compilation may need. Code that is already compiled needs only the memory manager.
         rtsys.initialize(target)
-        found = load(self._name(signature), target) if self._source else None
-        if found is None:
-            name = self._function.__name__
+        found = load(_name(self, signature), target) if self.source else None
+        if found is None or found.signature.args != signature:
+            found = None
+            name = self.function.__name__
             COMPILED.append(name)
             if start.before_compiling is not None:
-                start.before_compiling(name, self._function.__module__, str(signature))
+                start.before_compiling(name, self.function.__module__, str(signature))
             with interrupts_held_back():  # while numba imports what it needs to compile
                 cpu_target.typing_context.refresh()
                 target.refresh()
@@ -281,44 +269,52 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
-            name = self._function.__qualname__.split("[")[0]  # without the digest of `name_apart`
+            name = self.function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
                 f"{name}: its machine code holds an address of this process "
                 "(of a large global array, or of a function of ctypes), so that it cannot be kept "
                 "for others; make that an argument"
             )
         folder = writable_folder()
-        if folder is not None and self._source:
-            name = self._name(signature)
+        if folder is not None and self.source:
+            name = _name(self, signature)
             write_file(folder / f"{name}.nbc", serialize.dumps((name, compiled._reduce())))
 
-    def _name(self, signature: Any) -> str:
-        parts = (
-            self._source,
-            self._function.__code__.co_firstlineno,
-            self._function.__module__,
-            self._function.__qualname__,  # with the digest of what the function closes over
-            str(signature),
-            self._options,
-            cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
-            _SOURCES,
-            _surroundings(),
-        )
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return f"{self._function.__name__}-{digest[:32]}"
+
+@cache  # since a warm start asks for each twice, and a progress bar again and again
+def _name(kept: KernelCache, signature: Any) -> str:
+    """Return the name of the file of a function for these argument types."""
+    parts = (
+        kept.source,
+        kept.function.__code__.co_firstlineno,
+        kept.function.__module__,
+        kept.function.__qualname__,  # with the digest of what the function closes over
+        str(signature),
+        kept.options,
+        cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
+        _SOURCES,
+        _surroundings(),
+    )
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return f"{kept.function.__name__}-{digest[:32]}"
 
 
 def read_file(path: Path) -> bytes | None:
     """Return the content of a file; None if it is missing, damaged, or others may write to it."""
     try:
-        if not (is_trusted(path.parent) and is_trusted(path)):
-            say_once(
-                f"compiled kernels in {path.parent} are not loaded, since it belongs to another "
-                "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
-            )
-            return None
-        content = path.read_bytes()
+        path.stat()  # if this fails, others may still make the folder, so nothing is known of it
+        place = known_suspect(path.parent)
+        if place is None:
+            with open(path, "rb") as file:  # once, so that no other file is read than is examined
+                place = path if others_may_write(file.fileno()) else None
+                content = file.read()
     except OSError:
+        return None
+    if place is not None:
+        say_once(
+            f"compiled kernels in {path.parent} are not loaded, since {place} belongs to another "
+            "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
+        )
         return None
     digest, rest = content[:32], content[32:]
     return rest if hashlib.sha256(rest).digest() == digest else None
@@ -363,8 +359,17 @@ def why_nowhere() -> str:
             f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
             "minigrad was imported; it may name a folder by its whole path"
         )
-    folders = ", ".join(map(str, FOLDERS))
-    return f"no folder for them can be written to ({folders}); NUMBA_CACHE_DIR may name one"
+    found = ", ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
+    return f"no folder for them can be used ({found}); NUMBA_CACHE_DIR may name one of your own"
+
+
+def _why_not(folder: Path) -> str:
+    """Say why a folder cannot be used, if the reason is not that it cannot be written to."""
+    for place in (folder.parent, folder):
+        if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
+            return f", which others may use after its owner's chmod -R go+rX {place}"
+    above = suspect(folder)
+    return f", since {above} belongs to another user, or others may write there" if above else ""
 
 
 @cache

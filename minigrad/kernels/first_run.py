@@ -1,24 +1,26 @@
 """The first run on a machine: what the user sees while kernels are compiled, and a second process.
 
-A process logs one line before its first compilation. In a terminal, a progress bar follows. It is
-shown only during a compilation, so that it does not disturb the output of the program. Its total is
-the number of kernels that are not compiled yet, because it is not known which of them the program
-will use.
+A process logs one line before its first compilation. In a terminal or a notebook, a progress bar
+follows. It is shown only during a compilation, so that it does not disturb the output of the
+program. Its total is the number of kernels that are not compiled yet, because it is not known which
+of them the program will use. It counts those that any process has compiled since.
 
 numba compiles one function at a time. If a core is idle, a second process compiles kernels that a
-training step usually needs, at the same time (`compile_for_training`).
+training step usually needs, at the same time (`compile_for_training`). If the environment variable
+`CI` is set, no second process is started.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import select
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minigrad.kernels import cache, start, threads
 from minigrad.kernels.warmup import kernels_of
@@ -39,16 +41,18 @@ IMAGES = (
 )  # fmt: skip
 """The kernels of a convolutional network. `gemm` is needed first, but takes longest."""
 
-NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # environment variables of runs in which no user waits
+NOBODY_WAITS = (
+    "CI", "TF_BUILD", "JENKINS_URL", "BUILD_ID", "TEAMCITY_VERSION", "PYTEST_VERSION",
+)  # fmt: skip
+"""Environment variables of runs in which no user waits."""
 
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import os, sys, threading, time
+import os, sys, threading
 
 def end_with_the_first():
-    while os.getppid() == {first}:
-        time.sleep(0.1)
+    os.read(0, 1)  # returns when the first process has closed its end of the pipe
     os._exit(0)
 
 threading.Thread(target=end_with_the_first, daemon=True).start()
@@ -56,6 +60,11 @@ sys.path[:0] = [{root!r}]
 from minigrad.kernels import first_run
 first_run.compile_for_training({folders!r}, {module!r})
 """  # the thread starts before the import, which takes a second
+
+START = 'exec 3<&0; "$@" <&3 & echo $!'
+"""A script that starts a program, says its number, and ends, so that nobody is its parent.
+
+A shell would close the input of what it starts in the background, unless it is given another."""
 
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 
@@ -65,8 +74,8 @@ class Announcement:
 
     def __init__(self, double: bool) -> None:
         self._start = time.time()
-        self._ready = 0
-        self._missing = sum(not kernel.is_compiled() for kernel in kernels_of(double))
+        self._kernels = kernels_of(double)
+        self._missing = self._count_missing()
         self._bar: Any = None
         folder = cache.writable_folder()
         if folder is None:
@@ -82,22 +91,24 @@ class Announcement:
                 f"{folder}"
             )
 
+    def _count_missing(self) -> int:
+        return sum(not kernel.is_compiled() for kernel in self._kernels)
+
     def show(self, name: str) -> None:
         """Show the name of the function that is about to be compiled."""
-        if self._bar is None and sys.stderr is not None and sys.stderr.isatty():
+        if self._bar is None:
             self._bar = progress_bar(
                 what="compiling", unit="kernel", shown=True, bar_format=BAR, delay=1e-9,
-                total=max(self._missing, self._ready + 1), initial=self._ready,
+                total=max(self._missing, 1),
             )  # fmt: skip
             # Because of the delay, the bar is not drawn before it has a name.
             self._bar.start_t = self._start
-        if self._bar is not None:
-            self._bar.set_postfix_str(name.strip("_"))
+        self._bar.n = self._missing - self._count_missing()
+        self._bar.set_postfix_str(name.strip("_"))
 
     def hide(self) -> None:
-        """Count a kernel, and remove the bar until the next one is compiled."""
+        """Remove the bar until the next function is compiled."""
         if self._bar is not None:
-            self._ready += 1
             self._bar.close()
             self._bar = None
 
@@ -110,7 +121,7 @@ def announce(name: str, module: str, signature: str) -> None:
     global _announcement
     if _announcement is None:
         if may_start_a_process():
-            with suppress(OSError):  # there may be too many processes, or too little memory
+            with suppress(OSError, ValueError):  # there may be too many processes, or no shell
                 start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
         start.after_compiling = _announcement.hide
@@ -144,31 +155,38 @@ def may_start_a_process() -> bool:
         return False
 
 
-def start_second_process(module: str = "") -> subprocess.Popen[bytes]:
-    """Start the process that compiles kernels of a training step; it ends when this process ends.
+def start_second_process(module: str = "") -> int:
+    """Start the process that compiles kernels of a training step; return its number.
 
-    `module` is the module of the first kernel that this process compiles. The second process has
-    its own session, so that Ctrl-C in a terminal does not reach it.
+    It ends when this process ends or becomes another program, which closes the pipe to it. It is no
+    child of this process, which may wait for all of its children. It has its own session, so that
+    Ctrl-C in a terminal does not reach it. `module` is the module of the first kernel that this
+    process compiles.
     """
-    first = os.getpid()
-    folders = [*map(str, cache.FOLDERS)]
-    program = PROGRAM.format(first=first, root=str(ROOT), folders=folders, module=module)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+    first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
+    program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
+    shell = subprocess.Popen(
+        ["sh", "-c", START, "sh", sys.executable, "-P", "-c", program],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    shell.wait()
+    life, output = cast(Any, shell.stdin), cast(Any, shell.stdout)
+    number = int(output.readline())
 
     def end() -> None:
         if os.getpid() == first:  # not in a child that this process has forked
-            process.kill()
-            process.wait()
-            cache.drop_drafts(process.pid)
+            with suppress(OSError):  # the program may have closed all files
+                life.close()
+                select.select([output], [], [], 1.0)  # until the output ends, with the process
+            cache.drop_drafts(number)
 
     atexit.register(end)
-    return process
+    os.register_at_fork(after_in_child=life.close)  # a child may live longer than this process
+    return number
 
 
 def compile_for_training(folders: list[str], module: str) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pkgutil import iter_modules
+from threading import Thread
 
 from minigrad.kernels import cache as compiled
 from minigrad.kernels import start
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.launch import KERNELS, Kernel, launcher
 from minigrad.kernels.threads import get_num_threads, threading_layer
+from minigrad.kernels.trust import PACKAGE
 from minigrad.progress import progress_bar
 
 MOST_PROCESSES = 8  # each takes about 300 MB
@@ -41,7 +44,7 @@ def warmup(double: bool = False) -> str:
     began, new = time.perf_counter(), 0
     count = len(kernels_of(double))
     processes = min(count, get_num_threads(), MOST_PROCESSES)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_the_first)
     bar = progress_bar(
         total=count, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
     )
@@ -67,7 +70,7 @@ def kernels_of(double: bool) -> list[Kernel]:
 
     Their order is the same in each process.
     """
-    for module in iter_modules([str(compiled.PACKAGE)]):
+    for module in iter_modules([str(PACKAGE)]):
         import_module(f"minigrad.kernels.{module.name}")
     # A kernel of float32 may have a scale in float64.
     kinds = ((kernel, str(kernel.signature)) for kernel in KERNELS)
@@ -88,6 +91,17 @@ def turn(kernel: Kernel) -> int:
     callers = "gemm", "lora", "recurrent"
     multiplies = module.startswith(tuple(f"minigrad.kernels.{name}" for name in callers))
     return 3 if multiplies else 1
+
+
+def end_with_the_first() -> None:
+    """Let this process end when the one that started it has ended, even if that was killed."""
+
+    def wait() -> None:
+        if first := parent_process():
+            first.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ compiled in a moment.
 import logging
 import multiprocessing.process
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,13 +17,16 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import minigrad
 from minigrad import __main__ as command_line
+from minigrad import progress
 from minigrad.kernels import cache, first_run, launch, threads, warmup
 from minigrad.kernels.jit import JIT_ENABLED, dispatcher
 from minigrad.kernels.launch import KERNELS, Kernel
@@ -210,6 +214,26 @@ def test_in_a_terminal_a_bar_counts_kernels_and_goes_when_they_are_compiled(mach
     assert bar.startswith("training: 100%")
 
 
+def test_in_a_notebook_too_a_bar_counts_what_any_process_has_compiled(monkeypatch, capsys):
+    ready = set()
+    kernels = [SimpleNamespace(is_compiled=lambda i=i: i in ready) for i in range(5)]
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(progress, "in_a_notebook", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)  # there are no widgets
+    monkeypatch.setattr(progress, "_bar_class", progress._bar_class.__wrapped__)
+    monkeypatch.setattr(first_run, "kernels_of", lambda double: kernels)
+    announcement = first_run.Announcement(double=False)
+    announcement.show("gelu_loop")
+    ready.add(3)
+    announcement.show("entry")
+    announcement.hide()
+    said = capsys.readouterr().err
+    assert "0 of at most 5 kernels" in said
+    assert "gelu_loop" in said
+    assert "1 of at most 5 kernels" in said
+    assert "entry" in said
+
+
 def is_running(process_id):
     state = subprocess.run(
         ["ps", "-p", str(process_id), "-o", "stat="], capture_output=True, text=True
@@ -231,7 +255,7 @@ SECOND_PROCESS = """
 import os, signal, sys, time
 from minigrad.kernels import cache, first_run
 second = first_run.start_second_process()
-sys.stdout.write(f"{second.pid}\\n")
+sys.stdout.write(f"{second}\\n")
 sys.stdout.flush()
 """
 
@@ -276,6 +300,15 @@ def test_a_second_process_compiles_what_a_training_step_needs(machine, work, fir
     assert {path.suffix for path in machine.files()} == {".nbc", ".lock"}  # and no drafts
 
 
+IS_NO_CHILD = """
+os.kill(second, 0)  # which raises an error if there is no such process
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise AssertionError("whoever waits for children of its own would get it")
+except ChildProcessError:
+    pass
+"""
+
 ENDINGS = {
     "at its end": "",
     "by an error": "raise SystemExit(3)",
@@ -283,6 +316,7 @@ ENDINGS = {
     # A shell lets what it starts in the background ignore the signal.
     "by Ctrl-C": "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "os.killpg(os.getpgid(0), signal.SIGINT); time.sleep(60)",
+    "by becoming another program": "os.execvp('sleep', ['sleep', '60'])",
     "with a child that goes on": "if os.fork() == 0: os.close(1), os.close(2), time.sleep(15)",
 }
 
@@ -292,13 +326,15 @@ ENDINGS = {
 @pytest.mark.full
 @pytest.mark.parametrize("how", ENDINGS)
 def test_the_second_process_ends_with_the_first(machine, how):
-    process = machine.start(
-        SECOND_PROCESS + "assert second.poll() is None\n" + ENDINGS[how], start_new_session=True
-    )
+    process = machine.start(SECOND_PROCESS + IS_NO_CHILD + ENDINGS[how], start_new_session=True)
     second = int(process.stdout.readline())
-    process.communicate(timeout=60)
     assert ends(second)
-    if not how.startswith(("by the system", "with a child")):
+    if how.startswith("by becoming"):
+        assert process.poll() is None
+        process.kill()
+    _, said = process.communicate(timeout=60)
+    assert "Error" not in said
+    if not how.startswith(("by the system", "by becoming", "with a child")):
         assert {path.suffix for path in machine.files()} <= {".nbc", ".lock"}  # and no drafts
 
 
@@ -317,6 +353,7 @@ def test_a_second_process_is_started_only_where_it_is_of_use(monkeypatch, tmp_pa
     monkeypatch.setattr(os, "getloadavg", lambda: (0.9, 9.0, 9.0))
     monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
     assert starts()
+    assert {"CI", "TF_BUILD", "JENKINS_URL"} < set(first_run.NOBODY_WAITS)
     for name in first_run.NOBODY_WAITS:
         with monkeypatch.context() as patch:
             patch.setenv(name, "true")
@@ -421,14 +458,28 @@ def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tm
 
 @pytest.mark.full
 @needs_jit
-def test_a_change_of_a_file_that_a_kernel_calls_into_is_seen(tmp_path):
-    sources = copy_sources(tmp_path)
-    machine = Machine(tmp_path, root=sources)
-    compiled, *_ = machine.run(ONE_OP)
-    assert machine.run(ONE_OP)[:2] == ([], compiled)
-    with open(sources / "minigrad/kernels/vector_math.py", "a") as source:
-        source.write("# the kernel is written in another file\n")
-    assert machine.run(ONE_OP)[:2] == (compiled, [])
+def test_a_change_of_any_file_beside_the_kernels_changes_the_keys_of_all(tmp_path):
+    machine = Machine(tmp_path, root=copy_sources(tmp_path))
+    script = """
+        import importlib
+        from minigrad.kernels import cache, trust, warmup
+
+        kernels = warmup.kernels_of(double=True)
+
+        def keys():
+            importlib.reload(cache)  # so that it reads the sources again
+            return {k._external._dispatcher._cache.symbol(k._types) for k in kernels}
+
+        before = keys()
+        assert len(before) == len(kernels)
+        for file in trust.PACKAGE.rglob("*.py"):
+            source = file.read_text()
+            file.write_text(source + "# a kernel may call what is written here\\n")
+            assert not before & keys(), file
+            file.write_text(source)
+        assert keys() == before
+        """
+    machine.run(script)
 
 
 DAMAGES = {
@@ -452,22 +503,32 @@ def test_a_damaged_file_is_made_anew(machine):
     assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
-def renamed(machine, of, to):
-    """Puts one compiled function under the name of another."""
-    source, target = (next(machine.folder.rglob(f"{name}-*.nbc")) for name in (of, to))
-    shutil.copy(source, target)
-
-
 @pytest.mark.full
 @needs_jit
-def test_a_file_that_holds_another_function_or_none_is_made_anew(machine):
-    machine.run(RUN_PROBE)
-    renamed(machine, "entry", "double")
-    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
-    file = next(machine.folder.rglob("double-*.nbc"))
-    cache.write_file(file, b"no pickle")
-    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
-    assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
+def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_path, monkeypatch):
+    double = (probe.types.Array(probe.types.float64, 1, "C"),) * 2
+    Kernel(probe.double, double)(0.0, np.ones(3), np.ones(3))
+    other = next(tmp_path.rglob("double-*.nbc"))
+    assert probe.right()
+    file = next(file for file in tmp_path.rglob("double-*.nbc") if file != other)
+    parts = {name: next(tmp_path.rglob(f"{name}*.nbc")) for name in ("entry", other.stem)}
+    parts = {name: pickle.loads(cache.read_file(path))[1] for name, path in parts.items()}
+    contents = {
+        "another file": cache.read_file(other),
+        "another function": pickle.dumps((file.stem, parts["entry"])),
+        "other types": pickle.dumps((file.stem, parts[other.stem])),
+        "needs itself": cache.read_file(file) + f"minigrad.{file.stem}\0".encode(),
+        "no pickle": b"no pickle",
+        "nothing": pickle.dumps(None),
+    }
+    for name, content in contents.items():
+        cache.write_file(file, content)
+        monkeypatch.setattr(cache, "SYMBOLS", {})
+        before = len(cache.COMPILED)
+        again, out = Kernel(probe.double, probe.KERNEL.signature), np.empty(3, np.float32)
+        again(0.0, np.ones(3, np.float32), out)
+        assert cache.COMPILED[before:] == ["double"], name
+        assert (out == 2).all(), name
 
 
 @needs_jit
@@ -496,27 +557,57 @@ needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this syste
 @needs_jit
 @needs_owners
 def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplog):
-    assert probe.right()
+    def is_read():
+        cache.known_suspect.cache_clear()
+        return cache.read_file(file) is not None
+
+    def modes():
+        return [path.stat().st_mode & 0o777 for path in (folder.parent, folder, file)]
+
+    usual = os.umask(0)
+    try:
+        assert probe.right()
+    finally:
+        os.umask(usual)
     folder = tmp_path / "here/kernels-1"
-    files = list(folder.glob("*.nbc"))
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    file = next(folder.glob("*.nbc"))
+    assert modes() == [0o700, 0o700, 0o600]
     # This user's own are mended.
+    folder.parent.chmod(0o777)
     folder.chmod(0o777)
-    files[0].chmod(0o666)
-    assert cache.read_file(files[0]) is not None
-    assert folder.stat().st_mode & 0o777 == 0o755
-    assert files[0].stat().st_mode & 0o777 == 0o644
+    file.chmod(0o666)
+    assert is_read()
+    assert modes() == [0o755, 0o755, 0o644]
     # Another user's are left alone, those of root are not.
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    owner_is_root = files[0].stat().st_uid == 0
-    assert (cache.read_file(files[0]) is not None) == owner_is_root
-    monkeypatch.setattr(
-        cache.Path, "stat", lambda path: os.stat_result((0o100644, *[1] * 3, 7, *[0] * 5))
-    )
-    with caplog.at_level(logging.WARNING, "minigrad"):
-        assert cache.read_file(files[0]) is None
+    owner_is_root = file.stat().st_uid == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert is_read() == owner_is_root
+        file.chmod(0o666)
+        assert not is_read()
+    assert f"since {file} belongs to another user" in caplog.text
+    # Nobody else may exchange a folder above, as in one that all may write to and is not sticky.
+    grp, pwd = import_module("grp"), import_module("pwd")  # which Windows lacks
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    of_several, of_one = (SimpleNamespace(gr_name=user, gr_mem=m) for m in (["another"], []))
+    cases = (0o777, of_one, False), (0o775, of_several, False), (0o775, of_one, True)
+    for mode, group, is_safe in (*cases, (0o1777, of_several, True)):
+        monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: group)
+        tmp_path.chmod(mode)
+        assert is_read() == is_safe
+        assert (cache.writable_folder() is not None) == is_safe
+        assert (f"since {tmp_path} belongs to" in cache.why_nowhere()) == (not is_safe)
+    assert f"since {tmp_path} belongs to another user" in caplog.text
     assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
+
+
+@needs_owners
+def test_nothing_is_made_where_others_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDERS", [tmp_path / "shared/minigrad/kernels-1"])
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    assert cache.writable_folder.__wrapped__() is None
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 @pytest.mark.full
@@ -546,9 +637,8 @@ def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
     compiled, _, said = machine.run(as_nobody)
     assert compiled == PROBE_PARTS
     assert len(said) == 1
-    assert "NUMBA_CACHE_DIR may name one" in said[0]
-    for path in (machine.folder, *machine.folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert f"chmod -R go+rX {machine.folder / 'minigrad'}" in said[0]
+    subprocess.run(["chmod", "-R", "go+rX", machine.folder / "minigrad"], check=True)
     assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
 
@@ -773,7 +863,7 @@ def test_no_command_shows_the_commands(capsys):
 def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(warmup, "kernels_of", lambda double: [probe.KERNEL])
     # Other processes would not know of this list.
-    monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     for summary in ("1 kernels compiled, 0 were there", "0 kernels compiled, 1 were there"):
         command_line.main(["warmup"])
         last = capsys.readouterr().out.splitlines()[-1]
@@ -804,11 +894,37 @@ def test_warmup_compiles_first_what_others_call():
 def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
     if JIT_ENABLED:
         monkeypatch.setattr(cache, "writable_folder", lambda: None)
-        reason = "no folder for them can be written to"
+        reason = "no folder for them can be used"
     else:
         reason = "NUMBA_DISABLE_JIT is set"
     with pytest.raises(SystemExit, match=reason):
         command_line.main(["warmup"])
+
+
+@needs_jit
+@needs_owners  # for the name of the signal
+@pytest.mark.full
+def test_the_processes_of_a_warmup_end_with_the_first(machine):
+    script = """
+        import multiprocessing, os, signal, threading, time
+        from minigrad.kernels import warmup
+
+        def kill():
+            while len(processes := multiprocessing.active_children()) < 2:
+                time.sleep(0.1)
+            time.sleep(1.0)  # they import and compile
+            print(*(process.pid for process in processes), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if __name__ == "__main__":
+            threading.Thread(target=kill).start()
+            warmup.warmup()
+    """
+    process = machine.start(script, NUMBA_NUM_THREADS="2")
+    workers = process.stdout.readline().split()
+    assert len(workers) == 2
+    assert all(map(ends, workers))
+    process.communicate(timeout=60)
 
 
 @needs_jit

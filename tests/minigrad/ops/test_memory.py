@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from minigrad.kernels.jit import JIT_ENABLED
+from tests import every_kernel
+from tests.guarded import new_arrays_side_by_side
 
 SCRIPT = """
 import faulthandler, sys
@@ -159,3 +161,14 @@ pytestmark = [
 def test_no_op_touches_memory_around_arrays_of_many_sizes(arguments):
     """The first process runs each row of the table as well, at either edge."""
     at_the_edge(*arguments)
+
+
+@pytest.mark.full
+def test_no_bit_depends_on_how_near_to_one_another_arrays_lie():
+    """LLVM chooses between two forms of a loop by this distance."""
+    usual = every_kernel.results()
+    for gap in (0, 16, 32, 128, 1 << 16):
+        with new_arrays_side_by_side(gap) as count:
+            near = every_kernel.results()
+        assert every_kernel.differing(usual, near) == [], gap
+        assert count[0] > 10_000
