@@ -21,18 +21,20 @@ def others_may_write(place: Path | int, ours: bool = True) -> bool:
     """Return whether others than this user and root may change a file or folder.
 
     If minigrad made it for this user, they lose this permission. If not, it may be sticky, as the
-    temporary folder is: there they cannot rename or delete what is not theirs.
+    temporary folder is: there they cannot rename or delete what is not theirs. And a group may
+    write to it that has no other members.
     """
     if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
         return False
     facts, owners = os.stat(place), {os.geteuid(), 0}
-    loose = facts.st_mode & 0o022 and (ours or not facts.st_mode & stat.S_ISVTX)
-    if loose == stat.S_IWGRP and not ours and _is_private(facts.st_gid):
+    loose = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    is_sticky = facts.st_mode & stat.S_ISVTX
+    if not ours and (is_sticky or (loose == stat.S_IWGRP and _is_private(facts.st_gid))):
         loose = 0
     if ours and loose and facts.st_uid == os.geteuid():
         with suppress(OSError):  # as on a disk that is mounted to be read only
-            os.chmod(place, stat.S_IMODE(facts.st_mode) & ~0o022)
-            loose = False
+            os.chmod(place, stat.S_IMODE(facts.st_mode) & ~loose)
+            loose = 0
     if not ours:
         owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
     return bool(loose) or facts.st_uid not in owners
