@@ -742,7 +742,7 @@ def test_a_frame_that_begins_to_load_gets_its_colours_when_it_has_loaded(opened)
     page.add_init_script(EARLY)
     page.reload()
     page.wait_for_load_state("load")
-    assert max(page.frames[1].evaluate(PAPER)[:3]) < 60
+    page.frames[1].wait_for_function(f"Math.max(...{PAPER}.slice(0, 3)) < 60")
 
 
 @pytest.mark.full

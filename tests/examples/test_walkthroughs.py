@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import re
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -130,6 +131,16 @@ def test_each_exercise_knows_five_wrong_answers_with_messages_of_their_own(path)
         for sentence, slip in exercise.slips.items():
             verdict = check(number, slip)
             assert (verdict.state, verdict.message) == ("not yet", sentence), f"exercise {number}"
+
+
+def test_a_function_that_calls_itself_is_a_wrong_answer_wherever_python_allows_more_calls():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        verdict = order_matters.check(2, order_matters.recursive)
+        assert (verdict.message, sys.getrecursionlimit()) == (order_matters.TOO_DEEP, 20_000)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 OTHER_FORMS = {
