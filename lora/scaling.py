@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
-import numbers
 import operator
 from typing import Any
+
+from minigrad.checks import check_number
 
 
 class LoRAScaling(enum.Enum):
@@ -47,19 +48,6 @@ def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
     check_size("rank", rank)
     if not 0 < check_number("alpha", alpha) < math.inf:
         raise ValueError(f"alpha must be a positive number, not {alpha!r}")
-
-
-def check_number(name: str, value: Any) -> float:
-    """Return `value` as a float; a TypeError if it is not a real number.
-
-    An integer that is too large for a float becomes infinite.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if operator.gt(value, 0) else -math.inf
 
 
 def check_finite(name: str, value: Any) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from operator import is_
+from operator import gt, is_
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,19 @@ def check_integer(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is an integer."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is an integer, not {value!r:.60}")
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return `value` as a float; a TypeError if it is not a real number.
+
+    An integer that is too large for a float becomes infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if gt(value, 0) else -math.inf
 
 
 def check_above_0(name: str, value: Any) -> None:

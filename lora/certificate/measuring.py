@@ -30,7 +30,7 @@ from lora.certificate.rounding import (
     upper,
 )
 from lora.frozen import Array, strips
-from lora.scaling import check_number
+from minigrad.checks import check_number
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, as_html, counted
 

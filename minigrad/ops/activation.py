@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.checks import check_above_0, check_range
+from minigrad.checks import check_above_0, check_number
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import clip, exp, log, normal_cdf, tanh, where
@@ -55,10 +55,9 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     From Maas et al., 2013.
 
     Raises:
-        ValueError: if `negative_slope` is infinite or nan.
-        TypeError: if it is not a number.
+        TypeError: if `negative_slope` is not a number.
     """
-    check_range("negative_slope", negative_slope, -math.inf, math.inf)
+    check_number("negative_slope", negative_slope)
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -76,10 +75,9 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
     The derivative is 1 where x > 0, else `alpha` e^x; so it is `alpha` at 0.
 
     Raises:
-        ValueError: if `alpha` is infinite or nan.
-        TypeError: if it is not a number.
+        TypeError: if `alpha` is not a number.
     """
-    check_range("alpha", alpha, -math.inf, math.inf)
+    check_number("alpha", alpha)
     return kernels.activation.elu(x, float(alpha))
 
 

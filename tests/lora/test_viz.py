@@ -361,7 +361,7 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
     plain = nn.Linear(2, 2)
     for call, error, says in (
         (lambda: viz.plot_change(plain, path=out), ValueError, "no adapters; lora.attach"),
-        (lambda: viz.plot_change([], path=out), TypeError, "on a Module, not on"),
+        (lambda: viz.plot_change([], path=out), TypeError, "only a Module has adapters, not"),
         (
             lambda: viz.plot_change(model, "third", out),
             ValueError,
