@@ -42,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        several = "; give several adapters by repeating --adapter" * hasattr(given, "adapter")
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{several}")
+        hint = ""
+        if given.command == "generate" and given.adapter and not unknown[0].startswith("-"):
+            hint = "; give several adapters by repeating --adapter"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options = {name: value for name, value in vars(given).items() if value is not None}
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
     plot = options.pop("plot", None)
@@ -76,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_error(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"))
         return STOPPED
     except (ValueError, OSError, KeyError, ImportError, MemoryError, ArithmeticError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = (
+            error.args[0] if isinstance(error, KeyError) else vars(error).get("message", error)
+        )
         ranks.check_left_together(error)
         if ranks.is_first:
             print_error(_printable(f"lora {command}: {message}"))
@@ -198,10 +202,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, PurePath) or (isinstance(value, float) and math.isinf(value)):
-        return str(value)
+    if isinstance(value, PurePath) or (isinstance(value, float) and not math.isfinite(value)):
+        return None if value != value else str(value)
     return value
 
 

@@ -250,9 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     help_text = "compile the kernels in advance, and save them for later programs"
     shared = (
-        " Other users can use them after chmod -R go+rX FOLDER, with the folder that is printed, "
-        "and the one above it. Without a warm-up, a second process compiles what training usually "
-        "needs while a program waits for its first kernels, unless the variable CI is set."
+        " If root has compiled them, other users can use them after chmod -R go+rX of the folder "
+        "that is printed and of the one above it. Without a warm-up, a second process compiles "
+        "what training usually needs while a program waits for its first kernels, unless the "
+        "variable CI is set."
     )
     warm = commands.add_parser("warmup", help=help_text, description=f"C{help_text[1:]}.{shared}")
     warm.add_argument(

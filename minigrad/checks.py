@@ -36,7 +36,7 @@ def check_number(name: str, value: Any) -> float:
     An integer that is too large for a float becomes infinite.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {value!r:.60}")
     try:
         return float(value)
     except OverflowError:

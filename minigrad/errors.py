@@ -39,7 +39,7 @@ def named_errors(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **options)
         except (TypeError, ValueError) as error:
-            of_class = function.__name__ in ("__init__", "forward")
+            of_class = function.__name__ in ("__init__", "__post_init__", "forward")
             name = type(args[0]).__name__ if of_class else function.__name__
             # Without the name of a function inside:
             message = without_name(vars(error).get("message", str(error)))
@@ -77,6 +77,8 @@ def called_with(args: Sequence[Any], options: Mapping[str, Any] | None = None) -
 
 
 def _described(value: Any) -> str:
+    if isinstance(value, type):  # a dtype of numpy has the attributes of its arrays
+        return f"{value!r:.50}"
     if isinstance(value, (list, tuple)) and any(hasattr(each, "dtype") for each in value):
         return f"[{', '.join(map(_described, value))}]"
     return f"{value.shape} {value.dtype}" if hasattr(value, "dtype") else f"{value!r:.50}"

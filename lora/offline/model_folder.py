@@ -247,7 +247,7 @@ def may_be_tied(one: str, other: str, axes: int) -> bool:
 
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
-    """Return an error if hashes of weights differ from those in the adapter's metadata."""
+    """List at most one error: that hashes of weights differ from those in the metadata."""
     base = pool.opened
     stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
     # The adapter was made on the matrix in the file, unless that was rounded to few bits.

@@ -102,17 +102,18 @@ class Facts:
         fingerprints: Callable[[list[str]], Iterable[str]],
         form: Callable[[str], str] | None = None,
     ) -> list[str]:
-        """Return an error message if the weights of some layers have other fingerprints.
+        """List at most one error: that the weights of some layers have other fingerprints.
 
         `form` returns how the weight of a layer of a model is stored, as `LayerFacts.stored`.
+        Without it, the message does not name the dtype.
         """
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
         pairs = zip(known, fingerprints(known), strict=True)
         differing = {name: found for name, found in pairs if found != self.layers[name].base}
         if not differing:
             return []
-        (name, found), *_ = differing.items()
-        fact, others = self.layers[name], [*differing][1:]
+        name, *others = differing
+        found, fact = differing[name], self.layers[name]
         stored = also = ""
         if form is not None and form(name) != fact.stored:
             dtype = "float32" if fact.stored == "dense" else fact.stored

@@ -2,9 +2,10 @@
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
 the internals of Python, and with limits on the number of passes of loops and calls, on products
-and sums, and on the length of the text. It can still take much memory with filters such as
-`center`. The settings are those of transformers, with one difference: transformers copies
-`thinking` and `reasoning` of a message to `reasoning_content`, and here a message keeps its keys.
+and sums, and on the length of the text. It can still take much memory in other ways, such as
+methods of texts, the filter `center`, `%` and blocks of `set`. The settings are those of
+transformers, with one difference: transformers copies `thinking` and `reasoning` of a message to
+`reasoning_content`, and here a message keeps its keys.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _limited(tree: Any) -> Any:
     """Return the tree of a template, in which filters of `_sandbox` limit loops, calls and `~`."""
     nodes = package("jinja2").nodes
     for loop in tree.find_all(nodes.For):
-        loop.iter = nodes.Filter(loop.iter, "steps", [], [], None, None)
+        loop.test = nodes.Filter(loop.test or nodes.Const(True), "step", [], [], None, None)
     for call in tree.find_all(nodes.Call):
         call.node = nodes.Filter(call.node, "step", [], [], None, None)
     for texts in tree.find_all(nodes.Concat):
@@ -97,11 +98,10 @@ def _sandbox() -> Any:
     def step(context: Any, value: Any) -> Any:
         """Return a value, and count a step of the template that uses it."""
         if next(context.parent[_STEPS]) > MOST_STEPS:
-            raise jinja2.exceptions.SecurityError(f"to take more than {MOST_STEPS:,} steps")
+            raise jinja2.exceptions.SecurityError(
+                f"to make more than {MOST_STEPS:,} passes of loops and calls"
+            )
         return value
-
-    def steps(context: Any, values: Any) -> Any:
-        return (step(context, value) for value in values)
 
     def check_size(values: Iterable[Any]) -> None:
         if sum(len(x) for x in values if hasattr(x, "__len__")) > LONGEST:
@@ -151,8 +151,7 @@ def _sandbox() -> Any:
     )
     made.intercepted_binops = {"+", "*", "**"}
     made.binop_table = {**made.binop_table, "+": plus, "*": times, "**": power}
-    made.filters |= {"step": jinja2.pass_context(step), "steps": jinja2.pass_context(steps)}
-    made.filters |= {"tojson": tojson, "joined": joined}
+    made.filters |= {"step": jinja2.pass_context(step), "tojson": tojson, "joined": joined}
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made

@@ -235,7 +235,7 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         (_check_messages if key == "messages" else _check_text)(key, value)
     if given := row.get("messages"):
         others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
-        row["messages"] = [{key: turn[key] for key in _MESSAGE} for turn in given]
+        row["messages"] = [{k: v for k, v in turn.items() if k in _MESSAGE} for turn in given]
     if others:
         shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
         notes.append(f"{_OTHER_KEYS}{shown:.200}")
@@ -317,7 +317,7 @@ def _turns(
         spans, answers = spans[-1:], answers[-1:]
         notes.append("with the last answer only, since the chat template changes earlier ones")
     if messages[0]["role"] == "assistant":
-        notes.append("with an answer before any message of the user, which does not count")
+        notes.append("with an answer as the first message, which does not count")
     if not all(messages[number]["content"].strip() for number in answers):
         notes.append("with an empty answer, which does not count")
     at = 0

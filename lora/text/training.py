@@ -126,10 +126,11 @@ def train(
     """Train an adapter of a language model, and write it to a folder.
 
     AdamW without weight decay trains A and B. The learning rate rises linearly from 0 to `lr`, and
-    then falls as half a cosine to 0. With a file valid.jsonl, the adapter with the best validation
-    loss is written. Ctrl-C ends the run after the current step, with a checkpoint. Under `mpiexec
-    -n N` the ranks share the micro-batches of a step, and rank 0 reads and writes `out`. `targets`
-    may also be one regular expression for complete names, or "all-linear", as in `LoRAConfig`.
+    then falls as half a cosine to 0. With a file valid.jsonl, unless `validate_every` is 0, the
+    adapter with the best validation loss is written. Ctrl-C ends the run after the current step,
+    with a checkpoint. Under `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0
+    reads and writes `out`. `targets` may also be one regular expression for complete names, or
+    "all-linear", as in `LoRAConfig`.
 
     Args:
         model: a language model, changed in place: it gets the adapter, unless there is an error.
@@ -257,7 +258,7 @@ def train(
 
 
 _NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress", "return"}
-_MAY_BE_NONE = ("steps", "max_length", "save_every")
+_MAY_BE_NONE = ("steps", "max_length", "validate_every", "save_every")
 
 OPTION_TYPES = {
     name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
@@ -269,11 +270,9 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     """Check the options of `train` for a model with a context of so many tokens."""
     for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
         if options[name] is not None or name not in _MAY_BE_NONE:
-            check_positive(name, options[name])
+            (check_count if name == "validate_every" else check_positive)(name, options[name])
     check_flag("checkpointing", options["checkpointing"])  # `read_rows` checks the other flags
     check_count("seed", options["seed"])
-    if options["validate_every"] is not None:
-        check_count("validate_every", options["validate_every"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
     if options["lr"] > float(np.finfo(np.float32).max):

@@ -32,7 +32,8 @@ Cost = int | Callable[..., int]
 """FLOPs per element of the result; or a function whose parameters name operands, options, `out`."""
 
 Hint = str | Mapping[str, Callable[..., Any]] | Callable[..., str | None]
-"""A text; texts, each with a condition on named values; or a function of these that returns a text.
+"""A text; texts, each with a condition on named values; or a function of named values that returns
+a text.
 """
 
 

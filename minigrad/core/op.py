@@ -55,7 +55,7 @@ _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a special meaning in a VJP."""
 
 _INSTEAD_OF_A_FUNCTION: dict[str, tuple[Any, str]] = {
-    "cost": (int, "an integer or a function"),
+    "cost": ((int, np.integer), "an integer or a function"),
     "shape": ((), "a function"),
     "hint": (str, "a text, a function that returns one, or a dict of texts with such functions"),
 }
@@ -247,9 +247,15 @@ class Op(OpLike, Generic[P]):
         Raises:
             ValueError: if an input does not exist, the op already has VJPs, or `cost` has another
                 key.
+            TypeError: if `cost` is not a dict of integers or functions.
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
+        if not isinstance(cost, Mapping | None):
+            raise TypeError(
+                f"cost of the joint VJP of `{self.name}` is a dict by the names of inputs, not "
+                f"{cost!r:.60}"
+            )
         for name, each in (cost or {}).items():
             if name not in (*names, "shared"):
                 raise ValueError(

@@ -78,6 +78,8 @@ def end_others() -> None:
     """
     # Python sets `last_value` to an error that nobody has caught, also if the script has a hook.
     if hasattr(sys, "last_value") and os.environ.get(PARENT) == str(os.getpid()):
-        print("this rank ends all ranks, because of its error", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            print("this rank ends all ranks, because of its error", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)

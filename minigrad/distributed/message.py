@@ -31,9 +31,10 @@ def encoded(value: Any) -> Array:
 
 
 def check_array(array: Array) -> None:
-    """Raise a TypeError for masked arrays, arrays of objects, and of dtypes that numpy lacks."""
+    """Raise a TypeError for masked arrays, and for arrays of objects or dtypes that numpy lacks."""
     is_masked = isinstance(array, np.ma.MaskedArray)
-    if is_masked or array.dtype.hasobject or array.dtype.isbuiltin == 2:
+    fields = [kind for kind, *_ in (array.dtype.fields or {}).values()]
+    if is_masked or array.dtype.hasobject or any(x.isbuiltin == 2 for x in (array.dtype, *fields)):
         name = "objects" if array.dtype.hasobject else array.dtype.name  # bfloat16, for example
         what = "a masked array" if is_masked else f"an array of {name}"
         raise TypeError(

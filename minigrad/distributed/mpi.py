@@ -29,7 +29,7 @@ from minigrad.distributed.launcher import INSTALL, Launch, end_others
 from minigrad.distributed.message import Message, decoded, encoded, serialized_error
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
-from minigrad.kernels import start, threads
+from minigrad.kernels import cache, start, threads
 
 PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a heartbeat after which a rank counts as lost."""
@@ -65,6 +65,8 @@ class MPIWorld(World):
         self._share_cores()
         if not self.is_first:
             start.before_compiling = None
+            if cache.writable_folder() is None:
+                cache.say_once(f"compiled kernels are {cache.describe()}")
         atexit.unregister(end_others)
         atexit.register(self._finish)
         self._hook, sys.excepthook = sys.excepthook, self._report  # the script may have set a hook

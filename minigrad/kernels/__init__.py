@@ -9,8 +9,9 @@ NUMBA_DISABLE_JIT=1 it is all that runs.
 Where to read:
 
 * `jit`, `cache` and `threads` decide for all kernels how they are compiled, where the machine code
-  is stored, and when they use threads; `start` imports numba, `warmup` compiles the kernels in
-  advance, and `first_run` shows the user what is being compiled.
+  is stored, and when they use threads; `trust` decides which folders and files may hold machine
+  code. `start` imports numba, `warmup` compiles the kernels in advance, and `first_run` shows the
+  user what is being compiled.
 * `launch` has the class `Kernel`: a loop that is compiled once, and run by one thread or shared by
   several. Its parameters are annotated with their types, which `jit` lists.
 * `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as in

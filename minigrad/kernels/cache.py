@@ -359,17 +359,18 @@ def why_nowhere() -> str:
             f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
             "minigrad was imported; it may name a folder by its whole path"
         )
-    found = ", ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
+    found = "; ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
     return f"no folder for them can be used ({found}); NUMBA_CACHE_DIR may name one of your own"
 
 
 def _why_not(folder: Path) -> str:
-    """Say why a folder cannot be used, if the reason is not that it cannot be written to."""
+    """Say why a folder cannot be used."""
+    if above := suspect(folder):
+        return f", since {above} belongs to another user, or others may write there"
     for place in (folder.parent, folder):
         if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
             return f", which others may use after its owner's chmod -R go+rX {place}"
-    above = suspect(folder)
-    return f", since {above} belongs to another user, or others may write there" if above else ""
+    return ", which cannot be written to"
 
 
 @cache

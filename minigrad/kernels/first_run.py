@@ -6,8 +6,8 @@ program. Its total is the number of kernels that are not compiled yet, because i
 of them the program will use. It counts those that any process has compiled since.
 
 numba compiles one function at a time. If a core is idle, a second process compiles kernels that a
-training step usually needs, at the same time (`compile_for_training`). If the environment variable
-`CI` is set, no second process is started.
+training step usually needs, at the same time (`compile_for_training`). If one of the environment
+variables `NOBODY_WAITS` is set, such as `CI`, no second process is started.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from minigrad.kernels import cache, start, threads
 from minigrad.kernels.warmup import kernels_of
@@ -62,7 +62,7 @@ first_run.compile_for_training({folders!r}, {module!r})
 """  # the thread starts before the import, which takes a second
 
 START = 'exec 3<&0; "$@" <&3 & echo $!'
-"""A script that starts a program, says its number, and ends, so that nobody is its parent.
+"""A script that starts a program, prints its process ID, and ends: then it is no child of ours.
 
 A shell would close the input of what it starts in the background, unless it is given another."""
 
@@ -156,7 +156,7 @@ def may_start_a_process() -> bool:
 
 
 def start_second_process(module: str = "") -> int:
-    """Start the process that compiles kernels of a training step; return its number.
+    """Start the process that compiles kernels of a training step; return its process ID.
 
     It ends when this process ends or becomes another program, which closes the pipe to it. It is no
     child of this process, which may wait for all of its children. It has its own session, so that
@@ -165,7 +165,7 @@ def start_second_process(module: str = "") -> int:
     """
     first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
     program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
-    shell = subprocess.Popen(
+    shell: Any = subprocess.Popen(
         ["sh", "-c", START, "sh", sys.executable, "-P", "-c", program],
         bufsize=0,
         stdin=subprocess.PIPE,
@@ -174,12 +174,12 @@ def start_second_process(module: str = "") -> int:
         start_new_session=True,
     )
     shell.wait()
-    life, output = cast(Any, shell.stdin), cast(Any, shell.stdout)
+    life, output = shell.stdin, shell.stdout
     number = int(output.readline())
 
     def end() -> None:
         if os.getpid() == first:  # not in a child that this process has forked
-            with suppress(OSError):  # the program may have closed all files
+            with suppress(OSError, ValueError):  # all files may be closed, or too many be open
                 life.close()
                 select.select([output], [], [], 1.0)  # until the output ends, with the process
             cache.drop_drafts(number)

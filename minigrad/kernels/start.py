@@ -26,10 +26,10 @@ WORKING_FOLDER = working_folder()
 """The working folder when minigrad was imported, or ""; `NUMBA_CACHE_DIR` may be relative to it."""
 
 before_compiling: Callable[[str, str, str], None] | None = None
-"""A function to call with name, module and signature of a kernel before it is compiled, or None."""
+"""A function to call with name, module and signature of a function before it is compiled."""
 
 after_compiling: Callable[[], None] | None = None
-"""A function to call after a kernel was compiled or failed, or None."""
+"""A function to call after each kernel, whether it was compiled, loaded or failed."""
 
 
 @contextmanager

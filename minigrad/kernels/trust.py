@@ -1,4 +1,4 @@
-"""Which folders and files machine code may be loaded from.
+"""Decide from which folders and files machine code may be loaded.
 
 A person who can write the machine code that a process loads can do anything in that process. So
 folders and files are used only if they belong to this user or to root, and nobody else may write to
@@ -21,22 +21,22 @@ def others_may_write(place: Path | int, ours: bool = True) -> bool:
     """Return whether others than this user and root may change a file or folder.
 
     If minigrad made it for this user, they lose this permission. If not, it may be sticky, as the
-    temporary folder is: there they cannot rename or delete what is not theirs. And a group may
-    write to it that has no other members.
+    temporary folder is: there they cannot rename or delete what is not theirs. A group without
+    other members may also write to it.
     """
     if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
         return False
     facts, owners = os.stat(place), {os.geteuid(), 0}
     loose = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    is_sticky = facts.st_mode & stat.S_ISVTX
-    if not ours and (is_sticky or (loose == stat.S_IWGRP and _is_private(facts.st_gid))):
-        loose = 0
-    if ours and loose and facts.st_uid == os.geteuid():
+    if not ours:
+        owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
+        is_sticky = facts.st_mode & stat.S_ISVTX
+        if is_sticky or (loose == stat.S_IWGRP and _is_private(facts.st_gid)):
+            loose = 0
+    elif loose and facts.st_uid == os.geteuid():
         with suppress(OSError):  # as on a disk that is mounted to be read only
             os.chmod(place, stat.S_IMODE(facts.st_mode) & ~loose)
             loose = 0
-    if not ours:
-        owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
     return bool(loose) or facts.st_uid not in owners
 
 

@@ -174,7 +174,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
-        check_probability("Dropout: p", p)
+        check_probability("p", p)
         self.p, self.rng = p, rng
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class Sequential(Module):
 
     def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
         for i, layer in enumerate(layers):
-            _check_callable(layer, f"Sequential: layer {i}")
+            _check_callable(layer, f"layer {i}")
             vars(self)[str(i)] = layer
 
     def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:

@@ -50,10 +50,10 @@ class LayerNorm(Module):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.normalized_shape = _checked_sizes("LayerNorm", normalized_shape)
-        check_range("LayerNorm: eps", eps, 0, np.inf)
-        check_flag("LayerNorm: elementwise_affine", elementwise_affine)
-        check_flag("LayerNorm: bias", bias)
+        self.normalized_shape = _checked_sizes(normalized_shape)
+        check_range("eps", eps, 0, np.inf)
+        check_flag("elementwise_affine", elementwise_affine)
+        check_flag("bias", bias)
         self.eps = eps
         shape, bias = self.normalized_shape, elementwise_affine and bias
         self.weight, self.bias = _affine_pair(shape, dtype, elementwise_affine, bias)
@@ -90,10 +90,10 @@ class RMSNorm(Module):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.normalized_shape = _checked_sizes("RMSNorm", normalized_shape)
+        self.normalized_shape = _checked_sizes(normalized_shape)
         if eps is not None:
-            check_range("RMSNorm: eps", eps, 0, np.inf)
-        check_flag("RMSNorm: elementwise_affine", elementwise_affine)
+            check_range("eps", eps, 0, np.inf)
+        check_flag("elementwise_affine", elementwise_affine)
         self.eps = eps
         self.weight, _ = _affine_pair(self.normalized_shape, dtype, elementwise_affine, False)
 
@@ -250,14 +250,12 @@ class GroupNorm(Module):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        check_positive("GroupNorm: num_groups", num_groups)
-        check_positive("GroupNorm: num_channels", num_channels)
+        check_positive("num_groups", num_groups)
+        check_positive("num_channels", num_channels)
         if num_channels % num_groups:
-            raise ValueError(
-                f"GroupNorm: {num_groups} groups do not divide {num_channels} channels"
-            )
-        check_range("GroupNorm: eps", eps, 0, np.inf)
-        check_flag("GroupNorm: affine", affine)
+            raise ValueError(f"{num_groups} groups do not divide {num_channels} channels")
+        check_range("eps", eps, 0, np.inf)
+        check_flag("affine", affine)
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight, self.bias = _affine_pair(num_channels, dtype, affine, affine)
 
@@ -280,12 +278,12 @@ class GroupNorm(Module):
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={affine}"
 
 
-def _checked_sizes(name: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+def _checked_sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     if not sizes:
-        raise ValueError(f"{name}: normalized_shape must name at least one axis, not ()")
+        raise ValueError("normalized_shape must name at least one axis, not ()")
     for size in sizes:
-        check_positive(f"{name}: each size of normalized_shape", size)
+        check_positive("each size of normalized_shape", size)
     return tuple(sizes)
 
 

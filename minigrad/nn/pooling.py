@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 from minigrad import functional
-from minigrad.errors import op_error
+from minigrad.errors import named_errors
 from minigrad.functional.pooling import OutputSizes, counts, max_options, mean_options
 from minigrad.nn.module import FunctionModule
 from minigrad.ops.convolutions import Sizes
@@ -22,11 +22,9 @@ class _Pool(FunctionModule):
     _axes: ClassVar[int]
     _check: ClassVar[Callable[..., Any]]
 
+    @named_errors
     def __post_init__(self) -> None:
-        try:
-            type(self)._check(self._axes, **{name: getattr(self, name) for name in self._options})
-        except (TypeError, ValueError) as error:
-            raise op_error(type(error), type(self).__name__, str(error)) from None
+        type(self)._check(self._axes, **{name: getattr(self, name) for name in self._options})
 
 
 class MaxPool1d(_Pool):

@@ -129,14 +129,14 @@ class _Layers(_Recurrent):
         super().__init__(input_size, hidden_size, bias)
         check_positive("num_layers", num_layers)
         check_probability("dropout", dropout)
+        check_flag("batch_first", batch_first)
+        check_flag("bidirectional", bidirectional)
         if dropout and num_layers == 1:
             warnings.warn(
                 f"{type(self).__name__}: dropout={dropout} drops nothing, because it is between "
                 f"layers, and num_layers=1; use minigrad.dropout after the layer",
-                stacklevel=3,
+                stacklevel=5,  # the caller of the constructor, which has three decorators
             )
-        check_flag("batch_first", batch_first)
-        check_flag("bidirectional", bidirectional)
         self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
         self.bidirectional, self.rng = bidirectional, rng
         self._directions = ("", "_reverse") if bidirectional else ("",)

@@ -12,15 +12,7 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
-from minigrad.ops.of_numpy import (
-    binary,
-    booleans,
-    equality,
-    index,
-    logical,
-    logical_reducer,
-    unary,
-)
+from minigrad.ops.of_numpy import binary, booleans, equality, index, logical, logical_reducer, unary
 
 equal = equality("equal", "a == b, as booleans.")
 not_equal = equality("not_equal", "a != b, as booleans.")

@@ -282,7 +282,9 @@ class Optimizer(ABC):
             if parameters:
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
-        if not (has_stepped or mode.observers):  # a captured step has an optimiser without effect
+        if not (
+            has_stepped or mode.observers
+        ):  # while a step is captured, an optimiser may find no gradients
             check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)

@@ -60,11 +60,11 @@ class Captured(Generic[P, R]):
 
     def __init__(self, step: Callable[P, R]) -> None:
         try:
+            if isinstance(step, (type, BuiltinFunctionType)):
+                raise TypeError
             parameters = inspect.signature(step).parameters.values()
         except (TypeError, ValueError):
-            parameters = None
-        if parameters is None or isinstance(step, (type, BuiltinFunctionType)):
-            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}")
+            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
         if is_deferred(step):
             name = getattr(step, "__name__", repr(step))  # a partial has no name
             raise TypeError(
@@ -161,7 +161,10 @@ class Captured(Generic[P, R]):
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the program of the step; return its result, in which tensors require no gradient."""
+        """Run the program of the step; return its result, in which tensors require no gradient.
+
+        Under an observer, or where no graph is recorded, run the step itself.
+        """
         if mode.state != (True, ()):  # an observer is active, or no graph is recorded
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
@@ -216,7 +219,7 @@ class Captured(Generic[P, R]):
                     stacklevel=3,
                 )
             self._warned = True
-            return self._eager(args, kwargs)
+            return cast(R, _with_tensors(self._eager(args, kwargs)))
         if key not in kinds:
             shapes = tuple((array.shape, array.dtype) for _, array in arrays)
             self._numbers[shapes] += 1
@@ -316,9 +319,9 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()` or `if`), prints, reads an iterator, `os.environ` or `globals()`, uses
-            hooks, `retain_grad`, `create_graph`, `hvp`, `checkpoint`, or an observer, such as
-            `detect_anomaly`, writes to a numpy array, or to a list or dict in its arguments, or
+            (by `item()` or `if`), prints, or reads an iterator, `os.environ` or `globals()`. It
+            uses hooks, `retain_grad`, `create_graph`, `hvp`, `checkpoint`, or an observer, such as
+            `detect_anomaly`. It writes to a numpy array, or to a list or dict in its arguments, or
             gives a tensor other memory. It makes an array whose size depends on values. It sets an
             option of an optimiser, or loads a state of an optimiser, a scheduler or averages. It
             draws random numbers without minigrad. Or its second call differs from the first.

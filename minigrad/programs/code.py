@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,13 @@ def codes(function: Any) -> Sequence[Any]:
     for code in found:  # the loop appends to it
         found += filter(iscode, code.co_consts)
     return found
+
+
+def variables_in(function: Any) -> set[str]:
+    """Return the names of the global and closure variables of a function, without attributes."""
+    loads = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"
+    every = (each for code in codes(function) for each in dis.get_instructions(code))
+    return {each.argval for each in every if each.opname in loads}
 
 
 def texts(constants: Iterable[Any]) -> Iterator[str]:

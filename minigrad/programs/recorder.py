@@ -285,7 +285,7 @@ class StepRecorder(Observer):
 
     @contextmanager
     def errors_tell(self) -> Iterator[None]:
-        """Let each CaptureError say whether the optimiser has made its step."""
+        """Add to a CaptureError that the optimiser has made its step, if it has."""
         try:
             yield
         except CaptureError as error:

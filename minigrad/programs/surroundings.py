@@ -83,7 +83,7 @@ class Surroundings:
         self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
         self._sources: list[Any] = []  # sources of random numbers
         self._iterators: list[str] = []  # the paths of iterators
-        self.printing = {"print", "pprint"}  # names by which the functions may call print
+        self.printing: set[str] = set()  # further variables that are `print`
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
@@ -222,8 +222,8 @@ class Surroundings:
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
-            if value is print:
-                self.printing.add(path.rpartition(".")[2])
+            if value is print and "." not in path:
+                self.printing.add(path)
             self._walk(value.__self__, path)
         elif isinstance(value, stdlib_random.SystemRandom):
             return  # it has no state

@@ -61,7 +61,8 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     except OSError as error:
         if error.errno and error.filename is None:  # as on a full disk
             error.filename = os.fspath(path)
-            error.add_note("an older checkpoint there is unchanged, and `load` continues from it")
+        if os.path.exists(path):
+            error.add_note("the older checkpoint is unchanged, and `load` continues from it")
         raise
 
 

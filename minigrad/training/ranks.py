@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -71,6 +72,10 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA 
         ema.load_state_dict({**state, "averages": averages})
 
 
+_OF_FROZEN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""The digests of matrices of 4 and 16 bits, which never change and may have gigabytes."""
+
+
 def digests_of_attributes(model: Module) -> dict[str, str]:
     """Return digests of the attributes of modules, without parameters and their mode, by name.
 
@@ -85,7 +90,9 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
         if isinstance(value, (Module, Parameter)):
             return None
         if isinstance(value, NarrowMatrix):
-            return [*vars(value).values()]
+            if value not in _OF_FROZEN:
+                _OF_FROZEN[value] = digest(vars(value).values())
+            return _OF_FROZEN[value]
         if isinstance(value, (list, tuple)):
             return [*map(beside, value)]
         return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -44,6 +44,7 @@ from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
 STEPS = 64  # steps of k whose cache lines fit in a level-1 cache at a distance of 512 bytes
+NARROW = 256  # bytes in a row of B up to which packing takes longer than the collisions of steps
 WIDE = 512  # the most bytes in a row of a small B that is read without packing it
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
@@ -111,15 +112,15 @@ def choose_packing(
     """
     size = k * n * t.item
     wide = n * t.item > WIDE
-    # Numbers at a distance of a power of two share few cache lines, and would evict each other.
-    collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
-    steps_collide = n * t.item > WIDE // 2 and a.col % 512 == 0 and k > STEPS
+    # Numbers at a distance of a power of two lie in few sets of a cache, and evict each other.
+    rows_collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
+    steps_collide = m > 2 * t.MR and n * t.item > NARROW and a.col % 512 == 0 and k > STEPS
     in_place = not wide and not steps_collide and size <= t.near
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and not in_place)
     if t.masks == 0 and n % t.NR:  # a tile would read past the end of a row
         pack_b = True
     streamed = not pack_b and size > t.far
-    pack_a = (wide or collide or steps_collide) and m > 2 * t.MR and pack_b
+    pack_a = (wide or rows_collide or steps_collide) and m > 2 * t.MR and pack_b
     return PackingChoice(pack_a, pack_b, STRIP if streamed else block_depth(t, k))
 
 

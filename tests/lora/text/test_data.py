@@ -125,7 +125,7 @@ def test_answers_that_do_not_count_beside_others_are_noted(tmp_path):
     rows = read_rows(written(tmp_path, first, turns("hi", " ", "and?", "the dog")), tok)
     assert [parts(row, tok)[1] for row in rows] == ["the fox<|im_end|>\n", "the dog<|im_end|>\n"]
     assert rows.notes == {
-        "with an answer before any message of the user, which does not count": [1],
+        "with an answer as the first message, which does not count": [1],
         "with an empty answer, which does not count": [2],
     }
 

@@ -192,7 +192,7 @@ _INNER = {
     "_states",
     "_tables",
     "_last",
-    "_averages",
+    "averages",
     "_frozen",
     "_prepacked",
     "_seen",

@@ -863,7 +863,7 @@ def installed():
     "do",
     [
         lambda t: t.parts["net"].linear.freeze(),
-        lambda t: setattr(t.parts["net"].linear.weight, "data", np.ones((5, 3), np.float32)),
+        lambda t: setattr(t.parts["net"].linear.weight, "data", np.ones((3, 5), np.float32)),
         lambda t: t.patch.setattr(t.parts["package"], "factor", 0.9),
     ],
     ids=["freeze", "memory", "global"],

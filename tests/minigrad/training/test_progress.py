@@ -31,9 +31,8 @@ def bars(monkeypatch):
 
     monkeypatch.setattr(tqdm.std.tqdm, "__init__", recorded)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(
-        start, "before_compiling", None
-    )  # kernels that a test is the first to compile
+    # Kernels that a test is the first to compile are not announced.
+    monkeypatch.setattr(start, "before_compiling", None)
     return asked
 
 

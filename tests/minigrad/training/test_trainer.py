@@ -1416,10 +1416,15 @@ def test_a_full_disk_is_an_error_that_names_the_checkpoint(data, tmp_path, monke
     def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_file, "save_state", write)
-    with pytest.raises(OSError, match=r"No space left on device: '.*run'") as caught:
-        make(checkpoint=tmp_path / "run").fit(data, epochs=1)
-    assert "older checkpoint there is unchanged, and `load` cont" in caught.value.__notes__[0]
+    trainer = make(checkpoint=tmp_path / "run")
+    for has_older in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_file, "save_state", write)
+            with pytest.raises(OSError, match=r"No space left on device: '.*run'") as caught:
+                trainer.fit(data, epochs=1)
+        notes = "".join(getattr(caught.value, "__notes__", []))
+        assert ("older checkpoint is unchanged, and `load` continues" in notes) == has_older
+        trainer.fit(data, epochs=1)
 
 
 @pytest.mark.parametrize("name", ["scheduler", "ema"])
