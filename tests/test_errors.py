@@ -47,7 +47,14 @@ def test_a_message_names_the_function_that_was_called_and_none_inside_of_it():
     class Own(nn.Linear):
         pass
 
+    class OwnNorm(nn.LayerNorm):
+        pass
+
     with pytest.raises(ValueError, match=r"^Own: in_features"):
         Own(0, 2)
+    with pytest.raises(ValueError, match=r"^OwnNorm: eps must be in"):
+        OwnNorm(3, eps=-1.0)
+    with pytest.raises(TypeError, match=r"\(1, 2\) float32, <class 'numpy.complex64'>"):
+        mg.astype(X, np.complex64)
     with pytest.raises(ValueError, match=r"^MLP: out_features must be a positive integer, not 0"):
         nn.MLP([2, 0])

@@ -3,6 +3,7 @@
 That changes of what a step reads are noticed is tested in test_changes.py.
 """
 
+import argparse
 import contextvars
 import copy
 import functools
@@ -1026,6 +1027,42 @@ def test_methods_that_do_not_run_and_variables_may_have_names_of_what_is_refused
         return plain(m, o, (lambda: x * item)(), y)
 
     check_same(lambda: made(body, make=lambda: nn.Sequential(network(), Unused())))
+
+
+def test_attributes_may_have_names_of_what_is_refused():
+    settings = argparse.Namespace(environ=2.0, log=print)
+
+    def body(m, o, x, y):
+        return plain(m, o, mg.log(x * x + settings.environ), y)
+
+    check_same(lambda: made(body))
+
+
+class Reads:
+    """A step whose class, or the base class of it, reads a value after the update."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, x, y):
+        return self.step(x, y).item()
+
+
+class ReadsToo(Reads):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind", [Reads, ReadsToo, lambda step: partial(ReadsToo(step).__call__, y=batch()[1])]
+)
+def test_the_base_classes_of_a_step_and_partials_are_checked_before_an_update(kind):
+    step, parameters = made(plain)
+    before = bits(parameters)
+    x, y = batch()
+    captured = mg.capture(kind(step))
+    with pytest.raises(CaptureError, match=r"calls item\(\)"):
+        captured(x) if isinstance(captured.step, partial) else captured(x, y)
+    assert bits(parameters) == before
 
 
 @pytest.mark.parametrize(
