@@ -161,7 +161,7 @@ class Captured(Generic[P, R]):
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the program, whose result has no graph; or, under an observer or no_grad, the step."""
+        """Run the program, whose result has no graph; under an observer or no_grad, the step."""
         if mode.state != (True, ()):  # an observer is active, or no graph is recorded
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
