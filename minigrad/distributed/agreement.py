@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import site
 import sys
@@ -81,9 +82,10 @@ def _modules_beside(script: str) -> Iterator[tuple[str, str]]:
     folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
     installed = sys.prefix, sys.base_prefix, site.getusersitepackages(), Path(__file__).parents[1]
     others = {Path(each).resolve() for each in installed}
+    starts = tuple(f"{each}{os.sep}" for each in installed)  # of the paths of most modules
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and name != "__main__":
+        if isinstance(file, str) and name != "__main__" and not file.startswith(starts):
             parents = {*Path(file).resolve().parents}
             if folder in parents and not parents & others:
                 yield name, file

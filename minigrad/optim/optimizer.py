@@ -282,9 +282,8 @@ class Optimizer(ABC):
             if parameters:
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
-        if not (
-            has_stepped or mode.observers
-        ):  # while a step is captured, an optimiser may find no gradients
+        # While an observer captures a step, an optimiser may find no gradients.
+        if not (has_stepped or mode.observers):
             check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)
