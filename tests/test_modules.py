@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from pkgutil import iter_modules, walk_packages
 from types import ModuleType
@@ -33,3 +36,17 @@ def test_no_module_is_imported_by_a_fixed_string(root):
                 if called in ("import_module", "__import__"):
                     by_string.append(f"{path.name}: {node.args[0].value}")
     assert by_string == []
+
+
+def test_an_import_brings_nothing_that_only_a_part_needs():
+    """In a rank of `mpiexec` too, where the import does not start MPI."""
+    code = """
+import sys, lora, minigrad.viz
+print({*sys.modules} & {"gguf", "jinja2", "matplotlib", "mpi4py", "numba", "tokenizers"})
+import lora.text
+print({*sys.modules} & {"gguf", "jinja2", "matplotlib", "mpi4py", "tokenizers"})
+"""
+    environment = {**os.environ, "PMI_SIZE": "2"}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\nset()\n"

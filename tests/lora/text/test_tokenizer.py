@@ -346,15 +346,6 @@ def test_a_text_with_half_a_character_is_refused(tokenizer):
         tokenizer.encode(3)
 
 
-def test_importing_the_library_does_not_import_what_texts_need():
-    import subprocess
-    import sys
-
-    code = "import lora, lora.text, sys; print({'jinja2', 'gguf', 'tokenizers'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_configurations_of_any_kind_are_read_or_refused(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     path = folder / "tokenizer_config.json"

@@ -107,11 +107,6 @@ def test_a_child_of_a_rank_that_has_not_met_the_others_is_none():
     assert ended.stdout == "2\n1\n", ended.stderr
 
 
-def test_an_import_does_not_start_mpi():
-    found = alone("import lora; print('mpi4py' in sys.modules)", PMI_SIZE="2")
-    assert found.stdout == "False\n"
-
-
 def test_torchrun_without_a_size_is_one_process():
     assert launched({"TORCHELASTIC_RUN_ID": "none"}) == (1, "no launcher")
 

@@ -848,10 +848,6 @@ def test_show_config_without_compilation(machine):
     assert "NUMBA_DISABLE_JIT is set" in out
 
 
-def test_numba_is_imported_when_a_kernel_is_used(machine):
-    machine.run("import lora, minigrad, sys; assert 'numba' not in sys.modules")
-
-
 def test_no_command_shows_the_commands(capsys):
     command_line.main([])
     out = capsys.readouterr().out
