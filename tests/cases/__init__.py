@@ -44,6 +44,7 @@ from tests.cases.case import (
     nonzero,
     normal,
     positive,
+    some_of_each,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "nonzero",
     "normal",
     "positive",
+    "some_of_each",
 ]
 
 CASES: list[Case] = [

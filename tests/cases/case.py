@@ -70,6 +70,19 @@ def first_of_each(cases):
     return list({case.name: case for case in reversed(cases)}.values())[::-1]
 
 
+def some_of_each(cases, count):
+    """Up to `count` rows of each function, evenly spread from its first row to its last."""
+    rows = {}
+    for case in cases:
+        rows.setdefault(case.name, []).append(case)
+    places = np.linspace(0, 1, count)
+    return [
+        each[i]
+        for each in rows.values()
+        for i in sorted({round(place * (len(each) - 1)) for place in places})
+    ]
+
+
 # Differences move an element by about 2e-3 of its size, or of 1.
 
 
