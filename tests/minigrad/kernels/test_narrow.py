@@ -256,11 +256,17 @@ def test_gradients_are_those_of_the_dense_matrix(make, rng):
 
 
 @pytest.mark.parametrize("make", [BFloat16Matrix.of, NF4Matrix.of])
-@pytest.mark.parametrize(("n", "share"), [(1, 0.01), pytest.param(64, 0.2, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("n", "shape", "share"),
+    [
+        (1, (4096, 1024), 0.01),
+        pytest.param(64, (8192, 2048), 0.2, marks=pytest.mark.full),
+    ],
+)
 @needs_jit
-def test_a_product_holds_no_dense_copy_and_one_of_few_rows_no_floats(make, n, share, rng):
-    w = draw(rng, (8192, 2048))
-    matrix, x = make(w).T, draw(rng, (n, 2048))
+def test_a_product_holds_no_dense_copy_and_one_of_few_rows_no_floats(make, n, shape, share, rng):
+    w = draw(rng, shape)
+    matrix, x = make(w).T, draw(rng, (n, shape[1]))
     matrix.matmul(x)  # what is made once and for all
     tracemalloc.start()
     try:
