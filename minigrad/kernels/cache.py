@@ -1,27 +1,17 @@
 """Compiled kernels on disk: each kernel has a file, named by a digest of all it was made from.
 
-This module replaces numba's cache, for four reasons:
+numba's cache is not used, because its key ignores the functions of other files that a kernel calls:
+if the register tile changed, old loops would pack panels for the old tile, and write out of bounds.
+It also numbers files in an index, which two processes that compile at once may damage.
 
-* numba's key depends on the file that a function is written in, but not on the files with the
-  functions that it calls. If the register tile in one file changes, loops in another file still
-  pack panels for the old tile, and write to memory out of bounds.
-* numba numbers the files of a function in an index. Two processes that compile at once may give the
-  same number to two kernels, and then each runs the machine code of the other.
-* A truncated file, for example after a full disk, raises an arbitrary error when it is read.
-* Nothing is ever deleted.
-
-Here, the name of a file is a digest of everything that its machine code depends on, so no index can
-be out of date: if the file does not exist, the kernel is compiled. Two processes that compile the
-same kernel write the same file, both atomically. A file begins with a digest of the rest, so a
-damaged file is noticed and made again. All files made from one state of the sources in this package
-are in one folder, and the last few such folders stay.
+Here, a kernel is compiled if its file does not exist. Two processes that compile the same kernel
+write the same file, both atomically. A file begins with a digest of the rest, so a damaged file is
+noticed and made again. All files made from one state of the sources in this package are in one
+folder, and the last few such folders stay.
 
 A function that is compiled once and called from many kernels (`minigrad.kernels.jit.external`) has
 a file too. Its name is the symbol by which machine code calls the function. So a file names the
 files that it needs, and these are loaded first.
-
-The linker finds functions by their names. So the name of a function that was made inside another
-function has a digest of the values that it closes over (`name_apart`).
 
 The key does not depend on the values of global variables, although numba compiles them in. So they
 must be constants of the sources, or follow from the processor, which the key includes. What depends
@@ -86,14 +76,10 @@ _DIGESTS = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
 _SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if there are none
 
 
-@cache
-def _surroundings() -> tuple[object, ...]:
-    """Return what machine code depends on besides minigrad's sources and the processor."""
-    versions = (numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
-    options = (
-        "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML",
-    )  # fmt: skip
-    return (*versions, *(str(getattr(numba.config, name, None)) for name in options))
+_VERSIONS = numba.__version__, llvmlite.__version__, numpy.__version__, sys.version
+_OPTIONS = (
+    "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML",
+)  # fmt: skip
 
 
 def _folders() -> list[Path]:
@@ -111,9 +97,7 @@ FOLDERS = _folders()
 """The folders where compiled kernels may be, in the order in which they are searched.
 
 They are in `NUMBA_CACHE_DIR` if it is set, or else beside minigrad's sources and in the user's
-cache folder. A relative `NUMBA_CACHE_DIR` counts from the working folder in which minigrad was
-imported. The names of the folders depend on the sources; if these cannot be read, the list is
-empty.
+cache folder. The list is empty if the sources cannot be read one by one, as in a zip archive.
 """
 
 
@@ -132,20 +116,12 @@ def writable_folder() -> Path | None:
         except OSError:
             continue
         if is_new:
-            _drop_old_generations(folder)
+            with suppress(OSError):  # another process may be deleting the same folders
+                states = sorted(folder.parent.glob("kernels-*"), key=os.path.getmtime)
+                for old in states[:-GENERATIONS]:
+                    shutil.rmtree(old, ignore_errors=True)
         return folder
     return None
-
-
-def _drop_old_generations(newest: Path) -> None:
-    """Delete the kernels of old states of the sources, except those of the last `GENERATIONS`."""
-    dated = []
-    for folder in newest.parent.glob("kernels-*"):
-        with suppress(OSError):  # another process may be deleting it as well
-            dated.append((folder.stat().st_mtime, folder))
-    others = sorted((item for item in dated if item[1] != newest), reverse=True)
-    for _, folder in others[GENERATIONS - 1 :]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe() -> str:
@@ -160,8 +136,8 @@ def describe() -> str:
 def name_apart(function: Callable[..., Any]) -> None:
     """Add a digest of the values that a function closes over to its name.
 
-    Two functions that one factory has made would otherwise have the same name, and a process that
-    reads both from disk might confuse them.
+    Two functions that one factory has made would otherwise have the same name, and the linker,
+    which finds functions by their names, might confuse them.
     """
     cells = function.__closure__ or ()
     if cells and not function.__qualname__.endswith("]"):
@@ -199,14 +175,12 @@ def provide(symbol: str, compiled: Any) -> None:
     SYMBOLS[symbol] = compiled
 
 
-def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
+def load(name: str, target: Any) -> Any:
     """Return the compiled function in a file, or None if the file is missing or unusable.
 
     The functions that it calls through symbols are loaded first, because the linker ends the
-    process if one is missing. `callers` are the names of those that wait for this one.
+    process if one is missing.
     """
-    if name in callers:  # no function needs itself, so another program has written the file
-        return None
     for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
         if content is None:
@@ -214,7 +188,7 @@ def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
         for called in sorted(set(_SYMBOL.findall(content))):
             symbol = f"minigrad.{called.decode()}"
             if symbol not in SYMBOLS:
-                function = load(called.decode(), target, (*callers, name))
+                function = load(called.decode(), target)
                 if function is None:
                     return None
                 provide(symbol, function)
@@ -269,11 +243,9 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
-            name = self.function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
-                f"{name}: its machine code holds an address of this process "
-                "(of a large global array, or of a function of ctypes), so that it cannot be kept "
-                "for others; make that an argument"
+                f"{self.function.__name__}: its machine code holds an address of this process (of "
+                "a large global array, or of a function of ctypes); make that an argument"
             )
         folder = writable_folder()
         if folder is not None and self.source:
@@ -293,7 +265,8 @@ def _name(kept: KernelCache, signature: Any) -> str:
         kept.options,
         cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
         _SOURCES,
-        _surroundings(),
+        _VERSIONS,
+        [str(getattr(numba.config, name, None)) for name in _OPTIONS],
     )
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     return f"{kept.function.__name__}-{digest[:32]}"
@@ -340,37 +313,18 @@ def write_file(path: Path, content: bytes) -> None:
             )
 
 
-def drop_drafts(process: int) -> None:
-    """Delete the files that a process was still writing when it was ended."""
-    folder = writable_folder()
-    for draft in folder.glob(f"*.{process}-*") if folder else ():
-        draft.unlink(missing_ok=True)
-
-
 def why_nowhere() -> str:
     """Say why compiled kernels cannot be stored, and what to do."""
-    if not _SOURCES:
-        return (
-            "the files of minigrad cannot be read one by one, as in a zip archive; install it, or "
-            "unpack it"
-        )
-    if not FOLDERS:
-        return (
-            f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
-            "minigrad was imported; it may name a folder by its whole path"
-        )
-    found = "; ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
-    return f"no folder for them can be used ({found}); NUMBA_CACHE_DIR may name one of your own"
-
-
-def _why_not(folder: Path) -> str:
-    """Say why a folder cannot be used."""
-    if above := suspect(folder):
-        return f", since {above} belongs to another user, or others may write there"
-    for place in (folder.parent, folder):
-        if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
-            return f", which others may use after its owner's chmod -R go+rX {place}"
-    return ", which cannot be written to"
+    reasons = []
+    for folder in FOLDERS:
+        above = suspect(folder)
+        others = f"{above} belongs to another user, or others may write there"
+        reasons.append(others if above else f"{folder} cannot be written to")
+    return (
+        f"no folder for them can be used ({'; '.join(reasons) or 'none is known'}); "
+        "NUMBA_CACHE_DIR may name one of your own, by its whole path, and kernels of another user "
+        "can be read after the owner's chmod -R go+rX of their folder and the one above"
+    )
 
 
 @cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import select
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ TRAINING = (
     "adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
     "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
-    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm", "gemm_bias",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
@@ -61,11 +60,6 @@ from minigrad.kernels import first_run
 first_run.compile_for_training({folders!r}, {module!r})
 """  # the thread starts before the import, which takes a second
 
-START = 'exec 3<&0; "$@" <&3 & echo $!'
-"""A script that starts a program, prints its process ID, and ends: then it is no child of ours.
-
-A shell would close the input of what it starts in the background, unless it is given another."""
-
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 
 
@@ -77,19 +71,15 @@ class Announcement:
         self._kernels = kernels_of(double)
         self._missing = self._count_missing()
         self._bar: Any = None
-        folder = cache.writable_folder()
-        if folder is None:
-            cache.say_once(
-                "compiling kernels, anew in each process, for they cannot be kept: "
-                f"{cache.why_nowhere()}"
-            )
-        else:
-            cache.say_once(
-                "compiling kernels for this machine, once: as many as this program uses of the "
+        how = f"anew in each process, for they cannot be kept: {cache.why_nowhere()}"
+        if folder := cache.writable_folder():
+            how = (
+                "for this machine, once: as many as this program uses of the "
                 f"{self._missing} that are not compiled yet (python -m minigrad warmup"
                 f"{' --all' if double else ''} compiles all of them ahead); they are kept in "
                 f"{folder}"
             )
+        cache.say_once(f"compiling kernels {how}")
 
     def _count_missing(self) -> int:
         return sum(not kernel.is_compiled() for kernel in self._kernels)
@@ -121,16 +111,11 @@ def announce(name: str, module: str, signature: str) -> None:
     global _announcement
     if _announcement is None:
         if may_start_a_process():
-            with suppress(OSError, ValueError):  # there may be too many processes, or no shell
+            with suppress(OSError):  # there may be too many processes
                 start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
         start.after_compiling = _announcement.hide
     _announcement.show(name)
-
-
-# --------------------------------------------------------------------------------------------------
-# The second process
-# --------------------------------------------------------------------------------------------------
 
 
 def may_start_a_process() -> bool:
@@ -158,35 +143,29 @@ def may_start_a_process() -> bool:
 def start_second_process(module: str = "") -> int:
     """Start the process that compiles kernels of a training step; return its process ID.
 
-    It ends when this process ends or becomes another program, which closes the pipe to it. It is no
-    child of this process, which may wait for all of its children. It has its own session, so that
-    Ctrl-C in a terminal does not reach it. `module` is the module of the first kernel that this
-    process compiles.
+    It ends when this process ends or becomes another program, which closes the pipe to it. It has
+    its own session, so that Ctrl-C in a terminal does not reach it. `module` is the module of the
+    first kernel that this process compiles.
     """
-    first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
+    folders = [*map(str, cache.FOLDERS)]
     program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
-    shell: Any = subprocess.Popen(
-        ["sh", "-c", START, "sh", sys.executable, "-P", "-c", program],
-        bufsize=0,
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    shell.wait()
-    life, output = shell.stdin, shell.stdout
-    number = int(output.readline())
+    life: Any = process.stdin
 
     def end() -> None:
-        if os.getpid() == first:  # not in a child that this process has forked
-            with suppress(OSError, ValueError):  # all files may be closed, or too many be open
-                life.close()
-                select.select([output], [], [], 1.0)  # until the output ends, with the process
-            cache.drop_drafts(number)
+        life.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
 
     atexit.register(end)
     os.register_at_fork(after_in_child=life.close)  # a child may live longer than this process
-    return number
+    return process.pid
 
 
 def compile_for_training(folders: list[str], module: str) -> None:
