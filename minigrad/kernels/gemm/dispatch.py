@@ -12,7 +12,7 @@ The shapes and the strides of the operands decide which loop runs (`Products.mul
     few columns, and a large matrix whose rows run along k        skinny.dots
     few rows, and a large matrix with contiguous rows             skinny.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
-    every other product                                           products.gemm, gemm_bias
+    every other product                                           products.gemm
 
 Each loop in `skinny` also computes the transposed product. For a matrix that is multiplied with
 often, see `minigrad.kernels.gemm.prepacked`.
@@ -28,7 +28,7 @@ from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import Array
+from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # seconds of a multiply-add on one thread, at best: float32 with AVX-512
@@ -99,10 +99,8 @@ def matmul(
     if 0 < work < THREADS_FROM and (k < LONG or (k < DEEP and m >= lanes and n >= lanes)):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
-        if bias is None:
-            compiled.gemm.alone(x, y, out, compiled.plans[add])
-        else:
-            compiled.gemm_bias.alone(x, y, bias, out, compiled.plans[add])
+        row = compiled.no_bias if bias is None else bias
+        compiled.gemm.alone(x, y, row, out, compiled.plans[add])
     else:
         compiled.multiply(x, y, out, add, work, bias)
     return out
@@ -145,12 +143,10 @@ def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: A
             f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and {y.shape} "
             f"one of shape {row} is added"
         )
-    if out is not None and np.shares_memory(out, bias):
-        raise _sharing("bias")
     if out is None and not add:
         return np.asarray(matmul(x, y) + bias)
-    if out is not None and not np.can_cast(bias.dtype, out.dtype, "same_kind"):
-        raise _error(f"a bias of {bias.dtype} cannot be added to out, an array of {out.dtype}")
+    if out is not None and np.shares_memory(out, bias):
+        raise _sharing("bias")
     product = matmul(x, y, out=out, add=add)
     product += bias
     return product
@@ -163,16 +159,13 @@ def _checked(
     """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
-    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
+    is_plain = type(out) is np.ndarray and out.flags.carray
+    if not is_plain or out.shape != shape or out.dtype != dtype:
         kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
         raise _error(
-            f"out is a {kind} of shape {np.shape(out)}, the product is "
-            f"a {dtype} array of shape {shape}"
-        )
-    if not out.flags.carray:  # contiguous, aligned and writable
-        raise _error(
-            "out must be C-contiguous, aligned and writable; write to such an array and "
-            "copy it with out[...] = "
+            f"out must be a {dtype} array of shape {shape}, C-contiguous, aligned and writable, "
+            f"and it is a {kind} of shape {np.shape(out)}; write to such an array and copy it with "
+            "out[...] = "
         )
     operands = ((x, "first operand"), (y, "second operand"))
     for operand, name in operands if bias is None else (*operands, (bias, "bias")):
@@ -249,6 +242,7 @@ class Products:
         lanes: how many numbers a vector holds.
         few: the most columns for which `skinny.dots` is always faster than the register tile.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
+        no_bias: the bias of a product without one.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -258,8 +252,8 @@ class Products:
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
         self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
-        self.gemm, self.gemm_bias = products.gemm[dtype], products.gemm_bias[dtype]
-        self.gemm_batch = products.gemm_batch[dtype]
+        self.no_bias = nothing(dtype)
+        self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
@@ -281,10 +275,9 @@ class Products:
             pass
         elif k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._multiply_in_pieces(x, y, out, add, work)
-        elif bias is None:
-            self.gemm(work * SECONDS, x, y, out, self.plans[add])
         else:
-            self.gemm_bias(work * SECONDS, x, y, bias, out, self.plans[add])
+            row = self.no_bias if bias is None else bias
+            self.gemm(work * SECONDS, x, y, row, out, self.plans[add])
             return
         if bias is not None:
             out += bias
@@ -306,7 +299,7 @@ class Products:
         """
         plan = self._plan(add, count, axes)
         if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
-            self.gemm(work * SECONDS, x, y, out, plan)
+            self.gemm(work * SECONDS, x, y, self.no_bias, out, plan)
         else:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
@@ -362,7 +355,7 @@ class Products:
         else:
             parts.sum(axis=0, out=out)
         if rest < x.shape[1]:
-            self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
+            self.gemm.alone(x[:, rest:], y[rest:], self.no_bias, out, self.plans[True])
 
 
 PRODUCTS = {dtype: Products(dtype) for dtype in products.gemm}

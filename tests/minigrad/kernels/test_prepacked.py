@@ -275,21 +275,6 @@ def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed)
     assert_right(made, x)
 
 
-def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
-    made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
-    pack = products.pack_all[x.dtype]
-
-    def interrupted(*arguments):
-        pack(*arguments)
-        made.base_weight.data[...] *= 2  # as another thread might
-
-    monkeypatch.setitem(products.pack_all, x.dtype, interrupted)
-    made(x)
-    assert packed() == 0
-    monkeypatch.undo()
-    assert_right(made, x)
-
-
 def test_writes_through_tensors_of_other_views_are_seen(rng):
     new, x = (rng.standard_normal(s).astype(np.float32) for s in ((160, 210), (100, 210)))
     flat = rng.standard_normal(2 * 160 * 210).astype(np.float32)
