@@ -76,11 +76,6 @@ def span(piece: int, pieces: int, count: int) -> Any:
     return range(piece * count // pieces, (piece + 1) * count // pieces)
 
 
-# --------------------------------------------------------------------------------------------------
-# Calling compiled code
-# --------------------------------------------------------------------------------------------------
-
-
 @instruction()
 def _run_piece(e: Emitter, work: Any, piece: Any, pieces: Any, data: Any) -> None:
     """Call the code at the address `work` for one piece; its arguments are in the record `data`."""
@@ -210,10 +205,6 @@ def entry(signature: tuple[Any, ...]) -> Any:
     made.disable_compile()
     return made
 
-
-# --------------------------------------------------------------------------------------------------
-# Kernels
-# --------------------------------------------------------------------------------------------------
 
 KERNELS: list[Kernel] = []
 """Every kernel of the modules imported so far."""

@@ -25,10 +25,6 @@ from minigrad.kernels.vector import greatest_of
 Labels = Annotated[Read.D1, types.int64]
 Sums = Annotated[Written.D1, types.float64]
 
-# --------------------------------------------------------------------------------------------------
-# Cross entropy
-# --------------------------------------------------------------------------------------------------
-
 
 def label_weights(
     labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
@@ -158,11 +154,6 @@ def _cross_entropy_gradient_loop(
             for j in range(row.size):
                 result[j] = factor * (vector_math.exp_below((row[j] - highest) - log) - share)
             result[labels[i]] -= factor * (_ONE - smoothing)
-
-
-# --------------------------------------------------------------------------------------------------
-# Squared error
-# --------------------------------------------------------------------------------------------------
 
 
 def squared_error(x: Array, y: Array) -> float:
