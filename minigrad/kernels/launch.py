@@ -213,7 +213,7 @@ CALLS: list[Any] = []
 """The words that `_call` reads; they live as long as the process."""
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False)
 class Kernel:
     """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
 
@@ -245,10 +245,6 @@ class Kernel:
         self._shared: dict[int, Callable[..., None]] = {}  # by the number of pieces
         self._types = (INT, INT, *self.signature)
         KERNELS.append(self)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(map(str, self.signature))
-        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
 
     def compile(self) -> None:
         """Read the machine code from disk, or compile it if it is not there."""
