@@ -59,15 +59,14 @@ def matmul(
         out: a C-contiguous array to write the product to, with its shape and dtype, which shares no
             memory with x and y. The default is a new array.
         add: add the product to `out` instead of replacing the content of `out`.
-        bias: `(n,)`, to be added to each row, as if by a separate addition after the product. Like
-            x and y, it shares no memory with `out`.
+        bias: `(n,)`, to be added to each row of a new array, as if by a separate addition.
 
     Returns:
         The product: `out` if it is given.
 
     Raises:
         ValueError: if shapes do not align or broadcast, if the product cannot be written to `out`,
-            if `add` is given without `out`, or if the bias has another shape.
+            if `add` is given without `out`, or if the bias has another shape or is given with it.
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
@@ -76,7 +75,9 @@ def matmul(
     x_shape, y_shape = x.shape, y.shape
     matrices = len(x_shape) == 2 == len(y_shape)
     if bias is not None and (
-        compiled is None
+        out is not None
+        or add
+        or compiled is None
         or not matrices
         or type(bias) is not np.ndarray
         or bias.dtype != dtype
@@ -94,7 +95,7 @@ def matmul(
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:
-        out = _checked(out, (m, n), dtype, x, y, bias)
+        out = _checked(out, (m, n), dtype, x, y)
     work, lanes = m * n * k, compiled.lanes
     if 0 < work < THREADS_FROM and (k < LONG or (k < DEEP and m >= lanes and n >= lanes)):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
@@ -108,13 +109,6 @@ def matmul(
 
 def _error(message: str) -> ValueError:
     return op_error(ValueError, "matmul", message)
-
-
-def _sharing(operand: str) -> ValueError:
-    return _error(
-        f"out shares memory with the {operand}, which would change while it is read; pass a copy "
-        "of one of them"
-    )
 
 
 def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
@@ -137,25 +131,20 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
 
 def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: Array) -> Array:
     """Compute `matmul` and then add the bias, where no kernel does both."""
+    if out is not None or add:
+        raise _error("a bias is added to a new array, not to out; add it to the result")
     row = y.shape[-1:] if y.ndim > 1 else ()
     if np.shape(bias) != row:
         raise _error(
             f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and {y.shape} "
             f"one of shape {row} is added"
         )
-    if out is None and not add:
-        return np.asarray(matmul(x, y) + bias)
-    if out is not None and np.shares_memory(out, bias):
-        raise _sharing("bias")
-    product = matmul(x, y, out=out, add=add)
-    product += bias
-    return product
+    return np.asarray(matmul(x, y) + bias)
 
 
 def _checked(
-    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array,
-    bias: Array | None = None,
-) -> Array:  # fmt: skip
+    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array
+) -> Array:
     """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
@@ -167,12 +156,14 @@ def _checked(
             f"and it is a {kind} of shape {np.shape(out)}; write to such an array and copy it with "
             "out[...] = "
         )
-    operands = ((x, "first operand"), (y, "second operand"))
-    for operand, name in operands if bias is None else (*operands, (bias, "bias")):
+    for operand, name in ((x, "first operand"), (y, "second operand")):
         if operand is not out and operand.flags.owndata and out.flags.owndata:
             continue  # the usual case takes the least time
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
-            raise _sharing(name)
+            raise _error(
+                f"out shares memory with the {name}, which would change while it is read; pass a "
+                "copy of one of them"
+            )
     return out
 
 

@@ -207,15 +207,11 @@ def biases(n, dtype, rng):
 def test_a_bias_is_added_as_if_after_the_product(shape, layout, dtype, rng):
     m, k, n = sizes(shape, dtype)
     x, y = operands(m, k, n, layout, dtype, rng)
-    start = rng.standard_normal((m, n)).astype(dtype)
     rows = biases(n, dtype, rng)
     for bias in rows if shape in BLOCKS else rows[:2]:
         out = matmul(x, y, bias=bias)
         assert_close(out, np.hstack([x, np.ones_like(x[:, :1])]), np.vstack([y, bias]))
         np.testing.assert_array_equal(out, matmul(x, y) + bias)
-        out = start.copy()
-        assert matmul(x, y, out=out, add=True, bias=bias) is out
-        np.testing.assert_array_equal(out, matmul(x, y, out=start.copy(), add=True) + bias)
 
 
 @needs_jit
@@ -239,7 +235,6 @@ def test_a_bias_of_an_empty_product(shape):
     out = matmul(x, y, bias=bias)
     assert out.shape == (m, n)
     assert (out == bias).all()
-    assert (matmul(x, y, out=out, add=True, bias=bias) == 2 * bias).all()
 
 
 @pytest.mark.parametrize(
@@ -274,19 +269,17 @@ def test_a_bias_that_no_kernel_serves_is_added_too(x, y, bias):
         (np.ones((4, 2, 3)), np.ones((3, 4)), np.ones((4, 2, 4))),
     ],
 )
-def test_a_bias_of_another_shape_is_refused_and_out_left_alone(x, y, bias):
-    out = np.full(np.matmul(x, y).shape, 7, x.dtype)
+def test_a_bias_of_another_shape_is_refused(x, y, bias):
     message = f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and "
     with pytest.raises(ValueError, match=re.escape(message)):
-        matmul(x, y, out=out, bias=bias)
-    assert (out == 7).all()
+        matmul(x, y, bias=bias)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, int])
-def test_a_bias_that_is_part_of_out_is_refused(dtype):
+def test_a_bias_is_not_added_to_an_out(dtype):
     out = np.full((2, 4), 7, dtype)
-    with pytest.raises(ValueError, match="out shares memory with the bias"):
-        matmul(np.ones((2, 3), dtype), np.ones((3, 4), dtype), out=out, bias=out[0])
+    with pytest.raises(ValueError, match="a bias is added to a new array"):
+        matmul(np.ones((2, 3), dtype), np.ones((3, 4), dtype), out=out, bias=np.ones(4, dtype))
     assert (out == 7).all()
 
 
@@ -379,7 +372,7 @@ def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
 FUZZ = """
     import sys
     import numpy as np
-    from minigrad.kernels.gemm import PRODUCTS, matmul
+    from minigrad.kernels.gemm import PRODUCTS
     from minigrad.kernels.gemm.prepacked import packed_bytes
     from minigrad.kernels.gemm.products import gemm_packed, pack_all
     from minigrad.kernels.vector import vector_registers
@@ -413,14 +406,14 @@ FUZZ = """
         row = guarded(n, dtype, rng.integers(2))[:: rng.choice([1, 1, -1])]
         row[...] = rng.standard_normal(n)
         bias = row if rng.integers(2) else None
-        matmul(x, y, out=out, add=add, bias=bias)
+        products = PRODUCTS[np.dtype(dtype)]
+        products.multiply(x, y, out, add, m * n * k, bias)
         wide = x.astype(float) @ y.astype(float) + start * add + (row if bias is row else 0)
         bound = (k + 4) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 18)
         assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
 
         rank = int(rng.integers(20))
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
-        products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
         pack_all[np.dtype(dtype)](0.0, y, room, products.plans[False])
         out[...] = np.nan
