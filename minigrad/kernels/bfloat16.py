@@ -52,9 +52,8 @@ class BFloat16Matrix(NarrowMatrix):
     is_transposed: bool = False
 
     def __post_init__(self) -> None:
-        name = "BFloat16Matrix: bits"
-        check_matrix(name, self.bits, "uint16")
-        bits = read_only(name, self.bits, np.uint16, self.bits.shape)
+        check_matrix("BFloat16Matrix", self.bits, "uint16")
+        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
         object.__setattr__(self, "bits", bits)
 
     @classmethod

@@ -1,13 +1,20 @@
 """Compiled kernels on disk: each kernel has a file, named by a digest of all it was made from.
 
-numba's cache is not used, because its key ignores the functions of other files that a kernel calls:
-if the register tile changed, old loops would pack panels for the old tile, and write out of bounds.
-It also numbers files in an index, which two processes that compile at once may damage.
+This module replaces numba's cache, for four reasons:
 
-Here, a kernel is compiled if its file does not exist. Two processes that compile the same kernel
-write the same file, both atomically. A file begins with a digest of the rest, so a damaged file is
-noticed and made again. All files made from one state of the sources in this package are in one
-folder, and the last few such folders stay.
+* numba's key depends on the file that a function is written in, but not on the files with the
+  functions that it calls. If the register tile in one file changes, loops in another file still
+  pack panels for the old tile, and write to memory out of bounds.
+* numba numbers the files of a function in an index. Two processes that compile at once may give the
+  same number to two kernels, and then each runs the machine code of the other.
+* A truncated file, for example after a full disk, raises an arbitrary error when it is read.
+* Nothing is ever deleted.
+
+Here, the name of a file is a digest of everything that its machine code depends on, so no index can
+be out of date: if the file does not exist, the kernel is compiled. Two processes that compile the
+same kernel write the same file, both atomically. A file begins with a digest of the rest, so a
+damaged file is noticed and made again. All files made from one state of the sources in this package
+are in one folder, and the last few such folders stay.
 
 A function that is compiled once and called from many kernels (`minigrad.kernels.jit.external`) has
 a file too. Its name is the symbol by which machine code calls the function. So a file names the
@@ -97,7 +104,9 @@ FOLDERS = _folders()
 """The folders where compiled kernels may be, in the order in which they are searched.
 
 They are in `NUMBA_CACHE_DIR` if it is set, or else beside minigrad's sources and in the user's
-cache folder. The list is empty if the sources cannot be read one by one, as in a zip archive.
+cache folder. A relative `NUMBA_CACHE_DIR` counts from the working folder in which minigrad was
+imported. The list is empty if that had been deleted, or if the sources cannot be read one by one,
+as in a zip archive.
 """
 
 
@@ -175,12 +184,14 @@ def provide(symbol: str, compiled: Any) -> None:
     SYMBOLS[symbol] = compiled
 
 
-def load(name: str, target: Any) -> Any:
+def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
     """Return the compiled function in a file, or None if the file is missing or unusable.
 
     The functions that it calls through symbols are loaded first, because the linker ends the
-    process if one is missing.
+    process if one is missing. `callers` are the names of those that wait for this one.
     """
+    if name in callers:  # no function needs itself, so another program has written the file
+        return None
     for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
         if content is None:
@@ -188,7 +199,7 @@ def load(name: str, target: Any) -> Any:
         for called in sorted(set(_SYMBOL.findall(content))):
             symbol = f"minigrad.{called.decode()}"
             if symbol not in SYMBOLS:
-                function = load(called.decode(), target)
+                function = load(called.decode(), target, (*callers, name))
                 if function is None:
                     return None
                 provide(symbol, function)
@@ -245,7 +256,8 @@ class KernelCache:
         if compiled.library.has_dynamic_globals:
             raise TypeError(
                 f"{self.function.__name__}: its machine code holds an address of this process (of "
-                "a large global array, or of a function of ctypes); make that an argument"
+                "a large global array, or of a function of ctypes), so that it cannot be kept for "
+                "others; make that an argument"
             )
         folder = writable_folder()
         if folder is not None and self.source:
@@ -315,16 +327,28 @@ def write_file(path: Path, content: bytes) -> None:
 
 def why_nowhere() -> str:
     """Say why compiled kernels cannot be stored, and what to do."""
-    reasons = []
-    for folder in FOLDERS:
-        above = suspect(folder)
-        others = f"{above} belongs to another user, or others may write there"
-        reasons.append(others if above else f"{folder} cannot be written to")
-    return (
-        f"no folder for them can be used ({'; '.join(reasons) or 'none is known'}); "
-        "NUMBA_CACHE_DIR may name one of your own, by its whole path, and kernels of another user "
-        "can be read after the owner's chmod -R go+rX of their folder and the one above"
-    )
+    if not _SOURCES:
+        return (
+            "the files of minigrad cannot be read one by one, as in a zip archive; install it, or "
+            "unpack it"
+        )
+    if not FOLDERS:
+        return (
+            f"NUMBA_CACHE_DIR is {numba.config.CACHE_DIR!r}, and there was no working folder when "
+            "minigrad was imported; it may name a folder by its whole path"
+        )
+    found = "; ".join(f"{folder}{_why_not(folder)}" for folder in FOLDERS)
+    return f"no folder for them can be used ({found}); NUMBA_CACHE_DIR may name one of your own"
+
+
+def _why_not(folder: Path) -> str:
+    """Say why a folder cannot be used."""
+    if above := suspect(folder):
+        return f", since {above} belongs to another user, or others may write there"
+    for place in (folder.parent, folder):
+        if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
+            return f", which others may use after its owner's chmod -R go+rX {place}"
+    return ", which cannot be written to"
 
 
 @cache

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import subprocess
 import sys
 import time
@@ -28,15 +29,15 @@ from minigrad.progress import progress_bar
 TRAINING = (
     "adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
-    "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "relu_gradient_loop",
-    "relu_loop", "_backward_loop", "_forward_loop", "gemm",
+    "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
 IMAGES = (
     "gemm", "weight_sums", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
-    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_cross_entropy_loop", "_largest_loop",
-    "relu_loop", "_scaled_loop", "_moments_loop",
+    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
 )  # fmt: skip
 """The kernels of a convolutional network. `gemm` is needed first, but takes longest."""
 
@@ -49,6 +50,10 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import os, sys, threading
+
+if os.fork():
+    os._exit(0)  # so that what goes on is no child of the first process
+print(os.getpid(), flush=True)
 
 def end_with_the_first():
     os.read(0, 1)  # returns when the first process has closed its end of the pipe
@@ -71,8 +76,10 @@ class Announcement:
         self._kernels = kernels_of(double)
         self._missing = self._count_missing()
         self._bar: Any = None
-        how = f"anew in each process, for they cannot be kept: {cache.why_nowhere()}"
-        if folder := cache.writable_folder():
+        folder = cache.writable_folder()
+        if folder is None:
+            how = f"anew in each process, for they cannot be kept: {cache.why_nowhere()}"
+        else:
             how = (
                 "for this machine, once: as many as this program uses of the "
                 f"{self._missing} that are not compiled yet (python -m minigrad warmup"
@@ -111,7 +118,7 @@ def announce(name: str, module: str, signature: str) -> None:
     global _announcement
     if _announcement is None:
         if may_start_a_process():
-            with suppress(OSError):  # there may be too many processes
+            with suppress(OSError, ValueError):  # there may be too many processes
                 start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
         start.after_compiling = _announcement.hide
@@ -143,29 +150,35 @@ def may_start_a_process() -> bool:
 def start_second_process(module: str = "") -> int:
     """Start the process that compiles kernels of a training step; return its process ID.
 
-    It ends when this process ends or becomes another program, which closes the pipe to it. It has
-    its own session, so that Ctrl-C in a terminal does not reach it. `module` is the module of the
-    first kernel that this process compiles.
+    It ends when this process ends or becomes another program, which closes the pipe to it. It is no
+    child of this process, which may wait for all of its children. It has its own session, so that
+    Ctrl-C in a terminal does not reach it. `module` is the module of the first kernel that this
+    process compiles.
     """
-    folders = [*map(str, cache.FOLDERS)]
+    first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
     program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
-    process = subprocess.Popen(
+    child: Any = subprocess.Popen(
         [sys.executable, "-P", "-c", program],
+        bufsize=0,
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    life: Any = process.stdin
+    life, output = child.stdin, child.stdout
+    number = int(output.readline())
+    child.wait()
 
     def end() -> None:
-        with suppress(OSError, subprocess.TimeoutExpired):  # all files may be closed
+        if os.getpid() != first:  # this is a child that the first process has forked
+            return
+        with suppress(OSError, ValueError):  # all files may be closed, or too many be open
             life.close()
-            process.wait(1.0)
+            select.select([output], [], [], 1.0)  # until the output ends, with the process
 
     atexit.register(end)
     os.register_at_fork(after_in_child=life.close)  # a child may live longer than this process
-    return process.pid
+    return number
 
 
 def compile_for_training(folders: list[str], module: str) -> None:

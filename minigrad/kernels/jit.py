@@ -117,6 +117,13 @@ def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
     gc.disable()  # numba makes many objects, and nearly all of them stay in use
     try:
         made.compile(kinds)
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        raise FileNotFoundError(  # by os.getcwd
+            "the working folder has been deleted, and numba compiles from an existing one only; go "
+            "to one with os.chdir"
+        ) from error
     finally:
         if collects:
             gc.enable()

@@ -17,7 +17,7 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import LINE, elementwise, rows_of
-from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.softmax import SECONDS, STRETCH, sum_of, sum_of_exponentials
 from minigrad.kernels.vector import greatest_of
@@ -34,6 +34,12 @@ def label_weights(
     The weight is that of the label's class, or 1; it is 0 if the label is `ignored`, and nan if the
     class does not exist.
     """
+    kernel = _label_weights_loop.get(dtype)
+    if kernel is not None and labels.dtype == np.int64:
+        weights, total = np.empty(labels.size, SINGLE), np.empty(1)
+        known = nothing(SINGLE) if class_weights is None else class_weights.ravel()
+        kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
+        return weights, total.item()
     is_unknown = (labels < 0) | (labels >= classes)
     if class_weights is None:
         weights = np.ones(labels.shape, dtype)
@@ -93,6 +99,26 @@ def cross_entropy_gradient(
 
 _ONE = np.float32(1)
 _, _sum_of_differences = sum_of(lambda x, highest: x - highest)
+
+
+@for_each_dtype(SINGLE, threads=False)
+def _label_weights_loop(
+    _piece: int, _pieces: int, labels: Labels, classes: int, ignored: int, class_weights: Read.D1,
+    weights: Written.D1, total: Sums,
+) -> None:  # fmt: skip
+    sums = 0.0
+    for i in range(labels.size):
+        label = labels[i]
+        weight: Any = _ONE
+        if label == ignored:
+            weight = np.float32(0)
+        elif not 0 <= label < classes:
+            weight = np.float32(np.nan)
+        elif class_weights.size:
+            weight = class_weights[label]
+        weights[i] = weight
+        sums += weight
+    total[0] = sums
 
 
 @for_each_dtype(SINGLE)

@@ -106,9 +106,14 @@ class NarrowMatrix(ABC):
             ValueError: unless 0 <= start <= stop <= the number of rows, or if the dtype is not a
                 dtype of floats.
         """
-        (rows, cols), dtype, name = self.shape, np.dtype(dtype), type(self).__name__
+        rows, cols = self.shape
+        name = type(self).__name__
         if not 0 <= start <= stop <= rows:
-            raise ValueError(f"{name}.rows: rows {start} to {stop} are not in a matrix of {rows}")
+            raise ValueError(
+                f"{name}.rows: rows {start} to {stop} are not in a matrix of {rows}; it takes "
+                f"0 <= start <= stop <= {rows}"
+            )
+        dtype = np.dtype(dtype)
         if dtype.kind != "f":
             raise ValueError(f"{name}: its numbers are floats, and cannot be read as {dtype}")
         out = np.empty((stop - start, cols), dtype)
@@ -181,13 +186,15 @@ def check_kind(owner: str, weight: Any, kind: type[NarrowMatrix]) -> None:
 
 def check_matrix(name: str, array: Any, *dtypes: str) -> None:
     """Raise an error that begins with `name` unless an array is a matrix of one of these dtypes."""
-    is_plain = isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
-    kind = array.dtype.name if is_plain else type(array).__name__
-    if kind not in dtypes:
+    *others, last = dtypes
+    accepted = f"{', '.join(others)} or {last}" if others else last
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(
-            f"{name}: takes an array of {' or '.join(dtypes)}, not {kind}; of a Tensor, pass "
+            f"{name}: takes an array of {accepted}, not {type(array).__name__}; of a Tensor, pass "
             ".detach().numpy(), and of a masked array, .filled(value)"
         )
+    if array.dtype.name not in dtypes:
+        raise TypeError(f"{name}: takes an array of {accepted}, not {array.dtype}")
     if array.ndim != 2 or not array.size:
         raise ValueError(
             f"{name}: takes a matrix with a row and a column at least, not shape {array.shape}"

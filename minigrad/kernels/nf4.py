@@ -11,8 +11,14 @@ absmax in float32 takes half a bit per element. Double quantisation reduces this
 bit: it stores the absmax of 256 blocks, minus their mean, as 8-bit integers with one scale. (The
 paper uses 8-bit floats. The values in a group differ little, so even steps are as good.)
 
-The 16 levels are in vector registers, in which a code is an index (`Emitter.look_up`). This takes a
-quarter to a half of the time of a table in memory, and less than reading a matrix of floats.
+A product decodes only a strip of rows into floats at a time; a product of few rows decodes in
+registers (see `minigrad.kernels.narrow`).
+
+The 16 levels are a vector of float32, or two vectors of eight, and a code is an index into it. So a
+machine that can permute the lanes of a vector looks up 16 codes in one instruction (AVX-512) or in
+four (AVX2). Other machines select a level by the bits of its code, one bit after another. Both take
+a quarter to a half of the time of a table in memory, and less time than reading a matrix of floats
+from memory.
 """
 
 from __future__ import annotations
@@ -153,11 +159,12 @@ class NF4Matrix(NarrowMatrix):
         parts = list(strips(rows, 4 * cols))  # smaller strips, because several are in float64
         for a, b in parts:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
-            if not (largest <= np.finfo(np.float32).max).all():
+            most, limit = largest.max(), np.finfo(np.float32).max
+            if not most <= limit:  # also if it is nan
                 raise ValueError(
-                    "NF4Matrix.of: the array holds NaN, Inf or a number beyond the range of "
-                    "float32, for which there is no code; find where they come from, replace them "
-                    "with np.nan_to_num, or scale the array down"
+                    f"NF4Matrix.of: the array holds {most:.4g}, for which there is no code; it "
+                    f"takes finite numbers up to {limit:.4g}, the largest float32, so find where "
+                    "NaN or Inf come from, replace them with np.nan_to_num, or scale the array down"
                 )
             absmax[a:b] = largest
         flat = absmax.ravel()

@@ -35,7 +35,7 @@ def norm(
 ) -> Array:  # fmt: skip
     """Compute `weight` standard + `bias` over the last axes, whose sizes are `shape`, all above 0.
 
-    Weight and bias have this shape, or are None for 1 and 0.
+    Weight and bias have this shape, or are None for 1 and 0. The mean is subtracted if `centred`.
     """
     kernel = kernel_for(_norm_loop, x, weight, bias)
     if kernel is not None:

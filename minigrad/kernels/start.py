@@ -17,7 +17,7 @@ try:
     WORKING_FOLDER = os.getcwd()
 except OSError:  # it has been deleted
     WORKING_FOLDER = ""
-"""The working folder when minigrad was imported; `NUMBA_CACHE_DIR` may be relative to it."""
+"""The working folder when minigrad was imported, or ""; `NUMBA_CACHE_DIR` may be relative to it."""
 
 before_compiling: Callable[[str, str, str], None] | None = None
 """A function to call with name, module and signature of a function before it is compiled."""

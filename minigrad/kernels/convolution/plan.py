@@ -59,8 +59,9 @@ def _plan(
     """Return the plan of a result of this size, from a source of this shape.
 
     The first tap of the first element of the result reads the source at `start`, which may be
-    negative. `taps` has the indices that all taps of the first element read, minus `start`, for
-    each axis. `blocks` is the least number of blocks of rows, for threads to share.
+    negative, and that of the next element `stride` further. `taps` has the indices that all taps of
+    the first element read, minus `start`, for each axis. `blocks` is the least number of blocks of
+    rows, for threads to share.
     """
     images, planes, height, width = shape
     (rows, cols), channels = size, planes // groups

@@ -148,13 +148,16 @@ def _checked(
     """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
-    is_plain = type(out) is np.ndarray and out.flags.carray
-    if not is_plain or out.shape != shape or out.dtype != dtype:
+    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
         kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
         raise _error(
-            f"out must be a {dtype} array of shape {shape}, C-contiguous, aligned and writable, "
-            f"and it is a {kind} of shape {np.shape(out)}; write to such an array and copy it with "
-            "out[...] = "
+            f"out is a {kind} of shape {np.shape(out)}, the product is "
+            f"a {dtype} array of shape {shape}"
+        )
+    if not out.flags.carray:  # contiguous, aligned and writable
+        raise _error(
+            "out must be C-contiguous, aligned and writable; write to such an array and "
+            "copy it with out[...] = "
         )
     for operand, name in ((x, "first operand"), (y, "second operand")):
         if operand is not out and operand.flags.owndata and out.flags.owndata:

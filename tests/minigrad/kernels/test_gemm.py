@@ -289,13 +289,13 @@ def _refused():
     frozen.flags.writeable = False
     block = np.ones(40)
     return [
-        (x, y, np.ones((3, 4)), "it is a float64 array of shape (3, 4)"),
-        (x, y, np.ones((3, 5), np.float32), "it is a float32 array"),
-        (x, y, np.ones((3, 5), ">f8"), "it is a >f8 array"),
-        (x, y, [[0.0] * 5] * 3, "it is a list"),
-        (x, y, np.ones((5, 3)).T, "C-contiguous, aligned and writable"),
-        (x, y, np.ones((3, 10))[:, ::2], "C-contiguous"),
-        (x, y, frozen, "C-contiguous, aligned and writable"),
+        (x, y, np.ones((3, 4)), "out is a float64 array of shape (3, 4)"),
+        (x, y, np.ones((3, 5), np.float32), "out is a float32 array"),
+        (x, y, np.ones((3, 5), ">f8"), "out is a >f8 array"),
+        (x, y, [[0.0] * 5] * 3, "out is a list"),
+        (x, y, np.ones((5, 3)).T, "out must be C-contiguous"),
+        (x, y, np.ones((3, 10))[:, ::2], "out must be C-contiguous"),
+        (x, y, frozen, "out must be C-contiguous, aligned and writable"),
         (x, y, np.frombuffer(bytearray(121), np.float64, 15, 1).reshape(3, 5), "aligned"),
         (block[:12].reshape(3, 4), y, block[11:26].reshape(3, 5), "memory with the first"),
         (x, block[:20].reshape(4, 5), block[5:20].reshape(3, 5), "memory with the second"),

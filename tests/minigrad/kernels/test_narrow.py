@@ -116,8 +116,8 @@ def test_an_array_in_bfloat16_is_shared_and_read_only(rng):
 @pytest.mark.parametrize(
     ("array", "kind", "message"),
     [
-        (np.ones((2, 3), int), TypeError, "float16 or float32 or float64 or bfloat16, not int64"),
-        (np.ones((2, 3), np.longdouble), TypeError, "float64 or bfloat16"),
+        (np.ones((2, 3), int), TypeError, "float16, float32, float64 or bfloat16, not int64"),
+        (np.ones((2, 3), np.longdouble), TypeError, "float16, float32, float64 or bfloat16"),
         ([[1.0]], TypeError, "takes an array of .*, not list"),
         (np.ma.array(np.ones((2, 3)), mask=True), TypeError, "not MaskedArray"),
         (minigrad.zeros(2, 3), TypeError, r"not Tensor; of a Tensor, pass .detach\(\)"),
@@ -132,7 +132,7 @@ def test_what_is_no_matrix_of_floats_is_refused(array, kind, message):
 
 def test_wrong_calls_are_refused(rng):
     matrix = BFloat16Matrix.of(np.ones((2, 3)))
-    with pytest.raises(TypeError, match="bits: takes an array of uint16, not int16"):
+    with pytest.raises(TypeError, match="BFloat16Matrix: takes an array of uint16, not int16"):
         BFloat16Matrix(np.ones((2, 3), np.int16))
     with pytest.raises(ValueError, match=r"does not go with a matrix of shape \(2, 3\)"):
         matrix.matmul(np.ones((4, 3)))

@@ -635,16 +635,16 @@ ONES = np.ones((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("array", "options", "kind", "message"),
     [
-        (np.ones((2, 3), int), {}, TypeError, "float16 or float32 or float64, not int64"),
-        (np.ones((2, 3), np.longdouble), {}, TypeError, "float16 or float32 or float64"),
+        (np.ones((2, 3), int), {}, TypeError, "float16, float32 or float64, not int64"),
+        (np.ones((2, 3), np.longdouble), {}, TypeError, "float16, float32 or float64"),
         ([[1.0]], {}, TypeError, "an array of .*, not list"),
         (np.ma.array(np.ones((2, 3)), mask=True), {}, TypeError, "not MaskedArray"),
         (minigrad.zeros(2, 3), {}, TypeError, r"not Tensor; of a Tensor, pass .detach\(\)"),
         (np.ones(3), {}, ValueError, r"not shape \(3,\)"),
         (np.ones((2, 0)), {}, ValueError, r"not shape \(2, 0\)"),
-        (np.array([[1.0, np.nan]]), {}, ValueError, "NaN, Inf or"),
-        (np.array([[1.0, -np.inf]], np.float16), {}, ValueError, "NaN, Inf or"),
-        (np.array([[1e39]]), {}, ValueError, "beyond the range of float32"),
+        (np.array([[1.0, np.nan]]), {}, ValueError, "holds nan, .* NaN or Inf"),
+        (np.array([[1.0, -np.inf]], np.float16), {}, ValueError, "holds inf, .* NaN or Inf"),
+        (np.array([[1e39]]), {}, ValueError, "holds 1e.39, .* the largest float32"),
         *[
             (ONES, {"block_size": size}, ValueError, "block_size must be a positive integer")
             for size in (0, -1, 2.0, True, None)
@@ -740,7 +740,7 @@ def test_a_model_that_cannot_be_quantised_is_left_as_it_is(model, rng):
     refused(model, "block_size must be a positive integer", block_size=0)
     refused(model, "targets are names", kind=TypeError, targets=[3])
     model.heads[0].weight.data[1, 2] = np.nan
-    refused(model, "heads.0: .*NaN, Inf or .*nothing was changed")
+    refused(model, "heads.0: .*NaN or Inf.*nothing was changed")
 
 
 def test_a_layer_with_an_adapter_is_refused_and_others_are_not(model):

@@ -300,6 +300,15 @@ def test_a_second_process_compiles_what_a_training_step_needs(machine, work, fir
     assert {".nbc", ".lock"} <= {path.suffix for path in machine.files()}
 
 
+IS_NO_CHILD = """
+os.kill(second, 0)  # which raises an error if there is no such process
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise AssertionError("whoever waits for children of its own would get it")
+except ChildProcessError:
+    pass
+"""
+
 ENDINGS = {
     "at its end": "",
     "by an error": "raise SystemExit(3)",
@@ -316,7 +325,7 @@ ENDINGS = {
 @pytest.mark.full
 @pytest.mark.parametrize("how", ENDINGS)
 def test_the_second_process_ends_with_the_first(machine, how):
-    process = machine.start(SECOND_PROCESS + ENDINGS[how], start_new_session=True)
+    process = machine.start(SECOND_PROCESS + IS_NO_CHILD + ENDINGS[how], start_new_session=True)
     second = int(process.stdout.readline())
     assert ends(second)
     if how.startswith("by becoming"):
@@ -505,6 +514,7 @@ def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_pa
         "another file": cache.read_file(other),
         "another function": pickle.dumps((file.stem, parts["entry"])),
         "other types": pickle.dumps((file.stem, parts[other.stem])),
+        "needs itself": cache.read_file(file) + f"minigrad.{file.stem}\0".encode(),
         "no pickle": b"no pickle",
         "nothing": pickle.dumps(None),
     }
@@ -583,7 +593,7 @@ def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplo
         tmp_path.chmod(mode)
         assert is_read() == is_safe
         assert (cache.writable_folder() is not None) == is_safe
-        assert (f"{tmp_path} belongs to" in cache.why_nowhere()) == (not is_safe)
+        assert (f"since {tmp_path} belongs to" in cache.why_nowhere()) == (not is_safe)
     assert f"since {tmp_path} belongs to another user" in caplog.text
     assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
 
@@ -624,7 +634,7 @@ def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
     compiled, _, said = machine.run(as_nobody)
     assert compiled == PROBE_PARTS
     assert len(said) == 1
-    assert "chmod -R go+rX" in said[0]
+    assert f"chmod -R go+rX {machine.folder / 'minigrad'}" in said[0]
     subprocess.run(["chmod", "-R", "go+rX", machine.folder / "minigrad"], check=True)
     assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
@@ -705,8 +715,19 @@ def test_a_relative_folder_is_one_of_the_first_working_folder(machine, tmp_path)
 @pytest.mark.full
 @needs_jit
 @needs_owners  # Windows keeps the folder in which a process works
-def test_where_the_working_folder_has_been_deleted_kernels_run(machine):
+def test_where_the_working_folder_has_been_deleted_kernels_run_and_a_compilation_says_why(machine):
     leave = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+    compiles = """
+        try:
+            probe.right()
+        except FileNotFoundError as error:
+            print(error)
+        """
+    for script in (f"import probe\n{leave}", f"{leave}import probe\n"):
+        process = machine.start(script + textwrap.dedent(compiles), NUMBA_CACHE_DIR="relative")
+        out, said = process.communicate(timeout=60)
+        assert out.startswith("the working folder has been deleted")
+    assert "it may name a folder by its whole path" in said
     assert machine.run(RUN_PROBE)[0] == PROBE_PARTS
     assert machine.run(leave + RUN_PROBE) == ([], PROBE_PARTS, [])
 
