@@ -66,7 +66,7 @@ def matmul(
 
     Raises:
         ValueError: if shapes do not align or broadcast, if the product cannot be written to `out`,
-            if `add` is given without `out`, or if the bias has another shape or is given with it.
+            if `add` is given without `out`, or if a bias has another shape or is given with `out`.
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
