@@ -22,10 +22,6 @@ from minigrad.kernels.jit import Array
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
-# --------------------------------------------------------------------------------------------------
-# Straight lines
-# --------------------------------------------------------------------------------------------------
-
 
 @elementwise(LINE, reference=lambda x: np.asarray(np.maximum(x, 0)), double=True)
 def relu(x: Any) -> Any:
@@ -49,11 +45,6 @@ def leaky_relu(x: Any, slope: float) -> Any:
 def leaky_relu_gradient(g: Any, x: Any, slope: float) -> Any:
     """Return g where x is above 0, else slope g."""
     return g if x > 0 else slope * g
-
-
-# --------------------------------------------------------------------------------------------------
-# Exponentials
-# --------------------------------------------------------------------------------------------------
 
 
 def _elu(x: Array, alpha: float) -> Array:
@@ -145,10 +136,6 @@ def softplus_gradient(g: Any, x: Any, beta: float) -> Any:
     return g * vector_math.sigmoid(beta * x)
 
 
-# --------------------------------------------------------------------------------------------------
-# The normal distribution
-# --------------------------------------------------------------------------------------------------
-
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
@@ -177,10 +164,6 @@ def normal_cdf(x: Any) -> Any:
     """Compute Phi(x), the distribution function of the standard normal."""
     return vector_math.normal_cdf(x)
 
-
-# --------------------------------------------------------------------------------------------------
-# gelu
-# --------------------------------------------------------------------------------------------------
 
 _ROOT = np.float32(1 / math.sqrt(2 * math.pi))
 _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -31,11 +32,12 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.gemm import PRODUCTS
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_strided
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
-from minigrad.kernels.gemm.products import blocks_of, transposed
+from minigrad.kernels.gemm.macrokernel import multiply_panels
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_panels, part_of, transposed
+from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.gemm.skinny import dots_of_rows
-from minigrad.kernels.jit import NUMBERS, Array, Integers, Strided, Written, external, jit, nothing
+from minigrad.kernels.jit import Array, Integers, Strided, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import address_of, elements, greatest_of, keep_alive
 
@@ -50,10 +52,18 @@ Booleans = Annotated[Strided.D4, types.boolean]
 Logs = Annotated[Written.D3, types.float64]
 
 
+@cache
+def _sizes(dtype: np.dtype[Any]) -> Array:
+    """Return the block sizes of products whose sums are not cut into runs."""
+    sizes: Array = PRODUCTS[dtype].plans[0].copy()
+    sizes[BlockSizes._fields.index("RUN")] = 1 << 40
+    return sizes
+
+
 def serves(query: Array, key: Array, value: Array) -> bool:
-    """Return whether the kernels accept these arrays: not empty, and of the same float dtype."""
+    """Return whether there are kernels for these arrays: not empty, and of the same float dtype."""
     return (
-        query.dtype in NUMBERS
+        query.dtype in forward_loop
         and query.dtype == key.dtype == value.dtype
         and 0 not in (query.size, key.size, value.size)
     )
@@ -64,6 +74,8 @@ def attention(
     offset: int | None, scale: float,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Compute softmax(scale q k^T + added) v over the allowed keys; 0 if none is allowed.
+
+    It takes arrays that the kernels serve (`serves`); others are computed by a composition of ops.
 
     Returns the result, `(..., L, d_v)`, and log(sum(e^scores)) of each query, `(..., L)` float64.
 
@@ -87,13 +99,8 @@ def attention(
         mask = Mask(k.shape[2], *arrays)
     heads = max(q.shape[1], k.shape[1], v.shape[1])
     out, lse = laid_out_like(q, heads, v.shape[3]), np.empty((len(q), heads, q.shape[2]))
-    if forward_loop:
-        work, sizes = lse.size * k.shape[2] * (k.shape[3] + v.shape[3]), PRODUCTS[q.dtype].plans[0]
-        forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
-    else:
-        q, k, v = (np.repeat(x, heads // x.shape[1], 1) for x in (q, k, v))
-        p, lse[...] = _weights(q, k, mask, scale)
-        out[...] = np.matmul(p, v)
+    work = lse.size * k.shape[2] * (k.shape[3] + v.shape[3])
+    forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, _sizes(q.dtype), out, lse)
     shape = (*leading, query.shape[-2])
     return out.reshape(*shape, v.shape[3]), lse.reshape(shape)
 
@@ -118,16 +125,8 @@ def attention_gradients(
     ]
     gradients.append(np.zeros(scores, q.dtype) if needs_input_grad[3] else nothing(q.dtype, 4))
     work = math.prod(scores) * (3 * q.shape[3] + 2 * v.shape[3])
-    if backward_loop:
-        logs = lse.reshape(g.shape[:3])
-        operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
-        backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
-    else:
-        Q, K, V = (np.repeat(x, g.shape[1] // x.shape[1], 1) for x in (q, k, v))
-        p, _ = _weights(Q, K, mask, scale)
-        ds = p * (np.matmul(g, V.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
-        dq, dk = np.matmul(ds, K) * scale, np.matmul(ds.swapaxes(-1, -2), Q) * scale
-        gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
+    operands = g, q, k, v, *mask, scale, _sizes(q.dtype), out, lse.reshape(g.shape[:3])
+    backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     return [
         _of_heads(x, y.shape[1], leading) if need else None
         for x, y, need in zip(gradients, (q, k, v, g), needs_input_grad, strict=True)
@@ -197,26 +196,6 @@ def _mask(
     return Mask(keys if offset is None else offset, *masks)
 
 
-def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
-    """Return the weights p, and log(sum(e^scores)), computed in numpy."""
-    scores = np.matmul(q, k.swapaxes(-1, -2)) * scale
-    free = np.ones(scores.shape, np.bool_)
-    if mask.added.size:
-        scores = scores + mask.added
-        free &= ~np.isneginf(mask.added)
-    if mask.allowed.size:
-        free &= mask.allowed
-    free &= np.tri(q.shape[2], k.shape[2], mask.offset, dtype=np.bool_)
-    some = free.any(-1, keepdims=True)
-    scores = np.where(free, scores, -np.inf)
-    most = np.where(some, scores.max(-1, keepdims=True), 0.0)
-    with np.errstate(invalid="ignore"):
-        e = np.exp(scores - most)
-    total = np.where(some, e.sum(-1, keepdims=True), 1.0)
-    lse = (most + np.log(total))[..., 0]
-    return (e / total).astype(q.dtype), lse
-
-
 # --------------------------------------------------------------------------------------------------
 # Blocks of a head
 # --------------------------------------------------------------------------------------------------
@@ -264,27 +243,6 @@ def _room(rows: int, columns: int, like: Any) -> Any:
 @jit()
 def _panels(t: BlockSizes, columns: int) -> int:
     return (columns + t.NR - 1) // t.NR
-
-
-@external()
-def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
-    """Pack all panels of a matrix, one after another; each has `depth` rows of NR numbers."""
-    pack(t, transposed(b), columns, depth, t.NR, t.NR, address_of(target))
-    keep_alive(target)
-
-
-@external()
-def _multiply(
-    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: Matrix, c: Matrix, add: bool
-) -> None:
-    """Compute C = A B or +=, for this number of panels of B (see `_packed`)."""
-    for panel in range(panels):
-        done, source, target = 0, b.at + panel * b.col, c.at + panel * t.NR * c.col
-        while done < rows:
-            done += tile_strided(
-                rows - done, a.at + done * a.row, a.row, a.col, source, b.row, depth,
-                target + done * c.row, c.row, add, t.zero,
-            )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------
@@ -350,11 +308,6 @@ def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: An
         slopes[n] = p * (slopes[n] - mean)
 
 
-# --------------------------------------------------------------------------------------------------
-# Forward
-# --------------------------------------------------------------------------------------------------
-
-
 @for_each_dtype()
 def forward_loop(
     piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, offset: int,
@@ -373,11 +326,11 @@ def forward_loop(
         K, V = _matrix(k, b, h, heads, 0), _matrix(v, b, h, heads, 0)
         columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
         if not few:
-            _pack(t, transposed(K), d, keys, columns)
+            pack_panels(t, transposed(K), keys, d, address_of(columns))
         if few and d_v == width:
             V = Matrix(V.at, V.row, t.NR * t.item)  # the steps of packed panels
         else:
-            _pack(t, V, keys, d_v, values)
+            pack_panels(t, V, d_v, keys, address_of(values))
             V = _packed(values, keys, 0)
         scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
         most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
@@ -391,13 +344,13 @@ def forward_loop(
                 panels = _panels(t, step)
                 Q = _matrix(q, b, h, heads, i)
                 if few:
-                    rows = Matrix(K.at + j * K.row, K.row, K.col)
                     dots_of_rows(
-                        0, 1, rows, Q, transposed(S), step, high, d, False, False, t.item, t.zero
-                    )
+                        0, 1, part_of(K, j, 0), Q, transposed(S), step, high, d, False, False,
+                        t.item, t.zero,
+                    )  # fmt: skip
                 else:
                     K_T = _packed(columns, d, j // t.NR * d)
-                    _multiply(t, high, panels, d, Q, K_T, S, False)
+                    multiply_panels(t, high, panels * t.NR, d, Q, K_T, S, False)
                 for r in range(high):
                     row = scores[r, : panels * t.NR]
                     left = limited(row, number(scale), mask, b, h, i + r, j, step)
@@ -413,8 +366,7 @@ def forward_loop(
                     # If no score is above -inf yet, each is -inf, of weight 0, or nan, which stays.
                     peak = number(0) if greatest == -np.inf else greatest
                     total[r] += exponentials(row, left, peak)
-                rows = Matrix(V.at + j * V.row, V.row, V.col)
-                _multiply(t, high, width // t.NR, step, S, rows, SV, j > 0)
+                multiply_panels(t, high, width, step, S, part_of(V, j, 0), SV, j > 0)
             for r in range(high):
                 lse[b, h, i + r] = most[r] + math.log(total[r])
                 share = number(1 / total[r])
@@ -427,11 +379,6 @@ def forward_loop(
                     target[c] = sums[r, c] * share
         for used in (columns, values, scores, sums):
             keep_alive(used)
-
-
-# --------------------------------------------------------------------------------------------------
-# Backward
-# --------------------------------------------------------------------------------------------------
 
 
 @external(fastmath={"contract"})
@@ -475,8 +422,8 @@ def backward_loop(
         _means(g, out, b, h, mean)
         q_rows = _room(queries * width // t.NR, t.NR, q)
         g_rows = _room(queries * width_v // t.NR, t.NR, q)
-        _pack(t, _matrix(q, b, h, heads, 0), queries, d, q_rows)
-        _pack(t, _matrix(g, b, h, heads, 0), queries, d_v, g_rows)
+        pack_panels(t, _matrix(q, b, h, heads, 0), d, queries, address_of(q_rows))
+        pack_panels(t, _matrix(g, b, h, heads, 0), d_v, queries, address_of(g_rows))
         q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
         v_sums = _room(wide, width_v, q)
         q_sums[:] = 0
@@ -485,33 +432,35 @@ def backward_loop(
         weights, slopes = _room(high, wide, q), _room(high, wide, q)
         for j in range(0, keys, wide):
             step = min(wide, keys - j)
-            _pack(t, _matrix(k, b, h, heads, j), step, d, k_rows)
-            _pack(t, transposed(_matrix(k, b, h, heads, j)), d, step, k_columns)
-            _pack(t, transposed(_matrix(v, b, h, heads, j)), d_v, step, v_columns)
+            K, V = _matrix(k, b, h, heads, j), _matrix(v, b, h, heads, j)
+            pack_panels(t, K, d, step, address_of(k_rows))
+            pack_panels(t, transposed(K), step, d, address_of(k_columns))
+            pack_panels(t, transposed(V), step, d_v, address_of(v_columns))
             k_sums[:], v_sums[:] = 0, 0
             for i in range(max(0, j - offset), queries, high):
                 rows = min(high, queries - i)
                 for s in range(0, rows, t.MR):
                     strip = min(t.MR, rows - s)
                     seen = min(step, i + s + strip + offset - j)
-                    panels = _panels(t, seen)
+                    columns = _panels(t, seen) * t.NR
                     Q, G = _matrix(q, b, h, heads, i + s), _matrix(g, b, h, heads, i + s)
                     P, dP = _part(weights, s, 0), _part(slopes, s, 0)
-                    _multiply(t, strip, panels, d, Q, _packed(k_columns, d, 0), P, False)
-                    _multiply(t, strip, panels, d_v, G, _packed(v_columns, d_v, 0), dP, False)
+                    K_T, V_T = _packed(k_columns, d, 0), _packed(v_columns, d_v, 0)
+                    multiply_panels(t, strip, columns, d, Q, K_T, P, False)
+                    multiply_panels(t, strip, columns, d_v, G, V_T, dP, False)
                     for r in range(s, s + strip):
                         n = i + r
-                        row, slope = weights[r, : panels * t.NR], slopes[r, : panels * t.NR]
+                        row, slope = weights[r, :columns], slopes[r, :columns]
                         left = limited(row, number(scale), mask, b, h, n, j, seen)
                         weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
                         if ds.size:
                             # Not as slices, for which numba would compile an error message.
                             for key in range(seen):
                                 ds[b, h, n, j + key] = slope[key]
-                        weights[r, panels * t.NR :] = 0
-                        slopes[r, panels * t.NR :] = 0
-                    K, dQ = _packed(k_rows, step, 0), _part(q_sums, i + s, 0)
-                    _multiply(t, strip, width // t.NR, seen, dP, K, dQ, True)
+                        weights[r, columns:] = 0
+                        slopes[r, columns:] = 0
+                    K_rows, dQ = _packed(k_rows, step, 0), _part(q_sums, i + s, 0)
+                    multiply_panels(t, strip, width, seen, dP, K_rows, dQ, True)
                 for s in range(0, step, t.MR):
                     strip = min(t.MR, step - s)
                     # The first row that may use these keys
@@ -521,8 +470,8 @@ def backward_loop(
                     P, dP = _part(weights, first, s), _part(slopes, first, s)
                     Q, G = _packed(q_rows, queries, i + first), _packed(g_rows, queries, i + first)
                     dK, dV, count = _part(k_sums, s, 0), _part(v_sums, s, 0), rows - first
-                    _multiply(t, strip, width_v // t.NR, count, transposed(P), G, dV, True)
-                    _multiply(t, strip, width // t.NR, count, transposed(dP), Q, dK, True)
+                    multiply_panels(t, strip, width_v, count, transposed(P), G, dV, True)
+                    multiply_panels(t, strip, width, count, transposed(dP), Q, dK, True)
             if dk.size:
                 _write(step, k_sums, number(scale), b, h, j, dk)
             if dv.size:

@@ -22,6 +22,7 @@ from minigrad.kernels.narrow import (
     WIDTH,
     NarrowMatrix,
     Vectors,
+    check_matrix,
     emit_tile,
     read_only,
     strips,
@@ -51,13 +52,8 @@ class BFloat16Matrix(NarrowMatrix):
     is_transposed: bool = False
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.bits)
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(
-                f"BFloat16Matrix: takes a matrix with a row and a column at least, not shape "
-                f"{shape}"
-            )
-        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, shape)
+        check_matrix("BFloat16Matrix", self.bits, "uint16")
+        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
         object.__setattr__(self, "bits", bits)
 
     @classmethod
@@ -72,13 +68,7 @@ class BFloat16Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, or is empty.
             ImportError: if ml_dtypes is not installed.
         """
-        is_plain = isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
-        kind = array.dtype.name if is_plain else type(array).__name__
-        if kind not in ("float16", "float32", "float64", "bfloat16"):
-            raise TypeError(
-                f"BFloat16Matrix.of: takes an array of float16, float32, float64 or bfloat16, not "
-                f"{kind}; of a Tensor, pass .detach().numpy()"
-            )
+        check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
         with np.errstate(over="ignore"):  # a number beyond the range becomes Inf
             return cls(array.astype(_dtype(), order="C", copy=False).view(np.uint16))
 
@@ -129,11 +119,9 @@ def _dtype() -> Any:
 
 
 def widen(bits: Array, out: Array) -> None:
-    """Convert numbers of bfloat16 to floats, and write them to `out`.
+    """Write the values of bfloat16 numbers, given their bits, to an array of floats of their shape.
 
-    Args:
-        bits: the bits of each number, uint16, C-contiguous.
-        out: an array of floats of the same shape, C-contiguous.
+    Both arrays are C-contiguous; the bits are uint16.
     """
     if out.dtype != SINGLE:
         wide = np.empty(out.shape, np.float32)

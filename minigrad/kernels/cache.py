@@ -20,9 +20,6 @@ A function that is compiled once and called from many kernels (`minigrad.kernels
 a file too. Its name is the symbol by which machine code calls the function. So a file names the
 files that it needs, and these are loaded first.
 
-The linker finds functions by their names. So the name of a function that was made inside another
-function has a digest of the values that it closes over (`name_apart`).
-
 The key does not depend on the values of global variables, although numba compiles them in. So they
 must be constants of the sources, or follow from the processor, which the key includes. What depends
 on the machine in another way, such as the size of a cache, must be an argument.
@@ -86,14 +83,10 @@ _DIGESTS = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
 _SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if there are none
 
 
-@cache
-def _surroundings() -> tuple[object, ...]:
-    """Return what machine code depends on besides minigrad's sources and the processor."""
-    versions = (numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
-    options = (
-        "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML",
-    )  # fmt: skip
-    return (*versions, *(str(getattr(numba.config, name, None)) for name in options))
+_VERSIONS = numba.__version__, llvmlite.__version__, numpy.__version__, sys.version
+_OPTIONS = (
+    "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML",
+)  # fmt: skip
 
 
 def _folders() -> list[Path]:
@@ -112,8 +105,8 @@ FOLDERS = _folders()
 
 They are in `NUMBA_CACHE_DIR` if it is set, or else beside minigrad's sources and in the user's
 cache folder. A relative `NUMBA_CACHE_DIR` counts from the working folder in which minigrad was
-imported. The names of the folders depend on the sources; if these cannot be read, the list is
-empty.
+imported. The list is empty if that had been deleted, or if the sources cannot be read one by one,
+as in a zip archive.
 """
 
 
@@ -132,20 +125,12 @@ def writable_folder() -> Path | None:
         except OSError:
             continue
         if is_new:
-            _drop_old_generations(folder)
+            with suppress(OSError):  # another process may be deleting the same folders
+                states = sorted(folder.parent.glob("kernels-*"), key=os.path.getmtime)
+                for old in states[:-GENERATIONS]:
+                    shutil.rmtree(old, ignore_errors=True)
         return folder
     return None
-
-
-def _drop_old_generations(newest: Path) -> None:
-    """Delete the kernels of old states of the sources, except those of the last `GENERATIONS`."""
-    dated = []
-    for folder in newest.parent.glob("kernels-*"):
-        with suppress(OSError):  # another process may be deleting it as well
-            dated.append((folder.stat().st_mtime, folder))
-    others = sorted((item for item in dated if item[1] != newest), reverse=True)
-    for _, folder in others[GENERATIONS - 1 :]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe() -> str:
@@ -160,8 +145,8 @@ def describe() -> str:
 def name_apart(function: Callable[..., Any]) -> None:
     """Add a digest of the values that a function closes over to its name.
 
-    Two functions that one factory has made would otherwise have the same name, and a process that
-    reads both from disk might confuse them.
+    Two functions that one factory has made would otherwise have the same name, and the linker,
+    which finds functions by their names, might confuse them.
     """
     cells = function.__closure__ or ()
     if cells and not function.__qualname__.endswith("]"):
@@ -269,11 +254,10 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
-            name = self.function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
-                f"{name}: its machine code holds an address of this process "
-                "(of a large global array, or of a function of ctypes), so that it cannot be kept "
-                "for others; make that an argument"
+                f"{self.function.__name__}: its machine code holds an address of this process (of "
+                "a large global array, or of a function of ctypes), so that it cannot be kept for "
+                "others; make that an argument"
             )
         folder = writable_folder()
         if folder is not None and self.source:
@@ -293,7 +277,8 @@ def _name(kept: KernelCache, signature: Any) -> str:
         kept.options,
         cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
         _SOURCES,
-        _surroundings(),
+        _VERSIONS,
+        [str(getattr(numba.config, name, None)) for name in _OPTIONS],
     )
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     return f"{kept.function.__name__}-{digest[:32]}"
@@ -338,13 +323,6 @@ def write_file(path: Path, content: bytes) -> None:
                 "kernels that this process compiles are compiled anew in the next, for they could "
                 f"not be kept: {error}"
             )
-
-
-def drop_drafts(process: int) -> None:
-    """Delete the files that a process was still writing when it was ended."""
-    folder = writable_folder()
-    for draft in folder.glob(f"*.{process}-*") if folder else ():
-        draft.unlink(missing_ok=True)
 
 
 def why_nowhere() -> str:

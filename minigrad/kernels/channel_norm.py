@@ -31,12 +31,8 @@ Doubles = Annotated[Written.D2, types.float64]
 def moments(x: Array, num_groups: int | None) -> Array:
     """Compute the mean and variance of each channel, or of each group in each batch element.
 
-    Args:
-        x: `(N, C, ...)`, not of size 0.
-        num_groups: the number of groups, or None for one mean per channel.
-
-    Returns:
-        `(2, 1, C)`, or `(2, N, num_groups)`.
+    x is `(N, C, ...)`, not of size 0. The result is `(2, N, num_groups)`; or `(2, 1, C)`, without
+    groups.
     """
     rows = _rows(x, num_groups is None)
     kernel = kernel_for(_moments_loop, rows)

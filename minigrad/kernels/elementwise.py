@@ -51,11 +51,7 @@ def _where_loop(
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
     """Return x times `scale` where the random word is at least `threshold`, or else x times 0.
 
-    Args:
-        x: floats of any shape.
-        words: a random number for each element, in row-major order.
-        threshold: from 0 to 2^16.
-        scale: the factor that compensates for the dropped elements.
+    There is a word for each element, in row-major order; the threshold is from 0 to 2^16.
     """
     kernel = kernel_for(_drop_loop, x)
     if kernel is not None:

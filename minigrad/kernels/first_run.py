@@ -30,7 +30,7 @@ TRAINING = (
     "adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
     "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
-    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm", "gemm_bias",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
@@ -51,6 +51,10 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys, threading
 
+if os.fork():
+    os._exit(0)  # so that what goes on is no child of the first process
+print(os.getpid(), flush=True)
+
 def end_with_the_first():
     os.read(0, 1)  # returns when the first process has closed its end of the pipe
     os._exit(0)
@@ -60,11 +64,6 @@ sys.path[:0] = [{root!r}]
 from minigrad.kernels import first_run
 first_run.compile_for_training({folders!r}, {module!r})
 """  # the thread starts before the import, which takes a second
-
-START = 'exec 3<&0; "$@" <&3 & echo $!'
-"""A script that starts a program, prints its process ID, and ends: then it is no child of ours.
-
-A shell would close the input of what it starts in the background, unless it is given another."""
 
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 
@@ -79,17 +78,15 @@ class Announcement:
         self._bar: Any = None
         folder = cache.writable_folder()
         if folder is None:
-            cache.say_once(
-                "compiling kernels, anew in each process, for they cannot be kept: "
-                f"{cache.why_nowhere()}"
-            )
+            how = f"anew in each process, for they cannot be kept: {cache.why_nowhere()}"
         else:
-            cache.say_once(
-                "compiling kernels for this machine, once: as many as this program uses of the "
+            how = (
+                "for this machine, once: as many as this program uses of the "
                 f"{self._missing} that are not compiled yet (python -m minigrad warmup"
                 f"{' --all' if double else ''} compiles all of them ahead); they are kept in "
                 f"{folder}"
             )
+        cache.say_once(f"compiling kernels {how}")
 
     def _count_missing(self) -> int:
         return sum(not kernel.is_compiled() for kernel in self._kernels)
@@ -121,16 +118,11 @@ def announce(name: str, module: str, signature: str) -> None:
     global _announcement
     if _announcement is None:
         if may_start_a_process():
-            with suppress(OSError, ValueError):  # there may be too many processes, or no shell
+            with suppress(OSError, ValueError):  # there may be too many processes
                 start_second_process(module)
         _announcement = Announcement("float64" in signature and "float32" not in signature)
         start.after_compiling = _announcement.hide
     _announcement.show(name)
-
-
-# --------------------------------------------------------------------------------------------------
-# The second process
-# --------------------------------------------------------------------------------------------------
 
 
 def may_start_a_process() -> bool:
@@ -165,24 +157,24 @@ def start_second_process(module: str = "") -> int:
     """
     first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
     program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
-    shell: Any = subprocess.Popen(
-        ["sh", "-c", START, "sh", sys.executable, "-P", "-c", program],
+    child: Any = subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
         bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    shell.wait()
-    life, output = shell.stdin, shell.stdout
+    life, output = child.stdin, child.stdout
     number = int(output.readline())
+    child.wait()
 
     def end() -> None:
-        if os.getpid() == first:  # not in a child that this process has forked
-            with suppress(OSError, ValueError):  # all files may be closed, or too many be open
-                life.close()
-                select.select([output], [], [], 1.0)  # until the output ends, with the process
-            cache.drop_drafts(number)
+        if os.getpid() != first:  # this is a child that the first process has forked
+            return
+        with suppress(OSError, ValueError):  # all files may be closed, or too many be open
+            life.close()
+            select.select([output], [], [], 1.0)  # until the output ends, with the process
 
     atexit.register(end)
     os.register_at_fork(after_in_child=life.close)  # a child may live longer than this process

@@ -44,7 +44,6 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from minigrad.kernels import cache
-from minigrad.kernels.start import working_folder
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,12 +94,8 @@ def dispatcher(
 ) -> Any:
     """Return numba's dispatcher of a function, with the choices that all kernels share.
 
-    Args:
-        function: the function to compile.
-        fastmath: LLVM's fast-math flags for the function.
-        inline: `"always"` to copy the source of the function into its callers.
-        parallel: whether `prange` loops in the function run on threads.
-        from_python: whether Python can call the function; the wrapper takes time to compile.
+    `fastmath` and `inline` are those of `jit`. With `parallel`, `prange` loops in the function run
+    on threads. With `from_python`, Python can call it, through a wrapper that is compiled too.
     """
     cache.name_apart(function)
     flags = sorted(set(fastmath))
@@ -123,9 +118,9 @@ def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
     try:
         made.compile(kinds)
     except FileNotFoundError as error:
-        if working_folder():
+        if error.filename is not None:
             raise
-        raise FileNotFoundError(
+        raise FileNotFoundError(  # by os.getcwd
             "the working folder has been deleted, and numba compiles from an existing one only; go "
             "to one with os.chdir"
         ) from error

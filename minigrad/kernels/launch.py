@@ -76,11 +76,6 @@ def span(piece: int, pieces: int, count: int) -> Any:
     return range(piece * count // pieces, (piece + 1) * count // pieces)
 
 
-# --------------------------------------------------------------------------------------------------
-# Calling compiled code
-# --------------------------------------------------------------------------------------------------
-
-
 @instruction()
 def _run_piece(e: Emitter, work: Any, piece: Any, pieces: Any, data: Any) -> None:
     """Call the code at the address `work` for one piece; its arguments are in the record `data`."""
@@ -211,10 +206,6 @@ def entry(signature: tuple[Any, ...]) -> Any:
     return made
 
 
-# --------------------------------------------------------------------------------------------------
-# Kernels
-# --------------------------------------------------------------------------------------------------
-
 KERNELS: list[Kernel] = []
 """Every kernel of the modules imported so far."""
 
@@ -222,7 +213,7 @@ CALLS: list[Any] = []
 """The words that `_call` reads; they live as long as the process."""
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False)
 class Kernel:
     """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
 
@@ -254,10 +245,6 @@ class Kernel:
         self._shared: dict[int, Callable[..., None]] = {}  # by the number of pieces
         self._types = (INT, INT, *self.signature)
         KERNELS.append(self)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(map(str, self.signature))
-        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
 
     def compile(self) -> None:
         """Read the machine code from disk, or compile it if it is not there."""

@@ -25,10 +25,6 @@ from minigrad.kernels.vector import greatest_of
 Labels = Annotated[Read.D1, types.int64]
 Sums = Annotated[Written.D1, types.float64]
 
-# --------------------------------------------------------------------------------------------------
-# Cross entropy
-# --------------------------------------------------------------------------------------------------
-
 
 def label_weights(
     labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
@@ -44,13 +40,13 @@ def label_weights(
         known = nothing(SINGLE) if class_weights is None else class_weights.ravel()
         kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
         return weights, total.item()
-    there = (labels >= 0) & (labels < classes)
+    is_unknown = (labels < 0) | (labels >= classes)
     if class_weights is None:
         weights = np.ones(labels.shape, dtype)
     else:
-        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
-    weights = np.where(there, weights, np.nan)
-    weights = np.where(labels == ignored, 0, weights).astype(dtype)
+        weights = class_weights.astype(dtype)[np.where(is_unknown, 0, labels)]
+    weights[is_unknown] = np.nan
+    weights[labels == ignored] = 0
     return weights, float(weights.sum(dtype=np.float64))
 
 
@@ -158,11 +154,6 @@ def _cross_entropy_gradient_loop(
             for j in range(row.size):
                 result[j] = factor * (vector_math.exp_below((row[j] - highest) - log) - share)
             result[labels[i]] -= factor * (_ONE - smoothing)
-
-
-# --------------------------------------------------------------------------------------------------
-# Squared error
-# --------------------------------------------------------------------------------------------------
 
 
 def squared_error(x: Array, y: Array) -> float:

@@ -8,6 +8,7 @@ time to read the matrix from memory. So it decodes in registers, and reads each 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,14 +21,14 @@ from numpy.typing import DTypeLike
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.skinny import fold
 from minigrad.kernels.jit import SINGLE, WORD, Array
-from minigrad.kernels.vector import VECTOR, Emitter, vector_registers
+from minigrad.kernels.vector import REGISTERS, VECTOR, Emitter
 
 STRIP = 1 << 20  # elements in a strip: smaller strips need more passes over x
 ROWS = 256  # the least rows of a strip, because each strip takes a pass over x and packs x again
 
 FEW = 16  # the most rows of x for which a matrix is decoded in registers
 WIDTH = 4  # stored rows that a tile of dot products reads at a time
-HEIGHT = vector_registers()[1] // 8  # rows of x in a tile, if not one: sums fill half the registers
+HEIGHT = REGISTERS // 8  # rows of x in a tile, if not one: sums fill half the registers
 LANES = VECTOR // SINGLE.itemsize  # numbers in a vector; a row must have as many
 
 Vectors = list[list[Any]]  # one or more vectors of each row, as values in the emitted code
@@ -80,8 +81,7 @@ class NarrowMatrix(ABC):
     @property
     def size(self) -> int:
         """The number of elements."""
-        rows, cols = self.stored_shape
-        return rows * cols
+        return math.prod(self.stored_shape)
 
     @property
     def nbytes(self) -> int:
@@ -181,6 +181,23 @@ def check_kind(owner: str, weight: Any, kind: type[NarrowMatrix]) -> None:
         raise TypeError(
             f"{owner}the weight is {'an' if name.startswith('N') else 'a'} {name}, not "
             f"{type(weight).__name__}; {name}.of(array) makes one"
+        )
+
+
+def check_matrix(name: str, array: Any, *dtypes: str) -> None:
+    """Raise an error that begins with `name` unless an array is a matrix of one of these dtypes."""
+    *others, last = dtypes
+    accepted = f"{', '.join(others)} or {last}" if others else last
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: takes an array of {accepted}, not {type(array).__name__}; of a Tensor, pass "
+            ".detach().numpy(), and of a masked array, .filled(value)"
+        )
+    if array.dtype.name not in dtypes:
+        raise TypeError(f"{name}: takes an array of {accepted}, not {array.dtype}")
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"{name}: takes a matrix with a row and a column at least, not shape {array.shape}"
         )
 
 

@@ -41,6 +41,7 @@ from minigrad.kernels.narrow import (
     WIDTH,
     NarrowMatrix,
     Vectors,
+    check_matrix,
     emit_tile,
     read_only,
     strips,
@@ -61,7 +62,6 @@ SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
 MOST = FEW if has_feature("avx2") else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes that are decoded at once: 8 bytes
-
 
 LEVELS = np.array(
     [
@@ -150,18 +150,7 @@ class NF4Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, is empty, or has NaN, Inf or a value beyond the
                 range of float32; or if the block size is not a positive integer.
         """
-        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            raise TypeError(
-                f"NF4Matrix.of: takes an array of floats, not {type(array).__name__}; of a Tensor, "
-                f"pass .detach().numpy(), and of a masked array, .filled(value)"
-            )
-        if array.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"NF4Matrix.of: takes float16, float32 or float64, not {array.dtype}")
-        if array.ndim != 2 or not array.size:
-            raise ValueError(
-                f"NF4Matrix.of: takes a matrix with a row and a column at least, not shape "
-                f"{array.shape}"
-            )
+        check_matrix("NF4Matrix.of", array, "float16", "float32", "float64")
         check_positive("NF4Matrix.of: block_size", block_size)
         rows, cols = array.shape
         starts = range(0, cols, block_size)
@@ -170,15 +159,12 @@ class NF4Matrix(NarrowMatrix):
         parts = list(strips(rows, 4 * cols))  # smaller strips, because several are in float64
         for a, b in parts:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
-            if not np.isfinite(largest).all():
+            most, limit = largest.max(), np.finfo(np.float32).max
+            if not most <= limit:  # also if it is nan
                 raise ValueError(
-                    "NF4Matrix.of: the array holds NaN or Inf, for which there is no code; find "
-                    "where they come from, or replace them with np.nan_to_num"
-                )
-            if largest.max() > (limit := np.finfo(np.float32).max):
-                raise ValueError(
-                    f"NF4Matrix.of: the array holds {largest.max():.4g}, and absmax is kept in "
-                    f"float32, whose largest is {limit:.4g}; scale the array down"
+                    f"NF4Matrix.of: the array holds {most:.4g}, for which there is no code; it "
+                    f"takes finite numbers up to {limit:.4g}, the largest float32, so find where "
+                    "NaN or Inf come from, replace them with np.nan_to_num, or scale the array down"
                 )
             absmax[a:b] = largest
         flat = absmax.ravel()
@@ -198,12 +184,11 @@ class NF4Matrix(NarrowMatrix):
             TypeError: if an array has another dtype.
             ValueError: if an array is missing, unknown, or has another shape.
         """
-        double = {"offset", "scale"} & set(arrays)
-        wanted = {"codes", "absmax", "cols", "block_size", *({"offset", "scale"} if double else ())}
-        if set(arrays) != wanted:
+        names = "codes", "absmax", "cols", "block_size", "offset", "scale"
+        if not set(names[:4]) <= set(arrays) <= set(names):
             raise ValueError(
-                f"NF4Matrix.from_arrays: takes what arrays() gives, {', '.join(sorted(wanted))}, "
-                f"not {', '.join(sorted(arrays)) or 'nothing'}"
+                f"NF4Matrix.from_arrays: takes what arrays() gives, {', '.join(names)} (the last "
+                f"two with double quantisation), not {', '.join(sorted(arrays)) or 'nothing'}"
             )
         sizes = [np.asarray(arrays[name]) for name in ("cols", "block_size")]
         if any(size.shape != (1,) or size.dtype.kind not in "iu" for size in sizes):
@@ -314,11 +299,6 @@ def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
     unit = np.repeat(np.where(scale > 0, scale, 1).astype(np.float64), sizes)
     codes = np.clip(np.rint(127 * rest / unit), -127, 127).astype(np.int8)
     return codes, offset, scale
-
-
-# --------------------------------------------------------------------------------------------------
-# Decoding
-# --------------------------------------------------------------------------------------------------
 
 
 def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:

@@ -33,15 +33,9 @@ def norm(
     x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
     centred: bool,
 ) -> Array:  # fmt: skip
-    """Compute `weight` standard + `bias` over the last axes, whose sizes are `shape`.
+    """Compute `weight` standard + `bias` over the last axes, whose sizes are `shape`, all above 0.
 
-    Args:
-        x: `(..., *shape)`, where no size in `shape` is 0.
-        shape: the sizes of the axes.
-        weight: an array of this shape, or None for 1.
-        bias: an array of this shape, or None for 0.
-        eps: the number that is added to the variance.
-        centred: whether the mean is subtracted.
+    Weight and bias have this shape, or are None for 1 and 0. The mean is subtracted if `centred`.
     """
     kernel = kernel_for(_norm_loop, x, weight, bias)
     if kernel is not None:
@@ -202,11 +196,6 @@ def _scale(variance: float, eps: float) -> float:
     if variance < 0:  # possible by rounding, if all elements are equal
         variance = 0.0
     return 1 / math.sqrt(variance + eps)
-
-
-# --------------------------------------------------------------------------------------------------
-# Loops
-# --------------------------------------------------------------------------------------------------
 
 
 @for_each_dtype()

@@ -41,10 +41,6 @@ SECONDS = 1e-9  # approximate seconds of an element
 OPTIONS, OWN = 6, 2  # how many numbers all rows can share, and how many each row has for itself
 Addresses = Annotated[Written.D2, types.int64]
 
-# --------------------------------------------------------------------------------------------------
-# Tables
-# --------------------------------------------------------------------------------------------------
-
 
 class AddressTable:
     """The addresses of the arrays in some rows, all of the same dtype.
@@ -127,11 +123,6 @@ _from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 _dtype, _size, _carray = map(operator.attrgetter, ("dtype", "size", "flags.carray"))
 
 
-# --------------------------------------------------------------------------------------------------
-# Reading a table in compiled code
-# --------------------------------------------------------------------------------------------------
-
-
 @jit(inline="always")
 def overlap(piece: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
     """Return at which element of a row a piece of the work begins, and how many it has there."""
@@ -139,11 +130,6 @@ def overlap(piece: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
     low, high = piece * total // pieces, (piece + 1) * total // pieces
     begin = max(low, starts[row])
     return begin - starts[row], max(min(high, starts[row + 1]) - begin, 0)
-
-
-# --------------------------------------------------------------------------------------------------
-# The factory
-# --------------------------------------------------------------------------------------------------
 
 
 class MultiTensor:

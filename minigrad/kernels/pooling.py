@@ -24,13 +24,8 @@ Windows = Annotated[Read.D2, types.int64]
 def largest(x: Array, rows: Array, columns: Array) -> Array:
     """Find the largest element of each window: the first of equal elements, or the last nan.
 
-    Args:
-        x: `(..., H, W)`.
-        rows: `(h, 3)`, for each window its start, end and step along H; no window is empty.
-        columns: `(w, 3)`, the same along W.
-
-    Returns:
-        `(..., h, w)`: positions in x, seen as one long row.
+    x is `(..., H, W)`, and rows `(h, 3)` and columns `(w, 3)` have starts, ends and steps. No
+    window is empty. The result is `(..., h, w)`: positions in x, seen as one long row.
     """
     planes = _planes(x)
     out = np.empty((len(planes), len(rows), len(columns)), np.int64)
@@ -55,13 +50,8 @@ def largest(x: Array, rows: Array, columns: Array) -> Array:
 def means(x: Array, rows: Array, columns: Array) -> Array:
     """Compute the sum of each window, divided by the divisors of its row and its column.
 
-    Args:
-        x: `(..., H, W)`.
-        rows: `(h, 3)`, for each window its start, end and divisor along H.
-        columns: `(w, 3)`, the same along W.
-
-    Returns:
-        `(..., h, w)`.
+    x is `(..., H, W)`, rows `(h, 3)` and columns `(w, 3)` have starts, ends and divisors, and the
+    result is `(..., h, w)`.
     """
     planes = _planes(x)
     out = np.empty((len(planes), len(rows), len(columns)), x.dtype)

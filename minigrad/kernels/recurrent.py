@@ -25,10 +25,10 @@ import numpy as np
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rows_of
 from minigrad.kernels.gemm import PRODUCTS, matmul
-from minigrad.kernels.gemm.macrokernel import Panels, first_line, macro_kernel
+from minigrad.kernels.gemm.macrokernel import first_line, multiply_panels
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import Matrix, pack
-from minigrad.kernels.gemm.products import blocks_of, matrix_of, transposed
+from minigrad.kernels.gemm.packing import Matrix, pack_panels, transposed
+from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 from minigrad.kernels.vector import address_of, elements, keep_alive
@@ -52,12 +52,8 @@ def forward(
 ) -> tuple[Array, Array] | None:
     """Compute the states after each step, and the gates; None if there is no kernel.
 
-    Args:
-        x: `(L, N, gates H)`, the input of the gates.
-        state: `(N, states H)`, the state before the first step.
-        weight: W, `(gates H, H)`.
-        bias: b, `(gates H,)`, or None for 0.
-        kind: a key of `LOOPS`.
+    x, the input of the gates, is `(L, N, gates H)`, the state before the first step is
+    `(N, states H)`, W `(gates H, H)`, and b `(gates H,)` or None for 0. `kind` is a key of `LOOPS`.
     """
     loops, (L, N, width), size = LOOPS[kind], x.shape, weight.shape[1]
     kernel = kernel_for(loops.forward, x, state, weight, bias)
@@ -264,21 +260,15 @@ def _gradients_lstm(
         dc[j] *= f[j]
 
 
-# --------------------------------------------------------------------------------------------------
-# Loops over steps
-# --------------------------------------------------------------------------------------------------
-
-
 @external()
 def _packed(plan: Any, y: Any, transpose: bool) -> Any:
     """Return the panels of a matrix, or of its transpose, as an array of bytes."""
-    t, columns = blocks_of(plan, y), transposed(matrix_of(y))
-    (depth, count) = y.shape
+    t, b, (depth, count) = blocks_of(plan, y), matrix_of(y), y.shape
     if transpose:
-        columns, depth, count = matrix_of(y), count, depth
+        b, depth, count = transposed(b), count, depth
     panels = (count + t.NR - 1) // t.NR
     work = np.empty(panels * t.NR * depth * t.item + CACHE_LINE, np.uint8)
-    pack(t, columns, count, depth, t.NR, t.NR, first_line(work))
+    pack_panels(t, b, count, depth, first_line(work))
     return work
 
 
@@ -289,10 +279,9 @@ def _multiply(
 ) -> None:  # fmt: skip
     """Compute C = A B, or +=, for this number of rows, from the panels of B."""
     t = blocks_of(plan, like)
-    line, size = t.NR * t.item, t.NR * depth * t.item
-    A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
-    B = Panels(first_line(panels), t.item, line, size, True)
-    macro_kernel(t, rows, columns, depth, A, B, C, add, 0)
+    line = t.NR * t.item
+    B = Matrix(first_line(panels), line, line * depth)
+    multiply_panels(t, rows, columns, depth, a, B, C, add)
     keep_alive(panels)
 
 

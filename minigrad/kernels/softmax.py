@@ -26,11 +26,6 @@ from minigrad.kernels.vector import greatest_of
 SECONDS = 4e-10  # approximate seconds of an element
 STRETCH = 2048  # elements that are added up in float32; their sums are added up in float64
 
-# --------------------------------------------------------------------------------------------------
-# Over a row
-# --------------------------------------------------------------------------------------------------
-
-
 # LLVM may split a sum into as many sums as a vector has lanes. It adds these up at the end, in an
 # order that depends only on the length of the row. A loop with a sum never writes to an array: LLVM
 # would make two versions of it, with and without vectors, and choose by the distance of the arrays.
@@ -79,11 +74,6 @@ def _sum_products(row: Any, other: Any) -> Any:
     for j in range(row.size):
         total += row[j] * other[j]
     return total
-
-
-# --------------------------------------------------------------------------------------------------
-# The functions
-# --------------------------------------------------------------------------------------------------
 
 
 def _softmax(x: Array, axis: Any = -1) -> Array:

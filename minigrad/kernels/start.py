@@ -13,16 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-
-def working_folder() -> str:
-    """Return the working folder, or "" if it has been deleted."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
-
-
-WORKING_FOLDER = working_folder()
+try:
+    WORKING_FOLDER = os.getcwd()
+except OSError:  # it has been deleted
+    WORKING_FOLDER = ""
 """The working folder when minigrad was imported, or ""; `NUMBA_CACHE_DIR` may be relative to it."""
 
 before_compiling: Callable[[str, str, str], None] | None = None
@@ -67,9 +61,7 @@ def load_numba() -> Any:
     with interrupts_held_back():
         import numba
 
-    chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
-        "NUMBA_THREADING_LAYER_PRIORITY"
-    )
-    if not chosen and numba.config.THREADING_LAYER == "default":
+    has_chosen = bool(os.environ.get("NUMBA_THREADING_LAYER_PRIORITY"))
+    if not has_chosen and numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     return numba

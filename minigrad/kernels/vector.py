@@ -42,18 +42,13 @@ def vector_registers() -> tuple[int, int]:
     return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
 
 
-def masks_are_cheap() -> bool:
-    """Return whether the machine can load or store a part of a vector in one instruction."""
-    return vector_registers()[0] >= 32
+VECTOR, REGISTERS = vector_registers()
 
+MASKS_ARE_CHEAP = VECTOR >= 32
+"""Whether the machine can load or store a part of a vector in one instruction."""
 
-def masks_are_free() -> bool:
-    """Return whether masks have their own registers, and so use none of the vector registers."""
-    return vector_registers()[0] == 64
-
-
-VECTOR = vector_registers()[0]
-"""The bytes of a vector register."""
+MASKS_ARE_FREE = VECTOR == 64
+"""Whether masks have their own registers, and so use none of the vector registers."""
 
 
 class Emitter:
@@ -66,7 +61,7 @@ class Emitter:
         self.builder = builder
         self.dtype = dtype
         self.item = dtype.bitwidth // 8
-        self.lanes = lanes or vector_registers()[0] // self.item
+        self.lanes = lanes or VECTOR // self.item
         self.scalar = F32 if self.item == 4 else ir.DoubleType()
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.vector_bytes = self.item * self.lanes
@@ -104,7 +99,7 @@ class Emitter:
 
     def first_lanes(self, count: Any) -> Any:
         """Emit a mask of the first `count` lanes, or of all lanes if `count` is larger."""
-        if masks_are_free() and self.lanes >= 8:
+        if MASKS_ARE_FREE and self.lanes >= 8:
             # As bits: AVX-512 has registers for them. LLVM would move a comparison into the loop.
             most = self.builder.icmp_signed("<", count, WORD(self.lanes))
             bits = self.builder.select(most, count, WORD(self.lanes))
@@ -168,7 +163,7 @@ class Emitter:
         If the machine can permute lanes, the table is multiplied by the factor instead of the
         result, because LLVM can move this out of a loop.
         """
-        builder, lanes = self.builder, 16 if vector_registers()[0] == 64 else 8
+        builder, lanes = self.builder, 16 if VECTOR == 64 else 8
         if lanes == 16 or has_feature("avx2"):
             e, found = self.of_lanes(lanes), []
             name = "llvm.x86.avx512.permvar.sf.512" if lanes == 16 else "llvm.x86.avx2.permps"
@@ -200,10 +195,8 @@ class Emitter:
     ) -> list[Any]:
         """Emit a loop that runs at least once, and return the last values of its variables.
 
-        Args:
-            first: the first values of the variables.
-            body: emits one iteration, given the values of the variables. It returns their values
-                for the next iteration, and whether there is one.
+        `body` emits one iteration, given the values of the variables. It returns their values for
+        the next iteration, and whether there is one.
         """
         builder = self.builder
         before = builder.block

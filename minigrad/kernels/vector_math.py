@@ -28,10 +28,6 @@ from minigrad.kernels.vector import F32, I32, Emitter, instruction
 
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
-# --------------------------------------------------------------------------------------------------
-# Bits
-# --------------------------------------------------------------------------------------------------
-
 # Adding this constant rounds a number to a whole number, which is then in the last bits of the sum.
 # The last bits of the constant itself are twice the offset of a float32's exponent.
 _SHIFT = np.float32(1.5 * 2**23 + 254)
@@ -280,11 +276,6 @@ def erf(x: Any) -> Any:
     power = _L0 + z * (_L1 + z * (_L2 + z * (_L3 + z * (_L4 + z * (_L5 + z * _L6)))))
     size = z + z * series if z <= _NEAR else -expm1_below(-power)
     return _with_sign(size, x)
-
-
-# --------------------------------------------------------------------------------------------------
-# The choice by dtype
-# --------------------------------------------------------------------------------------------------
 
 
 def by_dtype(narrow: Callable[[Any], Any], wide: Callable[[Any], Any]) -> Callable[[Any], Any]:

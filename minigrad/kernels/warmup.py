@@ -84,13 +84,12 @@ def turn(kernel: Kernel) -> int:
     forward pass of attention compiles those that its backward pass calls.
     """
     name, module = kernel.function.__name__, kernel.function.__module__
+    module = module.removeprefix("minigrad.kernels.").partition(".")[0]
     if name in ("gemm", "dots"):
         return 0
-    if module == "minigrad.kernels.attention":
+    if module == "attention":
         return 2 if name == "forward_loop" else 4
-    callers = "gemm", "lora", "recurrent"
-    multiplies = module.startswith(tuple(f"minigrad.kernels.{name}" for name in callers))
-    return 3 if multiplies else 1
+    return 3 if module in ("gemm", "lora", "recurrent") else 1
 
 
 def end_with_the_first() -> None:

@@ -15,7 +15,7 @@ from minigrad.kernels.gemm.blocking import block_sizes, cache_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array
-from minigrad.kernels.vector import masks_are_free
+from minigrad.kernels.vector import MASKS_ARE_FREE
 
 BLOCKS = 16  # blocks of rows of the result, for threads to share
 LONG = 1024  # the most columns of rows that are joined
@@ -56,17 +56,12 @@ def _plan(
     shape: Shape, itemsize: int, groups: int, start: Shape, stride: Shape, taps: Sequence[Array],
     size: Shape, blocks: int = BLOCKS,
 ) -> LoopPlan:  # fmt: skip
-    """Return the plan of a result of this size.
+    """Return the plan of a result of this size, from a source of this shape.
 
-    Args:
-        shape: the shape of the source.
-        itemsize: the bytes of a number in the source.
-        groups: the number of groups.
-        start: the index in the source that the first tap of the first element reads; may be < 0.
-        stride: steps in the source from an element of the result to the next.
-        taps: for each axis, the indices that the taps of the first element read, minus `start`.
-        size: the size of the result.
-        blocks: the least number of blocks of rows, for threads to share.
+    The first tap of the first element of the result reads the source at `start`, which may be
+    negative, and that of the next element `stride` further. `taps` has the indices that all taps of
+    the first element read, minus `start`, for each axis. `blocks` is the least number of blocks of
+    rows, for threads to share.
     """
     images, planes, height, width = shape
     (rows, cols), channels = size, planes // groups
@@ -79,7 +74,7 @@ def _plan(
     if fits and reach == [1, 1] and height == rows:  # several rows are joined to one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
     # Without masked loads, a tile that is not full would read past the last line.
-    in_place = fits and (masks_are_free() or joined * cols % tile_shape(itemsize).NR == 0)
+    in_place = fits and (MASKS_ARE_FREE or joined * cols % tile_shape(itemsize).NR == 0)
     if in_place and joined > 1:
         height, rows, width, cols = height // joined, rows // joined, joined * width, joined * cols
         line = width

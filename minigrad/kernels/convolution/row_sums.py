@@ -17,6 +17,8 @@ from minigrad.kernels.gemm.skinny import fold
 from minigrad.kernels.jit import WORD, Integers, Read, Written, jit
 from minigrad.kernels.launch import for_each_dtype
 from minigrad.kernels.vector import (
+    MASKS_ARE_FREE,
+    REGISTERS,
     VECTOR,
     Emitter,
     address_of,
@@ -24,11 +26,9 @@ from minigrad.kernels.vector import (
     copy_vector,
     instruction,
     keep_alive,
-    masks_are_free,
-    vector_registers,
 )
 
-FILTERS, TAPS = 4, 4 if vector_registers()[1] > 16 else 3  # in a tile
+FILTERS, TAPS = 4, 4 if REGISTERS > 16 else 3  # in a tile
 
 
 @instruction(types.intp)
@@ -62,7 +62,7 @@ def _tile_of_row_products(
 
     def multiply(sums: list[Any], g_at: Any, values: list[Any], mask: Any) -> list[Any]:
         new, height = [], len(sums) // TAPS
-        if mask is not None and not masks_are_free():
+        if mask is not None and not MASKS_ARE_FREE:
             values = [builder.select(mask, value, nothing) for value in values]
             mask = None
         for i in range(height):

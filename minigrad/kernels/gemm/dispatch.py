@@ -12,7 +12,7 @@ The shapes and the strides of the operands decide which loop runs (`Products.mul
     few columns, and a large matrix whose rows run along k        skinny.dots
     few rows, and a large matrix with contiguous rows             skinny.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
-    every other product                                           products.gemm, gemm_bias
+    every other product                                           products.gemm
 
 Each loop in `skinny` also computes the transposed product. For a matrix that is multiplied with
 often, see `minigrad.kernels.gemm.prepacked`.
@@ -28,7 +28,7 @@ from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import Array
+from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # seconds of a multiply-add on one thread, at best: float32 with AVX-512
@@ -59,15 +59,14 @@ def matmul(
         out: a C-contiguous array to write the product to, with its shape and dtype, which shares no
             memory with x and y. The default is a new array.
         add: add the product to `out` instead of replacing the content of `out`.
-        bias: `(n,)`, to be added to each row, as if by a separate addition after the product. Like
-            x and y, it shares no memory with `out`.
+        bias: `(n,)`, to be added to each row of a new array, as if by a separate addition.
 
     Returns:
         The product: `out` if it is given.
 
     Raises:
         ValueError: if shapes do not align or broadcast, if the product cannot be written to `out`,
-            if `add` is given without `out`, or if the bias has another shape.
+            if `add` is given without `out`, or if a bias has another shape or is given with `out`.
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
@@ -76,7 +75,9 @@ def matmul(
     x_shape, y_shape = x.shape, y.shape
     matrices = len(x_shape) == 2 == len(y_shape)
     if bias is not None and (
-        compiled is None
+        out is not None
+        or add
+        or compiled is None
         or not matrices
         or type(bias) is not np.ndarray
         or bias.dtype != dtype
@@ -94,15 +95,13 @@ def matmul(
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:
-        out = _checked(out, (m, n), dtype, x, y, bias)
+        out = _checked(out, (m, n), dtype, x, y)
     work, lanes = m * n * k, compiled.lanes
     if 0 < work < THREADS_FROM and (k < LONG or (k < DEEP and m >= lanes and n >= lanes)):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
-        if bias is None:
-            compiled.gemm.alone(x, y, out, compiled.plans[add])
-        else:
-            compiled.gemm_bias.alone(x, y, bias, out, compiled.plans[add])
+        row = compiled.no_bias if bias is None else bias
+        compiled.gemm.alone(x, y, row, out, compiled.plans[add])
     else:
         compiled.multiply(x, y, out, add, work, bias)
     return out
@@ -110,13 +109,6 @@ def matmul(
 
 def _error(message: str) -> ValueError:
     return op_error(ValueError, "matmul", message)
-
-
-def _sharing(operand: str) -> ValueError:
-    return _error(
-        f"out shares memory with the {operand}, which would change while it is read; pass a copy "
-        "of one of them"
-    )
 
 
 def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
@@ -139,27 +131,20 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
 
 def _add_after_product(x: Array, y: Array, out: Array | None, add: bool, bias: Array) -> Array:
     """Compute `matmul` and then add the bias, where no kernel does both."""
+    if out is not None or add:
+        raise _error("a bias is added to a new array, not to out; add it to the result")
     row = y.shape[-1:] if y.ndim > 1 else ()
     if np.shape(bias) != row:
         raise _error(
             f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and {y.shape} "
             f"one of shape {row} is added"
         )
-    if out is not None and np.shares_memory(out, bias):
-        raise _sharing("bias")
-    if out is None and not add:
-        return np.asarray(matmul(x, y) + bias)
-    if out is not None and not np.can_cast(bias.dtype, out.dtype, "same_kind"):
-        raise _error(f"a bias of {bias.dtype} cannot be added to out, an array of {out.dtype}")
-    product = matmul(x, y, out=out, add=add)
-    product += bias
-    return product
+    return np.asarray(matmul(x, y) + bias)
 
 
 def _checked(
-    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array,
-    bias: Array | None = None,
-) -> Array:  # fmt: skip
+    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array
+) -> Array:
     """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
@@ -174,12 +159,14 @@ def _checked(
             "out must be C-contiguous, aligned and writable; write to such an array and "
             "copy it with out[...] = "
         )
-    operands = ((x, "first operand"), (y, "second operand"))
-    for operand, name in operands if bias is None else (*operands, (bias, "bias")):
+    for operand, name in ((x, "first operand"), (y, "second operand")):
         if operand is not out and operand.flags.owndata and out.flags.owndata:
             continue  # the usual case takes the least time
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
-            raise _sharing(name)
+            raise _error(
+                f"out shares memory with the {name}, which would change while it is read; pass a "
+                "copy of one of them"
+            )
     return out
 
 
@@ -249,6 +236,7 @@ class Products:
         lanes: how many numbers a vector holds.
         few: the most columns for which `skinny.dots` is always faster than the register tile.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
+        no_bias: the bias of a product without one.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -258,8 +246,8 @@ class Products:
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
         self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
-        self.gemm, self.gemm_bias = products.gemm[dtype], products.gemm_bias[dtype]
-        self.gemm_batch = products.gemm_batch[dtype]
+        self.no_bias = nothing(dtype)
+        self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
@@ -281,10 +269,9 @@ class Products:
             pass
         elif k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._multiply_in_pieces(x, y, out, add, work)
-        elif bias is None:
-            self.gemm(work * SECONDS, x, y, out, self.plans[add])
         else:
-            self.gemm_bias(work * SECONDS, x, y, bias, out, self.plans[add])
+            row = self.no_bias if bias is None else bias
+            self.gemm(work * SECONDS, x, y, row, out, self.plans[add])
             return
         if bias is not None:
             out += bias
@@ -306,7 +293,7 @@ class Products:
         """
         plan = self._plan(add, count, axes)
         if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
-            self.gemm(work * SECONDS, x, y, out, plan)
+            self.gemm(work * SECONDS, x, y, self.no_bias, out, plan)
         else:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
@@ -362,7 +349,7 @@ class Products:
         else:
             parts.sum(axis=0, out=out)
         if rest < x.shape[1]:
-            self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
+            self.gemm.alone(x[:, rest:], y[rest:], self.no_bias, out, self.plans[True])
 
 
 PRODUCTS = {dtype: Products(dtype) for dtype in products.gemm}

@@ -38,7 +38,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size, tile_packed
-from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack, pack_columns
+from minigrad.kernels.gemm.packing import (
+    GROUP,
+    BlockSizes,
+    Matrix,
+    pack,
+    pack_columns,
+    pack_panels,
+    part_of,
+)
 from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
@@ -199,6 +207,15 @@ def macro_kernel(
 
 
 @jit(inline="always")
+def multiply_panels(
+    t: BlockSizes, rows: int, cols: int, depth: int, a: Matrix, b: Matrix, C: Matrix, add: bool
+) -> None:
+    """Compute C = A B, or +=, from packed panels of B: their steps are to the next k and panel."""
+    A = Panels(a.at, a.row, a.col, 0, False)
+    macro_kernel(t, rows, cols, depth, A, Panels(b.at, t.item, b.row, b.col, True), C, add, 0)
+
+
+@jit(inline="always")
 def work_size(t: BlockSizes, n: int, depth: int) -> int:
     """Return the bytes that `multiply` needs for panels with `depth` steps of k."""
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
@@ -262,11 +279,10 @@ def multiply(
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
         if more.depth:
-            turned = Matrix(more.b.at + jc * more.b.col, more.b.col, more.b.row)
-            pack(t, turned, cols, more.depth, t.NR, t.NR, room)
+            pack_panels(t, part_of(more.b, 0, jc), cols, more.depth, room)
         for pc in range(0, k, choice.depth):
             depth = min(choice.depth, k - pc)
-            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
+            block = part_of(b, pc, jc)
             size = t.NR * depth * t.item
             B = Panels(room, t.item, t.NR * t.item, size, True)
             if prepacked:
@@ -279,16 +295,13 @@ def multiply(
                 share(launcher, groups, pack_columns, (t, block, cols, depth, room))
             last = pc + depth == k
             source = Matrix(block.at if packed_at_use else 0, block.row, block.col)
-            rows_of_a = Matrix(a.at + pc * a.col, a.row, a.col)
-            main = Term(depth, rows_of_a, B, choice.pack_a, source)
+            main = Term(depth, part_of(a, 0, pc), B, choice.pack_a, source)
             B2 = Panels(room, t.item, t.NR * t.item, t.NR * more.depth * t.item, True)
             second = Term(more.depth if last else 0, more.a, B2, False, Matrix(0, 0, 0))
-            bias = NO_BIAS
-            if more.bias.at and last:
-                bias = Matrix(more.bias.at + jc * more.bias.col, more.bias.row, more.bias.col)
-            corner = Matrix(C.at + jc * C.col, C.row, C.col)
+            bias = part_of(more.bias, 0, jc) if more.bias.at and last else NO_BIAS
             spans = min(panels, pieces // strips)
-            arguments = t, m, cols, strips, corner, add or pc > 0, main, second, bias
+            corner, adds = part_of(C, 0, jc), add or pc > 0
+            arguments = t, m, cols, strips, corner, adds, main, second, bias
             share(launcher, strips * spans, multiply_piece, arguments)
 
 
@@ -319,14 +332,14 @@ def multiply_piece(
     packed_a = scratch_tile + tile
     packed_b = packed_a + rows * main.depth * t.item
     for i in range(start, end, strip):
-        high, row_of_c = min(strip, end - i), C.at + i * C.row
+        high = min(strip, end - i)
         for number in range(2):
             term, adds = main, add
             if number == 1:
                 term, adds = more, True
             if term.depth == 0:
                 continue
-            a = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
+            a = part_of(term.a, i, 0)
             A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
             if term.pack:
                 pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
@@ -337,14 +350,12 @@ def multiply_piece(
                 at = B.at + g * B.next
                 if b.at:
                     at = packed_b
-                    columns = Matrix(b.at + g * t.NR * b.col, b.col, b.row)
-                    pack(t, columns, wide, term.depth, t.NR, t.NR, at)
+                    pack_panels(t, part_of(b, 0, g * t.NR), wide, term.depth, at)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
-                corner = Matrix(row_of_c + g * t.NR * C.col, C.row, C.col)
+                corner = part_of(C, i, g * t.NR)
                 macro_kernel(t, high, wide, term.depth, A, B, corner, adds, scratch_tile)
                 if bias.at and number == 0:
-                    here = bias.at + i * bias.row + g * t.NR * bias.col
-                    add_bias(t, high, wide, Matrix(here, bias.row, bias.col), corner)
+                    add_bias(t, high, wide, part_of(bias, i, g * t.NR), corner)
     keep_alive(work)
 
 

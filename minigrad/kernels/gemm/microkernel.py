@@ -33,11 +33,12 @@ from numba import types
 
 from minigrad.kernels.jit import WORD, jit
 from minigrad.kernels.vector import (
+    MASKS_ARE_CHEAP,
+    MASKS_ARE_FREE,
+    REGISTERS,
+    VECTOR,
     Emitter,
     instruction,
-    masks_are_cheap,
-    masks_are_free,
-    vector_registers,
 )
 
 NV = 2  # vectors in a row of the tile
@@ -57,15 +58,9 @@ class Tile(NamedTuple):
 
 def tile_shape(itemsize: int) -> Tile:
     """Return the tile for numbers of `itemsize` bytes: (14, 32, 16, 16) for 4 with AVX-512."""
-    width, registers = vector_registers()
-    VL = width // itemsize
-    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, and NV the next loads
+    VL = VECTOR // itemsize
+    MR = (REGISTERS - 2 * NV) // NV  # NV registers hold the row of B, and NV the next loads
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
-
-
-def tile_heights(MR: int) -> list[int]:
-    """Return the heights that a tile can have: MR, and powers of two for the last rows."""
-    return [MR] + [height for height in (8, 4, 2, 1) if height < MR]
 
 
 class _Operands(NamedTuple):
@@ -107,7 +102,7 @@ def _emit_tile(
         loaded = [e.load(address, e.vector) for address in full]
         # If masks are expensive, B is always packed, so a load past its last column is safe. So is
         # a load past a line of a convolution, unless masks are free.
-        cheap = masks_are_cheap() if x.table is None else masks_are_free()
+        cheap = MASKS_ARE_CHEAP if x.table is None else MASKS_ARE_FREE
         return [*loaded, e.load(last, e.vector, mask if cheap else None)]
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
@@ -173,18 +168,15 @@ def _emit_sums(
 
 def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
     """Emit tiles of all heights and the code that chooses one; return the chosen height."""
+    MR = tile_shape(e.item).MR
+    heights = [MR] + [height for height in (8, 4, 2, 1) if height < MR]  # few for the last rows
 
     def emit(height: int) -> list[Any]:
         emit_tile(height)
         return [WORD(height)]
 
-    return e.choose(
-        [
-            (e.builder.icmp_signed(">=", rows, WORD(height)), partial(emit, height))
-            for height in tile_heights(tile_shape(e.item).MR)
-        ],
-        lambda: [WORD(0)],
-    )
+    cases = [(e.builder.icmp_signed(">=", rows, WORD(h)), partial(emit, h)) for h in heights]
+    return e.choose(cases, lambda: [WORD(0)])
 
 
 def _emit_widths(
@@ -217,26 +209,14 @@ def tile_packed(
 
 
 @instruction(types.intp)
-def tile_strided(
-    e: Emitter, rows: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any,
-    c: Any, c_row: Any, add: Any, _zero: Any,
-) -> Any:  # fmt: skip
-    """Compute the tallest tile that has at most `rows` rows, and return its height.
-
-    The operands may be unpacked, with any steps, but a row of B must be NR adjacent numbers.
-    """
-    x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
-    return _emit_heights(e, rows, partial(_emit_tile, e, NV, x, None))[0]
-
-
-@instruction(types.intp)
 def tile_of_size(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any,
     depth: Any, c: Any, c_row: Any, add: Any, _zero: Any,
 ) -> Any:  # fmt: skip
-    """Compute `tile_strided` for `cols` columns of C, at most NR.
+    """Compute the tallest tile that has at most `rows` rows, and return its height.
 
-    If masks are cheap, a row of B needs only `cols` numbers.
+    The operands may be unpacked, with any steps. The tile has `cols` columns, at most NR. A row of
+    B must be NR adjacent numbers, or only `cols` if masks are cheap.
     """
     x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
     widths = [(e, vectors) for vectors in range(1, NV + 1)]
@@ -292,7 +272,7 @@ def _emit_lines(
 
     def load_row(b_now: Any) -> list[Any]:
         at = [builder.add(b_now, step) for step in steps]
-        of_loads = mask if masks_are_free() else None
+        of_loads = mask if MASKS_ARE_FREE else None
         loaded = [part.load(address, part.vector, of_loads) for address in at]
         if parts == 1:
             return loaded

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minigrad.kernels.jit import external
+from minigrad.kernels.jit import external, jit
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
 STEPS_NEAR = 32  # steps of k at a time: their columns stay in the level-1 cache for all panels
@@ -54,6 +54,24 @@ class Matrix(NamedTuple):
     at: int
     row: int  # from a row to the next
     col: int  # from a column to the next
+
+
+@jit(inline="always")
+def transposed(matrix: Matrix) -> Matrix:
+    """Return the transpose: the two steps are exchanged, and no element moves."""
+    return Matrix(matrix.at, matrix.col, matrix.row)
+
+
+@jit(inline="always")
+def part_of(matrix: Matrix, row: int, col: int) -> Matrix:
+    """Return the part of a matrix from a row and a column on."""
+    return Matrix(matrix.at + row * matrix.row + col * matrix.col, matrix.row, matrix.col)
+
+
+@jit(inline="always")
+def pack_panels(t: BlockSizes, b: Matrix, cols: int, depth: int, target: int) -> None:
+    """Copy `cols` columns of `depth` numbers into panels of B."""
+    pack(t, transposed(b), cols, depth, t.NR, t.NR, target)
 
 
 @external()
@@ -117,6 +135,5 @@ def pack_columns(
 ) -> None:
     """Pack a group of panels of a block of B."""
     j = piece * GROUP * t.NR
-    transposed = Matrix(b.at + j * b.col, b.col, b.row)
     at = target + j * depth * t.item
-    pack(t, transposed, min(GROUP * t.NR, cols - j), depth, t.NR, t.NR, at)
+    pack_panels(t, part_of(b, 0, j), min(GROUP * t.NR, cols - j), depth, at)

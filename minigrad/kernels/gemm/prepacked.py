@@ -81,7 +81,6 @@ class PrepackedMatrix:
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
         self._packed: dict[bool, Array] = {}  # the panels; the key is whether they are of W^T
-        self._writes = 0  # how often W was released for a write
 
     def __del__(self) -> None:
         if self._packed:  # then W is read-only
@@ -97,7 +96,6 @@ class PrepackedMatrix:
         with _packing:
             _bytes -= sum(panels.nbytes for panels in self._packed.values())
             self._packed = {}
-            self._writes += 1
 
     def matmul(
         self, x: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
@@ -114,8 +112,8 @@ class PrepackedMatrix:
         panels = self._packed.get(transpose)
         if panels is None:
             panels = self._pack(matrix, transpose)
-            if panels is None:
-                return None
+        if panels is None:
+            return None
         k, n = matrix.shape
         out = np.empty((len(x), n), x.dtype)
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
@@ -135,15 +133,12 @@ class PrepackedMatrix:
             panels = np.empty(size, np.uint8)
             if not hold(self.matrix, self):
                 return None
-            writes = self._writes
             try:
                 plan = PRODUCTS[matrix.dtype].plans[False]
                 products.pack_all[matrix.dtype](SECONDS * size, matrix, panels, plan)
             except BaseException:
                 release(self.matrix)
                 raise
-            if self._writes != writes:
-                return None  # W was released while it was packed, so these panels may be wrong
             _bytes += size
             self._packed[transpose] = panels
         return panels
@@ -165,15 +160,9 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
 
     The first product packs the panels. They are deleted with the last owner.
     """
-    if matrix.size < SIZE:
+    if matrix.size < SIZE or matrix.dtype not in PRODUCTS:
         return None
-    known = _known.get(id(matrix))
-    if known is not None:
-        return known
-    if matrix.dtype not in PRODUCTS:
-        return None
-    made = _known[id(matrix)] = PrepackedMatrix(matrix)
-    return made
+    return find(matrix) or _known.setdefault(id(matrix), PrepackedMatrix(matrix))
 
 
 def find(matrix: Array) -> PrepackedMatrix | None:

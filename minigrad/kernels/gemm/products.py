@@ -27,7 +27,14 @@ from minigrad.kernels.gemm.macrokernel import (
     multiply,
     work_size,
 )
-from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
+from minigrad.kernels.gemm.packing import (
+    GROUP,
+    BlockSizes,
+    Matrix,
+    pack_columns,
+    part_of,
+    transposed,
+)
 from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
@@ -63,12 +70,6 @@ def locate(plan: Any, index: int, operand: int) -> int:
 def matrix_of(array: Any) -> Matrix:
     """Return the address and the steps of a two-dimensional array."""
     return Matrix(address_of(array), array.strides[0], array.strides[1])
-
-
-@jit(inline="always")
-def transposed(matrix: Matrix) -> Matrix:
-    """Return the transpose: the two steps are exchanged, and no element moves."""
-    return Matrix(matrix.at, matrix.col, matrix.row)
 
 
 @jit(inline="always")
@@ -110,26 +111,15 @@ def multiply_run(
 
 @for_each_dtype(pieces=0, shares=True)
 def gemm(
-    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
-) -> None:
-    """Write or add products x @ y, one after another, from the first number of `out` on.
-
-    `x`, `y` and `out` are the matrices of the first product; `locate` finds the others. Threads
-    share the work of each product.
-    """
-    multiply_run(launcher, pieces, x, y, NO_BIAS, out, plan, 0, plan[12])
-
-
-@for_each_dtype(pieces=0, shares=True)
-def gemm_bias(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, bias: Strided.D1, out: Written.D2,
     plan: Integers,
 ) -> None:  # fmt: skip
-    """Write or add one product x @ y, and add a bias to each row.
+    """Write or add products x @ y, one after another, from the first number of `out` on.
 
-    This is not `gemm` with an empty bias, because each array makes a call 0.1 us longer.
+    `x`, `y` and `out` are the matrices of the first product; `locate` finds the others. A bias is
+    added to each row; one of length 0 means no bias. Threads share the work of each product.
     """
-    multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, 1)
+    multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, plan[12])
 
 
 @for_each_dtype()
@@ -152,10 +142,9 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
         count = (cols + t.NR - 1) // t.NR
         for pc in range(0, k, size):
             depth = min(size, k - pc)
-            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             at = first + (jc * k + count * t.NR * pc) * t.item
             groups = (count + GROUP - 1) // GROUP
-            share(launcher, groups, pack_columns, (t, block, cols, depth, at))
+            share(launcher, groups, pack_columns, (t, part_of(b, pc, jc), cols, depth, at))
 
 
 @for_each_dtype(pieces=0, shares=True)

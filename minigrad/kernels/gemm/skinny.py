@@ -25,12 +25,13 @@ from llvmlite import ir
 
 from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import Matrix
+from minigrad.kernels.gemm.packing import Matrix, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     I32,
+    REGISTERS,
     VECTOR,
     Emitter,
     address_of,
@@ -40,7 +41,6 @@ from minigrad.kernels.vector import (
     load,
     prefetch,
     store,
-    vector_registers,
 )
 
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
@@ -54,17 +54,12 @@ BLOCK = 16384  # numbers of an inner product that are summed before they are add
 ZERO = WORD(0)
 
 
-# --------------------------------------------------------------------------------------------------
-# Few columns
-# --------------------------------------------------------------------------------------------------
-
-
 def dot_shapes() -> list[tuple[int, int]]:
     """Return the sizes of the tiles of `dots`, from wide to narrow: rows of A, and columns.
 
     A tile of R x S needs R + S loads for R * S multiply-adds, and R * S + R + 1 registers.
     """
-    sums = vector_registers()[1] // 2
+    sums = REGISTERS // 2
     return [(2, sums // 2), (4, sums // 4), (4, 1)]
 
 
@@ -222,11 +217,6 @@ def dots(
     keep_alive(work)
 
 
-# --------------------------------------------------------------------------------------------------
-# One row and one column
-# --------------------------------------------------------------------------------------------------
-
-
 @instruction()
 def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _zero: Any) -> None:
     """Compute c = or += the sum of a[:depth] * b[:depth], adjacent numbers, as CHAINS sums."""
@@ -264,11 +254,6 @@ def inner(
         sum_of_products(a + p * item, b + p * item, depth, c, add or p > 0, zero)
 
 
-# --------------------------------------------------------------------------------------------------
-# Few rows
-# --------------------------------------------------------------------------------------------------
-
-
 @for_each_dtype(pieces=0)
 def stream(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
@@ -296,8 +281,7 @@ def stream(
                     prefetch(ahead + byte)
                 hinted += 1
             B = Panels(here, t.item, b.row, 0, False)
-            target = Matrix(C.at + j * t.item, C.row, C.col)
-            macro_kernel(t, m, wide, depth, A, B, target, add or pc > 0, 0)
+            macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, 0)
 
 
 def _sweep_of(count: int) -> Callable[..., None]:

@@ -15,7 +15,10 @@ import minigrad
 from minigrad import Tensor, checkpoint, grad, nn, no_grad, receipt
 from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import Receipt, compare
+from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.optim import SGD, Adam
+
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="ops compute attention without kernels")
 
 
 def drawn(*shape, requires_grad=False, dtype=np.float32, seed=0):
@@ -153,6 +156,7 @@ def test_einsum_is_one_matrix_product():
     assert flops(r, "not done", "matmul") == product
 
 
+@needs_jit
 @pytest.mark.parametrize("added", [False, True])
 def test_attention(added):
     batch, heads, length, keys, d = 2, 3, 5, 7, 4
@@ -173,6 +177,7 @@ def test_attention(added):
     assert of == {"query": product, "key": product, "value": product, "shared": again + slopes}
 
 
+@needs_jit
 def test_attention_of_which_only_the_values_train():
     q, k = drawn(5, 4), drawn(7, 4, seed=1)
     v = drawn(7, 4, requires_grad=True, seed=2)

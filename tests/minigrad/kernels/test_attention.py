@@ -12,7 +12,8 @@ from minigrad import functional
 from minigrad.kernels import attention
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from tests.minigrad.kernels.oracle import in_numpy
+
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="ops compute it without kernels")
 
 FLOATS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}  # relative to the largest number of a result
@@ -66,6 +67,11 @@ def by_definition(q, k, v, g, allowed=None, added=None, offset=None, scale=0.4):
         )
     )
     return [out, lse, scale * ds @ k, dk, dv, ds]
+
+
+def composed(q, k, v, allowed=None, added=None, offset=None, scale=0.4):
+    """The same as ops, which compute it where there are no kernels."""
+    return functional.neural.fused_attention.composition(q, k, v, allowed, added, offset, scale)
 
 
 def check(q, k, v, g, **options):
@@ -236,7 +242,6 @@ def test_masks_of_groups(which, queries, rng):
         check(q, k[:, ::3], v[:, ::3], g, **options)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="numpy adds in another order")
 def test_the_queries_of_a_group_have_the_same_bits_alone_and_beside_others(rng):
     q, k, v, _ = operands(rng, (2, 6), 2, 200, 40, 40)
     k, v = k[:, ::3], v[:, ::3]
@@ -288,7 +293,7 @@ def test_numbers_that_are_none_go_where_they_would(which, bad, rng):
     (q, k, v)[place][20, 1] = bad
     with np.errstate(all="ignore"):
         found = both(q, k, v, g, offset=0)
-        expected, _ = in_numpy(attention.attention)(q, k, v, None, None, 0, 0.4)
+        expected = composed(q, k, v, offset=0).data
     before = found[0][:20]
     if which != "value":
         assert_array_equal(np.isnan(found[0]), np.isnan(expected))
@@ -318,7 +323,6 @@ def test_the_gradients_that_are_not_needed_are_none(rng):
                 assert_array_equal(one, other)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
 @pytest.mark.parametrize("shape", [(3, 4, 90, 110), (1, 1, 700, 400)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, same_on_threads, rng):
     q, k, v, g = operands(rng, shape[:2], *shape[2:], 20, 12)
@@ -330,28 +334,27 @@ def test_bits_do_not_depend_on_threads(shape, same_on_threads, rng):
 @pytest.mark.parametrize(
     "options", [{}, {"offset": 0}, {"offset": 3}, {"added": True}, {"allowed": True}]
 )
-def test_the_references_are_the_same_functions(options, rng):
+def test_the_composition_is_the_same_function(options, rng):
     q, k, v, g = operands(rng, (2, 6), 19, 23, 5, 4, np.float64)
     k, v = k[:, ::2], v[:, ::3]
     added = rng.standard_normal((19, 23)) if "added" in options else None
     allowed = rng.random((19, 23)) < 0.5 if "allowed" in options else None
     offset = options.get("offset")
-    expected = by_definition(q, k, v, g, allowed, added, offset)
-    out, lse = in_numpy(attention.attention)(q, k, v, allowed, added, offset, 0.4)
-    found = in_numpy(attention.attention_gradients)(
-        g, q, k, v, allowed, added, offset, 0.4, out, lse, [True] * 4
-    )
-    for one, other in zip((out, lse, *found), expected, strict=True):
-        assert_allclose(one, other, atol=1e-13)
+    out, _, *expected = by_definition(q, k, v, g, allowed, added, offset)
+    leaves = [minigrad.Tensor(x, requires_grad=True) for x in (q, k, v)]
+    found = composed(*leaves, allowed, added, offset)
+    assert_allclose(found.data, out, atol=1e-13)
+    for one, other in zip(minigrad.grad(found, leaves, g), expected[:3], strict=True):
+        assert_allclose(one.data, other, atol=1e-13)
 
 
 def test_float32_is_as_exact_as_with_all_weights_in_memory(rng):
     arrays = operands(rng, (2, 2), 400, 400, 32, 32)
     exact = by_definition(*arrays, offset=0)
     q, k, v, g = (minigrad.Tensor(x, requires_grad=True) for x in arrays)
-    composed = functional.neural.fused_attention.composition(q, k, v, None, None, 0, 0.4)
-    composed.backward(g.data)
-    plain = [composed.data, q.grad.data, k.grad.data, v.grad.data]
+    out = composed(q, k, v, offset=0)
+    out.backward(g.data)
+    plain = [out.data, q.grad.data, k.grad.data, v.grad.data]
     found = both(*arrays, offset=0)
     for one, other, right in zip(
         [found[0], *found[2:5]], plain, [exact[0], *exact[2:5]], strict=True
@@ -409,7 +412,6 @@ def test_gradients_of_groups_are_those_with_repeated_keys(axes, dtype, rng):
         assert_allclose(found.data, expected.data, rtol=0, atol=bound)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the reference repeats them")
 def test_neither_keys_nor_masks_are_repeated_in_memory(rng):
     """The memory of a call is that of its result and of panels: repeated keys are 8 times k."""
     q = rng.standard_normal((2, 3, 8, 1, 16)).astype(np.float32)

@@ -12,6 +12,7 @@ from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THRE
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, set_num_threads
+from minigrad.kernels.vector import REGISTERS
 from tests.hosts import HOSTS, on_x86
 from tests.minigrad.kernels.processes import run_python
 
@@ -206,15 +207,11 @@ def biases(n, dtype, rng):
 def test_a_bias_is_added_as_if_after_the_product(shape, layout, dtype, rng):
     m, k, n = sizes(shape, dtype)
     x, y = operands(m, k, n, layout, dtype, rng)
-    start = rng.standard_normal((m, n)).astype(dtype)
     rows = biases(n, dtype, rng)
     for bias in rows if shape in BLOCKS else rows[:2]:
         out = matmul(x, y, bias=bias)
         assert_close(out, np.hstack([x, np.ones_like(x[:, :1])]), np.vstack([y, bias]))
         np.testing.assert_array_equal(out, matmul(x, y) + bias)
-        out = start.copy()
-        assert matmul(x, y, out=out, add=True, bias=bias) is out
-        np.testing.assert_array_equal(out, matmul(x, y, out=start.copy(), add=True) + bias)
 
 
 @needs_jit
@@ -238,7 +235,6 @@ def test_a_bias_of_an_empty_product(shape):
     out = matmul(x, y, bias=bias)
     assert out.shape == (m, n)
     assert (out == bias).all()
-    assert (matmul(x, y, out=out, add=True, bias=bias) == 2 * bias).all()
 
 
 @pytest.mark.parametrize(
@@ -273,19 +269,17 @@ def test_a_bias_that_no_kernel_serves_is_added_too(x, y, bias):
         (np.ones((4, 2, 3)), np.ones((3, 4)), np.ones((4, 2, 4))),
     ],
 )
-def test_a_bias_of_another_shape_is_refused_and_out_left_alone(x, y, bias):
-    out = np.full(np.matmul(x, y).shape, 7, x.dtype)
+def test_a_bias_of_another_shape_is_refused(x, y, bias):
     message = f"a bias of shape {np.shape(bias)}, but to a product of shapes {x.shape} and "
     with pytest.raises(ValueError, match=re.escape(message)):
-        matmul(x, y, out=out, bias=bias)
-    assert (out == 7).all()
+        matmul(x, y, bias=bias)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, int])
-def test_a_bias_that_is_part_of_out_is_refused(dtype):
+def test_a_bias_is_not_added_to_an_out(dtype):
     out = np.full((2, 4), 7, dtype)
-    with pytest.raises(ValueError, match="out shares memory with the bias"):
-        matmul(np.ones((2, 3), dtype), np.ones((3, 4), dtype), out=out, bias=out[0])
+    with pytest.raises(ValueError, match="a bias is added to a new array"):
+        matmul(np.ones((2, 3), dtype), np.ones((3, 4), dtype), out=out, bias=np.ones(4, dtype))
     assert (out == 7).all()
 
 
@@ -378,7 +372,7 @@ def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
 FUZZ = """
     import sys
     import numpy as np
-    from minigrad.kernels.gemm import PRODUCTS, matmul
+    from minigrad.kernels.gemm import PRODUCTS
     from minigrad.kernels.gemm.prepacked import packed_bytes
     from minigrad.kernels.gemm.products import gemm_packed, pack_all
     from minigrad.kernels.vector import vector_registers
@@ -412,14 +406,14 @@ FUZZ = """
         row = guarded(n, dtype, rng.integers(2))[:: rng.choice([1, 1, -1])]
         row[...] = rng.standard_normal(n)
         bias = row if rng.integers(2) else None
-        matmul(x, y, out=out, add=add, bias=bias)
+        products = PRODUCTS[np.dtype(dtype)]
+        products.multiply(x, y, out, add, m * n * k, bias)
         wide = x.astype(float) @ y.astype(float) + start * add + (row if bias is row else 0)
         bound = (k + 4) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 18)
         assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
 
         rank = int(rng.integers(20))
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
-        products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
         pack_all[np.dtype(dtype)](0.0, y, room, products.plans[False])
         out[...] = np.nan
@@ -487,4 +481,4 @@ def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
 
 def test_tiles_of_dots_fit_the_registers():
     for rows, cols in skinny.dot_shapes():
-        assert rows * cols + rows + 1 <= blocking.vector_registers()[1]
+        assert rows * cols + rows + 1 <= REGISTERS

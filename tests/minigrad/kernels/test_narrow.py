@@ -132,7 +132,7 @@ def test_what_is_no_matrix_of_floats_is_refused(array, kind, message):
 
 def test_wrong_calls_are_refused(rng):
     matrix = BFloat16Matrix.of(np.ones((2, 3)))
-    with pytest.raises(TypeError, match="bits is an array of uint16, not int16"):
+    with pytest.raises(TypeError, match="BFloat16Matrix: takes an array of uint16, not int16"):
         BFloat16Matrix(np.ones((2, 3), np.int16))
     with pytest.raises(ValueError, match=r"does not go with a matrix of shape \(2, 3\)"):
         matrix.matmul(np.ones((4, 3)))

@@ -637,14 +637,14 @@ ONES = np.ones((2, 3), np.float32)
     [
         (np.ones((2, 3), int), {}, TypeError, "float16, float32 or float64, not int64"),
         (np.ones((2, 3), np.longdouble), {}, TypeError, "float16, float32 or float64"),
-        ([[1.0]], {}, TypeError, "an array of floats, not list"),
+        ([[1.0]], {}, TypeError, "an array of .*, not list"),
         (np.ma.array(np.ones((2, 3)), mask=True), {}, TypeError, "not MaskedArray"),
         (minigrad.zeros(2, 3), {}, TypeError, r"not Tensor; of a Tensor, pass .detach\(\)"),
         (np.ones(3), {}, ValueError, r"not shape \(3,\)"),
         (np.ones((2, 0)), {}, ValueError, r"not shape \(2, 0\)"),
-        (np.array([[1.0, np.nan]]), {}, ValueError, "NaN or Inf"),
-        (np.array([[1.0, -np.inf]], np.float16), {}, ValueError, "NaN or Inf"),
-        (np.array([[1e39]]), {}, ValueError, "1e.39, and absmax is kept in float32"),
+        (np.array([[1.0, np.nan]]), {}, ValueError, "holds nan, .* NaN or Inf"),
+        (np.array([[1.0, -np.inf]], np.float16), {}, ValueError, "holds inf, .* NaN or Inf"),
+        (np.array([[1e39]]), {}, ValueError, "holds 1e.39, .* the largest float32"),
         *[
             (ONES, {"block_size": size}, ValueError, "block_size must be a positive integer")
             for size in (0, -1, 2.0, True, None)
@@ -676,7 +676,7 @@ def test_wrong_calls_of_a_matrix_are_refused():
     ("change", "kind", "message"),
     [
         ({"codes": None}, ValueError, "takes what arrays"),
-        ({"scale": None}, ValueError, "takes what arrays"),
+        ({"scale": None}, ValueError, "offset and scale belong together"),
         ({"other": ONES}, ValueError, "takes what arrays"),
         ({"codes": np.zeros((2, 3), np.uint8)}, ValueError, r"codes has shape .* must be \(2, 2\)"),
         ({"codes": np.zeros((2, 2), np.int8)}, TypeError, "codes is an array of uint8, not int8"),

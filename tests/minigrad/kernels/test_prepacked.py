@@ -5,6 +5,7 @@ import gc
 import os
 import pickle
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -275,16 +276,25 @@ def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed)
     assert_right(made, x)
 
 
-def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
+def test_panels_that_another_thread_writes_under_are_not_kept(rng, packed, monkeypatch):
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
-    pack = products.pack_all[x.dtype]
+    pack, memory = products.pack_all[x.dtype], made.base_weight.data
+
+    def write():
+        made.base_weight.data[...] *= 2
 
     def interrupted(*arguments):
+        writer.start()
+        deadline = time.monotonic() + 20
+        while not memory.flags.writeable and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert memory.flags.writeable  # the writer has released it, and waits for the end of this
         pack(*arguments)
-        made.base_weight.data[...] *= 2  # as another thread might
 
+    writer = threading.Thread(target=write)
     monkeypatch.setitem(products.pack_all, x.dtype, interrupted)
     made(x)
+    writer.join()
     assert packed() == 0
     monkeypatch.undo()
     assert_right(made, x)
