@@ -31,6 +31,7 @@ class ArrayPair(CheckedFunction):
     """`forward` and `backward`, in any language; the check cannot see inside them."""
 
     checker = "check_vjp"
+    framework = "numpy"
 
     def __init__(
         self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
@@ -53,7 +54,7 @@ class ArrayPair(CheckedFunction):
                 raise self.error(f"{must} {type(x).__name__} of dtype {array.dtype}")
             self._inputs.append(array)
         self._names = names_of_inputs(forward, len(self._inputs))
-        self.take(dict(zip(self._names, self._inputs, strict=True)))
+        self.take(dict(zip(self._names, self._inputs, strict=True)), self._inputs)
 
     def _call(self, arrays: Foreign) -> list[Array]:
         return self._pulled_back(arrays)[0]

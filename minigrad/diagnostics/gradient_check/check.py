@@ -30,14 +30,13 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
-from minigrad.diagnostics.gradient_check.foreign_function import framework_of
+from minigrad.diagnostics.gradient_check.framework_function import TensorFunction, framework_of
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, SecondOrder
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
     Judgement,
 )
-from minigrad.diagnostics.gradient_check.tensor_function import TensorFunction
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
 from minigrad.progress import progress_bar
 from minigrad.random import generator

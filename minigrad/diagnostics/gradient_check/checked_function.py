@@ -4,14 +4,12 @@ All methods accept the operands as a list of float arrays, so that any operand c
 They return all results as one vector, whatever f returns, and a gradient as one array per operand.
 
 `CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
-with arrays of its framework, and gets gradients from it: functions of minigrad's Tensors
-(tensor_function), pairs of functions of arrays (array_pair), and functions of PyTorch and JAX
-(foreign_function).
+with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX
+(framework_function), and pairs of functions of arrays (array_pair).
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -21,10 +19,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
+from minigrad.containers import Leaf, Structure, flatten, rebuild
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
 from minigrad.diagnostics.restored import Draws
@@ -94,17 +91,17 @@ class CheckedFunction(ABC):
         self.unreached: dict[str, str] = {}
         self.nondet_tol, self.unsteady = 0.0, False
 
-    def take(self, arrays: Mapping[str, Array]) -> None:
-        """Store the inputs and parameters by name; those of floats are the operands."""
+    def take(self, arrays: Mapping[str, Array], inputs: Foreign) -> None:
+        """Store inputs and parameters by name, as arrays; those of floats are the operands."""
         self._arrays = dict(arrays)
         self._before = {name: x.copy() for name, x in arrays.items()}
         self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
         self.operands = [self._arrays[name] for name in self.names]
         self._given: Foreign = self.operands  # the operands, as arrays of the framework
         if not self.operands:
-            dtypes = [str(x.dtype) for x in arrays.values()]
             raise self.error(
-                f"no input holds floats, so there is nothing to differentiate by; they are {dtypes}"
+                f"no input holds floats of {self.framework}, so there is nothing to differentiate "
+                f"by; they are {kinds_of(inputs)}; convert them first"
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
@@ -401,16 +398,9 @@ class CheckedFunction(ABC):
                 raise self.error(message, ValueError)
 
 
-def copied_module(module: Any) -> Any:
-    """Return a copy of a Module, because a check changes the values of its parameters."""
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:
-        message = (
-            f"{type(module).__name__} cannot be copied ({error}), and it is left as it is; check a "
-            f"function that calls it with tensors instead of its parameters"
-        )
-        raise op_error(TypeError, "gradcheck", message) from error
+def kinds_of(values: Iterable[Any]) -> list[str]:
+    """Return the type and the dtype of each value, for messages."""
+    return [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in values]
 
 
 class Inputs:
@@ -444,19 +434,8 @@ class Inputs:
 
 
 def is_numbers(x: Any) -> bool:
-    """Return whether an input is a list or tuple of plain numbers alone, which is an array."""
-    if type(x) not in (list, tuple):
-        return False
-    pending, seen = [x], set()
-    while pending:
-        part = pending.pop()
-        if type(part) not in (list, tuple):
-            if is_container(part) or (hasattr(part, "__array__") and not np.isscalar(part)):
-                return False
-        elif id(part) not in seen:  # a container may contain itself
-            seen.add(id(part))
-            pending += part
-    return True
+    """Return whether x is a list or tuple of plain numbers alone, also nested: an array."""
+    return type(x) in (list, tuple) and all(np.isscalar(y) or is_numbers(y) for y in x)
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:
@@ -489,22 +468,14 @@ def elsewhere(operands: Arrays) -> list[Array]:
 
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return a copy with the strides of x, which may be negative or leave gaps."""
-    dtype = x.dtype if dtype is None else dtype
+    """Return a copy, with axes in the order and direction that they have in memory, and gaps."""
     if x.flags.c_contiguous:
         return np.array(x, dtype, order="C")
-    reach = [stride * (n - 1) // x.itemsize for stride, n in zip(x.strides, x.shape, strict=True)]
-    span = sum(map(abs, reach)) + 1
-    aligned = all(stride % x.itemsize == 0 for stride in x.strides)
-    if not aligned or not x.size or not x.size <= span <= 8 * x.size:
-        return np.array(x, dtype, order="C")
-    start = -sum(min(n, 0) for n in reach)
-    strides = [stride // x.itemsize * dtype.itemsize for stride in x.strides]
-    out = as_strided(np.zeros(span, dtype)[start:], x.shape, strides)
-    out[...] = x
-    # If elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
-    is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
-    return out if is_copy else np.array(x, dtype)
+    forward = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in x.strides)
+    out = np.array(x[forward], dtype, order="K")
+    if [s // out.itemsize for s in out.strides] != [abs(s) // x.itemsize for s in x.strides]:
+        out = np.repeat(out[..., None], 2, axis=-1)[..., 0]
+    return out[forward]
 
 
 def flat(arrays: Iterable[Array]) -> Vector:

@@ -4,7 +4,6 @@ import functools
 import itertools
 import random
 import re
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -545,12 +544,17 @@ def test_layouts_are_kept():
         seen.append(x.data.strides)
         return x * x
 
+    def layout(strides):
+        """The order of the axes in memory, and their direction."""
+        return np.argsort(np.abs(strides)).tolist(), np.sign(strides).tolist()
+
     base = np.zeros((6, 8))
-    for x in (base[::-2, ::2], base.T, base[:, ::-1], base[1]):
+    for x in (base[::-2, ::2], base.T, base[:, ::-1], base[1], base[:, ::2]):
         seen.clear()
         assert gradcheck(f, x)
-        assert set(seen) == {x.strides}
-        seen.clear()
+        assert all(layout(strides) == layout(x.strides) for strides in seen)
+        gaps = np.abs(x.strides).min() > x.itemsize
+        assert all((np.abs(strides).min() > x.itemsize) == gaps for strides in seen)
         assert gradcheck(f, x.astype(np.float32))
     wide = np.broadcast_to(np.array([1.0, 2.0]), (3, 2))
     assert gradcheck(f, wide).compared == 6 + 12
@@ -903,10 +907,10 @@ def test_inputs_without_floats_are_refused(inputs):
     ("f", "what"),
     [
         (lambda x: x.data, "ndarray"),
-        (lambda x: (x, 3.0), "tuple"),
+        (lambda x: (x, 3.0), "Tensor float64, float"),
         (lambda x: None, "NoneType"),
-        (lambda x: x > 0, "dtype bool"),
-        (lambda x: {"a": x > 0}, "dict"),
+        (lambda x: x > 0, "Tensor bool"),
+        (lambda x: {"a": x > 0}, "Tensor bool"),
         (lambda x: (), "tuple"),
     ],
 )
@@ -1154,19 +1158,6 @@ def test_an_exception_where_gradients_are_required_is_told_so():
     assert "called f with inputs that require a gradient" in caught.value.__notes__[0]
 
 
-def test_a_module_that_cannot_be_copied_is_named():
-    class Locked(nn.Module):
-        def __init__(self):
-            self.lock = threading.Lock()
-            self.w = nn.Parameter(np.ones(2))
-
-        def forward(self, x):
-            return self.w * x
-
-    with pytest.raises(TypeError, match="Locked cannot be copied"):
-        gradcheck(Locked(), np.ones(2))
-
-
 @pytest.mark.parametrize("tolerance", [0, -1.0, 1, np.nan, np.inf, "small", None])
 def test_a_tolerance_is_between_0_and_1(tolerance):
     with pytest.raises(ValueError, match="tolerance is a number between 0 and 1, not"):
@@ -1272,10 +1263,6 @@ def test_a_container_without_end_is_refused():
     around.append(around)
     with pytest.raises(ValueError, match="contains itself"):
         gradcheck(lambda x: x, [around])
-    numbers = [1.0]
-    numbers.append(numbers)
-    with pytest.raises(TypeError, match="x must be made of numbers"):
-        gradcheck(lambda x: x, [numbers])
 
 
 def test_a_class_is_no_function():

@@ -1,20 +1,27 @@
-"""A function of PyTorch or JAX, in the form that a gradient check needs.
+"""A function of minigrad, PyTorch or JAX, in the form that a gradient check needs.
 
-This module does not import the frameworks: a user who has arrays or functions of one has imported
+This module does not import PyTorch or JAX: a user who has arrays or functions of one has imported
 it already. The module of an object's type shows which framework the object belongs to.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minigrad.containers import Leaf, flatten
+from minigrad.core.backward import grad
+from minigrad.core.forward_mode import ForwardMode
+from minigrad.core.grad_mode import grad_mode, unobserved
+from minigrad.core.node import Node, reachable
+from minigrad.core.observers import observe
+from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check.checked_function import (
     RECORDING,
     Array,
@@ -25,66 +32,68 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Inputs,
     Pull,
     copied,
-    copied_module,
+    flat,
     is_apply,
+    kinds_of,
 )
-from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, least_exact
 from minigrad.errors import op_error
+from minigrad.nn.module import Module
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
 
 
-def _kinds(values: Iterable[Any]) -> list[str]:
-    """Return the type and the dtype of each value, for messages."""
-    return [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in values]
+class FrameworkFunction(CheckedFunction):
+    """A function of a framework that computes gradients: its operands are the inputs of floats.
 
-
-class ForeignFunction(CheckedFunction):
-    """A function of another framework, which computes its gradients.
-
-    Inputs that are not operands are passed to the function unchanged.
+    The trainable parameters of a Module are operands too, after the inputs. Other inputs are passed
+    to the function unchanged.
     """
 
-    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
+    array_type: ClassVar[str]  # the name of the framework's type of arrays, for messages
+    result_type: ClassVar[type] = object  # of all results, also of those without a gradient
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        inputs: Inputs,
+        leaves: Foreign,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(f)
-        self._f = f
         if is_apply(f):  # of a torch.autograd.Function
             self.name = f.__self__.__name__  # type: ignore[attr-defined]
-        self._inputs, leaves = inputs, inputs.leaves
+        self._f, self._inputs, self._leaves = f, inputs, leaves
+        self._parameters = dict(parameters or {})
         floats = [i for i, x in enumerate(leaves) if self._is_floats(x)]
         self._positions = [i for i in floats if getattr(leaves[i], "requires_grad", False)]
         self._positions = self._positions or floats
-        given = {inputs.names[i]: leaves[i] for i in self._positions} | self._parameters()
-        if not given:
-            kinds = _kinds(leaves)
-            raise self.error(
-                f"no input holds floats of {self.framework}; they are {kinds}; convert them first"
-            )
-        self.take({name: copied(self._to_numpy(x)) for name, x in given.items()})
+        given = {inputs.names[i]: leaves[i] for i in self._positions} | self._parameters
+        arrays = {name: copied(self._to_numpy(x)) for name, x in given.items()}
+        named = zip(inputs.names, leaves, strict=True)
+        constants = {name: x._data for name, x in named if isinstance(x, Tensor)}
+        self.take(constants | arrays, leaves)
         self._given = list(given.values())
-
-    def _parameters(self) -> dict[str, Any]:
-        """Return the parameters of f that are operands too."""
-        return {}
 
     @abstractmethod
     def _is_floats(self, x: Any) -> bool:
         """Return whether x is an array of floats of this framework."""
 
     def _call(self, arrays: Foreign) -> list[Any]:
-        leaves = list(self._inputs.leaves)
+        leaves = list(self._leaves)
         for i, x in zip(self._positions, arrays, strict=False):
             leaves[i] = x
         result = self._called(leaves, arrays[len(self._positions) :])
         found: list[Leaf] = []
         flatten(result, "gradcheck: the result of f", found)
-        results = [x for x, *_ in found if self._is_floats(x)]
-        if not results:
-            kinds = ", ".join(_kinds(x for x, *_ in found))
+        values = [x for x, *_ in found]
+        results = [x for x in values if self._is_floats(x)]
+        if not results or not all(isinstance(x, self.result_type) for x in values):
+            kinds = ", ".join(kinds_of(values)) or type(result).__name__
             raise self.error(
-                f"f must return an array of floats of {self.framework}, or a tuple, list or dict "
-                f"with one, not {kinds or type(result).__name__}"
+                f"f must return a {self.array_type} of floats, or a tuple, list or dict of them, "
+                f"not {kinds}"
             )
         return self.same_shapes(results)
 
@@ -93,10 +102,142 @@ class ForeignFunction(CheckedFunction):
         return self._f(*self._inputs.rebuilt(leaves))
 
 
-class TorchFunction(ForeignFunction):
+class TensorFunction(FrameworkFunction):
+    """A function of minigrad's Tensors, or a copy of a Module; the inputs are copied too."""
+
+    framework, array_type = "minigrad", "Tensor"
+    layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
+    selects = True
+    result_type = Tensor
+    given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
+
+    def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
+        leaves = []
+        for x, name in zip(inputs.leaves, inputs.names, strict=True):
+            try:
+                leaves.append(Tensor.at(copied(as_array(x)), None))
+            except (TypeError, ValueError) as error:
+                raise self.error(f"{name} must be made of numbers; {error}") from error
+        parameters = {}
+        if isinstance(f, Module):
+            f = module = copy.deepcopy(f)
+            parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        super().__init__(f, inputs, leaves, parameters)
+
+    def _is_floats(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dtype.kind == "f"
+
+    def _called(self, leaves: Foreign, parameters: Foreign) -> Any:
+        pairs = zip(self._parameters.values(), parameters, strict=True)
+        with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
+            return super()._called(leaves, parameters)
+
+    def _to_numpy(self, x: Tensor) -> Array:
+        return x._data
+
+    def _from_numpy(self, x: Array, like: Any) -> Tensor:
+        return Tensor.at(x, None)
+
+    def _recording(self, enabled: bool) -> grad_mode:
+        return grad_mode(enabled)
+
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
+        """Return a gradient by each leaf that requires one; it may be zeros."""
+        by = [leaf for leaf in leaves if leaf.requires_grad]
+        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
+        with grad_mode(True):
+            found = iter(grad(results, by, seeds, **options))
+        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+    def outline(self, operands: Arrays) -> np.dtype[Any]:
+        """Call f where a gradient is required, and find the dtypes and leaves of its graph."""
+        leaves, results = self._required(operands)
+        nodes = reachable([x.node for x in results if x.node is not None])
+        dtypes = [node.dtype for node in nodes if node.op is not None]
+        self.others = len(_other_leaves(results, leaves))
+        self.shapes = [x.shape for x in results]
+        return least_exact([*(x.dtype for x in results), *dtypes])
+
+    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode.
+
+        The result is None if f cannot run in forward mode because it differentiates by its inputs
+        itself. No observer watches, because only then an op uses its own rule for tangents.
+        """
+        with unobserved(False), suppress(RuntimeError):
+            forward = ForwardMode(1)
+            pairs = zip(operands, directions, strict=True)
+            inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
+            with observe(forward):
+                results = self._call(inputs)
+            tangents = [forward.tangents(x)[0]._data for x in results]
+            return float(np.dot(flat(cotangents), flat(tangents)))
+        return None
+
+    def gradients_by_path(
+        self, operands: Arrays, cotangents: Arrays, recorded: bool
+    ) -> tuple[Gradients, dict[str, Gradients]]:
+        """Compute the gradients by `grad`, and by each other path, including `backward`."""
+        gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
+        leaves, results = self._required(operands)
+        for _ in range(2):
+            _backward(results, [v.copy() for v in cotangents], leaves)
+        twice = self._as_gradients([x.grad for x in leaves], operands)
+        paths["backward, twice"] = [g / 2 for g in twice]
+        return gradients, paths
+
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
+
+        A write to a gradient must not change another gradient, a cotangent, or an operand. And a
+        cotangent of ones must give the same gradients if it is a broadcast 1, as from a sum's VJP.
+        """
+        leaves, results = self._required(self.operands)
+        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+        _backward(results, seeds, leaves)
+        written = "a VJP writes to the gradient that it is given, which others have too"
+        flaws = [
+            (f"cotangent {k}", written)
+            for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
+            if not np.array_equal(seed, v.astype(seed.dtype))
+        ]
+        named = list(zip(self.names, leaves, strict=True))
+        gradients = {name: leaf.grad._data for name, leaf in named if leaf.grad is not None}
+        arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
+        arrays |= {name: leaf._data for name, leaf in named}
+        arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
+        for name, gradient in gradients.items():
+            for other, array in arrays.items():
+                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
+                    flaws.append((name, f"its gradient shares memory with {other}"))
+            if gradient.dtype != (dtype := arrays[name].dtype):
+                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
+        return flaws + self.broadcast_flaws()
+
+
+def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]) -> None:
+    """Add to `.grad` of the leaves, and restore that of all other tensors."""
+    before = [(node, node.grad) for node in _other_leaves(results, leaves)]
+    try:
+        for result, seed in zip(results, seeds, strict=True):
+            if result.requires_grad:
+                result.backward(seed, retain_graph=True)
+    finally:
+        for node, gradient in before:
+            node.grad = gradient
+
+
+def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
+    """Find other leaves that results depend on and that would get a gradient."""
+    own = {x.node for x in leaves}
+    nodes = reachable([x.node for x in results if x.node is not None])
+    return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
+
+
+class TorchFunction(FrameworkFunction):
     """A function of PyTorch's tensors, or a copy of a Module."""
 
-    framework = "torch"
+    framework, array_type = "torch", "torch.Tensor"
     layout = "cotangents in transposed memory", lambda v: np.array(v, order="F")
     selects = True
 
@@ -104,13 +245,12 @@ class TorchFunction(ForeignFunction):
         self.torch = sys.modules["torch"]
         self._written = False  # whether a backward function writes to its gradient
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
+        parameters = {}
         if isinstance(f, self.torch.nn.Module):
-            self._modules = [copied_module(f), copied_module(f).double()]
-        super().__init__(f, inputs)
-
-    def _parameters(self) -> dict[str, Any]:
-        named = self._modules[0].named_parameters() if self._modules else ()
-        return {name: p for name, p in named if p.requires_grad}
+            self._modules = [copy.deepcopy(f), copy.deepcopy(f).double()]
+            named = self._modules[0].named_parameters()
+            parameters = {name: p for name, p in named if p.requires_grad}
+        super().__init__(f, inputs, inputs.leaves, parameters)
 
     def _is_floats(self, x: Any) -> bool:
         is_floats = isinstance(x, self.torch.Tensor) and x.is_floating_point()
@@ -140,7 +280,7 @@ class TorchFunction(ForeignFunction):
         if not self._modules:
             return super()._called(leaves, parameters)
         module = self._modules[wide]
-        state = dict(zip(self._parameters(), parameters, strict=True))
+        state = dict(zip(self._parameters, parameters, strict=True))
         state |= {name: x.clone() for name, x in module.named_buffers()}
         inputs = tuple(self._inputs.rebuilt(leaves))
         return self.torch.func.functional_call(module, state, inputs)
@@ -217,14 +357,14 @@ class TorchFunction(ForeignFunction):
             yield
 
 
-class JaxFunction(ForeignFunction):
+class JaxFunction(FrameworkFunction):
     """A function of JAX's arrays; without `jax_enable_x64` it is checked in float32."""
 
-    framework = "jax"
+    framework, array_type = "jax", "jax.Array"
 
     def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         self.jax = sys.modules["jax"]
-        super().__init__(f, inputs)
+        super().__init__(f, inputs, inputs.leaves)
 
     def _is_floats(self, x: Any) -> bool:
         jnp = self.jax.numpy  # the dtype of a key is none of numpy
@@ -254,7 +394,7 @@ class JaxFunction(ForeignFunction):
         return isinstance(error, kinds) or "ustom VJP" in str(error) or "custom_vjp" in str(error)
 
 
-def framework_of(f: Any, inputs: Sequence[Any]) -> type[ForeignFunction] | None:
+def framework_of(f: Any, inputs: Sequence[Any]) -> type[TorchFunction | JaxFunction] | None:
     """Return the class for functions of the framework of f or of its inputs, or None."""
     given = [f, getattr(f, "__self__", None), *inputs]
     types = [x if isinstance(x, type) else type(x) for x in given]
