@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -132,28 +132,21 @@ class ArrayPair(CheckedFunction):
             flat(results), narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
         )
 
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find faults of gradients as arrays; return pairs of an operand or cotangent and a reason.
+    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
+        """Return the operands: a gradient may be g itself, or that of another input too."""
+        return dict(zip(self.names, self.operands, strict=True))
 
-        A gradient may be g itself, or share memory with that of another input, as for x + y.
-        """
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
+        """Find faults of gradients as arrays, also of those in memory that backward uses again."""
         results, pull = self._pulled_back(self.operands)
-        seeds = self._seeds(cotangents, results)
-        gradients = pull(seeds, False)
-        flaws = [
-            ("the cotangent", "backward writes to the g that it is given, which others may have")
-            for g, v in zip(seeds, cotangents, strict=True)
-            if not np.array_equal(g, v.astype(g.dtype))
-        ]
+        gradients = pull(self._seeds(cotangents, results), False)
         before = [g.copy() for g in gradients]
         pull(self._seeds([-2 * v for v in cotangents], results), False)
-        for name, x, g, same in zip(self.names, self.operands, gradients, before, strict=True):
-            for given, array in zip(self.names, self.operands, strict=True):
-                if np.shares_memory(g, array):
-                    flaws.append((name, f"its gradient shares memory with {given}"))
-            if not np.array_equal(g, same, equal_nan=is_float(g.dtype)):
-                reason = "its gradient is kept in memory that the next call of backward writes to"
-                flaws.append((name, reason))
-            if g.dtype != x.dtype and g.shape:  # a plain number of C or Python may have any dtype
-                flaws.append((name, f"its gradient is {g.dtype}, the input {x.dtype}"))
-        return flaws
+        reason = "its gradient is kept in memory that the next call of backward writes to"
+        kept = zip(self.names, gradients, before, strict=True)
+        used_again = [
+            (name, reason)
+            for name, g, same in kept
+            if not np.array_equal(g, same, equal_nan=is_float(g.dtype))
+        ]
+        return super().flaws(cotangents) + used_again

@@ -155,9 +155,9 @@ class CheckedFunction(ABC):
         """Return whether an error of the framework means that f has no gradient."""
         return False
 
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason."""
-        return []
+    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
+        """Return arrays by name whose memory no gradient may share, except with itself."""
+        return {}
 
     def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode; None if that is not possible."""
@@ -315,29 +315,33 @@ class CheckedFunction(ABC):
             ]
         return gradients, paths
 
-    def broadcast_flaws(self) -> list[tuple[str, str]]:
-        """Compare the gradients for a cotangent of ones and for a 1 that is broadcast.
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
 
-        The VJP of a sum gives such a broadcast cotangent, with strides of 0. For cotangents of
-        ones, a gradient may be 0 up to rounding, as that of a batch norm. So the differences are
-        relative to a gradient for random cotangents.
+        A backward function must not write to the gradient that it is given. And a write to a
+        gradient must not change other arrays.
         """
-        pullback = self.vjp(self.operands)
-        varied = [np.cos(np.arange(math.prod(shape))).reshape(shape) for shape in self.shapes]
-        usual = pullback(varied)
-        plain = pullback([np.ones(shape) for shape in self.shapes])
-        try:
-            other = pullback([np.broadcast_to(np.ones(()), shape) for shape in self.shapes])
-        except Exception as error:
-            why = f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
-            return [(self.names[0], why)]
-        why = "its gradient is another one for a cotangent that is broadcast, as behind a sum"
-        flaws = []
-        for name, x, g, h, v in zip(self.names, self.operands, plain, other, usual, strict=True):
-            share = tolerances.SAME_BROADCAST_EPS * float(finfo(x.dtype).eps)
-            near = max(share, self.nondet_tol) * largest_of([g, v])
-            if not np.allclose(g, h, rtol=0.0, atol=near, equal_nan=True):
-                flaws.append((name, why))
+        results, pull = self._pulled_back(self.operands, range(len(self.operands)))
+        seeds = self._seeds(cotangents, results)
+        found = zip(self.names, pull(seeds, False), strict=True)
+        gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
+        after = [self._to_numpy(seed) for seed in seeds]
+        flaws = [
+            (
+                f"cotangent {k}",
+                "backward writes to the gradient that it is given, which others have",
+            )
+            for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
+            if not np.array_equal(seed, v.astype(seed.dtype))
+        ]
+        operands = dict(zip(self.names, self.operands, strict=True))
+        for name, gradient in gradients.items():
+            for other, array in self._others_memory(gradients, after).items():
+                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
+                    flaws.append((name, f"its gradient shares memory with {other}"))
+            dtype = operands[name].dtype
+            if gradient.dtype != dtype and gradient.shape:  # a number of Python may have any dtype
+                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
         return flaws
 
     def widened(self, operands: Arrays) -> bool:

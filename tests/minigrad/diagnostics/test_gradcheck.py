@@ -1385,7 +1385,7 @@ def test_a_vjp_that_writes_to_the_arriving_gradient_is_named():
 
     report = gradcheck(square_with_vjp(derivative), X, order=1)
     assert report.verdict == "disagree"
-    assert "a VJP writes to the gradient that it is given" in repr(report)
+    assert "backward writes to the gradient that it is given" in repr(report)
 
 
 def test_generators_of_python_and_numpy_are_put_back():
