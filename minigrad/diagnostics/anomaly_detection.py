@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
+from minigrad.core.observers import observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import Recorder, SourceLine, user_line, values_of
@@ -134,14 +135,16 @@ class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
     `inf` says whether an Inf is an anomaly too. A detector inside another one, `outer`, shares its
-    records.
+    records, and looks in its place.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
         super().__init__()
+        self.inf = inf
+        self._outer = outer
+        self._looks = True  # whether no detector inside this one looks in its place
         if outer is not None:
             self.calls = outer.calls
-        self.inf = inf
         # For each array with an Inf that ops passed on: the place where this Inf first appeared.
         self._entries: WeakIdMap[str] = WeakIdMap()
         self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
@@ -149,10 +152,22 @@ class Detector(Recorder):
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what this thread does in the block; meanwhile, the outer detector does not."""
+        with observe(self):
+            if self._outer is not None:
+                self._outer._looks = False
+            try:
+                yield
+            finally:
+                if self._outer is not None:
+                    self._outer._looks = True
+
     def _is_bad(self, value: Any) -> bool:
         """Return whether a value contains a NaN, or an Inf if `inf` is set."""
         array = values_of(value)
-        if array.dtype.kind != "f":
+        if array.dtype.kind != "f" or not self._looks:
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
 
@@ -257,12 +272,14 @@ class Detector(Recorder):
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
-        named = ((n, x, n.removeprefix("its input ")) for n, x in op.saved_values(node, edges))
-        saved = {name: value for name, value, short in named if _is_operand(op, short, value)}
+        saved = {
+            name: value
+            for name, value in op.saved_values(node, edges)
+            if _is_operand(op, name.removeprefix("its input "), value)
+        }
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
-        looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
-        operands = [got, *looked_at.values(), made]
+        operands = [got, *(Operand.of(name, value) for name, value in saved.items()), made]
         hint = entered = None
         if self._is_bad(arrived):
             headline = f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
@@ -276,10 +293,6 @@ class Detector(Recorder):
             verb = "is" if summed else "cannot hold:"
             headline = f"{vjp} gave finite numbers, of which {how} {verb} {to.kind}"
             hint = overflow(parent.dtype)
-        elif made.nan and any(operand.nan for operand in looked_at.values()):
-            met = next(name for name, operand in looked_at.items() if operand.nan)
-            headline = f"{vjp} met NaN in {met}"
-            hint = "that was written to since the call, or the op took no notice of it there"
         else:
             headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
@@ -320,12 +333,9 @@ class Detector(Recorder):
             assert before is not None
             old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
             operands = [old, *operands, new]
-            if self._is_bad(before):
-                headline = f"the .grad of {what} holds {old.kind} already"
-                hint = _UNWATCHED
-            else:
-                headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
-                hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
+            headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
+            hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
+            hint = _UNWATCHED if self._is_bad(before) else hint
         raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
 
     def on_step(self, optimizer: Optimizer) -> None:
@@ -335,25 +345,20 @@ class Detector(Recorder):
         for index, (parameter, group) in enumerate(stepped):
             if parameter.grad is None:
                 continue
-            arrays: dict[str, Any] = {"the parameter": parameter} | {
-                f"the state {key!r}": value
-                for key, value in optimizer.state.get(parameter, {}).items()
-                if isinstance(value, np.ndarray)
-            }
-            bad = next((each for each in arrays if self._is_bad(arrays[each])), None)
-            if bad is None:
-                continue
-            grad = Operand.of("its .grad", parameter.grad)
-            made = Operand.of(bad, arrays[bad])
-            where = (
-                f"parameter {index}" if bad == "the parameter" else f"{bad} of parameter {index}"
-            )
-            headline = f"the step of `{name}` made the first {made.kind}, in {where}"
-            hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
-            if grad.nan or grad.inf:
-                headline = f"the .grad of parameter {index} held {grad.kind} already, when "
-                headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
-            raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
+            state = optimizer.state.get(parameter, {}).items()
+            arrays = {f"the state {k!r} of ": x for k, x in state if isinstance(x, np.ndarray)}
+            for of_it, array in ({"": parameter._data} | arrays).items():
+                if not self._is_bad(array):
+                    continue
+                grad = Operand.of("its .grad", parameter.grad)
+                made = Operand.of(f"{of_it}the parameter", array)
+                where = f"{of_it}parameter {index}"
+                headline = f"the step of `{name}` made the first {made.kind}, in {where}"
+                hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
+                if grad.nan or grad.inf:
+                    headline = f"the .grad of parameter {index} held {grad.kind} already, when "
+                    headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
+                raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
     def _entry(self, values: Iterable[Any]) -> str | None:
         """Return where the Inf in these values first appeared: for the first value with a record.
@@ -388,20 +393,6 @@ def _hook_or(node: Node, cause: str) -> str:
     return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
 
 
-class _Active(threading.local):
-    """The running detectors of one thread; only the newest one looks at results."""
-
-    def __init__(self) -> None:
-        self.detectors: list[Detector] = []
-
-    def watch(self) -> None:
-        others = (observer for observer in mode.observers if type(observer) is not Detector)
-        mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
-
-
-_active = _Active()
-
-
 class _Detection(ContextDecorator):
     """The context manager and decorator that `detect_anomaly` returns. It can be entered again."""
 
@@ -410,15 +401,13 @@ class _Detection(ContextDecorator):
         self._thread = threading.local()  # several threads may be inside at once
 
     def __enter__(self) -> None:
-        detector = Detector(self._inf, *_active.detectors[-1:])
-        vars(self._thread).setdefault("entered", []).append(detector)
-        _active.detectors.append(detector)
-        _active.watch()
+        outer = [observer for observer in mode.observers if type(observer) is Detector]
+        block = Detector(self._inf, *outer[-1:]).watching()
+        block.__enter__()
+        vars(self._thread).setdefault("blocks", []).append(block)
 
     def __exit__(self, *_: object) -> None:
-        # The block's own detector is removed, because blocks in generators may end in any order.
-        _active.detectors.remove(self._thread.entered.pop())
-        _active.watch()
+        self._thread.blocks.pop().__exit__(None, None, None)
 
     def __call__(self, function: F) -> F:
         check_decorable(function)  # no generators: their body runs after the call has returned

@@ -404,19 +404,6 @@ def test_an_op_that_a_hook_calls_is_an_op_of_the_users():
     assert (error.op, error.phase) == ("log", "forward")
 
 
-def test_what_a_vjp_met_that_was_written_to_since_is_told():
-    x, data = leaf([1.0, 2.0]), np.array([3.0, 4.0], np.float32)
-
-    def loss():
-        y = x * data
-        data[1] = np.nan
-        y.sum().backward()
-
-    error = caught(loss)
-    assert "the VJP of `multiply` for a met NaN in its input b" in str(error)
-    assert "written to since" in str(error)
-
-
 def _given(value, g):
     return value
 
@@ -490,8 +477,8 @@ def test_gradients_of_several_passes_whose_sum_overflows_are_told():
         minigrad.grad((x * HUGE).sum(), x)
     x.grad = Tensor(np.array([np.nan], np.float32))
     error = caught(lambda: (x * 2.0).sum().backward())
-    assert "the .grad" in str(error)
-    assert "holds NaN already" in str(error)
+    assert "added to the .grad it has, gives NaN" in str(error)
+    assert "a backward pass that was not watched" in str(error)
 
 
 def test_many_operands_and_many_vjps_are_not_all_listed():
@@ -741,7 +728,6 @@ def test_one_inside_another_takes_its_place_and_shares_its_lines():
         y = minigrad.sqrt(x)
         with detect_anomaly(inf=False):
             minigrad.log(x)
-            assert len(mode.observers) == 1
         with pytest.raises(AnomalyError), detect_anomaly():
             minigrad.log(x)
         with pytest.raises(AnomalyError) as info, detect_anomaly():

@@ -437,9 +437,7 @@ def test_typed_keys_of_jax_are_constants(jax):
         return params["w"] * jax.random.normal(params["key"], (2, 3)), key
 
     assert gradcheck(noisy, [{"w": jax.numpy.array(X), "key": key}, key]).verdict == "agree"
-    with pytest.raises(
-        TypeError, match=r"floats of jax.* they are \['PRNGKeyArray "
-    ):
+    with pytest.raises(TypeError, match=r"floats of jax.* they are \['PRNGKeyArray "):
         gradcheck(lambda key: jax.random.normal(key), [key])
 
 
