@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.heat_map import COLOURS, MAPS, heat_maps, layout
+from minigrad.diagnostics.gradient_check.heat_map import heat_maps, layout
 from minigrad.io.atomic import write_atomically
 from minigrad.tables import paragraph
 
 LISTED = 5  # the most entries of each kind that a repr lists
+COLOURS = {"agree": "#56B4E9", "cannot tell": "#F0E442", "disagree": "#D55E00"}
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
 
@@ -190,9 +191,7 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        headline = f'<b style="border-left:8px solid {COLOURS[self.verdict]};padding-left:6px">'
-        headline += f"{escape(self.headline)}</b>"
-        rows = ["".join(f"<th>{name}</th>" for name in ("operand", *MAPS))]
+        rows = ["".join(f"<th>{name}</th>" for name in ("operand", "analytic", "numeric"))]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
@@ -202,11 +201,11 @@ class GradcheckReport:
             cells += heat_maps(c.operand, c.analytic, c.numeric, c.doubt)
             style = "text-align:left;vertical-align:top"
             rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
-        style = "border-spacing:4px 8px;border-collapse:separate"
-        table = f'<table style="{style}">{table}</table>' if len(rows) > 1 else ""
-        notes = paragraph(self._lines()) if self._lines() else ""
-        return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
+        table = "".join(f"<tr>{row}</tr>" for row in rows) if len(rows) > 1 else ""
+        key = "frame: wrong; dots: undecided; orange: above 0; blue: below 0"
+        headline = f'<b style="border-left:8px solid {COLOURS[self.verdict]};padding-left:6px">'
+        headline += f"{escape(self.headline)}</b>{paragraph([*self._lines(), key])}"
+        return f'<div style="font-family:sans-serif">{headline}<table>{table}</table></div>'
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to an .html file.

@@ -1,7 +1,6 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
 import functools
-import itertools
 import random
 import re
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
-from minigrad.diagnostics.gradient_check.heat_map import DIFFERENCE, VERDICT, signed
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
@@ -780,7 +778,7 @@ def cells_of(page):
 def framed(page):
     """The indices of cells with a frame of each kind, in all heat maps."""
     cells = [(style, title.rpartition(" ")[0]) for style, title, _ in cells_of(page)]
-    return {kind: [i for style, i in cells if f"{kind} #000" in style] for kind in FRAME_KINDS}
+    return {kind: [i for style, i in cells if f"2px {kind}" in style] for kind in FRAME_KINDS}
 
 
 FRAME_KINDS = ("solid", "dotted")
@@ -789,7 +787,7 @@ FRAME_KINDS = ("solid", "dotted")
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
     page = page_of(square, X)
-    assert page.count('role="img"') == 4 * 3  # analytic, numeric, difference, verdict; 3 operands
+    assert page.count('role="img"') == 2 * 3  # analytic and numeric; 3 operands
     assert "gradcheck of square: disagree" in page
     assert 'aria-label="x: analytic"' in page
     assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)</small>" in page
@@ -805,56 +803,29 @@ def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones(
     (shown,) = report.comparisons
     assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
     assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
-    assert framed(page) == {"solid": 4 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    assert framed(page) == {"solid": 2 * ["[0, 0]", "[1, 1]"], "dotted": []}
     kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
-    assert framed(kinked) == {"solid": [], "dotted": 4 * ["[0, 1]"]}
+    assert framed(kinked) == {"solid": [], "dotted": 2 * ["[0, 1]"]}
 
 
-def test_the_picture_has_a_scale_and_indices():
-    page = page_of(minigrad.multiply, X, 0.0 * X, order=1)
-    for tick in ("1e-12", "agrees", "dots: undecided", "frame: wrong"):
-        assert page.count(f"<span>{tick}</span>") == 2
-    assert page.count("<span>2&nbsp;</span>") == 8  # the last of 3 columns
-    assert "<span>-1</span><span>0</span><span>1</span>" in page  # of a gradient that is 0
-    numbers = page_of(minigrad.tanh, np.full(3, 0.5), order=1)
-    assert numbers.count("linear-gradient(") == 4
-
-
-def luminance(style):
-    red_green_blue = bytes.fromhex(re.search("background:#([0-9a-f]{6})", style)[1])
-    linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else 0 for c in red_green_blue]
-    return np.dot(linear, (0.2126, 0.7152, 0.0722))
-
-
-def test_numbers_can_be_read_on_the_colours_of_their_cells():
-    page = page_of(lambda x: x * x * np.linspace(-1, 1, 16), np.ones(16), order=1)
-    contrasts = []
-    for style, _, text in cells_of(page):
-        if text:
-            ink = 1.0 if "color:#fff" in style else 0.0
-            low, high = sorted([luminance(style), ink])
-            contrasts.append((high + 0.05) / (low + 0.05))
-    assert len(contrasts) == 3 * 16
-    assert min(contrasts) > 4  # the smallest that is still legible in such letters
-
-
-def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
-    for scale in (VERDICT, DIFFERENCE, signed(1.0)):
-        colours = dict.fromkeys(map(str.lower, scale.colours))
-        light = [luminance(f"background:{colour}") for colour in colours]
-        contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
-        assert min(contrasts) > 1.4
-        if scale is not VERDICT:
-            assert light == sorted(light)
+def test_colours_show_sign_and_size():
+    page = page_of(lambda x: x * np.array([-2.0, 0.0, 1.0]), np.ones(3), order=1)
+    sizes = []
+    for style, title, _ in cells_of(page):
+        value = float(title.rpartition(" ")[2])
+        colour, share = re.search(r"(#\w+) (\d+)%", style).groups()
+        sizes.append(int(share))
+        assert colour == ("#E69F00" if value > 0 else "#56B4E9")
+    assert (max(sizes), sizes[1]) == (100, 0)
 
 
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
     page = page_of(minigrad.tanh, x, samples=5, order=1)
-    assert len(cells_of(page)) == 4 * 32 * 32
+    assert len(cells_of(page)) == 2 * 32 * 32
     assert "a cell: the number furthest from 0 of up to 4 x 3" in page
     assert "grey: not compared" in page
-    assert page.count("#8883") == 3 * (32 * 32 - 5)
+    assert page.count("#8883") == 32 * 32 - 5
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
         assert "agree" in page_of(minigrad.tanh, x)
     assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
@@ -864,9 +835,8 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     fault = np.zeros(100)
     fault[77] = 1.0
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
-    assert len(cells_of(page)) == 4 * 100
-    assert framed(page)["solid"] == 4 * ["[77]"]
-    assert page.count("<span>64&nbsp;</span>") == 4
+    assert len(cells_of(page)) == 2 * 100
+    assert framed(page)["solid"] == 2 * ["[77]"]
 
 
 @pytest.mark.full
@@ -875,7 +845,7 @@ def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
     fault[41, 7] = 1.0
     x = np.ones((64, 64))
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
-    assert framed(page)["solid"] == 4 * ["[40, 6]"]
+    assert framed(page)["solid"] == 2 * ["[40, 6]"]
 
 
 def test_a_report_is_saved_as_a_page(tmp_path):
@@ -979,7 +949,7 @@ def test_edges_steep_functions_and_zeros_can_be_told(f, x):
 def test_beside_an_edge_that_rounding_hides_it_cannot_tell():
     report = gradcheck(lambda x: minigrad.sqrt(1 - x * x), np.array([1 - 1e-9]))
     assert report.verdict == "cannot tell"
-    assert "and the two do not differ by more" in report.undecided[0].reason
+    assert "below what float64 can resolve here" in report.undecided[0].reason
 
 
 def test_a_jump_in_a_domain_is_no_reason_to_accuse():
@@ -1310,7 +1280,7 @@ def test_a_fault_that_the_last_digit_hides_is_not_called_right():
     exp.vjp("x", lambda g, x, out: g * out * minigrad.where(x < 0, -1.0, 1.0))
     report = gradcheck(exp, np.array([-3.0, 30.0]), order=1)
     assert report.verdict == "cannot tell"
-    assert "the last digits of larger numbers may hide up to" in report.undecided[0].reason
+    assert "below what float64 can resolve here" in report.undecided[0].reason
 
     @op
     def wrong(x):
