@@ -19,7 +19,6 @@ import numpy as np
 
 from minigrad.checks import check_positive
 from minigrad.diagnostics.gradient_check import tolerances
-from minigrad.diagnostics.gradient_check.array_pair import ArrayPair
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Inputs,
@@ -30,7 +29,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
-from minigrad.diagnostics.gradient_check.framework_function import TensorFunction, framework_of
+from minigrad.diagnostics.gradient_check.functions import ArrayPair, TensorFunction, framework_of
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, SecondOrder
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,

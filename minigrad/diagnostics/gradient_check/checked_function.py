@@ -4,8 +4,8 @@ All methods accept the operands as a list of float arrays, so that any operand c
 They return all results as one vector, whatever f returns, and a gradient as one array per operand.
 
 `CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
-with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX
-(framework_function), and pairs of functions of arrays (array_pair).
+with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX,
+and pairs of functions of arrays (all in the file functions).
 """
 
 from __future__ import annotations
