@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -147,7 +145,6 @@ class Detector(Recorder):
             self.calls = outer.calls
         # For each array with an Inf that ops passed on: the place where this Inf first appeared.
         self._entries: WeakIdMap[str] = WeakIdMap()
-        self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
         self._inside: str | None = None  # the first op in the present derivative with a bad result
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
@@ -236,7 +233,6 @@ class Detector(Recorder):
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Look at the loss, and at the gradient that the caller passed to the backward pass."""
         self._inside = None
-        self._routes.clear()
         node = output.node
         assert node is not None
         if self._is_bad(output):
@@ -262,8 +258,6 @@ class Detector(Recorder):
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Look at the gradient that a derivative passes on."""
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
-        if parent.op is None:
-            self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         if not self._is_bad(gradient):
             return
         # Find the cause: the derivative, the gradient that it was given, or the dtype.
@@ -305,11 +299,6 @@ class Detector(Recorder):
         headline += "" if known else f"; it was called{_UNSEEN}"
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
-    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Look at the sum for a result that retains its gradient; leaves have been looked at."""
-        if node.op is not None:
-            self.on_arrival(node, gradient, node.grad)
-
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a complete gradient, and at the sum of it and the old `.grad`."""
         total = gradient
@@ -319,16 +308,11 @@ class Detector(Recorder):
         if not self._is_bad(total) and not self._is_bad(gradient):
             return
         what = f"a leaf of shape {node.shape} and dtype {node.dtype}"
-        what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
+        what = what if node.op is None else f"the result of `{node.name}`"
         operands = [Operand.of("the gradient that arrived", gradient)]
         if self._is_bad(gradient):
             headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
-            routes = self._routes.get(node, [])
-            hint = _hook_or(node, "a sum overflowed" if len(routes) > 1 else "")
-            if len(routes) > 1:
-                counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
-                counted[SHOWN:] = ["..."] * (len(counted) > SHOWN)
-                hint += f"; {len(routes)} VJPs gave gradients for it, {'; '.join(counted)}"
+            hint = _hook_or(node, "a sum of several gradients overflowed")
         else:
             assert before is not None
             old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
@@ -368,10 +352,6 @@ class Detector(Recorder):
         arrays = [values_of(value) for value in values]
         known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
         return next((where for where in known if where is not None), None)
-
-    def _at(self, node: Node) -> str:
-        known = self.call(node).source_line
-        return f" at {known}" if known else ""
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
@@ -429,7 +409,8 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
       removes a NaN, as `where(isnan(x), 0, x)` does, is not an error;
     - the gradient that each derivative passes on, and gradients from a hook or from the caller. A
       NaN in an intermediate result of a derivative is not an error if the derivative drops it;
-    - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
+    - the gradients that will be returned or added to `.grad` of leaves, and that sum, before it is
+      stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters and the state of an optimiser, after its step.
 

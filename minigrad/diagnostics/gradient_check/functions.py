@@ -448,19 +448,13 @@ class ArrayPair(CheckedFunction):
         given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
         name = getattr(self._backward, "__name__", "backward")
-        try:
-            found = self._backward(tuple(given) if several else given[0], *arguments, **options)
-        except Exception as error:
-            shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arguments)
-            error.add_note(f"raised in {name}(g, *inputs), with inputs {shapes}")
-            raise
+        found = self._backward(tuple(given) if several else given[0], *arguments, **options)
         gradients = list(found) if isinstance(found, (tuple, list)) else [found]
         if len(gradients) != len(arguments):
-            many = f" of {len(gradients)}" if isinstance(found, (tuple, list)) else ""
             raise self.error(
-                f"{name} must return a gradient for each of the {len(arguments)} inputs, in a "
-                f"tuple if there are several, and None for integers; it returned a "
-                f"{type(found).__name__}{many}"
+                f"{name} must return a gradient, or None for integers, for each of the "
+                f"{len(arguments)} inputs, in a tuple if there are several; it returned "
+                f"{len(gradients)}"
             )
         checked = []
         for i, (x, g) in enumerate(zip(arguments, gradients, strict=True)):

@@ -135,9 +135,6 @@ class _Judge:
         if norm is None:
             if id(parameter) in self.constants:
                 return "cut", "", None
-            if name in run.frozen:
-                reason = "it is frozen during the step: leave out that requires_grad_(False)"
-                return "cut", reason, None
             if name not in forward.used:
                 return "unused", "no op was called on it", None
             if (cut := forward.cut_of(name, run.loss)) is not None:

@@ -459,8 +459,7 @@ def test_gradients_whose_sum_overflows_at_a_leaf_are_told(start):
     error = caught(loss)
     assert (error.op, error.phase) == ("leaf", "backward")
     assert "the gradient of a leaf of shape (1,) and dtype float32" in str(error)
-    assert "2 VJPs" in str(error)
-    assert "y = minigrad.stack" in str(error)
+    assert "a sum of several gradients overflowed" in str(error)
     assert x.grad is None
     assert other.grad is None
 
@@ -481,7 +480,7 @@ def test_gradients_of_several_passes_whose_sum_overflows_are_told():
     assert "a backward pass that was not watched" in str(error)
 
 
-def test_many_operands_and_many_vjps_are_not_all_listed():
+def test_many_operands_are_not_all_listed():
     arrays = [leaf([1.0]) for _ in range(40)]
     arrays[30].data[0] = np.nan
     error = caught(lambda: minigrad.concatenate(arrays))
@@ -489,10 +488,6 @@ def test_many_operands_and_many_vjps_are_not_all_listed():
     shown = [line.split(":")[0].strip() for line in str(error).splitlines()[2:-1]]
     known = [f"input arrays[{i}]" for i in range(6)]
     assert shown == [*known, "... 33 more", "input arrays[30]", "result"]
-    x = leaf([1e-30])
-    error = caught(lambda: sum((x * HUGE).sum() * 1e-30 for _ in range(6)).backward(1e30))
-    assert str(error).count("test_anomaly.py") == 2
-    assert "6 VJPs gave gradients for it, 6 of `multiply` at test_anomaly.py" in str(error)
 
 
 def test_what_a_hook_of_a_leaf_returns_is_told():
@@ -815,15 +810,3 @@ def test_a_debugger_stands_in_the_call_of_the_op():
 def test_what_to_look_for_is_true_or_false(inf):
     with pytest.raises(TypeError, match="detect_anomaly: inf must be True or False, not"):
         detect_anomaly(inf=inf)
-
-
-def test_the_sum_of_gradients_that_a_result_retains_is_looked_at():
-    x = minigrad.tensor([1.0, 2.0], requires_grad=True)
-    large = minigrad.tensor(3e38)
-    with detect_anomaly():
-        h = x * 1.0
-        h.retain_grad()
-        h.sum().backward(gradient=large, retain_graph=True)
-        x.grad = None
-        with pytest.raises(AnomalyError, match=r"added to the \.grad it has, gives Inf"):
-            h.sum().backward(gradient=large)

