@@ -114,17 +114,14 @@ def anomaly(
     phase: str,
     line: SourceLine | None,
     operands: Sequence[Operand],
-    hint: str | None = None,
-    entered: str | None = None,
-    module: str | None = None,
+    *notes: str | None,
 ) -> AnomalyError:
-    """Make the error and its message. `entered` says where an Inf first appeared, if known."""
+    """Make the error, with its message of several lines; None is no note."""
     shown = [str(x) for x in operands[:SHOWN]]
     shown += [str(x) for x in operands[SHOWN:] if x.first is not None or x is operands[-1]]
     left = len(operands) - len(shown)
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
-    details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
-    details.append(f"an Inf came in first with {entered}" if entered else "")
+    details = [f"at {line}" if line else "", *shown, *notes]
     text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
     return AnomalyError(text, op, phase, line, tuple(operands))
 
@@ -143,7 +140,7 @@ class Detector(Recorder):
         self._looks = True  # whether no detector inside this one looks in its place
         if outer is not None:
             self.calls = outer.calls
-        # For each array with an Inf that ops passed on: the place where this Inf first appeared.
+        # For each array with an Inf that ops passed on: where this Inf first appeared, in words.
         self._entries: WeakIdMap[str] = WeakIdMap()
         self._inside: str | None = None  # the first op in the present derivative with a bad result
         # The gradient that a derivative was given, its result, and `_inside` at its end.
@@ -199,8 +196,8 @@ class Detector(Recorder):
             elif isinstance(x, Tensor) and x.node is not None:
                 what = _LEAF if x.node.op is None else f"a result of `{x.node.name}`"
             if not made.nan and what != _LEAF:
-                where = entered or f"input {name} of `{op.name}` at {user_line()}"
-                self._entries[values_of(result)] = where
+                first = f"an Inf came in first with input {name} of `{op.name}` at {user_line()}"
+                self._entries[values_of(result)] = entered or first
                 return
             headline = f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
             headline += operand.counted()
@@ -216,11 +213,11 @@ class Detector(Recorder):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
-        layer = self._layer()
-        raise anomaly(headline, op.name, "forward", user_line(), listed, hint, entered, layer)
+        notes = hint, entered, self._layer()
+        raise anomaly(headline, op.name, "forward", user_line(), listed, *notes)
 
     def _layer(self) -> str | None:
-        """Return the name of the innermost running module in the outermost one, or None.
+        """Describe the innermost running module by its name in the outermost one, or return None.
 
         It is needed because the user's line may be `model(x)`, with a hundred layers in the model.
         """
@@ -228,7 +225,9 @@ class Detector(Recorder):
             return None
         outer = self.module.chain()[0]
         name, kind = self.module.name_in(outer), type(self.module.module).__name__
-        return f"{name} ({kind}) of the {type(outer.module).__name__}" if name else f"the {kind}"
+        return (
+            f"in {name} ({kind}) of the {type(outer.module).__name__}" if name else f"in the {kind}"
+        )
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Look at the loss, and at the gradient that the caller passed to the backward pass."""
@@ -244,8 +243,8 @@ class Detector(Recorder):
                 made += "" if node.op is None or known else _UNSEEN
                 headline = f"backward() starts from {loss.name}, which is {loss.kind} already; it "
                 headline += made
-                entered, line = self._entry([output]), known or user_line()
-                raise anomaly(headline, node.name, "backward", line, [loss], None, entered)
+                line = known or user_line()
+                raise anomaly(headline, node.name, "backward", line, [loss], self._entry([output]))
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
             headline = f"backward() was handed a gradient that holds {seed.kind}"
@@ -282,10 +281,8 @@ class Detector(Recorder):
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
             operands.append(to)
-            summed = made.shape != to.shape
-            how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
-            verb = "is" if summed else "cannot hold:"
-            headline = f"{vjp} gave finite numbers, of which {how} {verb} {to.kind}"
+            headline = f"{vjp} gave finite numbers, but in the shape and dtype of {inputs} they "
+            headline += f"give {to.kind}"
             hint = overflow(parent.dtype)
         else:
             headline = f"{vjp} made the first {made.kind}"
