@@ -462,14 +462,14 @@ class ArrayPair(CheckedFunction):
                 continue
             array = np.asarray(g)
             if g is None:
-                reason = f"{name} returned None for an input of floats; zeros say that nothing "
-                raise NoGradient(self._names[i], reason + "depends on it")
+                reason = f"{name} returned None for an input of floats; return zeros instead"
+                raise NoGradient(self._names[i], reason)
             if array.dtype.kind not in "biuf" and not is_float(array.dtype):
                 what = f"{type(g).__name__} of dtype {array.dtype} for {self._names[i]}"
                 raise self.error(f"{name} must return arrays of floats, not {what}")
             if array.shape != x.shape:
-                reason = f"{name} returned a gradient of shape {array.shape} for an input of "
-                raise NoGradient(self._names[i], f"{reason}{x.shape}")
+                reason = f"{name} returned a gradient of shape {array.shape}, not {x.shape}"
+                raise NoGradient(self._names[i], reason)
             checked.append(array)
         return checked
 

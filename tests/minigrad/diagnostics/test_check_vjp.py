@@ -316,10 +316,10 @@ def reusing(g, x):
 @pytest.mark.parametrize(
     ("forward", "backward", "reason"),
     [
-        (square, lambda g, x: None, "returned None for an input of floats; zeros say that nothing"),
-        (square, lambda g, x: g.sum(), r"a gradient of shape \(\) for an input of \(2, 3\)"),
+        (square, lambda g, x: None, "returned None for an input of floats; return zeros"),
+        (square, lambda g, x: g.sum(), r"a gradient of shape \(\), not \(2, 3\)"),
         (square, lambda g, x: (2 * g * x).T,
-         r"a gradient of shape \(3, 2\) for an input of \(2, 3\)"),
+         r"a gradient of shape \(3, 2\), not \(2, 3\)"),
         (square, lambda g, x: (2 * g * x).astype(np.float32),
          "its gradient is float32, the operand float64"),
         (square, lambda g, x: (2 * g * x).astype(int), "its gradient is int64, the operand"),
