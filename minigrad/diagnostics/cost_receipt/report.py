@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from minigrad.tables import aligned, as_html, counted, in_bytes, in_flops, paragraph
 
@@ -35,8 +35,8 @@ class Moment(NamedTuple):
     saved_bytes: int  # the saved bytes after it
 
 
-def _of_phase(phase: Phase, doc: str) -> Any:
-    return property(lambda receipt: receipt.flops_of(phase), doc=doc)
+def _of_phase(phase: Phase, doc: str) -> int:  # the type of the property's value
+    return property(lambda receipt: receipt.flops_of(phase), doc=doc)  # type: ignore[return-value]
 
 
 @dataclass(repr=False, eq=False)
