@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -115,13 +117,14 @@ def anomaly(
     line: SourceLine | None,
     operands: Sequence[Operand],
     *notes: str | None,
+    module: str | None = None,
 ) -> AnomalyError:
-    """Make the error, with its message of several lines; None is no note."""
+    """Make the error, with its message of several lines; None is no line."""
     shown = [str(x) for x in operands[:SHOWN]]
     shown += [str(x) for x in operands[SHOWN:] if x.first is not None or x is operands[-1]]
     left = len(operands) - len(shown)
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
-    details = [f"at {line}" if line else "", *shown, *notes]
+    details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, *notes]
     text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
     return AnomalyError(text, op, phase, line, tuple(operands))
 
@@ -142,6 +145,7 @@ class Detector(Recorder):
             self.calls = outer.calls
         # For each array with an Inf that ops passed on: where this Inf first appeared, in words.
         self._entries: WeakIdMap[str] = WeakIdMap()
+        self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
         self._inside: str | None = None  # the first op in the present derivative with a bad result
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
@@ -213,11 +217,11 @@ class Detector(Recorder):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
-        notes = hint, entered, self._layer()
-        raise anomaly(headline, op.name, "forward", user_line(), listed, *notes)
+        line, module = user_line(), self._layer()
+        raise anomaly(headline, op.name, "forward", line, listed, hint, entered, module=module)
 
     def _layer(self) -> str | None:
-        """Describe the innermost running module by its name in the outermost one, or return None.
+        """Return the name of the innermost running module in the outermost one, or None.
 
         It is needed because the user's line may be `model(x)`, with a hundred layers in the model.
         """
@@ -225,13 +229,12 @@ class Detector(Recorder):
             return None
         outer = self.module.chain()[0]
         name, kind = self.module.name_in(outer), type(self.module.module).__name__
-        return (
-            f"in {name} ({kind}) of the {type(outer.module).__name__}" if name else f"in the {kind}"
-        )
+        return f"{name} ({kind}) of the {type(outer.module).__name__}" if name else f"the {kind}"
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Look at the loss, and at the gradient that the caller passed to the backward pass."""
         self._inside = None
+        self._routes.clear()
         node = output.node
         assert node is not None
         if self._is_bad(output):
@@ -257,6 +260,8 @@ class Detector(Recorder):
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Look at the gradient that a derivative passes on."""
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
+        if parent.op is None:
+            self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         if not self._is_bad(gradient):
             return
         # Find the cause: the derivative, the gradient that it was given, or the dtype.
@@ -272,7 +277,8 @@ class Detector(Recorder):
         }
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
-        operands = [got, *(Operand.of(name, value) for name, value in saved.items()), made]
+        looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
+        operands = [got, *looked_at.values(), made]
         hint = entered = None
         if self._is_bad(arrived):
             headline = f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
@@ -281,9 +287,14 @@ class Detector(Recorder):
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
             operands.append(to)
-            headline = f"{vjp} gave finite numbers, but in the shape and dtype of {inputs} they "
-            headline += f"give {to.kind}"
+            how = f"summed over the axes that {inputs} was broadcast along"
+            how = how if made.shape != to.shape else f"converted to {to.dtype}"
+            headline = f"{vjp} gave finite numbers; {how}, they are {to.kind}"
             hint = overflow(parent.dtype)
+        elif made.nan and any(operand.nan for operand in looked_at.values()):
+            met = next(name for name, operand in looked_at.items() if operand.nan)
+            headline = f"{vjp} met NaN in {met}"
+            hint = "that was written to since the call, or the op took no notice of it there"
         else:
             headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
@@ -296,6 +307,11 @@ class Detector(Recorder):
         headline += "" if known else f"; it was called{_UNSEEN}"
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Look at the sum for a result that retains its gradient; leaves have been looked at."""
+        if node.op is not None:
+            self.on_arrival(node, gradient, node.grad)
+
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a complete gradient, and at the sum of it and the old `.grad`."""
         total = gradient
@@ -305,18 +321,26 @@ class Detector(Recorder):
         if not self._is_bad(total) and not self._is_bad(gradient):
             return
         what = f"a leaf of shape {node.shape} and dtype {node.dtype}"
-        what = what if node.op is None else f"the result of `{node.name}`"
+        what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
         operands = [Operand.of("the gradient that arrived", gradient)]
         if self._is_bad(gradient):
             headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
-            hint = _hook_or(node, "a sum of several gradients overflowed")
+            routes = self._routes.get(node, [])
+            hint = _hook_or(node, "a sum overflowed" if len(routes) > 1 else "")
+            if len(routes) > 1:
+                counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
+                counted[SHOWN:] = ["..."] * (len(counted) > SHOWN)
+                hint += f"; {len(routes)} VJPs gave gradients for it, {'; '.join(counted)}"
         else:
             assert before is not None
             old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
             operands = [old, *operands, new]
-            headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
-            hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
-            hint = _UNWATCHED if self._is_bad(before) else hint
+            if self._is_bad(before):
+                headline = f"the .grad of {what} holds {old.kind} already"
+                hint = _UNWATCHED
+            else:
+                headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
+                hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
         raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
 
     def on_step(self, optimizer: Optimizer) -> None:
@@ -328,12 +352,12 @@ class Detector(Recorder):
                 continue
             state = optimizer.state.get(parameter, {}).items()
             arrays = {f"the state {k!r} of ": x for k, x in state if isinstance(x, np.ndarray)}
-            for of_it, array in ({"": parameter._data} | arrays).items():
+            for prefix, array in ({"": parameter._data} | arrays).items():
                 if not self._is_bad(array):
                     continue
                 grad = Operand.of("its .grad", parameter.grad)
-                made = Operand.of(f"{of_it}the parameter", array)
-                where = f"{of_it}parameter {index}"
+                made = Operand.of(f"{prefix}the parameter", array)
+                where = f"{prefix}parameter {index}"
                 headline = f"the step of `{name}` made the first {made.kind}, in {where}"
                 hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
                 if grad.nan or grad.inf:
@@ -349,6 +373,10 @@ class Detector(Recorder):
         arrays = [values_of(value) for value in values]
         known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
         return next((where for where in known if where is not None), None)
+
+    def _at(self, node: Node) -> str:
+        known = self.call(node).source_line
+        return f" at {known}" if known else ""
 
 
 def _is_operand(op: OpLike, name: str, value: Any) -> bool:
@@ -406,8 +434,7 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
       removes a NaN, as `where(isnan(x), 0, x)` does, is not an error;
     - the gradient that each derivative passes on, and gradients from a hook or from the caller. A
       NaN in an intermediate result of a derivative is not an error if the derivative drops it;
-    - the gradients that will be returned or added to `.grad` of leaves, and that sum, before it is
-      stored;
+    - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters and the state of an optimiser, after its step.
 

@@ -25,8 +25,8 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
       batch is not a pair.
 
     Raises:
-        TypeError: if `loss_fn` does not return a Tensor of floats with one element, or is a loss of
-            this library and the batch is not a pair.
+        TypeError: if `loss_fn` does not return a Tensor of floats with one element, or accepts no
+            arguments; or if it is a loss of this library and the batch is not a pair.
     """
     loss = _called(model, loss_fn, batch)
     if not isinstance(loss, Tensor) or loss.dtype.kind != "f" or loss.size != 1:
@@ -45,18 +45,34 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         if not any(p.kind is p.VAR_POSITIONAL for p in known):
             positional = [p for p in known if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
             needed, most = sum(p.default is p.empty for p in positional), len(positional)
+    if most == 0:
+        raise TypeError(
+            "loss_fn takes no arguments; it is called as loss_fn(model, batch), or with "
+            "predictions and targets, or with predictions alone"
+        )
     is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
     if needed == 2 and module.split(".")[0] == "minigrad":  # a loss of the library
         if not is_pair:
             name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
+            what = f"a {type(batch).__name__}"
+            what += f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(
-                f"{name} is a loss of predictions and targets, so the batch must be a pair "
-                f"(x, y), not a {type(batch).__name__}; or pass a loss_fn(model, batch) of your own"
+                f"{name} is a loss of predictions and targets, so the batch must be a "
+                f"pair (x, y), not {what}; or pass a loss_fn(model, batch) of your own"
             )
         return loss_fn(model(batch[0]), batch[1])
     if most == 1 or (needed <= 1 and not is_pair):
-        return loss_fn(model(batch))
+        try:
+            predictions = model(batch)
+        except Exception as error:
+            if is_pair:
+                error.add_note(
+                    "loss_fn takes one argument, so the model was called with the whole batch, a "
+                    "pair; hand over x alone, or let loss_fn take predictions and targets"
+                )
+            raise
+        return loss_fn(predictions)
     try:
         return loss_fn(model, batch)
     except Exception as error:

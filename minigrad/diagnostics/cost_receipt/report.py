@@ -35,10 +35,6 @@ class Moment(NamedTuple):
     saved_bytes: int  # the saved bytes after it
 
 
-def _of_phase(phase: Phase, doc: str) -> int:  # the type of the property's value
-    return property(lambda receipt: receipt.flops_of(phase), doc=doc)  # type: ignore[return-value]
-
-
 @dataclass(repr=False, eq=False)
 class Receipt:
     """The work and the memory of a `receipt()` block.
@@ -88,11 +84,30 @@ class Receipt:
         """Return the FLOPs of one phase: "forward", "recomputed", "backward", "optimizer", ..."""
         return sum(row.flops for row in self.rows if row.phase == phase)
 
-    forward_flops = _of_phase("forward", "FLOPs of forward passes.")
-    recomputed_flops = _of_phase("recomputed", "FLOPs of what checkpoints ran again in passes.")
-    backward_flops = _of_phase("backward", "FLOPs of VJPs in backward passes, and of their sums.")
-    optimizer_flops = _of_phase("optimizer", "FLOPs of the steps of optimisers.")
-    skipped_flops = _of_phase("not done", "FLOPs of products for frozen inputs and data.")
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of forward passes."""
+        return self.flops_of("forward")
+
+    @property
+    def recomputed_flops(self) -> int:
+        """FLOPs of what checkpoints ran again in backward passes."""
+        return self.flops_of("recomputed")
+
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of the VJPs in backward passes, and of the sums of their results."""
+        return self.flops_of("backward")
+
+    @property
+    def optimizer_flops(self) -> int:
+        """FLOPs of the steps of optimisers."""
+        return self.flops_of("optimizer")
+
+    @property
+    def skipped_flops(self) -> int:
+        """FLOPs of the products that backward passes did not need: for frozen inputs and data."""
+        return self.flops_of("not done")
 
     @property
     def flops(self) -> int:
@@ -256,6 +271,8 @@ def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
     if not isinstance(receipts, Mapping):
         raise TypeError(f"compare takes a dict of receipts by name, not {receipts!r:.80}")
     for name, receipt in receipts.items():
+        if not isinstance(name, str):
+            raise TypeError(f"compare: the name of a receipt is a string, not {name!r:.60}")
         if not isinstance(receipt, Receipt):
             raise TypeError(f"compare: {name!r} must be a Receipt, not {receipt!r:.60}")
         if not receipt.flops:

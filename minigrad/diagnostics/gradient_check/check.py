@@ -202,13 +202,15 @@ def _checked(
     progress: bool,
 ) -> GradcheckReport:
     """Compare the gradients of a function of any kind with finite differences."""
-    for text, is_right in (
-        (f"order is 1 or 2, not {order!r}", order in (1, 2)),
-        (f"tolerance is a number between 0 and 1, not {tolerance!r}", 0 < tolerance < 1),
-        (f"nondet_tol is a number from 0 to below 1, not {nondet_tol!r}", 0 <= nondet_tol < 1),
-    ):
-        if not is_right:
-            raise function.error(text, ValueError)
+    is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
+    if not (is_integer and order in (1, 2)):
+        raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
+    if not (isinstance(tolerance, (int, float, np.floating)) and 0 < tolerance < 1):
+        message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        raise function.error(message, ValueError)
+    if not (isinstance(nondet_tol, (int, float, np.floating)) and 0 <= nondet_tol < 1):
+        message = f"nondet_tol is a number from 0 to below 1, not {nondet_tol!r}"
+        raise function.error(message, ValueError)
     if samples is not None:
         check_positive(f"{function.checker}: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)

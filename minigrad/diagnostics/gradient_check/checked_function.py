@@ -10,6 +10,7 @@ and pairs of functions of arrays (all in the file functions).
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -58,9 +59,13 @@ class CheckedFunction(ABC):
     record a graph, such as minigrad and PyTorch, share the code that gets gradients.
 
     Attributes:
+        checker: the function that the user called, for messages.
+        framework: the framework of f, for messages.
         layout: the name of another memory layout for a cotangent, and the function that makes it.
         selects: whether a gradient by only some of the operands can be computed.
         given_as: the form of the inputs when f is called, for messages.
+        name: the name of the function.
+        names: the names of the operands.
         operands: the inputs and parameters of floats, in their original dtypes.
         shapes: the shapes of the results, once they are known.
         others: how many tensors that are not operands f depends on and require a gradient.
@@ -206,7 +211,8 @@ class CheckedFunction(ABC):
         """Return the results, or raise a ValueError if their shapes differ from the first call."""
         shapes = [tuple(x.shape) for x in results]
         if self.shapes and shapes != self.shapes:
-            message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before"
+            message = f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
+            message += "function that has a gradient gives as many numbers for any values"
             raise self.error(message, ValueError)
         return results
 
@@ -324,7 +330,7 @@ class CheckedFunction(ABC):
         flaws = [
             (
                 f"cotangent {k}",
-                "backward writes to the gradient that it is given, which others have",
+                "a backward function writes to the gradient that it is given, which others have",
             )
             for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
             if not np.array_equal(seed, v.astype(seed.dtype))
@@ -390,8 +396,23 @@ class CheckedFunction(ABC):
         """Raise a ValueError if an input or a parameter has changed."""
         for name, x in self._arrays.items():
             if not np.array_equal(self._before[name], x, equal_nan=is_float(x.dtype)):
-                message = f"{self.name} writes to {name}{when}; compute a new tensor instead"
+                message = (
+                    f"{self.name} writes to {name}{when}; a gradient is that of a function "
+                    f"that leaves its inputs alone, so compute a new array instead"
+                )
                 raise self.error(message, ValueError)
+
+
+def copied_module(module: Any) -> Any:
+    """Return a copy of a Module, because a check changes the values of its parameters."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        message = (
+            f"{type(module).__name__} cannot be copied ({error}), and it is left as it is; check a "
+            f"function that calls it with tensors instead of its parameters"
+        )
+        raise op_error(TypeError, "gradcheck", message) from error
 
 
 def kinds_of(values: Iterable[Any]) -> list[str]:

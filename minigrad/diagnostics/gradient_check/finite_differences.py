@@ -133,8 +133,10 @@ class Line:
     def at(self, t: float) -> Vector:
         """Return y(t), which is computed only once."""
         if t not in self._known:
+            name = self.move.name + str(list(self.move.index or []) or "")
             try:
-                self._known[t] = self.problem.values(self.move.moved(self.point, t))
+                with self.problem.function.explained(f"with {name} moved by {t:g}"):
+                    self._known[t] = self.problem.values(self.move.moved(self.point, t))
             except Exception as error:
                 if t == 0.0 or op_of(error) in CHECKERS:
                     raise

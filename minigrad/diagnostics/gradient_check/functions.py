@@ -6,7 +6,6 @@ it already. The module of an object's type shows which framework the object belo
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -37,6 +36,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     NoGradient,
     Pull,
     copied,
+    copied_module,
     flat,
     is_apply,
     kinds_of,
@@ -152,7 +152,7 @@ class TensorFunction(FrameworkFunction):
                 raise self.error(f"{name} must be made of numbers; {error}") from error
         parameters = {}
         if isinstance(f, Module):
-            f = module = copy.deepcopy(f)
+            f = module = copied_module(f)
             parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         super().__init__(f, inputs, leaves, parameters)
 
@@ -256,7 +256,7 @@ class TorchFunction(FrameworkFunction):
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
         parameters = {}
         if isinstance(f, self.torch.nn.Module):
-            self._modules = [copy.deepcopy(f), copy.deepcopy(f).double()]
+            self._modules = [copied_module(f), copied_module(f).double()]
             named = self._modules[0].named_parameters()
             parameters = {name: p for name, p in named if p.requires_grad}
         super().__init__(f, inputs, inputs.leaves, parameters)
@@ -448,13 +448,19 @@ class ArrayPair(CheckedFunction):
         given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
         name = getattr(self._backward, "__name__", "backward")
-        found = self._backward(tuple(given) if several else given[0], *arguments, **options)
+        try:
+            found = self._backward(tuple(given) if several else given[0], *arguments, **options)
+        except Exception as error:
+            shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arguments)
+            error.add_note(f"raised in {name}(g, *inputs), with inputs {shapes}")
+            raise
         gradients = list(found) if isinstance(found, (tuple, list)) else [found]
         if len(gradients) != len(arguments):
+            many = f" of {len(gradients)}" if isinstance(found, (tuple, list)) else ""
             raise self.error(
-                f"{name} must return a gradient, or None for integers, for each of the "
-                f"{len(arguments)} inputs, in a tuple if there are several; it returned "
-                f"{len(gradients)}"
+                f"{name} must return a gradient for each of the {len(arguments)} inputs, in a "
+                f"tuple if there are several, and None for integers; it returned a "
+                f"{type(found).__name__}{many}"
             )
         checked = []
         for i, (x, g) in enumerate(zip(arguments, gradients, strict=True)):
@@ -462,14 +468,14 @@ class ArrayPair(CheckedFunction):
                 continue
             array = np.asarray(g)
             if g is None:
-                reason = f"{name} returned None for an input of floats; return zeros instead"
-                raise NoGradient(self._names[i], reason)
+                reason = f"{name} returned None for an input of floats; return zeros if "
+                raise NoGradient(self._names[i], reason + "nothing depends on it")
             if array.dtype.kind not in "biuf" and not is_float(array.dtype):
                 what = f"{type(g).__name__} of dtype {array.dtype} for {self._names[i]}"
                 raise self.error(f"{name} must return arrays of floats, not {what}")
             if array.shape != x.shape:
-                reason = f"{name} returned a gradient of shape {array.shape}, not {x.shape}"
-                raise NoGradient(self._names[i], reason)
+                reason = f"{name} returned a gradient of shape {array.shape} for an input of "
+                raise NoGradient(self._names[i], f"{reason}{x.shape}")
             checked.append(array)
         return checked
 

@@ -37,6 +37,8 @@ from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, SPR
 from minigrad.errors import op_of
 from minigrad.ops.hints import Undefined, cause_of_gradient
 
+NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
+
 
 @dataclass(frozen=True)
 class RoundedArrays:
@@ -104,10 +106,11 @@ class GradientProblem:
         given, at = self.function.operands, self.gradients_at
         point = self.operands[: len(given)]
         self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
-        self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
-        if self.function.widened(point):
-            dtype = tolerances.least_exact(x.dtype for x in given)
-            self.narrow = _rounded(at(given), dtype, at, given, rng)
+        with self.function.explained(NUDGED):
+            self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
+            if self.function.widened(point):
+                dtype = tolerances.least_exact(x.dtype for x in given)
+                self.narrow = _rounded(at(given), dtype, at, given, rng)
         undefined = _UndefinedGradients()
         with observe(undefined):
             self.repeated = self.gradients_at(point)  # the gradient once more
@@ -115,7 +118,10 @@ class GradientProblem:
         # Faults of gradients as arrays: the operand and the reason.
         self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point
-        values = _rounded([self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng)
+        with self.function.explained(NUDGED):
+            values = _rounded(
+                [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
+            )
         eps, largest = float(tolerances.finfo(self.dtype).eps), self.plain.largest
         narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share

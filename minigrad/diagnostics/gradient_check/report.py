@@ -24,6 +24,7 @@ LISTED = 5  # the most entries of each kind that a repr lists
 COLOURS = {"agree": "#56B4E9", "cannot tell": "#F0E442", "disagree": "#D55E00"}
 
 MOST = 32  # the most cells along a side; in a larger matrix, a cell shows a block of elements
+LABELLED = 4  # rows and columns of a map without numbers that have their index beside them
 ROWS, COLUMNS = 16, 6  # the largest matrix whose cells have their numbers in them
 FRAMES = {1.0: ";outline:2px dotted", 2.0: ";outline:2px solid"}  # undecided, wrong
 
@@ -202,9 +203,14 @@ class GradcheckReport:
             if not c.analytic.size:
                 continue
             facts = [f"order {c.order}, {c.dtype}", *layout(c.analytic.shape)]
+            largest = largest_of([c.analytic, c.numeric]) or 1.0
+            facts.append(f"full colour: {largest:.3g}")
             facts += ["grey: not compared"] if np.isnan(c.doubt).any() else []
             cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
-            cells += heat_maps(c.operand, c.analytic, c.numeric, c.doubt)
+            cells += [
+                _heat_map(array, c.doubt, largest, f"{c.operand}: {name}")
+                for name, array in (("analytic", c.analytic), ("numeric", c.numeric))
+            ]
             style = "text-align:left;vertical-align:top"
             rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
         table = "".join(f"<tr>{row}</tr>" for row in rows) if len(rows) > 1 else ""
@@ -239,36 +245,38 @@ def layout(shape: tuple[int, ...]) -> list[str]:
     return said
 
 
-def heat_maps(operand: str, analytic: Array, numeric: Array, doubt: Array) -> list[str]:
-    """Draw the gradients by an operand on one scale; `doubt` is as in `GradientComparison`."""
-    largest = largest_of([analytic, numeric]) or 1.0
-    named = {"analytic": analytic, "numeric": numeric}.items()
-    return [_heat_map(array, doubt, largest, f"{operand}: {name}") for name, array in named]
-
-
 def _heat_map(values: Array, doubt: Array, largest: float, label: str) -> str:
-    """Draw an array whose numbers are at most `largest`, with a frame where it is in doubt."""
-    matrix = _matrix(values)
+    """Draw an array whose numbers are at most `largest`; `doubt` is as in `GradientComparison`."""
+    matrix, down = _matrix(values), _axes_down(values.shape)
     (cells, starts), (doubts, _) = _blocks(matrix), _blocks(_matrix(doubt))
     rows, columns = cells.shape
     has_numbers = rows <= ROWS and columns <= COLUMNS
-    size = "repeat({},22px)/repeat({},62px)" if has_numbers else "repeat({},8px)/repeat({},8px)"
-    drawn = []
+    height, width = (22, 62) if has_numbers else (8, 8)
+    steps = [1 if has_numbers else -(-n // LABELLED) for n in (rows, columns)]
+    spans = [["<span></span>"] * (columns + 1) for _ in range(rows + 1)]
     for (i, j), value in np.ndenumerate(cells):
         at = int(starts[0][i] * matrix.shape[1] + starts[1][j])
         if at >= values.size:
             continue  # a vector in several rows may not fill the last row
         index = [int(k) for k in np.unravel_index(at, values.shape)]
+        if j == 0 and i % steps[0] == 0:
+            spans[i + 1][0] = f"<span>{','.join(map(str, index[:down]))}&nbsp;</span>"
+        if i == 0 and j % steps[1] == 0:
+            across = ",".join(map(str, index[down:])) or f"+{j}" * (j > 0)
+            spans[0][j + 1] = f"<span>{across}</span>"
         share = 100 * min(1.0, abs(value) / largest)
         style = f"color-mix(in srgb,{'#E69F00' if value > 0 else '#56B4E9'} {share:.0f}%,#fff)"
         style = "#8883" if math.isnan(value) else style
         text = f"{value:.4g}" if has_numbers else ""
         frame = FRAMES.get(float(doubts[i, j]), "")
-        title = f"{index} {value:.6g}"
-        drawn.append(f'<span style="background:{style}{frame}" title="{title}">{text}</span>')
-    style = "display:inline-grid;gap:3px;color:#000;font-size:11px;line-height:22px"
-    style += f";text-align:center;grid-template:{size.format(rows, columns)}"
-    return f'<div role="img" aria-label="{escape(label)}" style="{style}">{"".join(drawn)}</div>'
+        style = f"background:{style}{frame}"
+        spans[i + 1][j + 1] = f'<span style="{style}" title="{index} {value:.6g}">{text}</span>'
+    # The background is white on a dark page too, where a black frame could not be seen.
+    style = "display:inline-grid;gap:3px;padding:3px;background:#fff;color:#000;font-size:11px"
+    style += f";text-align:center;line-height:{height}px"
+    style += f";grid-template:22px repeat({rows},{height}px)/auto repeat({columns},{width}px)"
+    drawn = "".join(span for line in spans for span in line)
+    return f'<div role="img" aria-label="{escape(label)}" style="{style}">{drawn}</div>'
 
 
 def _axes_down(shape: tuple[int, ...]) -> int:

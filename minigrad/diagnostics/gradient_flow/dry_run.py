@@ -303,6 +303,7 @@ class StepRun:
     backward: BackwardTrace
     forward_cuts: int  # how many of `forward.cuts` are from the forward pass, not a second run
     norms: dict[str, float]  # the norms of the gradients that arrived; 0 only if all elements are 0
+    frozen: Names  # the parameters that required no gradient at the end
 
 
 def run_step(
@@ -322,13 +323,14 @@ def run_step(
         with grad_mode(True), observe(forward):
             loss = loss_of(model, loss_fn, batch)
             forward_cuts = len(forward.cuts)
+            frozen = frozenset(name for name, p in named if p.node is None)
             if loss.node is not None:
                 seeds = {loss.node: np.ones(loss.shape, loss.dtype)}
                 wanted = {p.node for _, p in named if p.node is not None}
                 with observe(backward):  # the graph is retained: part of it may be the user's
                     arrived = propagate(seeds, wanted=wanted, retain_graph=True)
     norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
-    return StepRun(parameters, loss, forward, backward, forward_cuts, norms)
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, frozen)
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:

@@ -135,6 +135,9 @@ class _Judge:
         if norm is None:
             if id(parameter) in self.constants:
                 return "cut", "", None
+            if name in run.frozen:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return "cut", reason, None
             if name not in forward.used:
                 return "unused", "no op was called on it", None
             if (cut := forward.cut_of(name, run.loss)) is not None:
@@ -171,8 +174,11 @@ class _Judge:
             return "zero", "it has no elements", None
         lost = self.run.backward.lost_at(node) or node
         call = None if lost is node else self.run.forward.call(lost)
+        if lost.hooks:
+            result = f"the result of `{call.name}`" if call else "it"
+            return "zero", f"a hook on {result} makes its gradient zero", call
         uses = f"the uses of `{call.name}`" if call else "its uses"
-        return "zero", f"the gradients of {uses} {'meet a hook' if lost.hooks else 'cancel'}", call
+        return "zero", f"the gradients of {uses} cancel", call
 
     def _multiplied(self, zeros: frozenset[str], more: str) -> str:
         names = [name for name in self.run.parameters if name in zeros]

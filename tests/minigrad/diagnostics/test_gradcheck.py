@@ -3,6 +3,7 @@
 import functools
 import random
 import re
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -790,7 +791,7 @@ def test_the_report_is_a_picture_too():
     assert page.count('role="img"') == 2 * 3  # analytic and numeric; 3 operands
     assert "gradcheck of square: disagree" in page
     assert 'aria-label="x: analytic"' in page
-    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)</small>" in page
+    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)<br>full colour: " in page
     named = page_of(lambda x: x * x, X)
     assert "&lt;lambda&gt;" in named
     assert "<lambda>" not in named
@@ -806,6 +807,19 @@ def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones(
     assert framed(page) == {"solid": 2 * ["[0, 0]", "[1, 1]"], "dotted": []}
     kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
     assert framed(kinked) == {"solid": [], "dotted": 2 * ["[0, 1]"]}
+
+
+def test_the_picture_has_indices_and_the_largest_number():
+    page = page_of(lambda x: x * np.arange(6.0).reshape(2, 3), X, order=1)
+    (largest,) = re.findall(r"full colour: ([\d.]+)", page)
+    numbers = [abs(float(title.rpartition(" ")[2])) for _, title, _ in cells_of(page)]
+    assert float(largest) == pytest.approx(max(numbers), rel=0.01)
+    assert page.count("<span>2</span>") == 2  # the last of 3 columns
+    assert page.count("<span>1&nbsp;</span>") == 2  # the last of 2 rows
+    assert "full colour: 1<" in page_of(lambda x: 0.0 * x, X, order=1)
+    large = page_of(minigrad.tanh, np.full((20, 40), 0.5), order=1)
+    assert large.count("<span>15&nbsp;</span>") == 2
+    assert large.count("<span>30</span>") == 2
 
 
 def test_colours_show_sign_and_size():
@@ -837,6 +851,7 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
     assert len(cells_of(page)) == 2 * 100
     assert framed(page)["solid"] == 2 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 2
 
 
 @pytest.mark.full
@@ -861,7 +876,7 @@ def test_a_report_is_saved_as_a_page(tmp_path):
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, 1.5, "2"])
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True, 1.0, "2", np.array([1, 2])])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {re.escape(repr(order))}"):
         gradcheck(minigrad.exp, X, order=order)
@@ -1112,8 +1127,9 @@ def test_results_that_change_in_number_are_named():
         return x[x.data > 0.3]
 
     shapes = r"gives results of shapes \[\(2,\)\], and \[\(1,\)\]"
-    with pytest.raises(ValueError, match=shapes):
+    with pytest.raises(ValueError, match=shapes) as e:
         gradcheck(f, np.array([0.3, 0.7]), order=1)
+    assert "raised while gradcheck called f with" in e.value.__notes__[0]
 
 
 def test_an_exception_where_gradients_are_required_is_told_so():
@@ -1127,7 +1143,20 @@ def test_an_exception_where_gradients_are_required_is_told_so():
     assert "called f with inputs that require a gradient" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize("tolerance", [0, -1.0, 1, np.nan, np.inf])
+def test_a_module_that_cannot_be_copied_is_named():
+    class Locked(nn.Module):
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.w = nn.Parameter(np.ones(2))
+
+        def forward(self, x):
+            return self.w * x
+
+    with pytest.raises(TypeError, match="Locked cannot be copied"):
+        gradcheck(Locked(), np.ones(2))
+
+
+@pytest.mark.parametrize("tolerance", [0, -1.0, 1, np.nan, np.inf, "small", None])
 def test_a_tolerance_is_between_0_and_1(tolerance):
     with pytest.raises(ValueError, match="tolerance is a number between 0 and 1, not"):
         gradcheck(minigrad.exp, X, tolerance=tolerance)
@@ -1354,7 +1383,7 @@ def test_a_vjp_that_writes_to_the_arriving_gradient_is_named():
 
     report = gradcheck(square_with_vjp(derivative), X, order=1)
     assert report.verdict == "disagree"
-    assert "backward writes to the gradient that it is given" in repr(report)
+    assert "a backward function writes to the gradient that it is given" in repr(report)
 
 
 def test_generators_of_python_and_numpy_are_put_back():

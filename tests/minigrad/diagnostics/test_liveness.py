@@ -234,7 +234,8 @@ def test_a_parameter_that_is_frozen_on_the_way(batch):
 
     report = liveness(Freezes(minigrad.tanh), minigrad.mse, batch)
     row = report["first.weight"]
-    assert (row.state, row.norm, row.op) == ("cut", None, "linear")
+    assert (row.state, row.norm, row.op) == ("cut", None, None)
+    assert row.reason == "it is frozen during the step: leave out that requires_grad_(False)"
     assert states(report)["first.bias"] == "live"
 
 
@@ -454,7 +455,7 @@ def test_a_hook_that_makes_it_zero(batch):
     model = Two(minigrad.tanh)
     hook = model.first.bias.register_hook(lambda g: g * 0)
     row = liveness(model, minigrad.mse, batch)["first.bias"]
-    assert (row.state, row.reason) == ("zero", "the gradients of its uses meet a hook")
+    assert (row.state, row.reason) == ("zero", "a hook on it makes its gradient zero")
     hook.remove()
     assert liveness(model, minigrad.mse, batch)
 
@@ -476,7 +477,7 @@ def test_a_hook_further_on_that_makes_it_zero(batch):
         return h
 
     row = liveness(Two(between), minigrad.mse, batch)["first.weight"]
-    assert row.reason == "the gradients of the uses of `tanh` meet a hook"
+    assert row.reason == "a hook on the result of `tanh` makes its gradient zero"
     assert (row.state, row.op, row.origin.line) == ("zero", "tanh", line_of("hooked"))
 
 

@@ -88,6 +88,18 @@ def test_a_function_of_the_library_of_predictions_alone(model):
     assert loss_of(model, minigrad.mean, X).item() == pytest.approx(model(X).data.mean())
 
 
+def test_a_loss_without_arguments_is_refused(model):
+    with pytest.raises(TypeError, match=r"loss_fn takes no arguments.*loss_fn\(model, batch\)"):
+        loss_of(model, lambda: model(X).sum(), (X, Y))
+
+
+def test_a_model_that_cannot_take_the_whole_batch(model):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # it is numpy's
+        loss_of(model, lambda p: p.sum(), (X, Y))
+    (note,) = caught.value.__notes__
+    assert note.startswith("loss_fn takes one argument, so the model was called with the whole")
+
+
 @pytest.mark.parametrize("result", [3.0, None, minigrad.ones(2), minigrad.tensor(3)])
 def test_what_is_no_loss_is_refused(result, model):
     with pytest.raises(TypeError, match="must return a Tensor of floats with one element"):

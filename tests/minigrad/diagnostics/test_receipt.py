@@ -735,5 +735,7 @@ def test_what_cannot_be_compared_is_refused():
         compare([r, r])
     with pytest.raises(TypeError, match="'LoRA' must be a Receipt, not 3"):
         compare({"full": r, "LoRA": 3})
+    with pytest.raises(TypeError, match="the name of a receipt is a string, not 1"):
+        compare({1: r, 2: r})
     with pytest.raises(ValueError, match="nothing was counted in 'LoRA'; run a step in its block"):
         compare({"full": r, "LoRA": Receipt()})
