@@ -410,9 +410,12 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         return Judgement("agree", best.value, best.error)
     hidden = max(allowed.unseen, min(max(q.grain, q.unseen) for q in finite))
     hidden = max(hidden, best.error + allowed.rounding)
-    reason = f"{unresolved}: differences may be wrong by {hidden:.1g}"
-    if abs(analytic - best.value) > hidden and best.correction > best.noise:
+    if abs(analytic - best.value) <= hidden:
+        reason = f"{unresolved}: differences may be wrong by {hidden:.1g}"
+    elif best.correction > best.noise:
         reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}"
+    else:
+        reason = f"{unresolved}: differences with other steps are not the same"
     return Judgement("cannot tell", best.value, best.error, reason)
 
 
