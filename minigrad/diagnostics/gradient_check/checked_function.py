@@ -102,7 +102,7 @@ class CheckedFunction(ABC):
         if not self.operands:
             raise self.error(
                 f"no input holds floats of {self.framework}, so there is nothing to differentiate "
-                f"by; they are {kinds_of(inputs)}; convert them first"
+                f"by; they are {kinds_of(inputs)}; convert them to such floats first"
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
