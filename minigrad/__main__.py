@@ -27,7 +27,7 @@ import numpy as np
 import minigrad
 from minigrad.console import print_error, printing
 from minigrad.diagnostics import check_vjp, gradcheck
-from minigrad.diagnostics.gradient_check.foreign_function import framework_of
+from minigrad.diagnostics.gradient_check.functions import framework_of
 from minigrad.kernels.start import load_numba
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}

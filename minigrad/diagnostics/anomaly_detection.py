@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
+from minigrad.core.observers import observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import Recorder, SourceLine, user_line, values_of
@@ -115,17 +116,15 @@ def anomaly(
     phase: str,
     line: SourceLine | None,
     operands: Sequence[Operand],
-    hint: str | None = None,
-    entered: str | None = None,
+    *notes: str | None,
     module: str | None = None,
 ) -> AnomalyError:
-    """Make the error and its message. `entered` says where an Inf first appeared, if known."""
+    """Make the error, with its message of several lines; None is no line."""
     shown = [str(x) for x in operands[:SHOWN]]
     shown += [str(x) for x in operands[SHOWN:] if x.first is not None or x is operands[-1]]
     left = len(operands) - len(shown)
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
-    details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
-    details.append(f"an Inf came in first with {entered}" if entered else "")
+    details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, *notes]
     text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
     return AnomalyError(text, op, phase, line, tuple(operands))
 
@@ -134,25 +133,39 @@ class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
     `inf` says whether an Inf is an anomaly too. A detector inside another one, `outer`, shares its
-    records.
+    records, and looks in its place.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
         super().__init__()
+        self.inf = inf
+        self._outer = outer
+        self._looks = True  # whether no detector inside this one looks in its place
         if outer is not None:
             self.calls = outer.calls
-        self.inf = inf
-        # For each array with an Inf that ops passed on: the place where this Inf first appeared.
+        # For each array with an Inf that ops passed on: where this Inf first appeared, in words.
         self._entries: WeakIdMap[str] = WeakIdMap()
         self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
         self._inside: str | None = None  # the first op in the present derivative with a bad result
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what this thread does in the block; meanwhile, the outer detector does not."""
+        with observe(self):
+            if self._outer is not None:
+                self._outer._looks = False
+            try:
+                yield
+            finally:
+                if self._outer is not None:
+                    self._outer._looks = True
+
     def _is_bad(self, value: Any) -> bool:
         """Return whether a value contains a NaN, or an Inf if `inf` is set."""
         array = values_of(value)
-        if array.dtype.kind != "f":
+        if array.dtype.kind != "f" or not self._looks:
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
 
@@ -187,8 +200,8 @@ class Detector(Recorder):
             elif isinstance(x, Tensor) and x.node is not None:
                 what = _LEAF if x.node.op is None else f"a result of `{x.node.name}`"
             if not made.nan and what != _LEAF:
-                where = entered or f"input {name} of `{op.name}` at {user_line()}"
-                self._entries[values_of(result)] = where
+                first = f"an Inf came in first with input {name} of `{op.name}` at {user_line()}"
+                self._entries[values_of(result)] = entered or first
                 return
             headline = f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
             headline += operand.counted()
@@ -204,8 +217,8 @@ class Detector(Recorder):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
-        layer = self._layer()
-        raise anomaly(headline, op.name, "forward", user_line(), listed, hint, entered, layer)
+        line, module = user_line(), self._layer()
+        raise anomaly(headline, op.name, "forward", line, listed, hint, entered, module=module)
 
     def _layer(self) -> str | None:
         """Return the name of the innermost running module in the outermost one, or None.
@@ -233,8 +246,8 @@ class Detector(Recorder):
                 made += "" if node.op is None or known else _UNSEEN
                 headline = f"backward() starts from {loss.name}, which is {loss.kind} already; it "
                 headline += made
-                entered, line = self._entry([output]), known or user_line()
-                raise anomaly(headline, node.name, "backward", line, [loss], None, entered)
+                line = known or user_line()
+                raise anomaly(headline, node.name, "backward", line, [loss], self._entry([output]))
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
             headline = f"backward() was handed a gradient that holds {seed.kind}"
@@ -257,8 +270,11 @@ class Detector(Recorder):
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
-        named = ((n, x, n.removeprefix("its input ")) for n, x in op.saved_values(node, edges))
-        saved = {name: value for name, value, short in named if _is_operand(op, short, value)}
+        saved = {
+            name: value
+            for name, value in op.saved_values(node, edges)
+            if _is_operand(op, name.removeprefix("its input "), value)
+        }
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
         looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
@@ -271,10 +287,9 @@ class Detector(Recorder):
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
             operands.append(to)
-            summed = made.shape != to.shape
-            how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
-            verb = "is" if summed else "cannot hold:"
-            headline = f"{vjp} gave finite numbers, of which {how} {verb} {to.kind}"
+            how = f"summed over the axes that {inputs} was broadcast along"
+            how = how if made.shape != to.shape else f"converted to {to.dtype}"
+            headline = f"{vjp} gave finite numbers; {how}, they are {to.kind}"
             hint = overflow(parent.dtype)
         elif made.nan and any(operand.nan for operand in looked_at.values()):
             met = next(name for name, operand in looked_at.items() if operand.nan)
@@ -335,25 +350,20 @@ class Detector(Recorder):
         for index, (parameter, group) in enumerate(stepped):
             if parameter.grad is None:
                 continue
-            arrays: dict[str, Any] = {"the parameter": parameter} | {
-                f"the state {key!r}": value
-                for key, value in optimizer.state.get(parameter, {}).items()
-                if isinstance(value, np.ndarray)
-            }
-            bad = next((each for each in arrays if self._is_bad(arrays[each])), None)
-            if bad is None:
-                continue
-            grad = Operand.of("its .grad", parameter.grad)
-            made = Operand.of(bad, arrays[bad])
-            where = (
-                f"parameter {index}" if bad == "the parameter" else f"{bad} of parameter {index}"
-            )
-            headline = f"the step of `{name}` made the first {made.kind}, in {where}"
-            hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
-            if grad.nan or grad.inf:
-                headline = f"the .grad of parameter {index} held {grad.kind} already, when "
-                headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
-            raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
+            state = optimizer.state.get(parameter, {}).items()
+            arrays = {f"the state {k!r} of ": x for k, x in state if isinstance(x, np.ndarray)}
+            for prefix, array in ({"": parameter._data} | arrays).items():
+                if not self._is_bad(array):
+                    continue
+                grad = Operand.of("its .grad", parameter.grad)
+                made = Operand.of(f"{prefix}the parameter", array)
+                where = f"{prefix}parameter {index}"
+                headline = f"the step of `{name}` made the first {made.kind}, in {where}"
+                hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
+                if grad.nan or grad.inf:
+                    headline = f"the .grad of parameter {index} held {grad.kind} already, when "
+                    headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
+                raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
     def _entry(self, values: Iterable[Any]) -> str | None:
         """Return where the Inf in these values first appeared: for the first value with a record.
@@ -388,20 +398,6 @@ def _hook_or(node: Node, cause: str) -> str:
     return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
 
 
-class _Active(threading.local):
-    """The running detectors of one thread; only the newest one looks at results."""
-
-    def __init__(self) -> None:
-        self.detectors: list[Detector] = []
-
-    def watch(self) -> None:
-        others = (observer for observer in mode.observers if type(observer) is not Detector)
-        mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
-
-
-_active = _Active()
-
-
 class _Detection(ContextDecorator):
     """The context manager and decorator that `detect_anomaly` returns. It can be entered again."""
 
@@ -410,15 +406,13 @@ class _Detection(ContextDecorator):
         self._thread = threading.local()  # several threads may be inside at once
 
     def __enter__(self) -> None:
-        detector = Detector(self._inf, *_active.detectors[-1:])
-        vars(self._thread).setdefault("entered", []).append(detector)
-        _active.detectors.append(detector)
-        _active.watch()
+        outer = [observer for observer in mode.observers if type(observer) is Detector]
+        block = Detector(self._inf, *outer[-1:]).watching()
+        block.__enter__()
+        vars(self._thread).setdefault("blocks", []).append(block)
 
     def __exit__(self, *_: object) -> None:
-        # The block's own detector is removed, because blocks in generators may end in any order.
-        _active.detectors.remove(self._thread.entered.pop())
-        _active.watch()
+        self._thread.blocks.pop().__exit__(None, None, None)
 
     def __call__(self, function: F) -> F:
         check_decorable(function)  # no generators: their body runs after the call has returned

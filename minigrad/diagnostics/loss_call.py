@@ -43,18 +43,17 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         # A Module or an op can be called with anything; its `forward` has the real parameters.
         known = inspect.signature(getattr(loss_fn, "forward", loss_fn)).parameters.values()
         if not any(p.kind is p.VAR_POSITIONAL for p in known):
-            named_only = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
-            positional = [p for p in known if p.kind not in named_only]
+            positional = [p for p in known if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
             needed, most = sum(p.default is p.empty for p in positional), len(positional)
     if most == 0:
         raise TypeError(
             "loss_fn takes no arguments; it is called as loss_fn(model, batch), or with "
             "predictions and targets, or with predictions alone"
         )
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
     if needed == 2 and module.split(".")[0] == "minigrad":  # a loss of the library
-        if not pair:
+        if not is_pair:
             name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
             what = f"a {type(batch).__name__}"
             what += f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
@@ -63,11 +62,11 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
                 f"pair (x, y), not {what}; or pass a loss_fn(model, batch) of your own"
             )
         return loss_fn(model(batch[0]), batch[1])
-    if most == 1 or (needed <= 1 and not pair):
+    if most == 1 or (needed <= 1 and not is_pair):
         try:
             predictions = model(batch)
         except Exception as error:
-            if pair:
+            if is_pair:
                 error.add_note(
                     "loss_fn takes one argument, so the model was called with the whole batch, a "
                     "pair; hand over x alone, or let loss_fn take predictions and targets"
@@ -77,7 +76,7 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     try:
         return loss_fn(model, batch)
     except Exception as error:
-        if not pair:
+        if not is_pair:
             raise
         # A loss of predictions fails when it gets a model. But if the model has a fault, this call
         # fails too, and reports the fault of the model.

@@ -45,7 +45,7 @@ from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 Shape = tuple[int, ...]
 
 
-class Sketch(NDArrayOperatorsMixin, StandIn):
+class _Sketch(NDArrayOperatorsMixin, StandIn):
     """An array without elements, to which numpy's functions can be applied."""
 
     __slots__ = ("call", "dtype", "shape", "truth")
@@ -61,12 +61,10 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of elements that the array would have."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
@@ -75,21 +73,19 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError("a sketch has no elements")
 
-    def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> Sketch:
+    def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> _Sketch:
         """Return the sketch of a result, and add its FLOPs to those of the call."""
         self.call.counted += flops
-        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.call)
+        return _Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.call)
 
-    def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
+    def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> _Sketch:
         """Apply a function that returns a view to an array of this shape without memory."""
         return self.made(function(_spread(self), *args, **options).shape)
 
-    def astype(self, dtype: Any, copy: bool = True) -> Sketch:
-        """Convert to another dtype."""
+    def astype(self, dtype: Any, copy: bool = True) -> _Sketch:
         return self.made(self.shape, dtype)
 
-    def copy(self) -> Sketch:
-        """Copy."""
+    def copy(self) -> _Sketch:
         return self.made(self.shape)
 
     view = copy
@@ -102,22 +98,21 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     transpose = partialmethod(_moved, np.ndarray.transpose)
 
     @property
-    def T(self) -> Sketch:  # noqa: N802  # numpy's name
-        """The axes in reverse order."""
+    def T(self) -> _Sketch:  # noqa: N802  # numpy's name
         return self._moved(np.ndarray.transpose)
 
-    def __getitem__(self, index: Any) -> Sketch:
+    def __getitem__(self, index: Any) -> _Sketch:
         parts = index if isinstance(index, tuple) else (index,)
-        plain = tuple(_spread(part) if isinstance(part, Sketch) else part for part in parts)
+        plain = tuple(_spread(part) if isinstance(part, _Sketch) else part for part in parts)
         return self._moved(np.ndarray.__getitem__, plain)
 
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Sketch:
+    def sum(self, axis: Any = None, keepdims: bool = False) -> _Sketch:
         """Reduce over `axis`; every reduction is 1 FLOP for each element of its operand."""
         return self.made(reduced(self.shape, axis, keepdims), flops=self.size)
 
     max = min = prod = argmax = argmin = sum
 
-    def cumsum(self, axis: int | None = None) -> Sketch:
+    def cumsum(self, axis: int | None = None) -> _Sketch:
         """Compute the cumulative sum along `axis`, or of all elements in a row."""
         return self.made((self.size,) if axis is None else self.shape, flops=self.size)
 
@@ -165,17 +160,17 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         named = dict(zip(op.parameters, values, strict=True))
         shapes = [value.shape for value in values if hasattr(value, "shape")]
         shape = call_with(op.shape, named) if op.shape else np.broadcast_shapes(*shapes)
-        dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
+        dtypes = [value.dtype for value in values if isinstance(value, _Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
         self.call.counted += evaluate(op.cost, named | {"out": out})
         return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
 
-    def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
+    def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> _Sketch:
         shape = np.broadcast_shapes(*map(np.shape, inputs))
         return self.made(shape, dtype, math.prod(shape))
 
 
-def _spread(sketch: Sketch) -> Any:
+def _spread(sketch: _Sketch) -> Any:
     """Return an array of the shape of a sketch that repeats one element and takes no memory."""
     return np.broadcast_to(np.zeros((), sketch.dtype), sketch.shape)
 
@@ -186,8 +181,8 @@ _VIEWS = {
 }  # fmt: skip
 
 _METHODS: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), Sketch.sum),
-    **dict.fromkeys((np.cumsum, np.cumprod), Sketch.cumsum),
+    **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), _Sketch.sum),
+    **dict.fromkeys((np.cumsum, np.cumprod), _Sketch.cumsum),
     **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
     np.shape: lambda x: x.shape,
     **{f: lambda x, *_, **__: x._elementwise([x], x.dtype) for f in (np.round, np.around)},
@@ -230,7 +225,7 @@ class SketchedCall:
             return kind(map(self.sketch, value))
         if isinstance(getattr(value, "shape", None), tuple):  # also an NF4 matrix
             dtype = getattr(value, "dtype", np.dtype(np.float32))
-            sketch: Any = Sketch(value.shape, dtype, self)
+            sketch: Any = _Sketch(value.shape, dtype, self)
             return Tensor.at(sketch, None)
         return value
 

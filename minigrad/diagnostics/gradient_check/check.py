@@ -19,7 +19,6 @@ import numpy as np
 
 from minigrad.checks import check_positive
 from minigrad.diagnostics.gradient_check import tolerances
-from minigrad.diagnostics.gradient_check.array_pair import ArrayPair
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Inputs,
@@ -30,14 +29,13 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
-from minigrad.diagnostics.gradient_check.foreign_function import framework_of
+from minigrad.diagnostics.gradient_check.functions import ArrayPair, TensorFunction, framework_of
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, SecondOrder
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
     Judgement,
 )
-from minigrad.diagnostics.gradient_check.tensor_function import TensorFunction
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
 from minigrad.progress import progress_bar
 from minigrad.random import generator

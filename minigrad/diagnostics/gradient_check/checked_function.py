@@ -4,9 +4,8 @@ All methods accept the operands as a list of float arrays, so that any operand c
 They return all results as one vector, whatever f returns, and a gradient as one array per operand.
 
 `CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
-with arrays of its framework, and gets gradients from it: functions of minigrad's Tensors
-(tensor_function), pairs of functions of arrays (array_pair), and functions of PyTorch and JAX
-(foreign_function).
+with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX,
+and pairs of functions of arrays (all in the file functions).
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
+from minigrad.containers import Leaf, Structure, flatten, rebuild
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
 from minigrad.diagnostics.restored import Draws
@@ -94,17 +92,17 @@ class CheckedFunction(ABC):
         self.unreached: dict[str, str] = {}
         self.nondet_tol, self.unsteady = 0.0, False
 
-    def take(self, arrays: Mapping[str, Array]) -> None:
-        """Store the inputs and parameters by name; those of floats are the operands."""
+    def take(self, arrays: Mapping[str, Array], inputs: Foreign) -> None:
+        """Store inputs and parameters by name, as arrays; those of floats are the operands."""
         self._arrays = dict(arrays)
         self._before = {name: x.copy() for name, x in arrays.items()}
         self.names = [name for name, x in arrays.items() if is_float(x.dtype)]
         self.operands = [self._arrays[name] for name in self.names]
         self._given: Foreign = self.operands  # the operands, as arrays of the framework
         if not self.operands:
-            dtypes = [str(x.dtype) for x in arrays.values()]
             raise self.error(
-                f"no input holds floats, so there is nothing to differentiate by; they are {dtypes}"
+                f"no input holds floats of {self.framework}, so there is nothing to differentiate "
+                f"by; they are {kinds_of(inputs)}; convert them to such floats first"
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
@@ -158,9 +156,9 @@ class CheckedFunction(ABC):
         """Return whether an error of the framework means that f has no gradient."""
         return False
 
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason."""
-        return []
+    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
+        """Return arrays by name whose memory no gradient may share, except with itself."""
+        return {}
 
     def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode; None if that is not possible."""
@@ -318,29 +316,33 @@ class CheckedFunction(ABC):
             ]
         return gradients, paths
 
-    def broadcast_flaws(self) -> list[tuple[str, str]]:
-        """Compare the gradients for a cotangent of ones and for a 1 that is broadcast.
+    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
+        """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
 
-        The VJP of a sum gives such a broadcast cotangent, with strides of 0. For cotangents of
-        ones, a gradient may be 0 up to rounding, as that of a batch norm. So the differences are
-        relative to a gradient for random cotangents.
+        A backward function must not write to the gradient that it is given. And a write to a
+        gradient must not change other arrays.
         """
-        pullback = self.vjp(self.operands)
-        varied = [np.cos(np.arange(math.prod(shape))).reshape(shape) for shape in self.shapes]
-        usual = pullback(varied)
-        plain = pullback([np.ones(shape) for shape in self.shapes])
-        try:
-            other = pullback([np.broadcast_to(np.ones(()), shape) for shape in self.shapes])
-        except Exception as error:
-            why = f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
-            return [(self.names[0], why)]
-        why = "its gradient is another one for a cotangent that is broadcast, as behind a sum"
-        flaws = []
-        for name, x, g, h, v in zip(self.names, self.operands, plain, other, usual, strict=True):
-            share = tolerances.SAME_BROADCAST_EPS * float(finfo(x.dtype).eps)
-            near = max(share, self.nondet_tol) * largest_of([g, v])
-            if not np.allclose(g, h, rtol=0.0, atol=near, equal_nan=True):
-                flaws.append((name, why))
+        results, pull = self._pulled_back(self.operands, range(len(self.operands)))
+        seeds = self._seeds(cotangents, results)
+        found = zip(self.names, pull(seeds, False), strict=True)
+        gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
+        after = [self._to_numpy(seed) for seed in seeds]
+        flaws = [
+            (
+                f"cotangent {k}",
+                "a backward function writes to the gradient that it is given, which others have",
+            )
+            for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
+            if not np.array_equal(seed, v.astype(seed.dtype))
+        ]
+        operands = dict(zip(self.names, self.operands, strict=True))
+        for name, gradient in gradients.items():
+            for other, array in self._others_memory(gradients, after).items():
+                if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
+                    flaws.append((name, f"its gradient shares memory with {other}"))
+            dtype = operands[name].dtype
+            if gradient.dtype != dtype and gradient.shape:  # a number of Python may have any dtype
+                flaws.append((name, f"its gradient is {gradient.dtype}, the operand {dtype}"))
         return flaws
 
     def widened(self, operands: Arrays) -> bool:
@@ -396,7 +398,7 @@ class CheckedFunction(ABC):
             if not np.array_equal(self._before[name], x, equal_nan=is_float(x.dtype)):
                 message = (
                     f"{self.name} writes to {name}{when}; a gradient is that of a function "
-                    f"that leaves its inputs alone, so compute a new tensor instead"
+                    f"that leaves its inputs alone, so compute a new array instead"
                 )
                 raise self.error(message, ValueError)
 
@@ -411,6 +413,11 @@ def copied_module(module: Any) -> Any:
             f"function that calls it with tensors instead of its parameters"
         )
         raise op_error(TypeError, "gradcheck", message) from error
+
+
+def kinds_of(values: Iterable[Any]) -> list[str]:
+    """Return the type and the dtype of each value, for messages."""
+    return [f"{type(x).__name__} {getattr(x, 'dtype', '')}".strip() for x in values]
 
 
 class Inputs:
@@ -444,19 +451,8 @@ class Inputs:
 
 
 def is_numbers(x: Any) -> bool:
-    """Return whether an input is a list or tuple of plain numbers alone, which is an array."""
-    if type(x) not in (list, tuple):
-        return False
-    pending, seen = [x], set()
-    while pending:
-        part = pending.pop()
-        if type(part) not in (list, tuple):
-            if is_container(part) or (hasattr(part, "__array__") and not np.isscalar(part)):
-                return False
-        elif id(part) not in seen:  # a container may contain itself
-            seen.add(id(part))
-            pending += part
-    return True
+    """Return whether x is a list or tuple of plain numbers alone, also nested: an array."""
+    return type(x) in (list, tuple) and all(np.isscalar(y) or is_numbers(y) for y in x)
 
 
 def names_of_inputs(f: Any, count: int) -> list[str]:
@@ -489,22 +485,14 @@ def elsewhere(operands: Arrays) -> list[Array]:
 
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
-    """Return a copy with the strides of x, which may be negative or leave gaps."""
-    dtype = x.dtype if dtype is None else dtype
+    """Return a copy, with axes in the order and direction that they have in memory, and gaps."""
     if x.flags.c_contiguous:
         return np.array(x, dtype, order="C")
-    reach = [stride * (n - 1) // x.itemsize for stride, n in zip(x.strides, x.shape, strict=True)]
-    span = sum(map(abs, reach)) + 1
-    aligned = all(stride % x.itemsize == 0 for stride in x.strides)
-    if not aligned or not x.size or not x.size <= span <= 8 * x.size:
-        return np.array(x, dtype, order="C")
-    start = -sum(min(n, 0) for n in reach)
-    strides = [stride // x.itemsize * dtype.itemsize for stride in x.strides]
-    out = as_strided(np.zeros(span, dtype)[start:], x.shape, strides)
-    out[...] = x
-    # If elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
-    is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
-    return out if is_copy else np.array(x, dtype)
+    forward = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in x.strides)
+    out = np.array(x[forward], dtype, order="K")
+    if [s // out.itemsize for s in out.strides] != [abs(s) // x.itemsize for s in x.strides]:
+        out = np.repeat(out[..., None], 2, axis=-1)[..., 0]
+    return out[forward]
 
 
 def flat(arrays: Iterable[Array]) -> Vector:

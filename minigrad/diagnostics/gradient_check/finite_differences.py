@@ -389,9 +389,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
     undefined = line.problem.undefined if math.isnan(analytic) else ""
     if _diverges(seen):
         reason = "not smooth here: the slope grows without bound as the step shrinks"
-        if not math.isfinite(analytic):
-            why = undefined or "the analytic gradient is not finite"
-            reason = f"{why}, and f is {reason}"
+        reason = f"{undefined}, and f is {reason}" if undefined else reason
         return Judgement("cannot tell", finite[-1].value, math.inf, reason)
     if undefined:
         return Judgement("cannot tell", best.value, best.error, undefined)
@@ -410,18 +408,14 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         and distances[-1] <= max(finite[-1].hidden, finite[-1].error + allowed.rounding)
     ):
         return Judgement("agree", best.value, best.error)
-    distance, good = abs(analytic - best.value), f"differences should be good to {best.error:.1g}"
-    unseen = max(allowed.unseen, min(max(q.grain, q.unseen) for q in finite))
-    if all(q.value == 0 for q in finite):
-        reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
-    elif distance <= best.error + allowed.rounding:
-        reason = f"{unresolved}: {good}, and the two do not differ by more"
-    elif distance <= unseen:
-        reason = f"{unresolved}: the last digits of larger numbers may hide up to {unseen:.1g}"
+    hidden = max(allowed.unseen, min(max(q.grain, q.unseen) for q in finite))
+    hidden = max(hidden, best.error + allowed.rounding)
+    if abs(analytic - best.value) <= hidden:
+        reason = f"{unresolved}: differences may be wrong by {hidden:.1g}"
     elif best.correction > best.noise:
-        reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}: {good}"
+        reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}"
     else:
-        reason = f"{unresolved}: {good}, but those of other steps are not the same"
+        reason = f"{unresolved}: differences with other steps are not the same"
     return Judgement("cannot tell", best.value, best.error, reason)
 
 

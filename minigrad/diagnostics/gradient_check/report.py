@@ -1,4 +1,7 @@
-"""The report of a gradcheck, to read in a terminal or to look at in a notebook."""
+"""The report of a gradcheck, to read in a terminal or to look at in a notebook.
+
+In a notebook, each gradient is a heat map: blue is negative, white is 0, orange is positive.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
-from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.heat_map import COLOURS, MAPS, heat_maps, layout
+from minigrad.diagnostics.gradient_check.checked_function import Array, largest_of
 from minigrad.io.atomic import write_atomically
 from minigrad.tables import paragraph
 
 LISTED = 5  # the most entries of each kind that a repr lists
+COLOURS = {"agree": "#56B4E9", "cannot tell": "#F0E442", "disagree": "#D55E00"}
+
+MOST = 32  # the most cells along a side; in a larger matrix, a cell shows a block of elements
+LABELLED = 4  # rows and columns of a map without numbers that have their index beside them
+ROWS, COLUMNS = 16, 6  # the largest matrix whose cells have their numbers in them
+FRAMES = {1.0: ";outline:2px dotted", 2.0: ";outline:2px solid"}  # undecided, wrong
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
 
@@ -190,23 +198,26 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        headline = f'<b style="border-left:8px solid {COLOURS[self.verdict]};padding-left:6px">'
-        headline += f"{escape(self.headline)}</b>"
-        rows = ["".join(f"<th>{name}</th>" for name in ("operand", *MAPS))]
+        rows = ["".join(f"<th>{name}</th>" for name in ("operand", "analytic", "numeric"))]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
             facts = [f"order {c.order}, {c.dtype}", *layout(c.analytic.shape)]
+            largest = largest_of([c.analytic, c.numeric]) or 1.0
+            facts.append(f"full colour: {largest:.3g}")
             facts += ["grey: not compared"] if np.isnan(c.doubt).any() else []
             cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
-            cells += heat_maps(c.operand, c.analytic, c.numeric, c.doubt)
+            cells += [
+                _heat_map(array, c.doubt, largest, f"{c.operand}: {name}")
+                for name, array in (("analytic", c.analytic), ("numeric", c.numeric))
+            ]
             style = "text-align:left;vertical-align:top"
             rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
-        style = "border-spacing:4px 8px;border-collapse:separate"
-        table = f'<table style="{style}">{table}</table>' if len(rows) > 1 else ""
-        notes = paragraph(self._lines()) if self._lines() else ""
-        return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
+        table = "".join(f"<tr>{row}</tr>" for row in rows) if len(rows) > 1 else ""
+        key = "frame: wrong; dots: undecided; orange: above 0; blue: below 0"
+        headline = f'<b style="border-left:8px solid {COLOURS[self.verdict]};padding-left:6px">'
+        headline += f"{escape(self.headline)}</b>{paragraph([*self._lines(), key])}"
+        return f'<div style="font-family:sans-serif">{headline}<table>{table}</table></div>'
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to an .html file.
@@ -221,3 +232,73 @@ class GradcheckReport:
             '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         )
         write_atomically(path, f"{head}<title>gradcheck</title>{self._repr_html_()}".encode())
+
+
+def layout(shape: tuple[int, ...]) -> list[str]:
+    """Explain in words how a heat map shows an array of this shape."""
+    said, axes, down = [f"shape {shape}"], list(range(len(shape))), _axes_down(shape)
+    rows, columns = (-(-n // MOST) for n in _matrix(np.zeros(shape)).shape)
+    if len(shape) > 2:
+        said.append(f"axes {axes[:down]} down, {axes[down:]} across")
+    if max(rows, columns) > 1:
+        said.append(f"a cell: the number furthest from 0 of up to {rows} x {columns}")
+    return said
+
+
+def _heat_map(values: Array, doubt: Array, largest: float, label: str) -> str:
+    """Draw an array whose numbers are at most `largest`; `doubt` is as in `GradientComparison`."""
+    matrix, down = _matrix(values), _axes_down(values.shape)
+    (cells, starts), (doubts, _) = _blocks(matrix), _blocks(_matrix(doubt))
+    rows, columns = cells.shape
+    has_numbers = rows <= ROWS and columns <= COLUMNS
+    height, width = (22, 62) if has_numbers else (8, 8)
+    steps = [1 if has_numbers else -(-n // LABELLED) for n in (rows, columns)]
+    spans = [["<span></span>"] * (columns + 1) for _ in range(rows + 1)]
+    for (i, j), value in np.ndenumerate(cells):
+        at = int(starts[0][i] * matrix.shape[1] + starts[1][j])
+        if at >= values.size:
+            continue  # a vector in several rows may not fill the last row
+        index = [int(k) for k in np.unravel_index(at, values.shape)]
+        if j == 0 and i % steps[0] == 0:
+            spans[i + 1][0] = f"<span>{','.join(map(str, index[:down]))}&nbsp;</span>"
+        if i == 0 and j % steps[1] == 0:
+            across = ",".join(map(str, index[down:])) or f"+{j}" * (j > 0)
+            spans[0][j + 1] = f"<span>{across}</span>"
+        share = 100 * min(1.0, abs(value) / largest)
+        style = f"color-mix(in srgb,{'#E69F00' if value > 0 else '#56B4E9'} {share:.0f}%,#fff)"
+        style = "#8883" if math.isnan(value) else style
+        text = f"{value:.4g}" if has_numbers else ""
+        frame = FRAMES.get(float(doubts[i, j]), "")
+        style = f"background:{style}{frame}"
+        spans[i + 1][j + 1] = f'<span style="{style}" title="{index} {value:.6g}">{text}</span>'
+    # The background is white on a dark page too, where a black frame could not be seen.
+    style = "display:inline-grid;gap:3px;padding:3px;background:#fff;color:#000;font-size:11px"
+    style += f";text-align:center;line-height:{height}px"
+    style += f";grid-template:22px repeat({rows},{height}px)/auto repeat({columns},{width}px)"
+    drawn = "".join(span for line in spans for span in line)
+    return f'<div role="img" aria-label="{escape(label)}" style="{style}">{drawn}</div>'
+
+
+def _axes_down(shape: tuple[int, ...]) -> int:
+    """Return how many axes run down; the others run across."""
+    return (len(shape) + 1) // 2
+
+
+def _matrix(values: Array) -> Array:
+    """Return an array as a matrix; a short vector runs down, and a long one fills many rows."""
+    if values.ndim > 1:
+        return values.reshape(math.prod(values.shape[: _axes_down(values.shape)]), -1)
+    width = 1 if values.size <= ROWS else MOST
+    matrix = np.full((-(-values.size // width), width), np.nan)
+    matrix.flat[: values.size] = values
+    return matrix
+
+
+def _blocks(matrix: Array) -> tuple[Array, list[Array]]:
+    """Return the value furthest from 0 in each block, and the first rows and columns of blocks."""
+    starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
+    least, most = (  # nan only if the whole block is nan
+        pick.reduceat(pick.reduceat(matrix, starts[0], 0), starts[1], 1)
+        for pick in (np.fmin, np.fmax)
+    )
+    return np.where(-least >= most, least, most) + 0.0, starts  # which turns -0 into 0

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,6 +37,7 @@ from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import WeakIdMap, owner_of
 
+T = TypeVar("T")
 Names = frozenset[str]  # names of parameters
 EMPTY: frozenset[Any] = frozenset()
 
@@ -253,15 +254,9 @@ class BackwardTrace(Observer):
         found = [stop for path in self._back_from(node) for stop in self._stops[path]]
         return [stop for stop in found if stop.inside] or found
 
-    def before(self, stop: Stop) -> Iterator[Stop]:
-        """Yield the ops that the gradient came through before a stop, from near to far."""
-        queue = [stop]
-        found = {stop.node}
-        for each in queue:  # the queue grows during the loop
-            new = [op for op in self._fed.get(each.node, ()) if op.node not in found]
-            found.update(op.node for op in new)
-            queue += new
-            yield from new
+    def before(self, stop: Stop) -> list[Stop]:
+        """List the ops that the gradient came through before a stop, from near to far."""
+        return _reached([stop], lambda each: self._fed.get(each.node, ()))[1:]
 
     def lost_at(self, node: Node | None) -> Node | None:
         """Return the node where nonzero gradients add up to zero, or a hook makes them zero."""
@@ -269,13 +264,17 @@ class BackwardTrace(Observer):
 
     def _back_from(self, node: Node | None) -> list[Node]:
         """List `node` and the nodes that had only zeros to pass on to it, from near to far."""
-        queue = [] if node is None else [node]
-        found = set(queue)
-        for each in queue:  # the queue grows during the loop
-            new = [step for step in dict.fromkeys(self._passed[each]) if step not in found]
-            found.update(new)
-            queue += new
-        return queue
+        return _reached([] if node is None else [node], lambda each: self._passed.get(each, ()))
+
+
+def _reached(start: list[T], beyond: Callable[[T], Iterable[T]]) -> list[T]:
+    """List what is reached from some objects step by step, once each, from near to far."""
+    queue, found = list(start), set(start)
+    for each in queue:  # the queue grows during the loop
+        new = [other for other in dict.fromkeys(beyond(each)) if other not in found]
+        found.update(new)
+        queue += new
+    return queue
 
 
 def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:

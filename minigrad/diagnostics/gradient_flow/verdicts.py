@@ -172,14 +172,13 @@ class _Judge:
         """Return the finding on a parameter whose gradients add up to zero, or meet a hook."""
         if not parameter.size:
             return "zero", "it has no elements", None
-        lost = self.run.backward.lost_at(node)
-        if lost is None or lost is node:
-            hooked = "a hook on it makes it zero"
-            return "zero", hooked if node.hooks else "the gradients of its uses cancel", None
-        call = self.run.forward.call(lost)
+        lost = self.run.backward.lost_at(node) or node
+        call = None if lost is node else self.run.forward.call(lost)
         if lost.hooks:
-            return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
-        return "zero", f"the gradients of the uses of `{call.name}` cancel", call
+            result = f"the result of `{call.name}`" if call else "it"
+            return "zero", f"a hook on {result} makes its gradient zero", call
+        uses = f"the uses of `{call.name}`" if call else "its uses"
+        return "zero", f"the gradients of {uses} cancel", call
 
     def _multiplied(self, zeros: frozenset[str], more: str) -> str:
         names = [name for name in self.run.parameters if name in zeros]

@@ -447,7 +447,7 @@ def test_a_sum_over_broadcast_axes_that_overflows_is_told():
         error = caught(lambda c=create_graph: loss(c))
         assert (error.op, error.phase) == ("add", "backward")
         assert line_of(error) == "y = b + np.zeros(4, np.float32)"
-        assert "the VJP of `add` for a gave finite numbers, of which" in str(error)
+        assert "for a gave finite numbers; summed over the axes" in str(error)
         assert "overflow" in str(error)
         assert b.grad is None
 
@@ -741,7 +741,6 @@ def test_one_inside_another_takes_its_place_and_shares_its_lines():
         y = minigrad.sqrt(x)
         with detect_anomaly(inf=False):
             minigrad.log(x)
-            assert len(mode.observers) == 1
         with pytest.raises(AnomalyError), detect_anomaly():
             minigrad.log(x)
         with pytest.raises(AnomalyError) as info, detect_anomaly():

@@ -1,7 +1,6 @@
 """The checker is checked: it must find every wrong VJP that is planted here."""
 
 import functools
-import itertools
 import random
 import re
 import threading
@@ -14,7 +13,6 @@ import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
-from minigrad.diagnostics.gradient_check.heat_map import DIFFERENCE, VERDICT, signed
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
@@ -545,12 +543,17 @@ def test_layouts_are_kept():
         seen.append(x.data.strides)
         return x * x
 
+    def layout(strides):
+        """The order of the axes in memory, and their direction."""
+        return np.argsort(np.abs(strides)).tolist(), np.sign(strides).tolist()
+
     base = np.zeros((6, 8))
-    for x in (base[::-2, ::2], base.T, base[:, ::-1], base[1]):
+    for x in (base[::-2, ::2], base.T, base[:, ::-1], base[1], base[:, ::2]):
         seen.clear()
         assert gradcheck(f, x)
-        assert set(seen) == {x.strides}
-        seen.clear()
+        assert all(layout(strides) == layout(x.strides) for strides in seen)
+        gaps = np.abs(x.strides).min() > x.itemsize
+        assert all((np.abs(strides).min() > x.itemsize) == gaps for strides in seen)
         assert gradcheck(f, x.astype(np.float32))
     wide = np.broadcast_to(np.array([1.0, 2.0]), (3, 2))
     assert gradcheck(f, wide).compared == 6 + 12
@@ -776,7 +779,7 @@ def cells_of(page):
 def framed(page):
     """The indices of cells with a frame of each kind, in all heat maps."""
     cells = [(style, title.rpartition(" ")[0]) for style, title, _ in cells_of(page)]
-    return {kind: [i for style, i in cells if f"{kind} #000" in style] for kind in FRAME_KINDS}
+    return {kind: [i for style, i in cells if f"2px {kind}" in style] for kind in FRAME_KINDS}
 
 
 FRAME_KINDS = ("solid", "dotted")
@@ -785,10 +788,10 @@ FRAME_KINDS = ("solid", "dotted")
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
     page = page_of(square, X)
-    assert page.count('role="img"') == 4 * 3  # analytic, numeric, difference, verdict; 3 operands
+    assert page.count('role="img"') == 2 * 3  # analytic and numeric; 3 operands
     assert "gradcheck of square: disagree" in page
     assert 'aria-label="x: analytic"' in page
-    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)</small>" in page
+    assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)<br>full colour: " in page
     named = page_of(lambda x: x * x, X)
     assert "&lt;lambda&gt;" in named
     assert "<lambda>" not in named
@@ -801,56 +804,42 @@ def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones(
     (shown,) = report.comparisons
     assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
     assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
-    assert framed(page) == {"solid": 4 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    assert framed(page) == {"solid": 2 * ["[0, 0]", "[1, 1]"], "dotted": []}
     kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
-    assert framed(kinked) == {"solid": [], "dotted": 4 * ["[0, 1]"]}
+    assert framed(kinked) == {"solid": [], "dotted": 2 * ["[0, 1]"]}
 
 
-def test_the_picture_has_a_scale_and_indices():
-    page = page_of(minigrad.multiply, X, 0.0 * X, order=1)
-    for tick in ("1e-12", "agrees", "dots: undecided", "frame: wrong"):
-        assert page.count(f"<span>{tick}</span>") == 2
-    assert page.count("<span>2&nbsp;</span>") == 8  # the last of 3 columns
-    assert "<span>-1</span><span>0</span><span>1</span>" in page  # of a gradient that is 0
-    numbers = page_of(minigrad.tanh, np.full(3, 0.5), order=1)
-    assert numbers.count("linear-gradient(") == 4
+def test_the_picture_has_indices_and_the_largest_number():
+    page = page_of(lambda x: x * np.arange(6.0).reshape(2, 3), X, order=1)
+    (largest,) = re.findall(r"full colour: ([\d.]+)", page)
+    numbers = [abs(float(title.rpartition(" ")[2])) for _, title, _ in cells_of(page)]
+    assert float(largest) == pytest.approx(max(numbers), rel=0.01)
+    assert page.count("<span>2</span>") == 2  # the last of 3 columns
+    assert page.count("<span>1&nbsp;</span>") == 2  # the last of 2 rows
+    assert "full colour: 1<" in page_of(lambda x: 0.0 * x, X, order=1)
+    large = page_of(minigrad.tanh, np.full((20, 40), 0.5), order=1)
+    assert large.count("<span>15&nbsp;</span>") == 2
+    assert large.count("<span>30</span>") == 2
 
 
-def luminance(style):
-    red_green_blue = bytes.fromhex(re.search("background:#([0-9a-f]{6})", style)[1])
-    linear = [(c / 255 + 0.055) ** 2.4 / 1.055**2.4 if c > 10 else 0 for c in red_green_blue]
-    return np.dot(linear, (0.2126, 0.7152, 0.0722))
-
-
-def test_numbers_can_be_read_on_the_colours_of_their_cells():
-    page = page_of(lambda x: x * x * np.linspace(-1, 1, 16), np.ones(16), order=1)
-    contrasts = []
-    for style, _, text in cells_of(page):
-        if text:
-            ink = 1.0 if "color:#fff" in style else 0.0
-            low, high = sorted([luminance(style), ink])
-            contrasts.append((high + 0.05) / (low + 0.05))
-    assert len(contrasts) == 3 * 16
-    assert min(contrasts) > 4  # the smallest that is still legible in such letters
-
-
-def test_colours_differ_in_lightness_so_that_no_reader_confuses_them():
-    for scale in (VERDICT, DIFFERENCE, signed(1.0)):
-        colours = dict.fromkeys(map(str.lower, scale.colours))
-        light = [luminance(f"background:{colour}") for colour in colours]
-        contrasts = [(b + 0.05) / (a + 0.05) for a, b in itertools.pairwise(sorted(light))]
-        assert min(contrasts) > 1.4
-        if scale is not VERDICT:
-            assert light == sorted(light)
+def test_colours_show_sign_and_size():
+    page = page_of(lambda x: x * np.array([-2.0, 0.0, 1.0]), np.ones(3), order=1)
+    sizes = []
+    for style, title, _ in cells_of(page):
+        value = float(title.rpartition(" ")[2])
+        colour, share = re.search(r"(#\w+) (\d+)%", style).groups()
+        sizes.append(int(share))
+        assert colour == ("#E69F00" if value > 0 else "#56B4E9")
+    assert (max(sizes), sizes[1]) == (100, 0)
 
 
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
     page = page_of(minigrad.tanh, x, samples=5, order=1)
-    assert len(cells_of(page)) == 4 * 32 * 32
+    assert len(cells_of(page)) == 2 * 32 * 32
     assert "a cell: the number furthest from 0 of up to 4 x 3" in page
     assert "grey: not compared" in page
-    assert page.count("#8883") == 3 * (32 * 32 - 5)
+    assert page.count("#8883") == 32 * 32 - 5
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
         assert "agree" in page_of(minigrad.tanh, x)
     assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
@@ -860,9 +849,9 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     fault = np.zeros(100)
     fault[77] = 1.0
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
-    assert len(cells_of(page)) == 4 * 100
-    assert framed(page)["solid"] == 4 * ["[77]"]
-    assert page.count("<span>64&nbsp;</span>") == 4
+    assert len(cells_of(page)) == 2 * 100
+    assert framed(page)["solid"] == 2 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 2
 
 
 @pytest.mark.full
@@ -871,7 +860,7 @@ def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
     fault[41, 7] = 1.0
     x = np.ones((64, 64))
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
-    assert framed(page)["solid"] == 4 * ["[40, 6]"]
+    assert framed(page)["solid"] == 2 * ["[40, 6]"]
 
 
 def test_a_report_is_saved_as_a_page(tmp_path):
@@ -887,7 +876,7 @@ def test_a_report_is_saved_as_a_page(tmp_path):
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True, 1.0, np.array([1, 2])])
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5, True, 1.0, "2", np.array([1, 2])])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {re.escape(repr(order))}"):
         gradcheck(minigrad.exp, X, order=order)
@@ -903,10 +892,10 @@ def test_inputs_without_floats_are_refused(inputs):
     ("f", "what"),
     [
         (lambda x: x.data, "ndarray"),
-        (lambda x: (x, 3.0), "tuple"),
+        (lambda x: (x, 3.0), "Tensor float64, float"),
         (lambda x: None, "NoneType"),
-        (lambda x: x > 0, "dtype bool"),
-        (lambda x: {"a": x > 0}, "dict"),
+        (lambda x: x > 0, "Tensor bool"),
+        (lambda x: {"a": x > 0}, "Tensor bool"),
         (lambda x: (), "tuple"),
     ],
 )
@@ -975,7 +964,7 @@ def test_edges_steep_functions_and_zeros_can_be_told(f, x):
 def test_beside_an_edge_that_rounding_hides_it_cannot_tell():
     report = gradcheck(lambda x: minigrad.sqrt(1 - x * x), np.array([1 - 1e-9]))
     assert report.verdict == "cannot tell"
-    assert "and the two do not differ by more" in report.undecided[0].reason
+    assert "below what float64 can resolve here" in report.undecided[0].reason
 
 
 def test_a_jump_in_a_domain_is_no_reason_to_accuse():
@@ -1272,10 +1261,6 @@ def test_a_container_without_end_is_refused():
     around.append(around)
     with pytest.raises(ValueError, match="contains itself"):
         gradcheck(lambda x: x, [around])
-    numbers = [1.0]
-    numbers.append(numbers)
-    with pytest.raises(TypeError, match="x must be made of numbers"):
-        gradcheck(lambda x: x, [numbers])
 
 
 def test_a_class_is_no_function():
@@ -1323,7 +1308,7 @@ def test_a_fault_that_the_last_digit_hides_is_not_called_right():
     exp.vjp("x", lambda g, x, out: g * out * minigrad.where(x < 0, -1.0, 1.0))
     report = gradcheck(exp, np.array([-3.0, 30.0]), order=1)
     assert report.verdict == "cannot tell"
-    assert "the last digits of larger numbers may hide up to" in report.undecided[0].reason
+    assert "below what float64 can resolve here" in report.undecided[0].reason
 
     @op
     def wrong(x):
@@ -1398,7 +1383,7 @@ def test_a_vjp_that_writes_to_the_arriving_gradient_is_named():
 
     report = gradcheck(square_with_vjp(derivative), X, order=1)
     assert report.verdict == "disagree"
-    assert "a VJP writes to the gradient that it is given" in repr(report)
+    assert "a backward function writes to the gradient that it is given" in repr(report)
 
 
 def test_generators_of_python_and_numpy_are_put_back():

@@ -297,14 +297,14 @@ def test_what_insists_on_float32_is_checked_in_it(torch):
 
 def test_errors_say_what_to_pass(torch):
     x = torch.tensor(X)
-    with pytest.raises(TypeError, match=r"an array of floats of torch, or .* not ndarray"):
+    with pytest.raises(TypeError, match=r"a torch.Tensor of floats, or .* not ndarray"):
         gradcheck(lambda x: x.detach().numpy(), [x])
     with pytest.raises(TypeError, match=r"no input holds floats .* \['Tensor torch.int64'\]; conv"):
         gradcheck(torch.sum, [torch.tensor([1, 2])])
     custom = function(torch, torch.tanh, raising).__self__
     with pytest.raises(TypeError, match=r"f is the class Custom; pass Custom.apply"):
         gradcheck(custom, [x])
-    with pytest.raises(TypeError, match=r"with one, not Tensor torch.complex128"):
+    with pytest.raises(TypeError, match=r"of them, not Tensor torch.complex128"):
         gradcheck(torch.fft.rfft, [x])
     with pytest.raises(ValueError, match="writes to x"):
         gradcheck(lambda x: x.detach().mul_(2) + x, [x])
@@ -437,7 +437,7 @@ def test_typed_keys_of_jax_are_constants(jax):
         return params["w"] * jax.random.normal(params["key"], (2, 3)), key
 
     assert gradcheck(noisy, [{"w": jax.numpy.array(X), "key": key}, key]).verdict == "agree"
-    with pytest.raises(TypeError, match=r"no input holds floats of jax; they are \['PRNGKeyArray "):
+    with pytest.raises(TypeError, match=r"floats of jax.* they are \['PRNGKeyArray "):
         gradcheck(lambda key: jax.random.normal(key), [key])
 
 

@@ -455,7 +455,7 @@ def test_a_hook_that_makes_it_zero(batch):
     model = Two(minigrad.tanh)
     hook = model.first.bias.register_hook(lambda g: g * 0)
     row = liveness(model, minigrad.mse, batch)["first.bias"]
-    assert (row.state, row.reason) == ("zero", "a hook on it makes it zero")
+    assert (row.state, row.reason) == ("zero", "a hook on it makes its gradient zero")
     hook.remove()
     assert liveness(model, minigrad.mse, batch)
 
