@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from lora.adapter import DEFAULT, Adapter, joined
+from lora.adapter import DEFAULT, Adapter, check_names, joined
 from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
@@ -215,24 +215,19 @@ class AdaptedLayer(Module):
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
 
-    def _check_names(self, names: Sequence[str]) -> None:
-        """Raise a ValueError if a name is unknown or repeated."""
-        for name in names:
-            if name not in self.adapters:
-                raise ValueError(
-                    f"there is no adapter {name!r}; the layer has "
-                    f"{', '.join(map(repr, self.adapters)) or 'none'}"
-                )
-        if len(set(names)) < len(names):
+    def check_leaves_merged(self, names: Iterable[str]) -> None:
+        """Raise a ValueError if an adapter that is merged is not among these names."""
+        left = [name for name in self.merged_adapters if name not in names]
+        if left:
             raise ValueError(
-                f"an adapter takes part once or not at all: {', '.join(map(repr, names))}"
+                f"adapter {', '.join(map(repr, left))} is merged, and can be neither switched off "
+                f"nor removed; call unmerge() or lora.unmerge(model) first"
             )
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a ValueError if the name is unknown, or the adapter is merged."""
-        self._check_names([name])
-        if name in self.merged_adapters:
-            raise ValueError(f"adapter {name!r} is merged, and would stay so; call unmerge() first")
+        check_names([name], self.adapters)
+        self.check_leaves_merged(self.adapters.keys() - {name})
         del self.adapters[name]
         self.active = tuple(other for other in self.active if other != name)
 
@@ -243,13 +238,8 @@ class AdaptedLayer(Module):
         become inactive.
         """
         names = tuple(names)
-        self._check_names(names)
-        left = [name for name in self.merged_adapters if name not in names]
-        if left:
-            raise ValueError(
-                f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
-                f"call unmerge() first"
-            )
+        check_names(names, self.adapters)
+        self.check_leaves_merged(names)
         self.active = _one_tuple(names)
 
     def pause(self) -> None:
@@ -394,7 +384,7 @@ class AdaptedLayer(Module):
         each call. A ValueError is raised if a name is repeated, or no active adapter has it.
         """
         chosen = tuple(self.active if names is None else names)
-        self._check_names(chosen)
+        check_names(chosen, self.adapters)
         for name in chosen:
             if name not in self.active:
                 raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapter import Adapter
+from lora.adapter import Adapter, check_names
 from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
@@ -169,7 +169,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         )
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
-        attachment.get(name)
+        check_names([name], attachment.adapters)
         found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # fsum rounds once, and the names are sorted, so the order of the terms has no influence.
     try:

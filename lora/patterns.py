@@ -98,16 +98,14 @@ def find(
     patterns: Patterns,
     names: Iterable[str],
     groups: Mapping[str, Sequence[str]],
-    first: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the matching names, in their order, each with the first pattern that matches it.
 
     A name in `groups` means several names, such as an attention its projections. `role` is the
-    parameter with the patterns, for messages. `first` has the main name of each layer, by all of
-    its names, also for messages. A ValueError is raised if a pattern matches no name. It lists all
-    names, and the nearest one.
+    parameter with the patterns, for messages. A ValueError is raised if a pattern matches no name.
+    It lists all names, and the nearest one.
     """
-    names, one = list(names), isinstance(patterns, str)
+    names = list(names)
     matched = matches(patterns, names, groups)
     are_all = names and {*names} == {hit for hits in matched.values() for hit in hits}
     if isinstance(patterns, str) and are_all and _is_for_any(patterns):
@@ -117,15 +115,10 @@ def find(
         )
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
-        alike = {miss: (first or {}).get(miss) for miss in missed}
-        hints = ", ".join(
-            f"{miss!r} (the same layer as {alike[miss]!r}, which is its name)"
-            if alike[miss] in names
-            else near(miss, [*names, *groups])
-            for miss in missed
-        )
         raise ValueError(
-            f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
+            f"{role} that match no layer: "
+            f"{', '.join(near(miss, [*names, *groups]) for miss in missed)}"
+            f"{kind if isinstance(patterns, str) else ''}; the layers are "
             f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
         )
     found: dict[str, str] = {}

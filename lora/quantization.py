@@ -11,13 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import (
-    Attachment,
-    attachment_of,
-    check_in_reach,
-    replace,
-    state_names,
-)
+from lora.attachment.state import Attachment, attachment_of, replace, state_names
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -126,8 +120,7 @@ def quantize(
         TypeError: if the model is not a Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
             an adapter, is trained in full by an adapter, or has a weight that is not finite or also
-            used elsewhere, or is in no attribute of a module; an option makes no sense; or the
-            model is itself a single layer.
+            used elsewhere; an option makes no sense; or the model is itself a single layer.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
     attachment = attachment_of(model)
@@ -206,7 +199,6 @@ def _check_replaceable(
 ) -> None:
     """Raise a ValueError if a weight is tied, a layer is out of reach, or an adapter trains it."""
     names = state_names(model)
-    check_in_reach(model, linears, "quantize: ")
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
-import operator
 from typing import Any
 
-from minigrad.checks import check_number
+from minigrad.checks import check_integer, check_number
 
 
 class LoRAScaling(enum.Enum):
@@ -60,11 +59,10 @@ def check_finite(name: str, value: Any) -> float:
 
 def check_size(name: str, value: Any) -> int:
     """Return `value` as an int; a TypeError if it is not an integer, a ValueError below 1."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if operator.index(value) < 1:
+    check_integer(name, value)
+    if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return operator.index(value)
+    return int(value)
 
 
 def largest_rank(shape: tuple[int, ...]) -> int:

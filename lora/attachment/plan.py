@@ -10,7 +10,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.state import FullCopy, attachment_of, check_in_reach, state_names
+from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -74,8 +74,6 @@ class Plan:
             advice = "let the layer that shares it have one too"
             if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
                 raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        parts = {name: layer for name, (layer, _) in self.replaced.items()}
-        check_in_reach(model, {**parts, **{copy.name: copy.original for copy in self.copies}})
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)

@@ -243,7 +243,7 @@ def test_detach_takes_all_adapters_off(rng):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda net: lora.switch(net, "A"), "no adapter 'A'; the model has 'a', 'b'"),
+        (lambda net: lora.switch(net, "A"), "no adapter 'A'; there are 'a', 'b'"),
         (lambda net: lora.switch(net, "a", "a"), "once or not at all"),
         (lambda net: lora.remove(net, "c"), "no adapter 'c'"),
         (lambda net: put(net, "a", np.random.default_rng(0)), "an adapter 'a' already"),
@@ -268,7 +268,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(rng, use, message):
 
 def test_names_must_be_strings(rng):
     net, *_ = two(rng)
-    with pytest.raises(TypeError, match=r"switch\(model, 'a', 'b'\)"):
+    with pytest.raises(TypeError, match="name of an adapter is a string"):
         lora.switch(net, ["a", "b"])
     with pytest.raises(TypeError, match="name of an adapter is a string"):
         lora.attach(net, LoRAConfig(rank=1), adapter=3)
