@@ -414,11 +414,6 @@ class AdaptedLayer(Module):
         return ", ".join(parts)
 
 
-def label_of(name: str) -> str:
-    """Return the name of a layer for an error message; an empty name is the model itself."""
-    return f"layer {name!r}" if name else "the layer"
-
-
 @dataclass(frozen=True)  # not a tuple: in a tuple, the walk over a model would find parameters
 class MergedWeight:
     """A merged weight, and copies of its inputs, with which `_check_fresh` detects changes."""
