@@ -251,14 +251,7 @@ def plot_factors(
     signs = f"{what}\n\ndark: below 0\ngrey: 0\nlight: above 0"
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
     change = chosen.scale * (b @ a)
-    largest = np.abs(change).max(initial=0.0)
-    title = f"{layer}: nothing has changed yet"
-    if largest:
-        squares = np.square(change / largest).sum(axis=1)
-        most = int(np.argmax(squares))
-        share = squares[most] / squares.sum()
-        title = f"{layer}: output {most} changes most, by {share:.0%} of |dW|²"
-    figure.suptitle(title, weight="bold")
+    figure.suptitle(f"{layer}: |dW| = {np.linalg.norm(change):.3g}", weight="bold")
     _draw_matrix(top, a, f"A, {rank} x {d_in}")
     _draw_matrix(left, b, f"B, {d_out} x {rank}")
     _draw_matrix(middle, change, f"s B A, {d_out} x {d_in}")
