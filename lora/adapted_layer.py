@@ -8,11 +8,11 @@ gradient, the next call raises an error.
 
 from __future__ import annotations
 
-import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
 
@@ -31,15 +31,13 @@ from minigrad.versions import clock, last_written
 M = TypeVar("M", bound=Module)
 
 
-def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
+def _of_adapter(name: str, doc: str) -> Any:
     """Make a property that reads and sets an attribute of the adapter `AdaptedLayer.adapter`."""
 
     def assign(layer: AdaptedLayer, value: Any) -> None:
-        if not settable:
-            raise AttributeError(f"{name} follows from the rest, and cannot be assigned")
         setattr(layer.adapter, name, value)
 
-    return property(operator.attrgetter(f"adapter.{name}"), assign, doc=doc)
+    return property(attrgetter(f"adapter.{name}"), assign, doc=doc)
 
 
 @cache
@@ -72,9 +70,9 @@ class AdaptedLayer(Module):
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
     rng = _of_adapter("rng", "The generator that draws A, B and dropout; or None.")
-    rank = _of_adapter("rank", "The rank of B A.", settable=False)
-    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` instead.", False)
-    scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
+    rank = property(attrgetter("adapter.rank"), doc="The rank of B A.")
+    alpha = property(attrgetter("adapter.alpha"), doc="The alpha of the first scale.")
+    scaling = property(attrgetter("adapter.scaling"), doc="The formula of the first scale.")
 
     base_weight: Any
     bias: Parameter | None
@@ -258,11 +256,11 @@ class AdaptedLayer(Module):
 
         See `lora.liveness`.
         """
-        names = self.active if len(self.active) == 1 else tuple(self.adapters)
-        alone, merged = len(names) == 1, self.merged_adapters
+        names = tuple(self.adapters) if len(self.adapters) == 1 else self.active
+        merged, alone = self.merged_adapters, len(names) == 1
         return [
             AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
-            for name in (names if alone else self.active)
+            for name in names
         ]
 
     def forward(self, x: Any) -> Tensor:
@@ -362,11 +360,10 @@ class AdaptedLayer(Module):
         changed = []
         for name, before in self._merged.copies.items():
             own, adapter = "" if name == DEFAULT else f"{name}.", self.adapters[name]
-            now = {key: part._data for key, part in adapter.contents()}
             changed += [f"{own}scale"] if before.scale != adapter.scale else []
-            for key, part in before.contents():
-                is_like = key in now and now[key].dtype == part.dtype
-                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
+            for (key, part), (_, now) in zip(before.contents(), adapter.contents(), strict=True):
+                same_dtype = part.dtype == now.dtype
+                if not same_dtype or not np.array_equal(part._data, now._data, equal_nan=True):
                     changed.append(own + key)
         base = self.base_weight
         is_other = base is not self._merged.base
@@ -429,8 +426,5 @@ class MergedWeight:
         return isinstance(self.base, Tensor) and last_written(self.base._data) > self.time
 
     def __getstate__(self) -> dict[str, Any]:
-        # The memory of a copy is new, and another process has another clock.
+        # The memory of a copy is new: the time of its last write is 0.
         return {**vars(self), "time": -1 if self.base_was_written else 0}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({**state, "time": state["time"] or next(clock)})
