@@ -152,10 +152,7 @@ class AdaptedLayer(Module):
     def __getstate__(self) -> Any:
         """Return the state for copies and pickles; a RuntimeError inside of `lora.disabled`."""
         if self._paused:
-            raise RuntimeError(
-                "a model can be neither copied nor pickled inside of lora.disabled(model), whose "
-                "end would not reach the copy; leave the block first"
-            )
+            raise RuntimeError("a model cannot be copied or pickled inside of lora.disabled")
         return super().__getstate__()
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
@@ -217,10 +214,7 @@ class AdaptedLayer(Module):
         """Raise a ValueError if an adapter that is merged is not among these names."""
         left = [name for name in self.merged_adapters if name not in names]
         if left:
-            raise ValueError(
-                f"adapter {', '.join(map(repr, left))} is merged, and can be neither switched off "
-                f"nor removed; call unmerge() or lora.unmerge(model) first"
-            )
+            raise ValueError(f"adapter {', '.join(map(repr, left))} is merged; unmerge it first")
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a ValueError if the name is unknown, or the adapter is merged."""
@@ -281,9 +275,8 @@ class AdaptedLayer(Module):
                 is_differentiated(part) for name in merged for part in self.adapters[name].trained()
             ):
                 raise RuntimeError(
-                    f"adapter {', '.join(map(repr, merged))} is merged, so no gradient would reach "
-                    f"its A and B, and training would change nothing; call unmerge() to train, or "
-                    f"predict under no_grad(), or freeze A and B with requires_grad_(False)"
+                    f"adapter {', '.join(map(repr, merged))} is merged, and gets no gradient; call "
+                    f"unmerge(), or predict under no_grad() or after requires_grad_(False)"
                 )
             stored = self._merged.weight
         adapters = [self.adapters[name] for name in self.active if name not in merged]
@@ -369,10 +362,7 @@ class AdaptedLayer(Module):
         is_other = base is not self._merged.base
         changed += ["base_weight"] if is_other or self._merged.base_was_written else []
         if changed:
-            raise RuntimeError(
-                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
-                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
-            )
+            raise RuntimeError(f"{changed[0]} changed since merge(); call merge() or unmerge()")
 
     def merge(self, names: Sequence[str] | None = None) -> None:
         """Compute W + dW once, and let calls use it; W stays in memory, unchanged.
@@ -384,10 +374,7 @@ class AdaptedLayer(Module):
         check_names(chosen, self.adapters)
         for name in chosen:
             if name not in self.active:
-                raise ValueError(
-                    f"{name!r} is not an active adapter of the layer; active are "
-                    f"{', '.join(map(repr, self.active)) or 'none'}"
-                )
+                raise ValueError(f"{name!r} is not an active adapter of the layer")
         some = chosen != self.active
         weight = Tensor(observed(self._array_with, chosen)) if some else self.merged_weight()
         copies = {name: self.adapters[name].copy() for name in chosen}

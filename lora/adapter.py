@@ -116,10 +116,7 @@ class Adapter:
         if present is value:
             object.__setattr__(self, name, value)
         elif present is None:
-            raise AttributeError(
-                f"the adapter does not use DoRA, so it has no {name} to copy into; it is made with "
-                f"use_dora=True"
-            )
+            raise AttributeError(f"the adapter has no {name}; it is made with use_dora=True")
         else:
             present.copy_(value)
 

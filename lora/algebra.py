@@ -160,13 +160,9 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:
-        raise ValueError(
-            f"there are no adapters to combine; the model has {list(attachment.adapters)}"
-        )
+        raise ValueError(f"there are no adapters to combine, of {list(attachment.adapters)}")
     if len(adapters) != len(weights):
-        raise ValueError(
-            f"{len(adapters)} adapters and {len(weights)} weights; each adapter needs one"
-        )
+        raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}")
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         check_names([name], attachment.adapters)
@@ -190,10 +186,7 @@ def _sum(
     for name, adapter in adapters.items():
         broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
         if broken:
-            raise ValueError(
-                f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
-                f"the sum; mend it first, or leave that adapter out"
-            )
+            raise ValueError(f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it")
     terms = [(factors[name], adapter) for name, adapter in adapters.items()]
     factor, first = terms[0]
     if factor == 0:
@@ -208,10 +201,8 @@ def _sum(
     if dora := [n for n, adapter in adapters.items() if adapter.lora_magnitude is not None]:
         what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
         raise ValueError(
-            f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
-            f"W has no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
-            f"approximate: lora.fold a copy of the model with these adapters active, and "
-            f"lora.extract from that and the base"
+            f"adapter {', '.join(map(repr, dora))} is DoRA, of no low rank, so {what} "
+            f"is no adapter; lora.fold a copy of the model, and approximate it by lora.extract"
         )
     modes = {adapter.scaling for adapter in adapters.values()}
     drops = {adapter.dropout for adapter in adapters.values()}
@@ -250,9 +241,7 @@ def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
     """Raise an error if a factor overflows the layer's dtype."""
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
-            raise ValueError(
-                f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"
-            )
+            raise ValueError(f"the sum is too large for {weight.dtype}; take smaller weights")
 
 
 def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:
@@ -273,13 +262,8 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
                 is_count = copy.original.dtype.kind != "f"  # a buffer that counts batches
                 moved = (np.rint(total) if is_count else total).astype(copy.original.dtype)
         if not np.isfinite(moved).all():
-            raise ValueError(
-                f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
-                f"adapters, or take smaller weights"
-            )
+            raise ValueError(f"{copy.name}, which is trained in full, would have NaN or Inf in it")
         if copy.name.split(".")[-1] == "running_var" and (moved < 0).any():
-            raise ValueError(
-                f"{copy.name} would be below 0, which no variance is; take weights from 0 to 1"
-            )
+            raise ValueError(f"{copy.name} would be below 0; take weights from 0 to 1")
         found.append(replace(copy, own=copy_for_adapter(copy.original, moved)))
     return found

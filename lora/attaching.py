@@ -161,8 +161,7 @@ def check_attachable(model: Module, adapter: str) -> None:
         check_switch(model, attachment, (adapter,))
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
         raise ValueError(
-            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
-            f"lora.attach did not attach to this whole model; fold or detach them first"
+            f"{', '.join(strange) or 'the model'} has adapters, and not by lora.attach(this model)"
         )
 
 
@@ -249,10 +248,7 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
         for copy in attachment.adapters[name].copies if name in attachment.adapters else ():
             other = owners.setdefault(id(copy.original), name)
             if other != name:
-                raise ValueError(
-                    f"adapters {other!r} and {name!r} both train {copy.name} in full, and cannot "
-                    f"be active together"
-                )
+                raise ValueError(f"adapters {other!r} and {name!r} both train {copy.name} in full")
 
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:

@@ -109,9 +109,7 @@ class LoRAConfig:
                     raise ValueError(f"layers_to_transform are indices from 0 on, not {index}")
             self._set("layers_to_transform", tuple(map(int, indices)))
         elif self.layers_pattern:
-            raise ValueError(
-                f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
-            )
+            raise ValueError(f"layers_pattern={before!r} needs layers_to_transform")
         for role in ("rank_pattern", "alpha_pattern"):
             table = check_table(role, getattr(self, role))
             self._set(role, {pattern: python_number(value) for pattern, value in table.items()})

@@ -58,9 +58,7 @@ class Expression:
 
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST_EXPRESSION:
-            raise ValueError(
-                f"it has {len(text):,} characters, and {LONGEST_EXPRESSION:,} at most are read"
-            )
+            raise ValueError(f"it has more than {LONGEST_EXPRESSION:,} characters")
         self._repeats = 0
         try:
             parsed = _parser.parse(text)

@@ -120,17 +120,13 @@ def extract(
         )
     rank = check_size("rank", rank)
     if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
-        raise ValueError(
-            "the base has adapters already, and their updates would count as a difference; "
-            "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
-        )
+        raise ValueError("the base has adapters already; call lora.detach or lora.fold first")
     state: Any = finetuned
     if isinstance(finetuned, Module):
         adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
         if adapted:
             raise ValueError(
-                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
-                f"a copy of it"
+                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; fold it"
             )
         narrow = [(n, m) for n, m in finetuned.named_modules() if is_narrow(m)]
         state = finetuned.state_dict()
@@ -146,10 +142,7 @@ def extract(
     modules: dict[str, Any] = dict(base.named_modules())
     differing = [name for name in names if f"{name}.weight" in different]
     if not differing:
-        raise ValueError(
-            f"none of the targets differs from the base, so there is nothing to extract: "
-            f"{', '.join(names)}"
-        )
+        raise ValueError(f"none of the targets differs from the base: {', '.join(names)}")
     # A configuration for these layers alone, whose ranks are no larger than the layers allow.
     sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
@@ -166,9 +159,8 @@ def extract(
         covered |= {n for n in copy.names if np.array_equal(values[n], values[copy.name])}
     if lost := [name for name in tensors if name in different - covered]:
         raise ValueError(
-            f"the finetuned model differs from the base in what the adapter would not have: "
-            f"{', '.join(lost)}; make their layers targets, take modules over with "
-            f'modules_to_save=[...], biases with bias="all"'
+            f"the model differs in what the adapter would not have: {', '.join(lost)}; make their "
+            f'layers targets, or copy them with modules_to_save=[...] or bias="all"'
         )
     found = {}
     for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
@@ -186,8 +178,7 @@ def extract(
         made += ((name, part) for part in update.trained())
     if beyond := dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all()):
         raise ValueError(
-            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; convert the "
-            f"base first, with base.astype(np.float32)"
+            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; call astype"
         )
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)

@@ -78,10 +78,7 @@ class LoRALayer(AdaptedLayer):
         if weight.dtype.kind != "f":
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")
         if weight.shape not in ((d_out, d_in), (d_out * d_in,)):
-            raise ValueError(
-                f"base_weight has shape {weight.shape}; for d_out={d_out} and d_in={d_in} it must "
-                f"be {(d_out, d_in)}, or flat with {d_out * d_in} elements"
-            )
+            raise ValueError(f"base_weight is {weight.shape}, and must be {(d_out, d_in)}, or flat")
         shared = None if bias is None else Parameter.sharing(Tensor(bias, dtype=weight.dtype))
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")

@@ -69,20 +69,14 @@ def merge(
         check_names(chosen, dict.fromkeys(name for _, layer in found for name in layer.adapters))
         for name in chosen:
             if not any(name in layer.active for _, layer in found):
-                raise ValueError(
-                    f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so, or "
-                    f"layer.use([{name!r}]) of layers that were made by hand"
-                )
+                raise ValueError(f"adapter {name!r} is not active; use lora.switch or layer.use")
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
     }
     parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
-        raise ValueError(
-            "no adapter is active, so there is none to merge; call lora.switch(model, name) first, "
-            "or layer.use([name]) of layers that were made by hand"
-        )
+        raise ValueError("no adapter is active; lora.switch or layer.use makes one so")
     own = {part.name: str(part.dtype) for part in parts}
     certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
     certificate = certify(parts, tuple(certified), radius, progress=progress)
@@ -156,12 +150,9 @@ def fold(model: Module) -> Module:
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
-            remove, activate = f"lora.remove(model, {lost[0]!r})", "lora.switch"
-            if not layer.is_attached:
-                remove, activate = f"layer.remove({lost[0]!r})", "layer.use"
             raise ValueError(
-                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
-                f"{remove} says that it may be, {activate} makes it active"
+                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; make it "
+                f"active with lora.switch or layer.use, or call lora.remove or layer.remove"
             )
     folded: dict[int, Module] = {}
     broken = []
@@ -174,10 +165,7 @@ def fold(model: Module) -> Module:
         if not all(np.isfinite(parameter._data).all() for parameter in plain.parameters()):
             broken.append(name)
     if broken:
-        raise ValueError(
-            f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
-            f"changed"
-        )
+        raise ValueError(f"the merged weight would not be finite in {', '.join(map(repr, broken))}")
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
     for layer in layers.values():

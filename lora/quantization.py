@@ -135,10 +135,7 @@ def quantize(
         raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
     is_nf4 = format == "nf4"
     if not is_nf4 and (block_size != 64 or not double_quant):
-        raise ValueError(
-            'quantize: block_size and double_quant belong to format="nf4"; bfloat16 has neither, '
-            "so leave them out"
-        )
+        raise ValueError('quantize: block_size and double_quant belong to format="nf4" only')
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
     modules = dict(model.named_modules())
     linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
@@ -202,8 +199,7 @@ def _check_replaceable(
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(
-                f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
-                f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
+                f"quantize: the weight of {name} is shared by {' and '.join(tied)}; exclude it"
             )
     for adapter, attached in {} if attachment is None else attachment.adapters.items():
         copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}

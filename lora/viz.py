@@ -102,10 +102,7 @@ def changed_layers(
 def check_update_is_finite(name: str, *parts: Array) -> None:
     """Raise a ValueError if one of these parts of a layer's update has NaN or Inf."""
     if not all(np.isfinite(part).all() for part in parts):
-        raise ValueError(
-            f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "
-            f"minigrad.detect_anomaly() to see where that begins"
-        )
+        raise ValueError(f"the update of {name or 'the layer'} has NaN or Inf in it")
 
 
 def plot_singular_values(
@@ -137,9 +134,7 @@ def plot_singular_values(
 
     found = updates(model, adapter)
     if not any(update.norm for update in found):
-        raise ValueError(
-            "every update is 0, as before the first step, so there is nothing to draw; train first"
-        )
+        raise ValueError("every update is 0, so there is nothing to draw; train first")
     figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_spectra(spectra, found)
@@ -230,15 +225,10 @@ def plot_factors(
 
     layers = {name: (adapted, names) for name, adapted, names in changed_layers(model, adapter)}
     if layer not in layers:
-        raise ValueError(
-            f"no adapter changes a layer {layer!r}; those that are changed: {', '.join(layers)}"
-        )
+        raise ValueError(f"no adapter changes a layer {layer!r}, only {', '.join(layers)}")
     adapted, names = layers[layer]
     if len(names) > 1:
-        raise ValueError(
-            f"the adapters {', '.join(map(repr, names))} are active in {layer}; say which one to "
-            f"draw: adapter={names[0]!r}"
-        )
+        raise ValueError(f"several adapters are active; say which one: adapter={names[0]!r}")
     chosen = adapted.adapters[names[0]]
     with no_grad():
         a, b = chosen.exact_factors()

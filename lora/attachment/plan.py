@@ -98,18 +98,11 @@ class Plan:
                 check_rank_fits(target.rank, layer.d_out, layer.d_in)
                 check_rank_of_init(self.config.init, target.rank)
         except ValueError as error:
-            raise ValueError(
-                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
-                f"leaves it out"
-            ) from error
+            raise ValueError(f"{target.name}: {error}; see rank_pattern and exclude") from error
         if layer.weight.dtype.kind != "f":
-            raise TypeError(
-                f"{target.name}: the weight must be of floats, not {layer.weight.dtype}"
-            )
+            raise TypeError(f"{target.name}: the weight is not of floats, but {layer.weight.dtype}")
         if not layer.weight.is_finite():
-            raise ValueError(
-                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
-            )
+            raise ValueError(f"{target.name}: the weight has NaN or Inf in it")
         return layer
 
     def _check_common_bases(self, model: Module) -> None:
@@ -119,10 +112,7 @@ class Plan:
             saved = {id(copy.original): copy.name for copy in attached.copies}
             for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:
-                    raise ValueError(
-                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
-                        f"full, so no base is common to both; exclude it, or remove that adapter"
-                    )
+                    raise ValueError(f"{name}: adapter {adapter!r} trains its base in full")
 
     def _match(self, target: Target) -> Match:
         layer = self.layers[target.name]
@@ -166,14 +156,12 @@ class Plan:
                 parts.add(own)
                 if isinstance(part, AdaptedLayer) or own in self.replaced:
                     raise ValueError(
-                        f"modules_to_save: {name} is to be trained in full, but {own} has an "
-                        f"adapter; leave one of them out"
+                        f"modules_to_save: {own} of {name} has an adapter; leave one out"
                     )
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
-                        f"modules_to_save: {own} is in {bits}, which do not train; leave it "
-                        f"out, load the model in float32, or exclude it from lora.quantize"
+                        f"modules_to_save: {own} is in {bits}, and cannot train; load it in float32"
                     )
 
         def is_chosen(name: str) -> bool:
@@ -200,14 +188,9 @@ class Plan:
             found = True
             others = [other for other in names if not is_chosen(other)]
             if others:
-                raise ValueError(
-                    f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
-                    f"{advice}, or untie them"
-                )
+                raise ValueError(f"{reason}: {name} is tied to {', '.join(others)}; {advice}")
             if isinstance(tensor, Parameter) and tensor.dtype.kind != "f":
-                raise TypeError(
-                    f"{reason}: {name} has dtype {tensor.dtype}, and only floats can be trained"
-                )
+                raise TypeError(f"{reason}: {name} has dtype {tensor.dtype}, and cannot be trained")
             if id(tensor) not in known:
                 own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
                 self.copies.append(FullCopy(name, reason, tensor, own, shared))

@@ -163,15 +163,9 @@ def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[s
     for pattern, value in table.items():
         hits = [name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)]
         if not hits:
-            raise ValueError(
-                f"{role} has a pattern that matches no target: {near(pattern, names)}; the "
-                f"targets are {', '.join(names)}"
-            )
+            raise ValueError(f"{role} has a pattern that matches no target: {near(pattern, names)}")
         if values.keys() >= set(hits):
-            raise ValueError(
-                f"{role}: {pattern!r} comes after patterns that match all of its layers, and of "
-                f"several the first counts; put it first, or leave it out"
-            )
+            raise ValueError(f"{role}: {pattern!r} has no effect after the others; put it first")
         for name in hits:
             values.setdefault(name, value)
     return values

@@ -57,9 +57,7 @@ def check_init(init: Any) -> None:
 def check_rank(init: str, rank: int) -> None:
     """Raise a ValueError if the rank of orthogonal factors is odd."""
     if init == "orthogonal" and rank % 2:
-        raise ValueError(
-            f'init="orthogonal" shares the rank out between A and B, so it must be even, not {rank}'
-        )
+        raise ValueError(f'init="orthogonal" needs an even rank, not {rank}')
 
 
 def draw(

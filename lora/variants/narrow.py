@@ -44,8 +44,7 @@ class NarrowLinear(Module):
         self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
         if self.bias is not None and self.bias.shape != (self.out_features,):
             raise ValueError(
-                f"{type(self).__name__}: bias has shape {self.bias.shape}; for a weight of shape "
-                f"{weight.shape} it must be {(self.out_features,)}"
+                f"{type(self).__name__}: bias is {self.bias.shape}, not ({self.out_features},)"
             )
 
     @classmethod
@@ -149,8 +148,7 @@ class BFloat16Linear(NarrowLinear):
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
             raise ValueError(
-                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers that bfloat16 "
-                "has not, because its largest number is 3.39e38"
+                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers above 3.39e38"
             )
         return layer
 

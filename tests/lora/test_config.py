@@ -170,7 +170,7 @@ def test_a_pattern_in_vain_is_an_error(options, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"targets": ".*"}, ValueError, "matches every name there can be.*'all-linear'"),
+        ({"targets": ".*"}, ValueError, "matches every name; say 'all-linear'"),
         ({"targets": r"[\s\S]+"}, ValueError, "matches every name"),
         ({"targets": r"[\w.]+"}, ValueError, "matches every name"),
         ({"rank_pattern": {r"\w+": 1}}, ValueError, "matches every name"),

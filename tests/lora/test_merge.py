@@ -348,7 +348,7 @@ def test_what_is_folded_must_be_finite(value):
     model.layers[1].lora_b.data[1, 0] = value
     model.layers[1].scale = 1e3
     before = list(model.modules())
-    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was changed"):
+    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'"):
         lora.fold(model)
     assert list(model.modules()) == before
     assert lora.active(model) == ("default",)
@@ -437,7 +437,5 @@ def test_adapters_of_layers_that_were_made_by_hand_have_names_too(rng):
     with pytest.raises(TypeError, match="a string, not 3"):
         lora.merge(model, [3], progress=False)
     layer.use([])
-    with pytest.raises(
-        ValueError, match=r"'default' is not active; .* layer\.use\(\['default'\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"'default' is not active; .* layer\.use"):
         lora.merge(model, "default", progress=False)

@@ -80,7 +80,7 @@ def test_orthogonal_factors_need_an_even_rank(second):
     model, rng = Sequential(Linear(6, 4), second), np.random.default_rng(0)
     before, state = list(model.modules()), rng.bit_generator.state
     config = LoRAConfig(rank=2, targets=["0", "1"], init="orthogonal", rank_pattern={"1": 3})
-    with pytest.raises(ValueError, match=r"1: init=\"orthogonal\" .* even, not 3"):
+    with pytest.raises(ValueError, match=r"1: init=\"orthogonal\" needs an even rank, not 3"):
         lora.attach(model, config, rng=rng)
     assert list(model.modules()) == before
     assert rng.bit_generator.state == state
@@ -285,9 +285,7 @@ def test_assigning_a_magnitude_copies_into_the_parameter(rng):
     assert held.data.tolist() == [1, 2, 3, 4]
     assert held.requires_grad
     _, plain = adapted(rng)
-    with pytest.raises(
-        AttributeError, match=r"does not use DoRA, so it has no lora_magnitude.*use_dora=True"
-    ):
+    with pytest.raises(AttributeError, match=r"has no lora_magnitude.*use_dora=True"):
         plain.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert plain.lora_magnitude is None
 

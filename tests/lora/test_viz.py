@@ -383,7 +383,7 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
         (
             lambda: viz.plot_factors(model, "head", "other", out),
             ValueError,
-            f"no adapter changes a layer 'head'; those that are changed: {', '.join(NAMES)}",
+            f"no adapter changes a layer 'head', only {', '.join(NAMES)}",
         ),
         (lambda: viz.plot_change(model, path=tmp_path / "x.txt"), ValueError, "not a picture"),
         (
