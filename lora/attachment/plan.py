@@ -155,9 +155,7 @@ class Plan:
                 own = names[id(part)]
                 parts.add(own)
                 if isinstance(part, AdaptedLayer) or own in self.replaced:
-                    raise ValueError(
-                        f"modules_to_save: {own} of {name} has an adapter; leave one out"
-                    )
+                    raise ValueError(f"modules_to_save: {own} of {name} has an adapter; exclude it")
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(

@@ -236,7 +236,7 @@ def test_groups_are_refused_by_the_name_of_the_layer(rng):
     net = ConvNet(rng)
     net.point = Conv2d(6, 4, 1, groups=2, rng=rng)
     before = snapshot(net)
-    says = "point: its filters have 2 groups, and A sees all channels; exclude it"
+    says = "point: it has 2 groups, and A sees all channels; exclude it"
     with pytest.raises(ValueError, match=says):
         lora.attach(net, LoRAConfig(rank=2, targets=CONVOLUTIONS))
     assert snapshot(net) == before

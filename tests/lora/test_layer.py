@@ -980,7 +980,7 @@ FINE = {"base_weight": np.ones((3, 4)), "d_out": 3, "d_in": 4, "rank": 2, "alpha
         (
             {"base_weight": np.ones((4, 3))},
             ValueError,
-            r"is \(4, 3\), and must be \(3, 4\), or flat",
+            r"\(4, 3\), and must be \(3, 4\), or flat",
         ),
         ({"base_weight": np.ones(11)}, ValueError, r"\(11,\).*or flat"),
         ({"base_weight": np.ones((1, 3, 4))}, ValueError, r"\(1, 3, 4\)"),
