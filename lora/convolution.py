@@ -33,9 +33,7 @@ class LoRAConv(AdaptedLayer):
     def around(cls, layer: Conv2d) -> Self:
         """Make a layer without an adapter, which shares the parameters of `layer`."""
         if layer.groups > 1:
-            raise ValueError(
-                f"its filters have {layer.groups} groups, and A sees all channels; exclude it"
-            )
+            raise ValueError(f"it has {layer.groups} groups, and A sees all channels; exclude it")
         made = super().around(layer)
         made.options = layer.stride, layer.padding, layer.dilation
         return made
