@@ -175,8 +175,7 @@ def fold(model: Module) -> Module:
         for original, layer in attachment.replaced.values():
             own = dict(original.named_parameters())
             for key, parameter in folded[id(layer)].named_parameters():
-                # A weight in few bits was not a parameter, and `quantize` froze a bias that its
-                # layer shares. They get no flag back, and stay frozen.
+                # A weight in few bits was not a parameter, and stays frozen.
                 parameter.requires_grad_(key in own and flags.get(id(own[key]), False))
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import Attachment, attachment_of, replace, state_names
+from lora.attachment.state import attachment_of, replace, state_names
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
-from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad import kernels
@@ -118,13 +116,15 @@ def quantize(
 
     Raises:
         TypeError: if the model is not a Module, or an argument is of the wrong type.
-        ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
-            an adapter, is trained in full by an adapter, or has a weight that is not finite or also
-            used elsewhere; an option makes no sense; or the model is itself a single layer.
+        ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, or
+            has a weight that is not finite or also used elsewhere; an option makes no sense; or the
+            model is itself a single layer, or has adapters.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
-    attachment = attachment_of(model)
-    if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
+    attachment_of(model)  # raises an error if the model is not a Module
+    if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+        raise ValueError("quantize: the model has adapters; quantise before lora.attach")
+    if isinstance(model, (Linear, NarrowLinear)):
         raise ValueError(
             f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
             f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
@@ -139,7 +139,12 @@ def quantize(
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
     modules = dict(model.named_modules())
     linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
-    _check_replaceable(model, linears, attachment)
+    names = state_names(model)
+    for name, linear in linears.items():
+        if len(tied := names.get(id(linear.weight), ())) > 1:
+            raise ValueError(
+                f"quantize: the weight of {name} is shared by {' and '.join(tied)}; exclude it"
+            )
     layers: dict[str, NarrowLinear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
@@ -160,9 +165,6 @@ def quantize(
         layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-    if attachment is not None:  # it would keep the float weights, and `detach` unfreeze the biases
-        frozen = {id(p) for each in linears.values() for p in each.parameters()}
-        attachment.flags = [(p, flag) for p, flag in attachment.flags if id(p) not in frozen]
     del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
@@ -176,11 +178,10 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     left = [name for name in able if not isinstance(modules[name], done)]
     if config.targets == ALL_LINEAR and left:
         able = left
-    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
+    tables = [name for name in others if isinstance(modules[name], Embedding)]
     chosen = select(config, able, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
-        (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
         (NF4Linear, "are in four bits already"),
         *(() if is_nf4 else ((BFloat16Linear, "are in bfloat16 already"),)),
         (Embedding, "are embeddings, not Linear, and look rows up"),
@@ -189,27 +190,6 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
         if wrong:
             raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     return found
-
-
-def _check_replaceable(
-    model: Module, linears: Mapping[str, Any], attachment: Attachment | None
-) -> None:
-    """Raise a ValueError if a weight is tied, a layer is out of reach, or an adapter trains it."""
-    names = state_names(model)
-    for name, linear in linears.items():
-        if len(tied := names.get(id(linear.weight), ())) > 1:
-            raise ValueError(
-                f"quantize: the weight of {name} is shared by {' and '.join(tied)}; exclude it"
-            )
-    for adapter, attached in {} if attachment is None else attachment.adapters.items():
-        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
-        for name, linear in linears.items():
-            copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
-            if copied:  # `lora.switch` could then put neither the original nor the copy in
-                raise ValueError(
-                    f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
-                    f"{name}, or quantise first"
-                )
 
 
 def _error(exact: NDArray[Any], weight: kernels.narrow.NarrowMatrix) -> float:

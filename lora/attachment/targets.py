@@ -103,23 +103,12 @@ def select(
     emptied = without_layers(config.targets, found, groups)
     if config.layers_to_transform is not None:
         indices = {name: layer_index(name, config.layers_pattern) for name in found}
-        for before in config.layers_pattern:
-            if all(layer_index(name, (before,)) is None for name in found):
-                parts = {part for name in found for part in name.split(".")}
-                raise ValueError(
-                    f"layers_pattern: no target has an index after {near(before, parts)}; the "
-                    f"targets are {', '.join(found)}"
-                )
         wanted: Any = config.layers_to_transform
         known = sorted({index for index in indices.values() if index is not None})
-        missing = [index for index in wanted if index not in known]
-        if missing:
-            there = f"no name has an index of layers: {', '.join(found)}"
-            if known:
-                there = f"their layers are {', '.join(map(str, known))}"
+        if missing := [index for index in wanted if index not in known]:
             raise ValueError(
                 f"layers_to_transform: no target is in layer {', '.join(map(str, missing))}; "
-                f"{there}"
+                f"their layers are {', '.join(map(str, known)) or 'without an index'}"
             )
         found = {name: pattern for name, pattern in found.items() if indices[name] in wanted}
     in_vain = [p for p in without_layers(config.targets, found, groups) if p not in emptied]
