@@ -159,7 +159,7 @@ def test_singular_values_have_a_line_for_each_layer_and_end_at_the_rank(rng):
     assert spectra.get_yscale() == "log"
     (bound,) = [line for line in spectra.lines if line.get_linestyle() == "--"]
     assert bound.get_xdata()[0] == 3.5
-    assert [text.get_text() for text in spectra.texts] == ["0 beyond the rank"]
+    assert [text.get_text() for text in spectra.texts] == [" rank"]
     ranks, effective = bars.containers
     assert [bar.get_width() for bar in ranks] == [3] * 4
     assert [bar.get_width() for bar in effective] == [update.effective_rank for update in found]
@@ -180,7 +180,7 @@ def test_of_many_layers_the_legend_names_the_shades_of_the_first_and_the_last(rn
     spectra = viz.plot_singular_values(adapted(rng, model=model, targets=names)).axes[0]
     assert len(spectra.lines) == 11 + 1
     legend = spectra.get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["first layer", "last layer"]
+    assert [text.get_text() for text in legend.get_texts()] == ["layers.0", "layers.10"]
     shades = [line.get_color() for line in legend.get_lines()]
     assert np.array_equal(shades, [spectra.lines[at].get_color() for at in (0, 10)])
 
