@@ -20,7 +20,7 @@ from lora.adapter import Adapter, check_names
 from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
-from lora.frozen import Array, FrozenMatrix, copy_for_adapter
+from lora.frozen import FrozenMatrix, copy_for_adapter
 from lora.scaling import LoRAScaling, check_finite, check_size
 from lora.spectra import Approximation
 from minigrad.errors import named_errors
@@ -32,23 +32,14 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The weighted sum in one layer.
+    """The weighted sum in one layer."""
 
-    Attributes:
-        name: the name of the layer.
-        rank: the rank of the new adapter.
-        ranks: the ranks of the terms; 2 r for PiSSA, whose update is a difference.
-        error: the Frobenius norm of the part that the reduced rank leaves out.
-        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
-        note: a remark, such as "copy".
-    """
-
-    name: str
-    rank: int
-    ranks: tuple[int, ...]
-    error: float = 0.0
-    relative_error: float = 0.0
-    note: str = ""
+    name: str  # the name of the layer
+    rank: int  # the rank of the new adapter
+    ranks: tuple[int, ...]  # the ranks of the terms; 2 r for PiSSA, whose update is a difference
+    error: float = 0.0  # the Frobenius norm of the part that the reduced rank leaves out
+    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
+    note: str = ""  # a remark, such as "copy"
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,33 +206,23 @@ def _sum(
         shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
         scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
     a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
-    _check_in_range(weight, a, b)
     notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
     if rank is not None and len(a) > rank:
         best = Approximation.of_product(a, b, min(rank, *weight.shape))
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error
-        _check_in_range(weight, a, b)
     elif len(a) > min(weight.shape):
         notes.append(f"rank above min(d_out, d_in) = {min(weight.shape)}")
-    made = Adapter.of(
-        weight,
-        a,
-        b,
-        scale,
-        scaling=modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
-        dropout=drops.pop() if len(drops) == 1 else 0.0,
-        rng=first.rng,
-    )
-    return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
-
-
-def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
-    """Raise an error if a factor overflows the layer's dtype."""
+    options: dict[str, Any] = {
+        "scaling": modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
+        "dropout": drops.pop() if len(drops) == 1 else 0.0,
+    }
     with np.errstate(over="ignore"):
-        if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
-            raise ValueError(f"the sum is too large for {weight.dtype}; take smaller weights")
+        made = Adapter.of(weight, a, b, scale, rng=first.rng, **options)
+    if not all(np.isfinite(part._data).all() for part in made.trained()):
+        raise ValueError(f"the sum is too large for {weight.dtype}; take smaller weights")
+    return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
 def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:

@@ -104,11 +104,7 @@ class LoRALayer(AdaptedLayer):
         few bits, is refused with a TypeError; `lora.attach` adapts it.
         """
         if not isinstance(linear, Linear):
-            kind = type(linear).__name__
-            raise TypeError(
-                f"LoRALayer.from_linear: takes a Linear, not {kind}; lora.attach adapts the "
-                f"layers of a model, of each kind that has adapters"
-            )
+            raise TypeError(f"LoRALayer.from_linear: takes a Linear, not {type(linear).__name__}")
         options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
         d_out, d_in = linear.weight.shape
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)

@@ -110,26 +110,16 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 @dataclass(frozen=True)
 class IdentityCheck:
-    """One identity of one layer.
+    """One identity of one layer."""
 
-    Attributes:
-        layer: the name of the layer in the model.
-        identity: the name of the identity.
-        dtype: the precision in which it was computed.
-        deviation: the difference with the largest ratio to its bound.
-        bound: the largest difference that rounding explains there; 0 if the identity is exact.
-        verdict: "holds", "fails", or "cannot tell" if all compared numbers are below the rounding
-            bound, or there are none.
-        note: which A and B were used, if not the layer's own; or why there is no verdict.
-    """
-
-    layer: str
-    identity: str
-    dtype: str
-    deviation: float
-    bound: float
+    layer: str  # the name of the layer in the model
+    identity: str  # the name of the identity
+    dtype: str  # the precision in which it was computed
+    deviation: float  # the difference with the largest ratio to its bound
+    bound: float  # the largest difference that rounding explains there; 0 if the identity is exact
+    # "cannot tell" if all compared numbers are below the rounding bound, or there are none
     verdict: Verdict
-    note: str = ""
+    note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
 
 
 @dataclass(frozen=True, repr=False)
