@@ -105,10 +105,6 @@ class AdaptedLayer(Module):
         """Compute the original layer with this weight, which is given as the layer stores it."""
 
     @abstractmethod
-    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
-
-    @abstractmethod
     def plain(self) -> Module:
         """Make a plain layer with the merged weight; it shares no memory with this one.
 
@@ -127,6 +123,10 @@ class AdaptedLayer(Module):
         if isinstance(stored, np.ndarray):
             return DenseMatrix(stored)
         return NarrowFrozenMatrix(stored, self._dtype)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
+        return ops.linear(x, matrix)
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply h, `(..., n)`, the result of `product`, by a matrix B `(d_out, n)`."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import near
-from lora.scaling import LoRAScaling, check_finite, check_rank_and_alpha
+from lora.scaling import LoRAScaling, check_alpha, check_finite, check_size
 from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
@@ -86,7 +86,8 @@ class Adapter:
         begin: Factors | None = None,
         rng: np.random.Generator | None = None,
     ) -> None:
-        check_rank_and_alpha(rank, alpha)
+        check_size("rank", rank)
+        check_alpha("alpha", alpha)
         check_init(init)
         self.dropout = dropout
         self.rng = None if rng is None else generator(rng)

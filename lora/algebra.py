@@ -159,10 +159,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         check_names([name], attachment.adapters)
         found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # fsum rounds once, and the names are sorted, so the order of the terms has no influence.
-    try:
-        totals = {name: math.fsum(found[name]) for name in sorted(found)}
-    except OverflowError:
-        raise ValueError(f"the sum of the weights of an adapter is not finite: {found}") from None
+    totals = {name: math.fsum(found[name]) for name in sorted(found)}
     return {name: total for name, total in totals.items() if total} or totals
 
 

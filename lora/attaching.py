@@ -127,20 +127,17 @@ def attach(
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
     """Put the originals of all full copies into the model while a block plans a new adapter.
 
-    `apply_plan` then adds the adapter. After an error in the block, the model and the generator are
-    restored.
+    `apply_plan` then adds the adapter. After an error in the block, the model is restored.
     """
     check_attachable(model, adapter)
     attachment = state.attachment_of(model)
-    draws = generator(rng).bit_generator
-    before = draws.state
+    generator(rng)  # raises an error if it is not a generator
     if attachment is not None:
         # The plan must copy the model's own parameters, not the copies of other adapters.
         attachment.swap_in(model, ())
     try:
         yield
     except BaseException:
-        draws.state = before
         if attachment is not None:
             attachment.swap_in(model, attachment.active)
         raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table
-from lora.scaling import LoRAScaling, check_rank_and_alpha
+from lora.scaling import LoRAScaling, check_alpha, check_size
 from lora.variants.inits import check_init
 from minigrad.checks import check_flag, check_integer, check_probability, python_number
 from minigrad.renamed import hint_arguments
@@ -83,7 +83,8 @@ class LoRAConfig:
     dora_norm_gradient: bool = False
 
     def __post_init__(self) -> None:
-        check_rank_and_alpha(self.rank, self.alpha)
+        check_size("rank", self.rank)
+        check_alpha("alpha", self.alpha)
         check_probability("dropout", self.dropout)
         self._set("dropout", float(self.dropout))
         check_init(self.init)
@@ -110,15 +111,11 @@ class LoRAConfig:
             self._set("layers_to_transform", tuple(map(int, indices)))
         elif self.layers_pattern:
             raise ValueError(f"layers_pattern={before!r} needs layers_to_transform")
-        for role in ("rank_pattern", "alpha_pattern"):
+        for role, check in (("rank_pattern", check_size), ("alpha_pattern", check_alpha)):
             table = check_table(role, getattr(self, role))
+            for pattern, value in table.items():
+                check(f"{role}[{pattern!r}]", value)
             self._set(role, {pattern: python_number(value) for pattern, value in table.items()})
-            for pattern, value in getattr(self, role).items():
-                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
-                try:
-                    check_rank_and_alpha(*pair)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
         check_bias(self.bias)
         for flag in ("use_dora", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))

@@ -103,9 +103,6 @@ def find(
     """
     names = list(names)
     matched = matches(patterns, names, groups)
-    are_all = names and {*names} == {hit for hits in matched.values() for hit in hits}
-    if isinstance(patterns, str) and are_all and _is_for_any(patterns):
-        raise ValueError(f"{role}={patterns!r} matches every layer, as if it left none out")
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         raise ValueError(

@@ -42,11 +42,10 @@ class LoRAScaling(enum.Enum):
         return rank if self is LoRAScaling.STANDARD else math.sqrt(rank)
 
 
-def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
-    """Check that the rank is a positive integer, and alpha a positive finite number."""
-    check_size("rank", rank)
-    if not 0 < check_number("alpha", alpha) < math.inf:
-        raise ValueError(f"alpha must be a positive number, not {alpha!r}")
+def check_alpha(name: str, value: Any) -> None:
+    """Check that a value is a positive finite number."""
+    if not 0 < check_number(name, value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
 def check_finite(name: str, value: Any) -> float:

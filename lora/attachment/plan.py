@@ -82,18 +82,12 @@ class Plan:
 
     def _layer(self, target: Target, modules: dict[str, Module], drawn: bool) -> AdaptedLayer:
         """Make the layer that gets the adapter, unless the model has it; check its weight."""
-        original: Any = modules[target.name]
-        if isinstance(original, AdaptedLayer):
-            layer = original
-        else:
-            kind = adapted_kind(original)
-            assert kind is not None  # each target is a layer that can have an adapter
-            try:
-                layer = kind.around(original)
-            except ValueError as error:
-                raise ValueError(f"{target.name}: {error}") from error
-            self.replaced[target.name] = original, layer
+        layer: Any = modules[target.name]
         try:
+            if not isinstance(layer, AdaptedLayer):
+                kind: Any = adapted_kind(layer)
+                layer = kind.around(layer)
+                self.replaced[target.name] = modules[target.name], layer
             if drawn:
                 check_rank_fits(target.rank, layer.d_out, layer.d_in)
                 check_rank_of_init(self.config.init, target.rank)
@@ -103,7 +97,7 @@ class Plan:
             raise TypeError(f"{target.name}: the weight is not of floats, but {layer.weight.dtype}")
         if not layer.weight.is_finite():
             raise ValueError(f"{target.name}: the weight has NaN or Inf in it")
-        return layer
+        return layer  # type: ignore[no-any-return]
 
     def _check_common_bases(self, model: Module) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""

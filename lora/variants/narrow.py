@@ -70,15 +70,8 @@ class NarrowLinear(Module):
         """The dtype of the bias, or without a bias the dtype of the weight before conversion."""
         return self._dtype if self.bias is None else self.bias.dtype
 
-    @property
-    def in_features(self) -> int:
-        """The size of an input vector."""
-        return int(self.weight.shape[1])
-
-    @property
-    def out_features(self) -> int:
-        """The size of an output vector."""
-        return int(self.weight.shape[0])
+    in_features = property(lambda self: self.weight.shape[1], doc="The size of an input vector.")
+    out_features = property(lambda self: self.weight.shape[0], doc="The size of an output vector.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b, in the dtype of x."""

@@ -14,7 +14,6 @@ from lora import LoRAConfig, LoRALayer, LoRAScaling, patterns
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import MLP, Embedding, Linear, Module
-from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
 TABLES = ["embed"]
@@ -154,7 +153,6 @@ def test_a_target_of_which_all_layers_are_excluded_is_in_the_report():
         ({"layers_to_transform": 0, "layers_pattern": "h"}, "their layers are without an index"),
         ({"targets": ["q"], "rank_pattern": {"v": 2}}, "rank_pattern .* no target: 'v'"),
         ({"rank_pattern": {"q": 3, r"blocks\.0\.q": 2}}, r"rank_pattern: 'blocks.* after .* first"),
-        ({"targets": "(?!haed).*"}, r"'\(\?!haed\)\.\*' matches every layer"),
         ({"alpha_pattern": {"hed": 2}}, r"alpha_pattern .* 'hed' \(did you mean 'head'\?\)"),
     ],
 )
@@ -182,12 +180,12 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"layers_to_transform": [True]}, TypeError, "an integer, not True"),
         ({"layers_to_transform": -1}, ValueError, "indices from 0 on"),
         ({"layers_pattern": "blocks"}, ValueError, "needs layers_to_transform"),
-        ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\]: rank must be at least 1"),
-        ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\]: rank is an integer"),
+        ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\] must be at least 1"),
+        ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\] is an integer"),
         ({"rank_pattern": {"(": 1}}, ValueError, "not a regular expression"),
         ({"rank_pattern": {".*": 1}}, ValueError, "matches every name"),
         ({"rank_pattern": ["q"]}, TypeError, "a dict"),
-        ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\]: alpha must be a"),
+        ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\] must be a"),
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
@@ -286,28 +284,6 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     found = [t.name for t in select(LoRAConfig(targets=[end]), all_names)]
     assert name in found
     assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
-    net = Module()
-    net.a, net.b = Linear(4, 4), Linear(4, 4)
-    left, svd = ["a"], np.linalg.svd
-
-    def failing(*arguments, **options):
-        if not left:
-            raise np.linalg.LinAlgError("SVD did not converge")
-        left.pop()
-        return svd(*arguments, **options)
-
-    monkeypatch.setattr(np.linalg, "svd", failing)
-    rng = np.random.default_rng(0) if own else None
-    state = generator(rng).bit_generator.state
-    with pytest.raises(np.linalg.LinAlgError):
-        lora.attach(net, LoRAConfig(rank=1, init="pissa_niter_1"), rng=rng)
-    assert not left
-    assert generator(rng).bit_generator.state == state
-    assert type(net.a) is Linear
 
 
 def test_every_init_is_known():
