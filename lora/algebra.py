@@ -10,7 +10,7 @@ reduced to a smaller rank, with the least possible error (`lora.spectra`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,8 +147,6 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     """Return the total weight of each adapter, by sorted names; only all zeros stay as zeros."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
-    if not isinstance(weights, Iterable):
-        raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:
         raise ValueError(f"there are no adapters to combine, of {list(attachment.adapters)}")

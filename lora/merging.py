@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,6 @@ def merge(
     found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters
     if chosen is not None:
-        if not isinstance(chosen, Iterable):
-            raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
         chosen = tuple(dict.fromkeys(chosen))
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")

@@ -98,10 +98,7 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     checks: list[IdentityCheck] = []
     uses = _uses(model, loss_fn, batch, draws)
     for name, layer in layers:
-        if _is_plain(layer):
-            checks += _checks(name, layer, uses[name], draws)
-        else:
-            checks.append(IdentityCheck(name, "all", "any", 0.0, 0.0, "cannot tell", _NOT_PLAIN))
+        checks += _checks(name, layer, uses[name], draws)
     return VerifyReport(tuple(checks))
 
 
@@ -165,11 +162,7 @@ class VerifyReport:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The rows of the table.
-
-        A layer has a single row if no identity could be checked, all for one reason. If there are
-        several layers, a layer in which every identity holds has a single row too.
-        """
+        """The rows of the table: one for each check, or for each of several layers that hold."""
         rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
         for layer in layers:
@@ -178,9 +171,6 @@ class VerifyReport:
                 nearest = max(checks, key=lambda c: c.deviation / c.bound if c.bound else 0.0)
                 what = f"all {len(checks)}, nearest: {nearest.identity}"
                 checks = [replace(nearest, identity=what)]
-            elif {(c.verdict, c.note) for c in checks} == {("cannot tell", checks[0].note)}:
-                what = f"all {len(checks)}"
-                checks = [replace(checks[0], identity=what, dtype="any", deviation=0.0, bound=0.0)]
             for c in checks:
                 figures = c.dtype, f"{c.deviation:.2g}", f"{c.bound:.2g}"
                 verdict = f"{c.verdict} ({c.note})" if c.note else c.verdict
@@ -247,25 +237,26 @@ def _recording(
     return recorded
 
 
-def _checks(
-    name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws
-) -> Iterator[IdentityCheck]:
+def _checks(name: str, layer: Any, uses: Sequence[Use], draws: Draws) -> Iterator[IdentityCheck]:
     """Check all identities of one layer."""
-    own, obstacle = layer.lora_a.dtype, _obstacle(layer, uses)
+    if obstacle := _obstacle(layer, uses):
+        yield IdentityCheck(name, "all", "any", 0.0, 0.0, "cannot tell", obstacle)
+        return
+    own = layer.lora_a.dtype
     in_own = _AS_IT_IS if own == DOUBLE else _IN_LOWER_PRECISION | _AS_IT_IS
     listed = [(DOUBLE, *each) for each in _IN_DOUBLE.items()]
     listed += [(own, *each) for each in in_own.items()]
     for dtype, identity, function in listed:
-        found, note = NOTHING, obstacle
-        if not obstacle:
-            with np.errstate(all="ignore"):  # the verdict reports overflow
-                found, note = _compare(function, layer, uses, dtype, draws)
-        verdict = found.deviation, found.bound, found.verdict
-        yield IdentityCheck(name, identity, str(dtype), *verdict, note)
+        with np.errstate(all="ignore"):  # the verdict reports overflow
+            found, note = _compare(function, layer, uses, dtype, draws)
+        figures = found.deviation, found.bound, found.verdict
+        yield IdentityCheck(name, identity, str(dtype), *figures, note)
 
 
-def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
+def _obstacle(layer: AdaptedLayer, uses: Sequence[Use]) -> str:
     """Return the reason why nothing can be checked; empty if there is none."""
+    if not _is_plain(layer):
+        return _NOT_PLAIN
     if not uses:
         return "the loss does not use it"
     values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}

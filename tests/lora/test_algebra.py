@@ -582,7 +582,7 @@ def test_the_report_can_be_read(rng):
         (([], [], "n"), ValueError, "no adapters to combine"),
         (("a", [1], "n"), TypeError, "list of names"),
         (([1], [1], "n"), TypeError, "name of an adapter is a string, not 1"),
-        *(((["a"], w, "n"), TypeError, "weights are a list") for w in (1.0, np.float64(1), None)),
+        *(((["a"], w, "n"), TypeError, "is not iterable") for w in (1.0, np.float64(1), None)),
         ((["a"], [1, 2], "n"), ValueError, "1 adapters need as many weights, not 2"),
         ((["a", "b"], [1, math.nan], "n"), ValueError, "weight of 'b' must be a finite.* nan"),
         ((["a"], [-math.inf], "n"), ValueError, "weight of 'a' must be a finite"),
