@@ -172,10 +172,7 @@ class AdaptedLayer(Module):
         """The only active adapter, or else the only one; an AttributeError if there are several."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
-            raise AttributeError(
-                f"the layer has the adapters {', '.join(names) or '(none)'}, active are "
-                f"{', '.join(self.active) or 'none'}; say which one: layer.adapters[name].lora_a"
-            )
+            raise AttributeError(f"say which of {[*self.adapters]}: layer.adapters[name].lora_a")
         return self.adapters[names[0]]
 
     @property

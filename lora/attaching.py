@@ -28,7 +28,7 @@ from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.locks import renewed_in_child
-from minigrad.nn import Buffer, Linear, Module
+from minigrad.nn import Buffer, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
@@ -148,18 +148,12 @@ def check_attachable(model: Module, adapter: str) -> None:
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
     if isinstance(model, tuple(KINDS)):
-        by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
-        raise ValueError(
-            f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
-            f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
-        )
+        raise ValueError(f"the model is a single {type(model).__name__}; put it into a Sequential")
     if attachment is not None:
         attachment.check_enabled("adapters cannot be attached")
         check_switch(model, attachment, (adapter,))
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
-        raise ValueError(
-            f"{', '.join(strange) or 'the model'} has adapters, and not by lora.attach(this model)"
-        )
+        raise ValueError(f"there are adapters already on {', '.join(strange) or 'the model'}")
 
 
 def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
@@ -290,10 +284,7 @@ def disabled(model: Module) -> Iterator[Module]:
     attachment = state.attachment_of(model)
     for name, tensor in model.named_state() if attachment is None else ():
         if isinstance(tensor, (TrainedCopy, OwnBuffer)):
-            raise ValueError(
-                f"{name} is trained in full by an adapter, and its original is known to the "
-                f"complete model only; call this with the model that lora.attach was called with"
-            )
+            raise ValueError(f"an adapter trains {name} in full; call this with the complete model")
     with _lock:
         if attachment is not None:
             attachment.disabled += 1

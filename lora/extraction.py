@@ -125,9 +125,7 @@ def extract(
     if isinstance(finetuned, Module):
         adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
         if adapted:
-            raise ValueError(
-                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; fold it"
-            )
+            raise ValueError(f"the finetuned model has adapters: {', '.join(adapted) or 'itself'}")
         narrow = [(n, m) for n, m in finetuned.named_modules() if is_narrow(m)]
         state = finetuned.state_dict()
         state |= {f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow}
@@ -177,9 +175,7 @@ def extract(
     for name, update in plan.updates.items():
         made += ((name, part) for part in update.trained())
     if beyond := dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all()):
-        raise ValueError(
-            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; call astype"
-        )
+        raise ValueError(f"the adapter would overflow the dtype of the base in {', '.join(beyond)}")
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)

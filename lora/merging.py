@@ -141,10 +141,7 @@ def fold(model: Module) -> Module:
     known = {id(layer) for _, each in attachments for _, layer in each.replaced.values()}
     others = [name for name, m in layers.items() if name and m.is_attached and id(m) not in known]
     if others:
-        raise ValueError(
-            f"the adapters of {', '.join(others)} are known to the complete model only; call this "
-            f"with the model that lora.attach was called with"
-        )
+        raise ValueError(f"{', '.join(others)}: call this with the model of lora.attach")
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:

@@ -79,14 +79,10 @@ def _checked(role: str, pattern: str, within: str = "{}") -> str:
         check_expression(pattern, within)
     except ValueError as error:
         raise ValueError(f"{role}={pattern!r:.200}: {error}") from None
-    if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
+    is_for_any = all(expression(within.format(pattern)).matches(name) for name in _NAMES)
+    if is_for_any and not _BUT.search(pattern):
         raise ValueError(f"{role}={pattern!r:.200} matches every name; say {ALL_LINEAR!r}")
     return pattern
-
-
-def _is_for_any(pattern: str) -> bool:
-    """Tell whether an expression matches every possible name."""
-    return all(expression(pattern).matches(name) for name in _NAMES)
 
 
 def find(

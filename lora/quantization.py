@@ -117,8 +117,7 @@ def quantize(
         raise ValueError("quantize: the model has adapters; quantise before lora.attach")
     if isinstance(model, (Linear, NarrowLinear)):
         raise ValueError(
-            f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
-            f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
+            f"quantize: the model is a single {type(model).__name__}; put it into a Sequential"
         )
     check_positive("quantize: block_size", block_size)
     check_flag("quantize: double_quant", double_quant)
@@ -133,9 +132,7 @@ def quantize(
     names = state_names(model)
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
-            raise ValueError(
-                f"quantize: the weight of {name} is shared by {' and '.join(tied)}; exclude it"
-            )
+            raise ValueError(f"quantize: {name} shares its weight: {', '.join(tied)}; exclude it")
     layers: dict[str, NarrowLinear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):

@@ -152,9 +152,7 @@ class Plan:
                     raise ValueError(f"modules_to_save: {own} of {name} has an adapter; exclude it")
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
-                    raise ValueError(
-                        f"modules_to_save: {own} is in {bits}, and cannot train; load it in float32"
-                    )
+                    raise ValueError(f"modules_to_save: {own} is in {bits}; load it in float32")
 
         def is_chosen(name: str) -> bool:
             return any(_inside(name, part) for part in parts)

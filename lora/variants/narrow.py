@@ -43,9 +43,7 @@ class NarrowLinear(Module):
         self.weight, self._dtype = weight, np.dtype(dtype)
         self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
         if self.bias is not None and self.bias.shape != (self.out_features,):
-            raise ValueError(
-                f"{type(self).__name__}: bias is {self.bias.shape}, not ({self.out_features},)"
-            )
+            raise ValueError(f"{type(self).__name__}: the bias has shape {self.bias.shape}")
 
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
@@ -140,9 +138,7 @@ class BFloat16Linear(NarrowLinear):
         """
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
-            raise ValueError(
-                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers above 3.39e38"
-            )
+            raise ValueError("BFloat16Linear.from_linear: the weight has NaN or Inf, or overflows")
         return layer
 
 

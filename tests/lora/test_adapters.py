@@ -199,7 +199,7 @@ def test_which_of_several_is_meant_must_be_said(rng):
     net, *_ = two(rng)
     assert net.q.lora_a is net.q.adapters["b"].lora_a
     lora.switch(net, "a", "b")
-    with pytest.raises(AttributeError, match=r"has the adapters a, b.*layer\.adapters\[name\]"):
+    with pytest.raises(AttributeError, match=r"which of \['a', 'b'\]: layer\.adapters\[name\]"):
         net.q.lora_a  # noqa: B018
 
 
@@ -315,7 +315,7 @@ def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it
     with lora.disabled(net):
         assert np.array_equal(out(net), base)
     put(model, "b", rng, ["q"], modules_to_save=["head"])
-    with pytest.raises(ValueError, match=r"head\.weight .* trained in full .* complete model"):
+    with pytest.raises(ValueError, match=r"trains head\.weight in full; .* complete model"):
         lora.disabled(net).__enter__()
     assert net.q.enabled
 
@@ -349,7 +349,7 @@ def test_a_list_that_contains_itself_is_refused_by_its_name(rng):
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = TokenNet(rng)
     net.q = lora.LoRALayer.from_linear(net.q, 1, 1.0)
-    with pytest.raises(ValueError, match=r"q has adapters, and not by lora"):
+    with pytest.raises(ValueError, match=r"adapters already on q"):
         put(net, "a", rng, ["v"])
 
 

@@ -760,7 +760,7 @@ def test_an_update_beyond_the_dtype_of_the_base_is_refused(rng, part):
     tuned.q.weight.data[0] += 1.0
     getattr(tuned.q, part).data[...] = 1e10
     before = {name: p.data.copy() for name, p in base.named_parameters()}
-    with pytest.raises(ValueError, match=r"overflow the dtype of the base in q.*astype"):
+    with pytest.raises(ValueError, match=r"overflow the dtype of the base in q"):
         lora.extract(base, tuned, 2, bias="all")
     after = dict(base.named_parameters())
     assert after.keys() == before.keys()
@@ -935,7 +935,7 @@ def test_what_cannot_be_extracted_is_refused_and_changes_nothing(rng, options, e
 def test_models_with_adapters_are_not_extracted_from(rng):
     base, tuned, _ = pair(rng)
     put_on(tuned, "b", rng)
-    with pytest.raises(ValueError, match=r"model has adapters, in q, v, head; fold it"):
+    with pytest.raises(ValueError, match=r"model has adapters: q, v, head"):
         lora.extract(base, tuned, 1)
     with pytest.raises(ValueError, match=r"base has adapters already.*lora\.detach"):
         lora.extract(tuned, base, 1)

@@ -192,7 +192,7 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         (
             {"init": "zeros"},
             ValueError,
-            "gaussian, kaiming, orthogonal, pissa, mica and .* not 'zeros'",
+            "gaussian, kaiming, orthogonal, pissa, mica, .* not 'zeros'",
         ),
         ({"init": "pissa_niter_"}, ValueError, "pissa_niter_<rounds>, not 'pissa_niter_'"),
         ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),

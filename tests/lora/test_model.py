@@ -337,7 +337,7 @@ def test_a_rank_too_large_for_one_layer_is_an_error_and_changes_nothing(rng):
 )
 def test_no_single_layer_has_a_place_for_an_adapter(layer, advice):
     before = dict(vars(layer))
-    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}, .*{advice}"):
+    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}.*{advice}"):
         lora.attach(layer, LoRAConfig(rank=1, targets=["x"]))
     assert vars(layer) == before
 
@@ -351,7 +351,7 @@ def test_a_tuple_without_adapters_in_it_stays_the_very_tuple(rng):
 
 
 def test_a_single_linear_has_no_place_for_an_adapter():
-    with pytest.raises(ValueError, match=r"LoRALayer\.from_linear"):
+    with pytest.raises(ValueError, match=r"a single Linear; put it"):
         lora.attach(Linear(2, 2), LoRAConfig(rank=1))
 
 
@@ -535,7 +535,7 @@ def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
 def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
     net = Sequential(MLP([4, 4, 4]), Linear(4, 4))
     lora.attach(net[0], LoRAConfig(rank=1))
-    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1 has adapters"):
+    with pytest.raises(ValueError, match=r"already on 0\.layers\.0, 0\.layers\.1"):
         lora.attach(net, LoRAConfig(rank=1))
 
 
@@ -699,9 +699,7 @@ def test_fold_of_a_part_of_the_attached_model_is_an_error_and_changes_nothing(rn
     model, x = nested(rng), rng.standard_normal((5, 4))
     put_on(model, "a", rng, targets=["0.0", "1"])
     y = model(x).data
-    with pytest.raises(
-        ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"
-    ):
+    with pytest.raises(ValueError, match=r"0, 1: call this with the model of lora\.attach"):
         lora.fold(model[0])
     assert np.array_equal(model(x).data, y)
     np.testing.assert_allclose(lora.fold(model)(x).data, y, rtol=1e-5, atol=1e-6)

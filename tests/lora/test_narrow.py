@@ -102,14 +102,14 @@ def test_wrong_parts_of_a_layer_are_refused(rng):
         BFloat16Linear(NF4Matrix.of(np.ones((2, 3))))
     with pytest.raises(TypeError, match="the weight is an NF4Matrix, not BFloat16Matrix"):
         NF4Linear(matrix)
-    with pytest.raises(ValueError, match=r"bias is \(3,\), not \(2,\)"):
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\)"):
         BFloat16Linear(matrix, np.ones(3))
     with pytest.raises(TypeError, match="takes a Linear, not Embedding"):
         BFloat16Linear.from_linear(Embedding(2, 3))
     linear = Linear(3, 2, rng=rng)
     for number in (np.nan, np.finfo(np.float32).max):
         linear.weight.data[1, 2] = number
-        with pytest.raises(ValueError, match="NaN or Inf, or numbers above"):
+        with pytest.raises(ValueError, match="NaN or Inf, or overflows"):
             BFloat16Linear.from_linear(linear)
 
 
@@ -414,9 +414,9 @@ def test_a_layer_that_is_the_whole_model_is_refused():
     with pytest.raises(ValueError, match="quantize: the model is a single NF4Linear"):
         lora.quantize(NF4Linear.from_linear(Linear(4, 4)))
     model = LoRALayer.from_linear(Linear(4, 4), 2, 4)
-    with pytest.raises(ValueError, match="the model has adapters"):
+    with pytest.raises(ValueError, match="adapters already on the model"):
         lora.attach(model, LoRAConfig(rank=2))
-    with pytest.raises(ValueError, match="finetuned model has adapters, in itself"):
+    with pytest.raises(ValueError, match="finetuned model has adapters: itself"):
         lora.extract(Linear(4, 4), model, 1)
 
 

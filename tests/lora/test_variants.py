@@ -71,7 +71,7 @@ def test_orthogonal_factors_are_not_zero_and_their_product_is():
 def test_an_unknown_way_to_begin_is_refused_with_the_ones_there_are():
     matrix = DenseMatrix(np.ones((4, 6)))
     for init in ("foo", "pissa_niter_", None, ["mica"]):
-        with pytest.raises(ValueError, match=r"init is one of gaussian, .*, mica and pissa_niter_"):
+        with pytest.raises(ValueError, match=r"init is one of gaussian, .*, mica, pissa_niter_"):
             Adapter(matrix, 2, 3.0, init=init)
 
 
