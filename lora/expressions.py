@@ -20,8 +20,6 @@ from typing import Any
 LONGEST_EXPRESSION = 1 << 16  # characters
 MOST_REPEATS = 100  # of `*`, `+`, `?` and `{m,n}`
 
-_ALLOWED = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
-
 
 class Name:
     """A name, with sets of positions in it."""
@@ -67,8 +65,6 @@ class Expression:
             self._step = self._sequence(parsed, False)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"it is not a regular expression: {error}") from None
-        if unknown := re.RegexFlag(parsed.state.flags) & ~_ALLOWED:
-            raise ValueError(f"it sets {unknown!r}, and flags other than i, s and x are not read")
 
     def matches(self, name: str) -> bool:
         """Tell whether the expression matches the entire name."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _MOST_LINES = 8  # of more lines, the legend names only the first and last
 _MOST_CELLS = 400  # with more cells, no cell shows its number
 _MOST_SHOWN = 400  # rows and columns of a matrix; a larger matrix is shown in blocks
 _MARKERS = "os^Dv<>P"
+_DEPTH = re.compile(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?")  # the first number in a name is the depth
 _SMALLEST = 1e-9  # relative to the largest singular value; smaller ones are rounding errors
 
 
@@ -314,13 +316,12 @@ def _cell(name: str, is_whole: bool) -> tuple[int, str]:
 
     If `is_whole`, the kind is the complete name, with * for the number.
     """
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    if at is None:
+    found = _DEPTH.fullmatch(name)
+    if found is None:
         return -1, name
-    before, after = parts[:at], parts[at + 1 :]
-    kind = [*before, "*", *after] if is_whole else after or before
-    return int(parts[at]), ".".join(kind) or "layer"
+    before, depth, after = found.groups("")
+    kind = f"{before}.*.{after}".strip(".") if is_whole else after or before
+    return int(depth), kind or "layer"
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
