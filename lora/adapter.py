@@ -268,10 +268,7 @@ def check_names(names: Sequence[Any], known: Collection[str]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"the name of an adapter is a string, not {name!r}")
         if name not in known:
-            raise ValueError(
-                f"there is no adapter {near(name, known)}; there are "
-                f"{', '.join(map(repr, known)) or 'none'}"
-            )
+            raise ValueError(f"there is no adapter {near(name, known)}; there are {[*known]}")
     if len(set(names)) < len(names):
         raise ValueError(f"an adapter is named once or not at all: {', '.join(map(repr, names))}")
 

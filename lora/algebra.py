@@ -185,10 +185,9 @@ def _sum(
         made = first.copy()
         return made, Combined(path, made.rank, ranks, note=_COPY)
     if dora := [n for n, adapter in adapters.items() if adapter.lora_magnitude is not None]:
-        what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
         raise ValueError(
-            f"adapter {', '.join(map(repr, dora))} is DoRA, of no low rank, so {what} "
-            f"is no adapter; lora.fold a copy of the model, and approximate it by lora.extract"
+            f"adapter {', '.join(map(repr, dora))} is DoRA, which has no low rank; lora.fold "
+            f"a copy of the model, and approximate it by lora.extract"
         )
     modes = {adapter.scaling for adapter in adapters.values()}
     drops = {adapter.dropout for adapter in adapters.values()}

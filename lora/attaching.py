@@ -114,10 +114,8 @@ def attach(
     After an error the model is unchanged.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
-        raise TypeError(
-            f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
-            f"{type(config).__name__}"
-        )
+        kinds = type(model).__name__, type(config).__name__
+        raise TypeError(f"attach takes a Module and a LoRAConfig, not {kinds}")
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
     return apply_plan(model, plan, adapter)

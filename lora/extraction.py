@@ -114,10 +114,8 @@ def extract(
             is unchanged.
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
-        raise TypeError(
-            f"extract takes a Module, and a Module or a state_dict, not "
-            f"{type(base).__name__} and {type(finetuned).__name__}"
-        )
+        kinds = type(base).__name__, type(finetuned).__name__
+        raise TypeError(f"extract takes a Module, and a Module or a state_dict, not {kinds}")
     rank = check_size("rank", rank)
     if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
         raise ValueError("the base has adapters already; call lora.detach or lora.fold first")
@@ -135,7 +133,11 @@ def extract(
     )
     tensors = _tensors_of(base)
     values = _checked_values(tensors, state)
-    different = {name for name, tensor in tensors.items() if _differ(tensor, values[name])}
+    different = set()
+    for name, tensor in tensors.items():
+        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(values[name].dtype)
+        if not np.array_equal(values[name], ours):
+            different.add(name)
     names = [target.name for target in targets_in(base, config)]
     modules: dict[str, Any] = dict(base.named_modules())
     differing = [name for name in names if f"{name}.weight" in different]
@@ -222,8 +224,3 @@ def _checked_values(tensors: Mapping[str, Any], state: Mapping[str, Any]) -> dic
             values.setdefault(name, first[id(tensor)])
     check_problems("the finetuned model does not fit the base; nothing was changed", problems)
     return values
-
-
-def _differ(tensor: Any, value: Array) -> bool:
-    ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(value.dtype)
-    return not np.array_equal(value, ours)

@@ -169,14 +169,9 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     tables = [name for name in others if isinstance(modules[name], Embedding)]
     chosen = select(config, able, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
-    for kind, what in (
-        (NF4Linear, "are in four bits already"),
-        *(() if is_nf4 else ((BFloat16Linear, "are in bfloat16 already"),)),
-        (Embedding, "are embeddings, not Linear, and look rows up"),
-    ):
-        wrong = [name for name in found if isinstance(modules[name], kind)]
-        if wrong:
-            raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
+    for kind, what in ((done, "in few bits already"), (Embedding, "embeddings, and not Linear")):
+        if wrong := [name for name in found if isinstance(modules[name], kind)]:
+            raise ValueError(f"quantize: {', '.join(wrong)} are {what}; exclude these layers")
     return found
 
 

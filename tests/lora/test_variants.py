@@ -468,7 +468,7 @@ def test_an_adapter_can_be_put_on_a_layer_by_hand(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; there are 'a', 'b'"),
+        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; there are .'a', 'b'"),
         (lambda layer: layer.use(["a", "a"]), "named once or not at all: 'a', 'a'"),
         (lambda layer: layer.merge(["a", "a"]), "named once or not at all: 'a', 'a'"),
         (lambda layer: layer.merge(["c"]), "no adapter 'c'"),
