@@ -73,6 +73,8 @@ class AdaptedLayer(Module):
     rank = property(attrgetter("adapter.rank"), doc="The rank of B A.")
     alpha = property(attrgetter("adapter.alpha"), doc="The alpha of the first scale.")
     scaling = property(attrgetter("adapter.scaling"), doc="The formula of the first scale.")
+    d_in = property(lambda self: self.weight.shape[1], doc="The size of an input vector.")
+    d_out = property(lambda self: self.weight.shape[0], doc="The size of an output vector.")
 
     base_weight: Any
     bias: Parameter | None
@@ -183,16 +185,6 @@ class AdaptedLayer(Module):
             self._seen = SimpleNamespace(stored=stored, matrix=self.weight_of(stored))
         matrix: FrozenMatrix = self._seen.matrix
         return matrix
-
-    @property
-    def d_in(self) -> int:
-        """The size of an input vector."""
-        return self.weight.shape[1]
-
-    @property
-    def d_out(self) -> int:
-        """The size of an output vector."""
-        return self.weight.shape[0]
 
     def trainable_params(self) -> list[Parameter]:
         """Return the parameters of the active adapters: A, B and, for DoRA, the magnitude."""
