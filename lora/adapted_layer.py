@@ -31,10 +31,15 @@ from minigrad.versions import clock, last_written
 M = TypeVar("M", bound=Module)
 
 
-def _of_adapter(name: str, doc: str) -> Any:
+def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
     """Make a property that reads and sets an attribute of the adapter `AdaptedLayer.adapter`."""
 
     def assign(layer: AdaptedLayer, value: Any) -> None:
+        if not settable:
+            raise AttributeError(
+                f"{name} cannot be assigned; make another adapter, or assign `scale`, the factor "
+                f"of B A that follows from rank, alpha and scaling"
+            )
         setattr(layer.adapter, name, value)
 
     return property(attrgetter(f"adapter.{name}"), assign, doc=doc)
@@ -70,11 +75,9 @@ class AdaptedLayer(Module):
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
     rng = _of_adapter("rng", "The generator that draws A, B and dropout; or None.")
-    rank = property(attrgetter("adapter.rank"), doc="The rank of B A.")
-    alpha = property(attrgetter("adapter.alpha"), doc="The alpha of the first scale.")
-    scaling = property(attrgetter("adapter.scaling"), doc="The formula of the first scale.")
-    d_in = property(lambda self: self.weight.shape[1], doc="The size of an input vector.")
-    d_out = property(lambda self: self.weight.shape[0], doc="The size of an output vector.")
+    rank = _of_adapter("rank", "The rank of B A.", settable=False)
+    alpha = _of_adapter("alpha", "The alpha of the first scale; assign `scale` instead.", False)
+    scaling = _of_adapter("scaling", "The formula of the first scale, by alpha and rank.", False)
 
     base_weight: Any
     bias: Parameter | None
@@ -154,7 +157,10 @@ class AdaptedLayer(Module):
     def __getstate__(self) -> Any:
         """Return the state for copies and pickles; a RuntimeError inside of `lora.disabled`."""
         if self._paused:
-            raise RuntimeError("a model cannot be copied or pickled inside of lora.disabled")
+            raise RuntimeError(
+                "a model can be neither copied nor pickled inside of lora.disabled(model), whose "
+                "end would not reach the copy; leave the block first"
+            )
         return super().__getstate__()
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
@@ -174,7 +180,10 @@ class AdaptedLayer(Module):
         """The only active adapter, or else the only one; an AttributeError if there are several."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
-            raise AttributeError(f"say which of {[*self.adapters]}: layer.adapters[name].lora_a")
+            raise AttributeError(
+                f"the layer has the adapters {', '.join(self.adapters) or '(none)'}, active are "
+                f"{', '.join(self.active) or 'none'}; say which one: layer.adapters[name].lora_a"
+            )
         return self.adapters[names[0]]
 
     @property
@@ -185,6 +194,16 @@ class AdaptedLayer(Module):
             self._seen = SimpleNamespace(stored=stored, matrix=self.weight_of(stored))
         matrix: FrozenMatrix = self._seen.matrix
         return matrix
+
+    @property
+    def d_in(self) -> int:
+        """The size of an input vector."""
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The size of an output vector."""
+        return self.weight.shape[0]
 
     def trainable_params(self) -> list[Parameter]:
         """Return the parameters of the active adapters: A, B and, for DoRA, the magnitude."""
@@ -203,7 +222,10 @@ class AdaptedLayer(Module):
         """Raise a ValueError if an adapter that is merged is not among these names."""
         left = [name for name in self.merged_adapters if name not in names]
         if left:
-            raise ValueError(f"adapter {', '.join(map(repr, left))} is merged; unmerge it first")
+            raise ValueError(
+                f"adapter {', '.join(map(repr, left))} is merged, and its update would stay in the "
+                f"weight; call lora.unmerge(model) or layer.unmerge() first"
+            )
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a ValueError if the name is unknown, or the adapter is merged."""
@@ -264,8 +286,9 @@ class AdaptedLayer(Module):
                 is_differentiated(part) for name in merged for part in self.adapters[name].trained()
             ):
                 raise RuntimeError(
-                    f"adapter {', '.join(map(repr, merged))} is merged, and gets no gradient; call "
-                    f"unmerge(), or predict under no_grad() or after requires_grad_(False)"
+                    f"adapter {', '.join(map(repr, merged))} is merged, so no gradient would reach "
+                    f"its A and B, and training would change nothing; call unmerge() to train, or "
+                    f"predict under no_grad(), or freeze A and B with requires_grad_(False)"
                 )
             stored = self._merged.weight
         adapters = [self.adapters[name] for name in self.active if name not in merged]
@@ -351,7 +374,10 @@ class AdaptedLayer(Module):
         is_other = base is not self._merged.base
         changed += ["base_weight"] if is_other or self._merged.base_was_written else []
         if changed:
-            raise RuntimeError(f"{changed[0]} changed since merge(); call merge() or unmerge()")
+            raise RuntimeError(
+                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )
 
     def merge(self, names: Sequence[str] | None = None) -> None:
         """Compute W + dW once, and let calls use it; W stays in memory, unchanged.
@@ -363,7 +389,10 @@ class AdaptedLayer(Module):
         check_names(chosen, self.adapters)
         for name in chosen:
             if name not in self.active:
-                raise ValueError(f"{name!r} is not an active adapter of the layer")
+                raise ValueError(
+                    f"{name!r} is not an active adapter of the layer; active are "
+                    f"{', '.join(map(repr, self.active)) or 'none'}"
+                )
         some = chosen != self.active
         weight = Tensor(observed(self._array_with, chosen)) if some else self.merged_weight()
         copies = {name: self.adapters[name].copy() for name in chosen}

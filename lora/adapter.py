@@ -117,7 +117,10 @@ class Adapter:
         if present is value:
             object.__setattr__(self, name, value)
         elif present is None:
-            raise AttributeError(f"the adapter has no {name}; it is made with use_dora=True")
+            raise AttributeError(
+                f"the adapter does not use DoRA, so it has no {name} to copy into; it is made with "
+                f"use_dora=True"
+            )
         else:
             present.copy_(value)
 
@@ -268,9 +271,13 @@ def check_names(names: Sequence[Any], known: Collection[str]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"the name of an adapter is a string, not {name!r}")
         if name not in known:
-            raise ValueError(f"there is no adapter {near(name, known)}; there are {[*known]}")
+            there = ", ".join(map(repr, known)) or "none"
+            raise ValueError(f"there is no adapter {near(name, known)}; the adapters are {there}")
     if len(set(names)) < len(names):
-        raise ValueError(f"an adapter is named once or not at all: {', '.join(map(repr, names))}")
+        raise ValueError(
+            f"an adapter is named once or not at all, but the names are "
+            f"{', '.join(map(repr, names))}"
+        )
 
 
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:

@@ -10,7 +10,7 @@ reduced to a smaller rank, with the least possible error (`lora.spectra`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,14 +32,23 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The weighted sum in one layer."""
+    """The weighted sum in one layer.
 
-    name: str  # the name of the layer
-    rank: int  # the rank of the new adapter
-    ranks: tuple[int, ...]  # the ranks of the terms; 2 r for PiSSA, whose update is a difference
-    error: float = 0.0  # the Frobenius norm of the part that the reduced rank leaves out
-    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
-    note: str = ""  # a remark, such as "copy"
+    Attributes:
+        name: the name of the layer.
+        rank: the rank of the new adapter.
+        ranks: the ranks of the terms; 2 r for PiSSA, whose update is a difference.
+        error: the Frobenius norm of the part that the reduced rank leaves out.
+        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
+        note: a remark, such as "copy".
+    """
+
+    name: str
+    rank: int
+    ranks: tuple[int, ...]
+    error: float = 0.0
+    relative_error: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,17 +156,26 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
     """Return the total weight of each adapter, by sorted names; only all zeros stay as zeros."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
+    if not isinstance(weights, Iterable):
+        raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:
-        raise ValueError(f"there are no adapters to combine, of {list(attachment.adapters)}")
+        raise ValueError(
+            f"there are no adapters to combine; the model has {list(attachment.adapters)}"
+        )
     if len(adapters) != len(weights):
-        raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}")
+        raise ValueError(
+            f"{len(adapters)} adapters and {len(weights)} weights; each adapter needs one"
+        )
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         check_names([name], attachment.adapters)
         found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # fsum rounds once, and the names are sorted, so the order of the terms has no influence.
-    totals = {name: math.fsum(found[name]) for name in sorted(found)}
+    try:
+        totals = {name: math.fsum(found[name]) for name in sorted(found)}
+    except OverflowError:
+        raise ValueError(f"the sum of the weights of an adapter is not finite: {found}") from None
     return {name: total for name, total in totals.items() if total} or totals
 
 
@@ -172,7 +190,10 @@ def _sum(
     for name, adapter in adapters.items():
         broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
         if broken:
-            raise ValueError(f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it")
+            raise ValueError(
+                f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
+                f"the sum; mend it first, or leave that adapter out"
+            )
     terms = [(factors[name], adapter) for name, adapter in adapters.items()]
     factor, first = terms[0]
     if factor == 0:
@@ -186,8 +207,10 @@ def _sum(
         return made, Combined(path, made.rank, ranks, note=_COPY)
     if dora := [n for n, adapter in adapters.items() if adapter.lora_magnitude is not None]:
         raise ValueError(
-            f"adapter {', '.join(map(repr, dora))} is DoRA, which has no low rank; lora.fold "
-            f"a copy of the model, and approximate it by lora.extract"
+            f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
+            f"W has no low rank, so a sum with others, a multiple or a lower rank of it cannot be "
+            f"an adapter exactly. Merge instead, and approximate: lora.fold a copy of the model "
+            f"with these adapters active, and lora.extract from that and the base"
         )
     modes = {adapter.scaling for adapter in adapters.values()}
     drops = {adapter.dropout for adapter in adapters.values()}
@@ -215,7 +238,9 @@ def _sum(
     with np.errstate(over="ignore"):
         made = Adapter.of(weight, a, b, scale, rng=first.rng, **options)
     if not all(np.isfinite(part._data).all() for part in made.trained()):
-        raise ValueError(f"the sum is too large for {weight.dtype}; take smaller weights")
+        raise ValueError(
+            f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"
+        )
     return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
@@ -237,8 +262,13 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
                 is_count = copy.original.dtype.kind != "f"  # a buffer that counts batches
                 moved = (np.rint(total) if is_count else total).astype(copy.original.dtype)
         if not np.isfinite(moved).all():
-            raise ValueError(f"{copy.name}, which is trained in full, would have NaN or Inf in it")
+            raise ValueError(
+                f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
+                f"adapters, or take smaller weights"
+            )
         if copy.name.split(".")[-1] == "running_var" and (moved < 0).any():
-            raise ValueError(f"{copy.name} would be below 0; take weights from 0 to 1")
+            raise ValueError(
+                f"{copy.name} would be below 0, which no variance is; take weights from 0 to 1"
+            )
         found.append(replace(copy, own=copy_for_adapter(copy.original, moved)))
     return found

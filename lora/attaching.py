@@ -28,7 +28,7 @@ from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.locks import renewed_in_child
-from minigrad.nn import Buffer, Module
+from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
 from minigrad.tables import aligned
 
@@ -114,8 +114,10 @@ def attach(
     After an error the model is unchanged.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
-        kinds = type(model).__name__, type(config).__name__
-        raise TypeError(f"attach takes a Module and a LoRAConfig, not {kinds}")
+        raise TypeError(
+            f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
+            f"{type(config).__name__}"
+        )
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
     return apply_plan(model, plan, adapter)
@@ -146,12 +148,19 @@ def check_attachable(model: Module, adapter: str) -> None:
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
     if isinstance(model, tuple(KINDS)):
-        raise ValueError(f"the model is a single {type(model).__name__}; put it into a Sequential")
+        by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
+        raise ValueError(
+            f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
+            f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
+        )
     if attachment is not None:
         attachment.check_enabled("adapters cannot be attached")
         check_switch(model, attachment, (adapter,))
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
-        raise ValueError(f"there are adapters already on {', '.join(strange) or 'the model'}")
+        raise ValueError(
+            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
+            f"lora.attach did not attach to this whole model; fold or detach them first"
+        )
 
 
 def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
@@ -207,6 +216,9 @@ def switch(model: Module, *names: str) -> Module:
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be switched")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"switch takes names, as in switch(model, 'a', 'b'), not {name!r:.60}")
     check_names(names, attachment.adapters)
     check_switch(model, attachment, names)
     activate(model, attachment, names)
@@ -237,7 +249,10 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
         for copy in attachment.adapters[name].copies if name in attachment.adapters else ():
             other = owners.setdefault(id(copy.original), name)
             if other != name:
-                raise ValueError(f"adapters {other!r} and {name!r} both train {copy.name} in full")
+                raise ValueError(
+                    f"adapters {other!r} and {name!r} both train {copy.name} in full, and cannot "
+                    f"be active together"
+                )
 
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
@@ -282,7 +297,10 @@ def disabled(model: Module) -> Iterator[Module]:
     attachment = state.attachment_of(model)
     for name, tensor in model.named_state() if attachment is None else ():
         if isinstance(tensor, (TrainedCopy, OwnBuffer)):
-            raise ValueError(f"an adapter trains {name} in full; call this with the complete model")
+            raise ValueError(
+                f"{name} is trained in full by an adapter, and its original is known to the "
+                f"complete model only; call this with the model that lora.attach was called with"
+            )
     with _lock:
         if attachment is not None:
             attachment.disabled += 1

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from functools import wraps
+from typing import Any, Literal, TypeVar, get_args
 
-from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table
+from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table, near
 from lora.scaling import LoRAScaling, check_alpha, check_size
 from lora.variants.inits import check_init
 from minigrad.checks import check_flag, check_integer, check_probability, python_number
-from minigrad.renamed import hint_arguments
+from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
 Scaling = LoRAScaling | Literal["standard", "rslora"]
 
+C = TypeVar("C", bound=type)
 
+
+def _naming_fields(cls: C) -> C:
+    """Make a dataclass list its fields in the error about an unknown field."""
+    made: Any = cls.__init__  # type: ignore[misc]  # of this very class
+    known = [each.name for each in fields(cls)]
+
+    @wraps(made)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        unknown = []
+        for name in [name for name in named if name not in known]:
+            hint = instead(cls.__name__, name).removeprefix("; ")
+            unknown.append(f"{name!r} ({hint})" if hint else near(name, known))
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__} has no field{'s' * (len(unknown) > 1)} {', '.join(unknown)}; the "
+                f"fields are {', '.join(known)}"
+            )
+        made(self, *values, **named)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+@_naming_fields
 @dataclass(frozen=True, repr=False)
 class LoRAConfig:
     """The configuration of LoRA adapters: which layers get one, and its rank, scale and kind.
@@ -83,6 +109,8 @@ class LoRAConfig:
     dora_norm_gradient: bool = False
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            self._set(each.name, python_number(getattr(self, each.name)))
         check_size("rank", self.rank)
         check_alpha("alpha", self.alpha)
         check_probability("dropout", self.dropout)
@@ -110,7 +138,9 @@ class LoRAConfig:
                     raise ValueError(f"layers_to_transform are indices from 0 on, not {index}")
             self._set("layers_to_transform", tuple(map(int, indices)))
         elif self.layers_pattern:
-            raise ValueError(f"layers_pattern={before!r} needs layers_to_transform")
+            raise ValueError(
+                f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
+            )
         for role, check in (("rank_pattern", check_size), ("alpha_pattern", check_alpha)):
             table = check_table(role, getattr(self, role))
             for pattern, value in table.items():
@@ -132,9 +162,6 @@ class LoRAConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-
-hint_arguments(LoRAConfig)
 
 
 def check_bias(bias: Any) -> None:

@@ -33,7 +33,11 @@ class LoRAConv(AdaptedLayer):
     def around(cls, layer: Conv2d) -> Self:
         """Make a layer without an adapter, which shares the parameters of `layer`."""
         if layer.groups > 1:
-            raise ValueError(f"it has {layer.groups} groups, and A sees all channels; exclude it")
+            raise ValueError(
+                f"its filters are in {layer.groups} groups, and each sees the channels of its own, "
+                f"where A sees all; so W + s B A would be no weight of the layer. Exclude it; "
+                f"PEFT's adapters of such a layer cannot be loaded"
+            )
         made = super().around(layer)
         made.options = layer.stride, layer.padding, layer.dilation
         return made

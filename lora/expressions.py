@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial, reduce
+from itertools import groupby
 from operator import or_
 from re import _compiler, _parser  # type: ignore[attr-defined]  # old, and without annotations
 from typing import Any
@@ -49,14 +50,15 @@ class Expression:
     """A regular expression that is matched without backtracking.
 
     A ValueError is raised if the text is not a regular expression, is too long, has too many
-    repeats, or has nested repeats. It is also raised for flags that are set for a part, and for
-    constructs that need backtracking: references to groups, conditions, and atomic groups and
-    possessive repeats.
+    repeats, or has nested repeats. It is also raised for constructs that need backtracking:
+    references to groups, conditions, and atomic groups and possessive repeats.
     """
 
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST_EXPRESSION:
-            raise ValueError(f"it has more than {LONGEST_EXPRESSION:,} characters")
+            raise ValueError(
+                f"it has {len(text):,} characters, and {LONGEST_EXPRESSION:,} at most are read"
+            )
         self._repeats = 0
         try:
             parsed = _parser.parse(text)
@@ -72,7 +74,14 @@ class Expression:
 
     def _sequence(self, parts: Iterable[Any], repeated: bool) -> Step:
         """Return the step for a sequence of parts; `repeated` is True inside of a repeat."""
-        steps = [self._part(op, value, repeated) for op, value in parts][::-1]
+        steps: list[Step] = []
+        # Literal characters in a row are one step, because most expressions are parts of names.
+        for is_text, group in groupby(parts, self._is_literal):
+            if is_text:
+                steps.append(_literal("".join(chr(value) for _, value in group)))
+            else:
+                steps += [self._part(op, value, repeated) for op, value in group]
+        steps.reverse()
 
         def step(after: int, name: Name) -> int:
             for each in steps:
@@ -83,12 +92,13 @@ class Expression:
 
         return step
 
+    def _is_literal(self, part: Any) -> bool:
+        """Tell whether a part matches one character, given as it is, and no other."""
+        return str(part[0]) == "LITERAL" and not self._state.flags & re.IGNORECASE
+
     def _part(self, op: Any, value: Any, repeated: bool) -> Step:
         """Return the step for one part of the parse tree."""
         kind = str(op)
-        if kind == "LITERAL" and not self._state.flags & re.IGNORECASE:
-            character = chr(value)
-            return lambda after, name: (after << 1) & name.before.get(character, 0)
         if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT"):
             part = _compiler.compile(_parser.SubPattern(self._state, [(op, value)]))
             find = partial(part.finditer)  # the hash of a pattern itself takes long
@@ -99,9 +109,12 @@ class Expression:
             steps = [self._sequence(parts, repeated) for parts in value[1]]
             return lambda after, name: reduce(or_, (step(after, name) for step in steps), 0)
         if kind == "SUBPATTERN":
-            if value[1] or value[2]:
-                raise ValueError("it sets a flag for a part; only (?i) at its beginning is read")
-            return self._sequence(value[3], repeated)
+            _, added, removed, inner = value  # (?i:a) sets a flag for a part
+            flags = self._state.flags
+            self._state.flags = _compiler._combine_flags(flags, added, removed)
+            step = self._sequence(inner, repeated)
+            self._state.flags = flags
+            return step
         if kind in ("MAX_REPEAT", "MIN_REPEAT"):  # greedy or lazy
             least, most, parts = value
             return self._repeat(least, most, parts, repeated)
@@ -140,6 +153,19 @@ class Expression:
             return found
 
         return steps
+
+
+def _literal(text: str) -> Step:
+    """Return the step for literal characters."""
+
+    def step(after: int, name: Name) -> int:
+        if text not in name.text:
+            return 0
+        for character in reversed(text):
+            after = (after << 1) & name.before[character]
+        return after
+
+    return step
 
 
 _name = lru_cache(maxsize=1 << 13)(Name)

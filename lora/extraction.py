@@ -114,16 +114,24 @@ def extract(
             is unchanged.
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
-        kinds = type(base).__name__, type(finetuned).__name__
-        raise TypeError(f"extract takes a Module, and a Module or a state_dict, not {kinds}")
+        raise TypeError(
+            f"extract takes a Module, and a Module or a state_dict, not "
+            f"{type(base).__name__} and {type(finetuned).__name__}"
+        )
     rank = check_size("rank", rank)
     if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
-        raise ValueError("the base has adapters already; call lora.detach or lora.fold first")
+        raise ValueError(
+            "the base has adapters already, and their updates would count as a difference; "
+            "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
+        )
     state: Any = finetuned
     if isinstance(finetuned, Module):
         adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
         if adapted:
-            raise ValueError(f"the finetuned model has adapters: {', '.join(adapted) or 'itself'}")
+            raise ValueError(
+                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
+                f"a copy of it"
+            )
         narrow = [(n, m) for n, m in finetuned.named_modules() if is_narrow(m)]
         state = finetuned.state_dict()
         state |= {f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow}
@@ -142,7 +150,10 @@ def extract(
     modules: dict[str, Any] = dict(base.named_modules())
     differing = [name for name in names if f"{name}.weight" in different]
     if not differing:
-        raise ValueError(f"none of the targets differs from the base: {', '.join(names)}")
+        raise ValueError(
+            f"none of the targets differs from the base, so there is nothing to extract: "
+            f"{', '.join(names)}"
+        )
     # A configuration for these layers alone, whose ranks are no larger than the layers allow.
     sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
@@ -156,11 +167,14 @@ def extract(
     plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
     covered = {f"{name}.weight" for name in plan.updates}
     for copy in plan.copies:  # another name may have another value, if the tie was cut
-        covered |= {n for n in copy.names if np.array_equal(values[n], values[copy.name])}
-    if lost := [name for name in tensors if name in different - covered]:
+        value = values[copy.name]
+        covered |= {name for name in copy.names if np.array_equal(values[name], value)}
+    lost = [name for name in tensors if name in different and name not in covered]
+    if lost:
         raise ValueError(
-            f"the model differs in what the adapter would not have: {', '.join(lost)}; make their "
-            f'layers targets, or copy them with modules_to_save=[...] or bias="all"'
+            f"the finetuned model differs from the base in what the adapter would not have: "
+            f"{', '.join(lost)}; make their layers targets, take modules over with "
+            f'modules_to_save=[...], biases with bias="all"'
         )
     found = {}
     for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
@@ -176,8 +190,12 @@ def extract(
             copy.own.copy_(values[copy.name])
     for name, update in plan.updates.items():
         made += ((name, part) for part in update.trained())
-    if beyond := dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all()):
-        raise ValueError(f"the adapter would overflow the dtype of the base in {', '.join(beyond)}")
+    beyond = dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all())
+    if beyond:
+        raise ValueError(
+            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; convert the "
+            f"base first, with base.astype(np.float32)"
+        )
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)

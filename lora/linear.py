@@ -77,7 +77,10 @@ class LoRALayer(AdaptedLayer):
         if weight.dtype.kind != "f":
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")
         if weight.shape not in ((d_out, d_in), (d_out * d_in,)):
-            raise ValueError(f"base_weight is {weight.shape}, and must be {(d_out, d_in)}, or flat")
+            raise ValueError(
+                f"base_weight has shape {weight.shape}; for d_out={d_out} and d_in={d_in} it must "
+                f"be {(d_out, d_in)}, or flat with {d_out * d_in} elements"
+            )
         shared = None if bias is None else Parameter.sharing(Tensor(bias, dtype=weight.dtype))
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
@@ -103,7 +106,11 @@ class LoRALayer(AdaptedLayer):
         few bits, is refused with a TypeError; `lora.attach` adapts it.
         """
         if not isinstance(linear, Linear):
-            raise TypeError(f"LoRALayer.from_linear: takes a Linear, not {type(linear).__name__}")
+            kind = type(linear).__name__
+            raise TypeError(
+                f"LoRALayer.from_linear: takes a Linear, not {kind}; lora.attach adapts the "
+                f"layers of a model, of each kind that has adapters"
+            )
         options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
         d_out, d_in = linear.weight.shape
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)

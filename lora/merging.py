@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,20 +61,28 @@ def merge(
     found, asked = state.adapted_layers(model), check_dtypes(dtypes)
     chosen = (adapters,) if isinstance(adapters, str) else adapters
     if chosen is not None:
+        if not isinstance(chosen, Iterable):
+            raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
         chosen = tuple(dict.fromkeys(chosen))
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")
         check_names(chosen, dict.fromkeys(name for _, layer in found for name in layer.adapters))
         for name in chosen:
             if not any(name in layer.active for _, layer in found):
-                raise ValueError(f"adapter {name!r} is not active; use lora.switch or layer.use")
+                raise ValueError(
+                    f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so, or "
+                    f"layer.use([{name!r}]) of layers that were made by hand"
+                )
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
     }
     parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
-        raise ValueError("no adapter is active; lora.switch or layer.use makes one so")
+        raise ValueError(
+            "no adapter is active, so there is none to merge; call lora.switch(model, name) first, "
+            "or layer.use([name]) of layers that were made by hand"
+        )
     own = {part.name: str(part.dtype) for part in parts}
     certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
     certificate = certify(parts, tuple(certified), radius, progress=progress)
@@ -141,13 +149,17 @@ def fold(model: Module) -> Module:
     known = {id(layer) for _, each in attachments for _, layer in each.replaced.values()}
     others = [name for name, m in layers.items() if name and m.is_attached and id(m) not in known]
     if others:
-        raise ValueError(f"{', '.join(others)}: call this with the model of lora.attach")
+        raise ValueError(
+            f"the adapters of {', '.join(others)} are known to the complete model only; call this "
+            f"with the model that lora.attach was called with"
+        )
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
             raise ValueError(
-                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; make it "
-                f"active with lora.switch or layer.use, or call lora.remove or layer.remove"
+                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
+                f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active "
+                f"(of layers that were made by hand: layer.remove and layer.use)"
             )
     folded: dict[int, Module] = {}
     broken = []
@@ -160,7 +172,10 @@ def fold(model: Module) -> Module:
         if not all(np.isfinite(parameter._data).all() for parameter in plain.parameters()):
             broken.append(name)
     if broken:
-        raise ValueError(f"the merged weight would not be finite in {', '.join(map(repr, broken))}")
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
+            f"changed"
+        )
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
     for layer in layers.values():
@@ -170,7 +185,8 @@ def fold(model: Module) -> Module:
         for original, layer in attachment.replaced.values():
             own = dict(original.named_parameters())
             for key, parameter in folded[id(layer)].named_parameters():
-                # A weight in few bits was not a parameter, and stays frozen.
+                # A weight in few bits was not a parameter, and `quantize` froze a bias that its
+                # layer shares. They get no flag back, and stay frozen.
                 parameter.requires_grad_(key in own and flags.get(id(own[key]), False))
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

@@ -70,11 +70,16 @@ def param_groups(
     if ratio == 0:
         raise ValueError("ratio=0 would keep B from training; freeze it, or give a positive number")
     if not np.isfinite([lr * ratio, weight_decay / ratio]).all():
-        raise ValueError(f"{lr=:g}, {ratio=:g}, {weight_decay=:g} give B an infinite rate or decay")
+        raise ValueError(
+            f"lr={lr:g}, ratio={ratio:g} and weight_decay={weight_decay:g} give B an infinite "
+            f"learning rate or decay"
+        )
     layers = adapted_layers(model)
     trained = model.trainable_parameters()
     if not trained:
-        raise ValueError("nothing of the model trains; lora.switch makes an adapter active")
+        raise ValueError(
+            "nothing of the model trains; lora.switch(model, name) lets an adapter be active"
+        )
     options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
     pissa = []  # layers with PiSSA whose B A would decay towards 0 instead of the first B_0 A_0
     for path, layer in layers:
@@ -91,8 +96,8 @@ def param_groups(
                 pissa.append(f"{name!r} of {path}")
     if pissa:
         raise ValueError(
-            f"weight_decay would not draw the update of PiSSA to 0 in {', '.join(pissa)}; add "
-            f"c * lora.penalty(model) to the loss instead"
+            f"weight_decay would draw the update of PiSSA, s (B A - B_0 A_0), to -s B_0 A_0; add "
+            f"c * lora.penalty(model) to the loss instead. PiSSA is in {', '.join(pissa)}"
         )
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for parameter in trained:

@@ -78,10 +78,14 @@ def _checked(role: str, pattern: str, within: str = "{}") -> str:
     try:
         check_expression(pattern, within)
     except ValueError as error:
-        raise ValueError(f"{role}={pattern!r:.200}: {error}") from None
+        raise ValueError(
+            f"{role}={pattern!r:.200}: {error}; a list names layers as they are"
+        ) from None
     is_for_any = all(expression(within.format(pattern)).matches(name) for name in _NAMES)
     if is_for_any and not _BUT.search(pattern):
-        raise ValueError(f"{role}={pattern!r:.200} matches every name; say {ALL_LINEAR!r}")
+        raise ValueError(
+            f"{role}={pattern!r:.200} matches every name there can be; say which, or {ALL_LINEAR!r}"
+        )
     return pattern
 
 
@@ -101,9 +105,9 @@ def find(
     matched = matches(patterns, names, groups)
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
+        hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
-            f"{role} that match no layer: "
-            f"{', '.join(near(miss, [*names, *groups]) for miss in missed)}"
+            f"{role} that match no layer: {hints}"
             f"{kind if isinstance(patterns, str) else ''}; the layers are "
             f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import attachment_of, replace, state_names
+from lora.attachment.state import Attachment, attachment_of, replace, state_names
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad import kernels
@@ -26,14 +28,23 @@ from minigrad.tables import aligned, counted, in_bytes
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced."""
+    """One layer that `quantize` has replaced.
 
-    name: str  # the name of the layer in the model
-    pattern: str  # the target pattern that matched it
-    shape: tuple[int, int]  # the shape of its weight
-    bytes_before: int  # the size of the weight before
-    bytes_after: int  # the size of the weight in few bits
-    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
+    Attributes:
+        name: the name of the layer in the model.
+        pattern: the target pattern that matched it.
+        shape: the shape of its weight.
+        bytes_before: the size of the weight before.
+        bytes_after: the size of the weight in few bits.
+        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    error: float
 
     @property
     def bytes_per_number(self) -> float:
@@ -107,17 +118,16 @@ def quantize(
 
     Raises:
         TypeError: if the model is not a Module, or an argument is of the wrong type.
-        ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, or
-            has a weight that is not finite or also used elsewhere; an option makes no sense; or the
-            model is itself a single layer, or has adapters.
+        ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
+            an adapter, is trained in full by an adapter, or has a weight that is not finite or also
+            used elsewhere; an option makes no sense; or the model is itself a single layer.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
-    attachment_of(model)  # raises an error if the model is not a Module
-    if any(isinstance(module, AdaptedLayer) for module in model.modules()):
-        raise ValueError("quantize: the model has adapters; quantise before lora.attach")
-    if isinstance(model, (Linear, NarrowLinear)):
+    attachment = attachment_of(model)  # raises an error if the model is not a Module
+    if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
-            f"quantize: the model is a single {type(model).__name__}; put it into a Sequential"
+            f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
+            f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
         )
     check_positive("quantize: block_size", block_size)
     check_flag("quantize: double_quant", double_quant)
@@ -125,14 +135,14 @@ def quantize(
         raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
     is_nf4 = format == "nf4"
     if not is_nf4 and (block_size != 64 or not double_quant):
-        raise ValueError('quantize: block_size and double_quant belong to format="nf4" only')
+        raise ValueError(
+            'quantize: block_size and double_quant belong to format="nf4"; bfloat16 has neither, '
+            "so leave them out"
+        )
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
     modules = dict(model.named_modules())
     linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
-    names = state_names(model)
-    for name, linear in linears.items():
-        if len(tied := names.get(id(linear.weight), ())) > 1:
-            raise ValueError(f"quantize: {name} shares its weight: {', '.join(tied)}; exclude it")
+    _check_replaceable(model, linears, attachment)
     layers: dict[str, NarrowLinear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
@@ -153,6 +163,9 @@ def quantize(
         layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    if attachment is not None:  # it would keep the float weights, and `detach` unfreeze the biases
+        frozen = {id(p) for each in linears.values() for p in each.parameters()}
+        attachment.flags = [(p, flag) for p, flag in attachment.flags if id(p) not in frozen]
     del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
@@ -166,13 +179,41 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     left = [name for name in able if not isinstance(modules[name], done)]
     if config.targets == ALL_LINEAR and left:
         able = left
-    tables = [name for name in others if isinstance(modules[name], Embedding)]
+    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
     chosen = select(config, able, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
-    for kind, what in ((done, "in few bits already"), (Embedding, "embeddings, and not Linear")):
-        if wrong := [name for name in found if isinstance(modules[name], kind)]:
-            raise ValueError(f"quantize: {', '.join(wrong)} are {what}; exclude these layers")
+    for kind, what in (
+        (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
+        (done, f"are in {'four' if is_nf4 else 'few'} bits already"),
+        (Embedding, "are embeddings, not Linear, and look rows up"),
+    ):
+        wrong = [name for name in found if isinstance(modules[name], kind)]
+        if wrong:
+            raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     return found
+
+
+def _check_replaceable(
+    model: Module, linears: Mapping[str, Any], attachment: Attachment | None
+) -> None:
+    """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
+    names = state_names(model)
+    copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
+    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        for copy in attached.copies:
+            copies[id(copy.original)] = copies[id(copy.own)] = adapter, copy.name
+    for name, linear in linears.items():
+        if len(tied := names.get(id(linear.weight), ())) > 1:
+            raise ValueError(
+                f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
+                f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
+            )
+        copied = [copies[id(part)] for part in linear.parameters() if id(part) in copies]
+        if copied:  # `lora.switch` could then put neither the original nor the copy in
+            raise ValueError(
+                f"quantize: adapter {copied[0][0]!r} trains "
+                f"{', '.join(own for _, own in copied)} in full; exclude {name}, or quantise first"
+            )
 
 
 def _error(exact: NDArray[Any], weight: kernels.narrow.NarrowMatrix) -> float:

@@ -72,4 +72,7 @@ def largest_rank(shape: tuple[int, ...]) -> int:
 def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
     """Raise a ValueError if the rank is larger than d_out or d_in, which B A cannot have."""
     if rank > min(d_out, d_in):
-        raise ValueError(f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}")
+        raise ValueError(
+            f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
+            f"more rank than that, so a larger one only costs"
+        )

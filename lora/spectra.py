@@ -93,7 +93,10 @@ class Spectral:
         It is exp of the entropy of the singular values as shares of their sum (Roy and Vetterli,
         The effective rank, 2007).
         """
-        total = math.fsum(self.singular_values)
+        try:
+            total = math.fsum(self.singular_values)
+        except OverflowError:
+            return math.nan
         if not total or not math.isfinite(total):
             return 0.0 if not total else math.nan
         shares = [value / total for value in self.singular_values if value]

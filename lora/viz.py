@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,6 @@ _MOST_LINES = 8  # of more lines, the legend names only the first and last
 _MOST_CELLS = 400  # with more cells, no cell shows its number
 _MOST_SHOWN = 400  # rows and columns of a matrix; a larger matrix is shown in blocks
 _MARKERS = "os^Dv<>P"
-_DEPTH = re.compile(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?")  # the first number in a name is the depth
 _SMALLEST = 1e-9  # relative to the largest singular value; smaller ones are rounding errors
 
 
@@ -104,7 +102,10 @@ def changed_layers(
 def check_update_is_finite(name: str, *parts: Array) -> None:
     """Raise a ValueError if one of these parts of a layer's update has NaN or Inf."""
     if not all(np.isfinite(part).all() for part in parts):
-        raise ValueError(f"the update of {name or 'the layer'} has NaN or Inf in it")
+        raise ValueError(
+            f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "
+            f"minigrad.detect_anomaly() to see where that begins"
+        )
 
 
 def plot_singular_values(
@@ -136,7 +137,9 @@ def plot_singular_values(
 
     found = updates(model, adapter)
     if not any(update.norm for update in found):
-        raise ValueError("every update is 0, so there is nothing to draw; train first")
+        raise ValueError(
+            "every update is 0, as before the first step, so there is nothing to draw; train first"
+        )
     figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_spectra(spectra, found)
@@ -217,10 +220,15 @@ def plot_factors(
 
     layers = {name: (adapted, names) for name, adapted, names in changed_layers(model, adapter)}
     if layer not in layers:
-        raise ValueError(f"no adapter changes a layer {layer!r}, only {', '.join(layers)}")
+        raise ValueError(
+            f"no adapter changes a layer {layer!r}; those that are changed: {', '.join(layers)}"
+        )
     adapted, names = layers[layer]
     if len(names) > 1:
-        raise ValueError(f"several adapters are active; say which one: adapter={names[0]!r}")
+        raise ValueError(
+            f"the adapters {', '.join(map(repr, names))} are active in {layer}; say which one to "
+            f"draw: adapter={names[0]!r}"
+        )
     chosen = adapted.adapters[names[0]]
     with no_grad():
         a, b = chosen.exact_factors()
@@ -316,12 +324,13 @@ def _cell(name: str, is_whole: bool) -> tuple[int, str]:
 
     If `is_whole`, the kind is the complete name, with * for the number.
     """
-    found = _DEPTH.fullmatch(name)
-    if found is None:
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    if at is None:
         return -1, name
-    before, depth, after = found.groups("")
-    kind = f"{before}.*.{after}".strip(".") if is_whole else after or before
-    return int(depth), kind or "layer"
+    before, after = parts[:at], parts[at + 1 :]
+    kind = [*before, "*", *after] if is_whole else after or before
+    return int(parts[at]), ".".join(kind) or "layer"
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:

@@ -82,22 +82,33 @@ class Plan:
 
     def _layer(self, target: Target, modules: dict[str, Module], drawn: bool) -> AdaptedLayer:
         """Make the layer that gets the adapter, unless the model has it; check its weight."""
-        layer: Any = modules[target.name]
+        original: Any = modules[target.name]
+        layer: AdaptedLayer = original
+        if not isinstance(original, AdaptedLayer):
+            kind: Any = adapted_kind(original)
+            try:
+                layer = kind.around(original)
+            except ValueError as error:
+                raise ValueError(f"{target.name}: {error}") from error
+            self.replaced[target.name] = original, layer
         try:
-            if not isinstance(layer, AdaptedLayer):
-                kind: Any = adapted_kind(layer)
-                layer = kind.around(layer)
-                self.replaced[target.name] = modules[target.name], layer
             if drawn:
                 check_rank_fits(target.rank, layer.d_out, layer.d_in)
                 check_rank_of_init(self.config.init, target.rank)
         except ValueError as error:
-            raise ValueError(f"{target.name}: {error}; see rank_pattern and exclude") from error
+            raise ValueError(
+                f"{target.name}: {error}; rank_pattern gives the layer another rank, exclude "
+                f"leaves it out"
+            ) from error
         if layer.weight.dtype.kind != "f":
-            raise TypeError(f"{target.name}: the weight is not of floats, but {layer.weight.dtype}")
+            raise TypeError(
+                f"{target.name}: the weight must be of floats, not {layer.weight.dtype}"
+            )
         if not layer.weight.is_finite():
-            raise ValueError(f"{target.name}: the weight has NaN or Inf in it")
-        return layer  # type: ignore[no-any-return]
+            raise ValueError(
+                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
+            )
+        return layer
 
     def _check_common_bases(self, model: Module) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""
@@ -106,7 +117,10 @@ class Plan:
             saved = {id(copy.original): copy.name for copy in attached.copies}
             for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:
-                    raise ValueError(f"{name}: adapter {adapter!r} trains its base in full")
+                    raise ValueError(
+                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
+                        f"full, so no base is common to both; exclude it, or remove that adapter"
+                    )
 
     def _match(self, target: Target) -> Match:
         layer = self.layers[target.name]
@@ -149,10 +163,16 @@ class Plan:
                 own = names[id(part)]
                 parts.add(own)
                 if isinstance(part, AdaptedLayer) or own in self.replaced:
-                    raise ValueError(f"modules_to_save: {own} of {name} has an adapter; exclude it")
+                    raise ValueError(
+                        f"modules_to_save: {name} is to be trained in full, but {own} has an "
+                        f"adapter; leave one of them out"
+                    )
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
-                    raise ValueError(f"modules_to_save: {own} is in {bits}; load it in float32")
+                    raise ValueError(
+                        f"modules_to_save: {own} is in {bits}, which do not train; leave it "
+                        f"out, load the model in float32, or exclude it from lora.quantize"
+                    )
 
         def is_chosen(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
@@ -178,9 +198,14 @@ class Plan:
             found = True
             others = [other for other in names if not is_chosen(other)]
             if others:
-                raise ValueError(f"{reason}: {name} is tied to {', '.join(others)}; {advice}")
+                raise ValueError(
+                    f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
+                    f"{advice}, or untie them"
+                )
             if isinstance(tensor, Parameter) and tensor.dtype.kind != "f":
-                raise TypeError(f"{reason}: {name} has dtype {tensor.dtype}, and cannot be trained")
+                raise TypeError(
+                    f"{reason}: {name} has dtype {tensor.dtype}, and only floats can be trained"
+                )
             if id(tensor) not in known:
                 own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
                 self.copies.append(FullCopy(name, reason, tensor, own, shared))

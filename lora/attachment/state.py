@@ -118,7 +118,10 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
     if not _NAME.fullmatch(adapter):
         raise ValueError(f"an adapter's name has letters, digits, - and _ only, not {adapter!r}")
     if attachment is not None and adapter in attachment.adapters:
-        raise ValueError(f"the model has an adapter {adapter!r} already; lora.remove it first")
+        raise ValueError(
+            f"the model has an adapter {adapter!r} already; give another name, or take that one "
+            f"off first: lora.remove(model, {adapter!r})"
+        )
 
 
 def attachment_of(model: Module) -> Attachment | None:
@@ -133,7 +136,9 @@ def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
     if attachment is None:
-        raise ValueError("lora.attach has put no adapters on this model")
+        raise ValueError(
+            "lora.attach has put no adapters on this model; lora.attach(model, config) does so"
+        )
     return attachment
 
 
@@ -151,7 +156,9 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     attachment_of(model)  # raises an error if the model is not a Module
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
-        raise ValueError("the model has no adapters; lora.attach puts some on")
+        raise ValueError(
+            "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
+        )
     return found
 
 
@@ -160,7 +167,10 @@ def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedL
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
     gone = [n for n, (_, layer) in attachment.replaced.items() if layers.get(n) is not layer]
     if gone:
-        raise ValueError(f"the layers of {', '.join(gone)} are not where lora.attach put them")
+        raise ValueError(
+            f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
+            f"put; put the layers that lora.attach had placed there back first"
+        )
     return layers
 
 

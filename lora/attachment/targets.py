@@ -103,12 +103,23 @@ def select(
     emptied = without_layers(config.targets, found, groups)
     if config.layers_to_transform is not None:
         indices = {name: layer_index(name, config.layers_pattern) for name in found}
+        for before in config.layers_pattern:
+            if all(layer_index(name, (before,)) is None for name in found):
+                parts = {part for name in found for part in name.split(".")}
+                raise ValueError(
+                    f"layers_pattern: no target has an index after {near(before, parts)}; the "
+                    f"targets are {', '.join(found)}"
+                )
         wanted: Any = config.layers_to_transform
         known = sorted({index for index in indices.values() if index is not None})
-        if missing := [index for index in wanted if index not in known]:
+        missing = [index for index in wanted if index not in known]
+        if missing:
+            there = f"no name has an index of layers: {', '.join(found)}"
+            if known:
+                there = f"their layers are {', '.join(map(str, known))}"
             raise ValueError(
                 f"layers_to_transform: no target is in layer {', '.join(map(str, missing))}; "
-                f"their layers are {', '.join(map(str, known)) or 'without an index'}"
+                f"{there}"
             )
         found = {name: pattern for name, pattern in found.items() if indices[name] in wanted}
     in_vain = [p for p in without_layers(config.targets, found, groups) if p not in emptied]
@@ -152,9 +163,15 @@ def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[s
     for pattern, value in table.items():
         hits = [name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)]
         if not hits:
-            raise ValueError(f"{role} has a pattern that matches no target: {near(pattern, names)}")
+            raise ValueError(
+                f"{role} has a pattern that matches no target: {near(pattern, names)}; the "
+                f"targets are {', '.join(names)}"
+            )
         if values.keys() >= set(hits):
-            raise ValueError(f"{role}: {pattern!r} has no effect after the others; put it first")
+            raise ValueError(
+                f"{role}: {pattern!r} comes after patterns that match all of its layers, and of "
+                f"several the first counts; put it first, or leave it out"
+            )
         for name in hits:
             values.setdefault(name, value)
     return values

@@ -113,7 +113,10 @@ def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) ->
     a, b = (b.T, a.T) if one_hot else (a, b)
     own, wide, s = adapter.lora_a.dtype, np.dtype(np.float64), abs(adapter.scale)
     if own not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"{name or 'the layer'}: the dtype {own} cannot be certified")
+        raise TypeError(
+            f"{name or 'the layer'}: layers of float16, float32 and float64 can be certified, not "
+            f"of {own}"
+        )
     rank, d_in = a.shape
     with np.errstate(all="ignore"):  # the certificate reports overflow
         sizes = np.abs(a).max(axis=1) if one_hot else norms(a)

@@ -195,8 +195,18 @@ def certify(
     """Compute the certificate: the rounding error of merging each layer, stored in each dtype.
 
     The bound assumes that a merged weight is multiplied in the wider of its dtype and the layer's
-    dtype. Only some rows of W and dW are in memory at a time. For the options see `lora.merge`; the
-    radius has no effect on embeddings.
+    dtype. Only some rows of W and dW are in memory at a time.
+
+    Args:
+        parts: the layers, with different names.
+        dtypes: some of `DTYPES`.
+        radius: the norm of the inputs for which `bound` is valid; it has no effect on embeddings.
+        progress: show a progress bar if it takes longer than a second or two.
+
+    Raises:
+        TypeError: if the radius is not a number.
+        ValueError: if there are no dtypes, a dtype is unknown, or the radius is not positive and
+            finite.
     """
     parts, dtypes = tuple(parts), check_dtypes(dtypes)
     if not 0 < check_number("radius", radius) < math.inf:

@@ -51,11 +51,22 @@ def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def round_to(x: Array, dtype: str) -> Array:
-    """Round numbers of float64, `(..., n)`, to one of `DTYPES`, and return them in float64.
+    """Round each number to `dtype`, and return the result in float64.
 
     Each number is rounded to the nearest one of the dtype, and a tie to the even one; numbers
-    beyond the largest become infinite. NF4 divides the rows of x into blocks of 64.
+    beyond the largest become infinite. NF4 divides the rows of x, `(..., n)`, into blocks of 64.
+
+    Raises:
+        TypeError: if x is not of float64, because another dtype would mean that it was rounded
+            before.
+        ValueError: if x has no axis, or the dtype is not one of `DTYPES`.
     """
+    check_dtypes(dtype)
+    x = np.asarray(x)
+    if x.dtype != np.float64:
+        raise TypeError(f"round_to takes an array of float64, not of {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError("round_to takes rows of numbers, not a single one; pass x.reshape(1)")
     if dtype == "nf4":
         levels, _, codes, absmax = _in_nf4(x)
         with np.errstate(invalid="ignore"):  # 0 times infinity, if absmax exceeds float32

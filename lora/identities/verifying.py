@@ -107,16 +107,26 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 @dataclass(frozen=True)
 class IdentityCheck:
-    """One identity of one layer."""
+    """One identity of one layer, or all of them if none can be checked, for one reason.
 
-    layer: str  # the name of the layer in the model
-    identity: str  # the name of the identity
-    dtype: str  # the precision in which it was computed
-    deviation: float  # the difference with the largest ratio to its bound
-    bound: float  # the largest difference that rounding explains there; 0 if the identity is exact
-    # "cannot tell" if all compared numbers are below the rounding bound, or there are none
+    Attributes:
+        layer: the name of the layer in the model.
+        identity: the name of the identity; "all" if none can be checked.
+        dtype: the precision in which it was computed; "any" if none can be checked.
+        deviation: the difference with the largest ratio to its bound.
+        bound: the largest difference that rounding explains there; 0 if the identity is exact.
+        verdict: "holds", "fails", or "cannot tell" if all compared numbers are below the rounding
+            bound, or there are none.
+        note: which A and B were used, if not the layer's own; or why there is no verdict.
+    """
+
+    layer: str
+    identity: str
+    dtype: str
+    deviation: float
+    bound: float
     verdict: Verdict
-    note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
+    note: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,7 +172,10 @@ class VerifyReport:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The rows of the table: one for each check, or for each of several layers that hold."""
+        """The rows of the table: one for each check.
+
+        If there are several layers, a layer in which every identity holds has a single row.
+        """
         rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
         for layer in layers:
@@ -260,10 +273,15 @@ def _obstacle(layer: AdaptedLayer, uses: Sequence[Use]) -> str:
     if not uses:
         return "the loss does not use it"
     values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}
-    arrays = [(name, value._data) for name, value in values.items() if value is not None]
-    arrays += [pair for x, g in uses for pair in (("x", x), ("the gradient that arrives", g))]
-    bad = (name for name, array in arrays if not np.isfinite(array).all())
-    return next((f"{name} is not finite" for name in bad), "")
+    arrays: dict[str, list[Any]] = {
+        **{name: [value._data] for name, value in values.items() if value is not None},
+        "x": [x for x, _ in uses],
+        "the gradient that arrives": [g for _, g in uses],
+    }
+    for name, each in arrays.items():
+        if not all(np.isfinite(array).all() for array in each):
+            return f"{name} is not finite"
+    return ""
 
 
 def _compare(

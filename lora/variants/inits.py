@@ -49,13 +49,17 @@ class Factors(NamedTuple):
 def check_init(init: Any) -> None:
     """Raise a ValueError that lists the known names, unless `init` is one of them."""
     if not isinstance(init, str) or (init not in INITS and not _ROUNDS.fullmatch(init)):
-        raise ValueError(f"init is one of {', '.join(INITS)}, pissa_niter_<rounds>, not {init!r}")
+        raise ValueError(
+            f"init is one of {', '.join(INITS)} and pissa_niter_<rounds>, not {init!r}"
+        )
 
 
 def check_rank(init: str, rank: int) -> None:
     """Raise a ValueError if the rank of orthogonal factors is odd."""
     if init == "orthogonal" and rank % 2:
-        raise ValueError(f'init="orthogonal" needs an even rank, not {rank}')
+        raise ValueError(
+            f'init="orthogonal" shares the rank out between A and B, so it must be even, not {rank}'
+        )
 
 
 def draw(

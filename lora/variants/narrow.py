@@ -43,7 +43,10 @@ class NarrowLinear(Module):
         self.weight, self._dtype = weight, np.dtype(dtype)
         self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
         if self.bias is not None and self.bias.shape != (self.out_features,):
-            raise ValueError(f"{type(self).__name__}: the bias has shape {self.bias.shape}")
+            raise ValueError(
+                f"{type(self).__name__}: bias has shape {self.bias.shape}; for a weight of shape "
+                f"{weight.shape} it must be {(self.out_features,)}"
+            )
 
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
@@ -69,8 +72,15 @@ class NarrowLinear(Module):
         """The dtype of the bias, or without a bias the dtype of the weight before conversion."""
         return self._dtype if self.bias is None else self.bias.dtype
 
-    in_features = property(lambda self: self.weight.shape[1], doc="The size of an input vector.")
-    out_features = property(lambda self: self.weight.shape[0], doc="The size of an output vector.")
+    @property
+    def in_features(self) -> int:
+        """The size of an input vector."""
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """The size of an output vector."""
+        return int(self.weight.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b, in the dtype of x."""
@@ -139,7 +149,10 @@ class BFloat16Linear(NarrowLinear):
         """
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
-            raise ValueError("BFloat16Linear.from_linear: the weight has NaN or Inf, or overflows")
+            raise ValueError(
+                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers that bfloat16 "
+                "has not, because its largest number is 3.39e38"
+            )
         return layer
 
 

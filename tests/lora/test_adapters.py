@@ -199,7 +199,7 @@ def test_which_of_several_is_meant_must_be_said(rng):
     net, *_ = two(rng)
     assert net.q.lora_a is net.q.adapters["b"].lora_a
     lora.switch(net, "a", "b")
-    with pytest.raises(AttributeError, match=r"which of \['a', 'b'\]: layer\.adapters\[name\]"):
+    with pytest.raises(AttributeError, match=r"has the adapters a, b.*layer\.adapters\[name\]"):
         net.q.lora_a  # noqa: B018
 
 
@@ -243,7 +243,7 @@ def test_detach_takes_all_adapters_off(rng):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda net: lora.switch(net, "A"), "no adapter 'A'; there are .'a', 'b'"),
+        (lambda net: lora.switch(net, "A"), "no adapter 'A'; the adapters are 'a', 'b'"),
         (lambda net: lora.switch(net, "a", "a"), "once or not at all"),
         (lambda net: lora.remove(net, "c"), "no adapter 'c'"),
         (lambda net: put(net, "a", np.random.default_rng(0)), "an adapter 'a' already"),
@@ -268,7 +268,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(rng, use, message):
 
 def test_names_must_be_strings(rng):
     net, *_ = two(rng)
-    with pytest.raises(TypeError, match="name of an adapter is a string"):
+    with pytest.raises(TypeError, match=r"switch\(model, 'a', 'b'\)"):
         lora.switch(net, ["a", "b"])
     with pytest.raises(TypeError, match="name of an adapter is a string"):
         lora.attach(net, LoRAConfig(rank=1), adapter=3)
@@ -315,7 +315,7 @@ def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it
     with lora.disabled(net):
         assert np.array_equal(out(net), base)
     put(model, "b", rng, ["q"], modules_to_save=["head"])
-    with pytest.raises(ValueError, match=r"trains head\.weight in full; .* complete model"):
+    with pytest.raises(ValueError, match=r"head\.weight .* trained in full .* complete model"):
         lora.disabled(net).__enter__()
     assert net.q.enabled
 
@@ -349,7 +349,7 @@ def test_a_list_that_contains_itself_is_refused_by_its_name(rng):
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = TokenNet(rng)
     net.q = lora.LoRALayer.from_linear(net.q, 1, 1.0)
-    with pytest.raises(ValueError, match=r"adapters already on q"):
+    with pytest.raises(ValueError, match=r"lora\.attach did not attach"):
         put(net, "a", rng, ["v"])
 
 
@@ -407,7 +407,9 @@ def test_what_is_not_merged_trains_on(rng):
     (net(TOKENS) ** 2).sum().backward()
     assert all(p.grad is not None for p in net.trainable_parameters())
     net.q.adapters["a"].lora_a.requires_grad_()
-    with pytest.raises(RuntimeError, match="adapter 'a' is merged, and gets no gradient"):
+    with pytest.raises(
+        RuntimeError, match="adapter 'a' is merged, so no gradient would reach its A"
+    ):
         net(TOKENS)
 
 
@@ -609,7 +611,7 @@ def test_a_conversion_of_a_part_reaches_the_originals_in_it(rng):
     ("options", "message"),
     [
         ({"modules_to_save": ["heads"]}, r"'heads' \(did you mean 'head'\?\)"),
-        ({"modules_to_save": ["q"]}, "q of q has an adapter"),
+        ({"modules_to_save": ["q"]}, "q is to be trained in full, but q has an adapter"),
         ({"bias": "lora_only", "targets": ["v"]}, "no bias among the layers"),
     ],
 )
@@ -753,7 +755,7 @@ def test_a_shared_module_is_trained_whole_by_either_of_its_names(rng, half):
 def test_a_shared_module_with_an_adapter_is_not_trained_whole(rng, half):
     net = Sharing(rng)
     before = snapshot(net)
-    with pytest.raises(ValueError, match=rf"left\.0 of {half} has an adapter"):
+    with pytest.raises(ValueError, match=rf"{half} is to be trained in full, but left\.0 has an"):
         put(net, "a", rng, ["left.0"], modules_to_save=[half])
     assert snapshot(net) == before
 

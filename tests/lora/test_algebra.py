@@ -456,7 +456,7 @@ def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
 def test_dora_of_a_lower_rank_is_refused(rng):
     net = TokenNet(rng)
     put_on(net, "d", rng, use_dora=True, rank=2)
-    with pytest.raises(ValueError, match=r"is DoRA.*lora\.extract"):
+    with pytest.raises(ValueError, match=r"is DoRA.* a lower rank of it"):
         combined(net, [("d", 1)], "low", rank=1)
 
 
@@ -578,16 +578,17 @@ def test_the_report_can_be_read(rng):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((["a", "x"], [1, 1], "n"), ValueError, "no adapter 'x'; there are .'a', 'b', 'c'"),
+        ((["a", "x"], [1, 1], "n"), ValueError, "no adapter 'x'; the adapters are 'a', 'b', 'c'"),
         (([], [], "n"), ValueError, "no adapters to combine"),
         (("a", [1], "n"), TypeError, "list of names"),
         (([1], [1], "n"), TypeError, "name of an adapter is a string, not 1"),
-        *(((["a"], w, "n"), TypeError, "is not iterable") for w in (1.0, np.float64(1), None)),
-        ((["a"], [1, 2], "n"), ValueError, "1 adapters need as many weights, not 2"),
+        *(((["a"], w, "n"), TypeError, "weights are a list") for w in (1.0, np.float64(1), None)),
+        ((["a"], [1, 2], "n"), ValueError, "1 adapters and 2 weights"),
         ((["a", "b"], [1, math.nan], "n"), ValueError, "weight of 'b' must be a finite.* nan"),
         ((["a"], [-math.inf], "n"), ValueError, "weight of 'a' must be a finite"),
         ((["a"], [True], "n"), TypeError, "weight of 'a' must be a number, not True"),
         ((["a"], ["1"], "n"), TypeError, "weight of 'a' must be a number, not '1'"),
+        ((["a", "a"], [1e308, 1e308], "n"), ValueError, "sum of the weights"),
         ((["a"], [1e200], "n"), ValueError, "q: the sum is too large for float32"),
         ((["a"], [1], "b"), ValueError, "an adapter 'b' already"),
         ((["a"], [1], "b.c"), ValueError, r"letters, digits, - and _ only, not 'b\.c'"),
@@ -760,7 +761,7 @@ def test_an_update_beyond_the_dtype_of_the_base_is_refused(rng, part):
     tuned.q.weight.data[0] += 1.0
     getattr(tuned.q, part).data[...] = 1e10
     before = {name: p.data.copy() for name, p in base.named_parameters()}
-    with pytest.raises(ValueError, match=r"overflow the dtype of the base in q"):
+    with pytest.raises(ValueError, match=r"overflow the dtype of the base in q.*astype"):
         lora.extract(base, tuned, 2, bias="all")
     after = dict(base.named_parameters())
     assert after.keys() == before.keys()
@@ -918,7 +919,7 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
         (
             {"modules_to_save": ["q"]},
             ValueError,
-            "q of q has an adapter",
+            "q is to be trained in full, but q has an",
         ),
         ({"finetuned": 3}, TypeError, "extract takes a Module, and a Module or a state_dict"),
     ],
@@ -935,7 +936,7 @@ def test_what_cannot_be_extracted_is_refused_and_changes_nothing(rng, options, e
 def test_models_with_adapters_are_not_extracted_from(rng):
     base, tuned, _ = pair(rng)
     put_on(tuned, "b", rng)
-    with pytest.raises(ValueError, match=r"model has adapters: q, v, head"):
+    with pytest.raises(ValueError, match=r"model has adapters, in q, v, head; lora\.fold"):
         lora.extract(base, tuned, 1)
     with pytest.raises(ValueError, match=r"base has adapters already.*lora\.detach"):
         lora.extract(tuned, base, 1)

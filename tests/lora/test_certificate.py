@@ -254,6 +254,15 @@ def test_the_unit_of_bfloat16_is_the_step_to_the_next_code():
     assert np.array_equal(unit_of(known[:-1], "bfloat16"), np.diff(known))
 
 
+def test_rounding_refuses_what_was_rounded_and_what_is_unknown():
+    with pytest.raises(TypeError, match="float64, not of float32"):
+        round_to(np.ones(3, np.float32), "float16")
+    with pytest.raises(ValueError, match=r"'int8'; there are float64, .*nf4"):
+        round_to(np.ones(3), "int8")
+    with pytest.raises(ValueError, match="not a single one"):
+        round_to(np.float64(1), "nf4")
+
+
 # ----------------------------------------------------------------------------------------------
 # Figures
 # ----------------------------------------------------------------------------------------------
@@ -851,7 +860,7 @@ def record(**changed):
 
 def test_layers_of_another_dtype_cannot_be_certified():
     wide = [np.ones(shape, np.longdouble) for shape in [(4, 3), (1, 3), (4, 1)]]
-    with pytest.raises(TypeError, match=f"layer: the dtype {wide[0].dtype} cannot"):
+    with pytest.raises(TypeError, match=f"layer: layers of float16.*not of {wide[0].dtype}"):
         Layer(*wide)
 
 

@@ -348,7 +348,7 @@ def test_what_is_folded_must_be_finite(value):
     model.layers[1].lora_b.data[1, 0] = value
     model.layers[1].scale = 1e3
     before = list(model.modules())
-    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'"):
+    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was changed"):
         lora.fold(model)
     assert list(model.modules()) == before
     assert lora.active(model) == ("default",)
@@ -365,7 +365,7 @@ def test_there_must_be_something_active_to_merge():
     ("options", "message"),
     [
         ({"adapters": ["default", 3]}, r"the name of an adapter is a string, not 3"),
-        ({"adapters": 3}, "'int' object is not iterable"),
+        ({"adapters": 3}, r"adapters are names, as in \['a', 'b'\], not 3"),
         ({"limit": "0.1"}, "limit must be a number, not '0.1'"),
         ({"radius": "1"}, "radius must be a number, not '1'"),
         ({"radius": True}, "radius must be a number, not True"),
@@ -432,10 +432,12 @@ def test_adapters_of_layers_that_were_made_by_hand_have_names_too(rng):
     lora.merge(model, ["default"], progress=False)
     assert layer.merged_adapters == ("default",)
     lora.unmerge(model)
-    with pytest.raises(ValueError, match=r"no adapter 'other'; there are .'default'"):
+    with pytest.raises(ValueError, match=r"no adapter 'other'; the adapters are 'default'"):
         lora.merge(model, "other", progress=False)
     with pytest.raises(TypeError, match="a string, not 3"):
         lora.merge(model, [3], progress=False)
     layer.use([])
-    with pytest.raises(ValueError, match=r"'default' is not active; .* layer\.use"):
+    with pytest.raises(
+        ValueError, match=r"'default' is not active; .* layer\.use\(\['default'\]\)"
+    ):
         lora.merge(model, "default", progress=False)

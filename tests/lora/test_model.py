@@ -337,7 +337,7 @@ def test_a_rank_too_large_for_one_layer_is_an_error_and_changes_nothing(rng):
 )
 def test_no_single_layer_has_a_place_for_an_adapter(layer, advice):
     before = dict(vars(layer))
-    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}.*{advice}"):
+    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}, .*{advice}"):
         lora.attach(layer, LoRAConfig(rank=1, targets=["x"]))
     assert vars(layer) == before
 
@@ -351,7 +351,7 @@ def test_a_tuple_without_adapters_in_it_stays_the_very_tuple(rng):
 
 
 def test_a_single_linear_has_no_place_for_an_adapter():
-    with pytest.raises(ValueError, match=r"a single Linear; put it"):
+    with pytest.raises(ValueError, match=r"LoRALayer\.from_linear"):
         lora.attach(Linear(2, 2), LoRAConfig(rank=1))
 
 
@@ -505,7 +505,7 @@ def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
     adapter, net.first = net.first, Linear(3, 4, dtype=np.float64)
     net.shared = net.first
     before = snapshot(net)
-    with pytest.raises(ValueError, match="layers of first are not where"):
+    with pytest.raises(ValueError, match="adapters of first are no longer in the model"):
         take_off(net)
     assert snapshot(net) == before
     net.first = net.shared = adapter
@@ -525,7 +525,7 @@ def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
     net.layers.reverse()
     before = [*net.layers]
     for take_off in (lora.detach, lora.fold, lambda net: lora.remove(net, "default")):
-        with pytest.raises(ValueError, match=r"layers\.0, layers\.1 are not where"):
+        with pytest.raises(ValueError, match=r"layers\.0, layers\.1 are no longer in"):
             take_off(net)
     assert net.layers == before
     net.layers.reverse()
@@ -535,7 +535,7 @@ def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
 def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
     net = Sequential(MLP([4, 4, 4]), Linear(4, 4))
     lora.attach(net[0], LoRAConfig(rank=1))
-    with pytest.raises(ValueError, match=r"already on 0\.layers\.0, 0\.layers\.1"):
+    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1, .* to this whole model"):
         lora.attach(net, LoRAConfig(rank=1))
 
 
@@ -699,7 +699,9 @@ def test_fold_of_a_part_of_the_attached_model_is_an_error_and_changes_nothing(rn
     model, x = nested(rng), rng.standard_normal((5, 4))
     put_on(model, "a", rng, targets=["0.0", "1"])
     y = model(x).data
-    with pytest.raises(ValueError, match=r"0, 1: call this with the model of lora\.attach"):
+    with pytest.raises(
+        ValueError, match=r"of 0, 1 .*call this with the model that lora\.attach was"
+    ):
         lora.fold(model[0])
     assert np.array_equal(model(x).data, y)
     np.testing.assert_allclose(lora.fold(model)(x).data, y, rtol=1e-5, atol=1e-6)
@@ -798,7 +800,7 @@ def test_a_disabled_model_is_neither_copied_nor_pickled(rng, copied):
     model = nested(rng)
     lora.attach(model, LoRAConfig(rank=2, targets=["0.0"], modules_to_save=["0.1"]))
     for each in (by_hand, model):
-        with lora.disabled(each), pytest.raises(RuntimeError, match=r"inside of lora\.disabled"):
+        with lora.disabled(each), pytest.raises(RuntimeError, match=r"lora\.disabled.*first"):
             copied(each)
         copied(each)
 
@@ -972,10 +974,10 @@ def test_a_trainer_whose_optimiser_can_change_nothing_of_the_model_says_so(after
     ("options", "fault"),
     [
         ({"rank": 3}, r"rank 3 is larger than min\(d_out, d_in\) = 2"),
-        ({"rank_pattern": {"layers.1": 1}, "init": "orthogonal"}, "needs an even rank, not 1"),
+        ({"rank_pattern": {"layers.1": 1}, "init": "orthogonal"}, "must be even, not 1"),
     ],
 )
 def test_a_rank_that_does_not_suit_a_layer_says_how_to_go_on(options, fault):
-    advice = "; see rank_pattern and exclude$"
+    advice = "; rank_pattern gives the layer another rank, exclude leaves it out$"
     with pytest.raises(ValueError, match=rf"^attach: layers\.1: .*{fault}.*{advice}"):
         lora.attach(MLP([3, 4, 2]), LoRAConfig(**{"rank": 2, **options}))

@@ -1,6 +1,8 @@
 """A frozen base in bfloat16: what it computes, and that adapters treat it as any other base."""
 
 import copy
+import gc
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -109,7 +111,7 @@ def test_wrong_parts_of_a_layer_are_refused(rng):
     linear = Linear(3, 2, rng=rng)
     for number in (np.nan, np.finfo(np.float32).max):
         linear.weight.data[1, 2] = number
-        with pytest.raises(ValueError, match="NaN or Inf, or overflows"):
+        with pytest.raises(ValueError, match="NaN or Inf, or numbers that bfloat16 has not"):
             BFloat16Linear.from_linear(linear)
 
 
@@ -410,14 +412,16 @@ def test_what_is_no_model_and_no_flag_is_refused():
         lora.quantize(Sequential(Linear(4, 4)), double_quant="no")
 
 
-def test_a_layer_that_is_the_whole_model_is_refused():
-    with pytest.raises(ValueError, match="quantize: the model is a single NF4Linear"):
-        lora.quantize(NF4Linear.from_linear(Linear(4, 4)))
-    model = LoRALayer.from_linear(Linear(4, 4), 2, 4)
-    with pytest.raises(ValueError, match="adapters already on the model"):
-        lora.attach(model, LoRAConfig(rank=2))
-    with pytest.raises(ValueError, match="finetuned model has adapters: itself"):
-        lora.extract(Linear(4, 4), model, 1)
+@pytest.mark.parametrize("layer", [NF4Linear.from_linear, lambda x: LoRALayer.from_linear(x, 2, 4)])
+def test_a_layer_that_is_the_whole_model_is_named_by_its_kind(layer):
+    model = layer(Linear(4, 4))
+    with pytest.raises(ValueError, match=f"quantize: the model is a single {type(model).__name__}"):
+        lora.quantize(model)
+    if isinstance(model, LoRALayer):
+        with pytest.raises(ValueError, match="adapters already on the model itself"):
+            lora.attach(model, LoRAConfig(rank=2))
+        with pytest.raises(ValueError, match="finetuned model has adapters, in itself"):
+            lora.extract(Linear(4, 4), model, 1)
 
 
 def test_a_tied_head_and_an_adapter_between(rng):
@@ -434,3 +438,24 @@ def test_a_tied_head_and_an_adapter_between(rng):
             lora.attach(
                 Tied(matrix), LoRAConfig(rank=2, targets=["up"], modules_to_save=[name]), rng=rng
             )
+
+
+def test_quantizing_beside_an_adapter_leaves_no_float_weight(rng):
+    model = TokenNet(rng)
+    lora.attach(model, lora.LoRAConfig(rank=2, targets=["v"]), rng=rng)
+    weight = weakref.ref(model.q.weight)
+    lora.quantize(model, ["q"], format="bfloat16", progress=False)
+    gc.collect()
+    assert weight() is None
+    lora.detach(model)
+    assert not model.q.bias.requires_grad
+
+
+def test_a_model_folds_if_a_quantised_layer_shares_the_bias_of_an_adapted_one(rng):
+    model = Sequential(Linear(8, 8, rng=rng), Linear(8, 8, rng=rng))
+    model[1].bias = model[0].bias
+    lora.attach(model, LoRAConfig(rank=2, targets=["0"]), rng=rng)
+    lora.quantize(model, ["1"], progress=False)
+    lora.fold(model)
+    assert type(model[0]) is Linear
+    assert not model[0].bias.requires_grad

@@ -1458,7 +1458,7 @@ def test_patterns_that_would_be_compared_with_too_many_names_are_refused():
 
 def test_a_configuration_that_could_not_be_read_is_not_written():
     names = "|".join(f"layer{i}" for i in range(10_000))
-    with pytest.raises(ValueError, match=r"target_modules.*.* more than 65,536 characters"):
+    with pytest.raises(ValueError, match=r"target_modules.*, and 65,536 at most"):
         PeftConfig(f"({names})").as_json()
 
 

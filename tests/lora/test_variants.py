@@ -71,7 +71,7 @@ def test_orthogonal_factors_are_not_zero_and_their_product_is():
 def test_an_unknown_way_to_begin_is_refused_with_the_ones_there_are():
     matrix = DenseMatrix(np.ones((4, 6)))
     for init in ("foo", "pissa_niter_", None, ["mica"]):
-        with pytest.raises(ValueError, match=r"init is one of gaussian, .*, mica, pissa_niter_"):
+        with pytest.raises(ValueError, match=r"init is one of gaussian, .*, mica and pissa_niter_"):
             Adapter(matrix, 2, 3.0, init=init)
 
 
@@ -80,7 +80,7 @@ def test_orthogonal_factors_need_an_even_rank(second):
     model, rng = Sequential(Linear(6, 4), second), np.random.default_rng(0)
     before, state = list(model.modules()), rng.bit_generator.state
     config = LoRAConfig(rank=2, targets=["0", "1"], init="orthogonal", rank_pattern={"1": 3})
-    with pytest.raises(ValueError, match=r"1: init=\"orthogonal\" needs an even rank, not 3"):
+    with pytest.raises(ValueError, match=r"1: init=\"orthogonal\" .* even, not 3"):
         lora.attach(model, config, rng=rng)
     assert list(model.modules()) == before
     assert rng.bit_generator.state == state
@@ -285,7 +285,9 @@ def test_assigning_a_magnitude_copies_into_the_parameter(rng):
     assert held.data.tolist() == [1, 2, 3, 4]
     assert held.requires_grad
     _, plain = adapted(rng)
-    with pytest.raises(AttributeError, match=r"has no lora_magnitude.*use_dora=True"):
+    with pytest.raises(
+        AttributeError, match=r"does not use DoRA, so it has no lora_magnitude.*use_dora=True"
+    ):
         plain.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert plain.lora_magnitude is None
 
@@ -468,9 +470,9 @@ def test_an_adapter_can_be_put_on_a_layer_by_hand(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; there are .'a', 'b'"),
-        (lambda layer: layer.use(["a", "a"]), "named once or not at all: 'a', 'a'"),
-        (lambda layer: layer.merge(["a", "a"]), "named once or not at all: 'a', 'a'"),
+        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; the adapters are 'a', 'b'"),
+        (lambda layer: layer.use(["a", "a"]), "once or not at all, but the names are 'a', 'a'"),
+        (lambda layer: layer.merge(["a", "a"]), "once or not at all, but the names are 'a', 'a'"),
         (lambda layer: layer.merge(["c"]), "no adapter 'c'"),
         (lambda layer: layer.merge(["b"]), "'b' is not an active adapter"),
         (lambda layer: layer.remove("c"), "no adapter 'c'"),

@@ -383,7 +383,7 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
         (
             lambda: viz.plot_factors(model, "head", "other", out),
             ValueError,
-            f"no adapter changes a layer 'head', only {', '.join(NAMES)}",
+            f"no adapter changes a layer 'head'; those that are changed: {', '.join(NAMES)}",
         ),
         (lambda: viz.plot_change(model, path=tmp_path / "x.txt"), ValueError, "not a picture"),
         (
@@ -400,7 +400,7 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
         with pytest.raises(error, match=says):
             call()
     lora.switch(model, "default", "other")
-    with pytest.raises(ValueError, match="say which one: adapter='default'"):
+    with pytest.raises(ValueError, match="say which one to draw: adapter='default'"):
         viz.plot_factors(model, NAMES[0], path=out)
     lora.switch(model)
     with pytest.raises(ValueError, match="no adapter is active; the model has 'default', 'other'"):

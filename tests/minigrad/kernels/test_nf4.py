@@ -579,7 +579,7 @@ def test_a_layer_in_evaluation_stays_there(model):
 def test_what_is_in_four_bits_already_is_refused_as_that(model, targets):
     quantize(model, progress=False)
     before = kinds(model)
-    with pytest.raises(ValueError, match=r"quantize: .*(q|v).* in few bits already"):
+    with pytest.raises(ValueError, match=r"quantize: .*(q|v).* in four bits already"):
         quantize(model, targets, progress=False)
     assert kinds(model) == before
 
@@ -731,7 +731,7 @@ def refused(model, message, kind=ValueError, **options):
 
 
 def test_a_model_that_cannot_be_quantised_is_left_as_it_is(model, rng):
-    refused(nn.Linear(2, 3), r"a single Linear; put it")
+    refused(nn.Linear(2, 3), r"NF4Linear.from_linear\(model\)")
     refused(nn.Sequential(nn.GELU()), "no linear layer")
     refused(model, r"did you mean 'heads.0'", targets=["heads.1"])
     refused(model, "exclude that match no layer: 'nobody'", exclude=["nobody"])
@@ -743,10 +743,24 @@ def test_a_model_that_cannot_be_quantised_is_left_as_it_is(model, rng):
     refused(model, "heads.0: .*NaN or Inf.*nothing was changed")
 
 
-def test_a_model_with_adapters_is_refused(model):
+def test_a_layer_with_an_adapter_is_refused_and_others_are_not(model):
     lora.attach(model, lora.LoRAConfig(rank=2, targets=["q"]))
-    refused(model, "the model has adapters; quantise before")
-    refused(model, "the model has adapters; quantise before", targets=["v"])
+    refused(model, "q have adapters already")
+    refused(model, "q have adapters already", targets=["q", "v"])
+    assert quantize(model, ["v"]).names == ["v"]
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["1"]}])
+def test_a_layer_that_an_adapter_trains_whole_is_refused(active, options, rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], **options), adapter="a")
+    if not active:
+        lora.switch(net)
+    head = net[1]
+    with pytest.raises(ValueError, match=r"adapter 'a' trains .*1\.bias in full"):
+        lora.quantize(net, ["1"])
+    assert net[1] is head
 
 
 def test_what_was_frozen_in_four_bits_is_frozen_when_it_is_folded(rng):
@@ -770,10 +784,10 @@ def test_the_bias_of_a_layer_in_four_bits_can_be_trained_by_an_adapter(rng):
 def test_a_weight_that_is_held_elsewhere_is_refused(rng):
     model = Block(rng)
     model.v.weight = model.q.weight
-    refused(model, "q shares its weight: q.weight, v.weight")
+    refused(model, "weight of q is one parameter in q.weight and v.weight")
     model = Block(rng)
     model.parts = {"copy": [model.v.weight]}
-    refused(model, "v shares its weight: v.weight, parts.copy.0")
+    refused(model, "weight of v is one parameter in v.weight and parts.copy.0")
     assert quantize(model, exclude=["v"]).names == ["q", "heads.0"]
 
 
