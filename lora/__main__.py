@@ -17,9 +17,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from lora.certificate import MergeError
@@ -50,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
     plot = options.pop("plot", None)
     written = plot or options.get("out")
-    before = _files_at(written)
     found: Any = None
     try:
         ranks = world()
@@ -71,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
-        there = "; nothing was changed"
-        if _files_at(written) != before:
-            there = f", but {written} has been written, and is complete"
+        there = f"; {written} is as before, or complete" if written else ""
         if ranks.is_first:
             print_error(_printable(f"lora {command}: {str(error) or f'stopped{there}'}"))
         return STOPPED
@@ -162,23 +158,6 @@ def _parser() -> argparse.ArgumentParser:
     lists = "targets", "exclude", "modules_to_save"
     add_options(add, extract_files, ("rank", *lists, "bias", "fan_in_fan_out", "lossy", "workers"))
     return parser
-
-
-def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
-    """Return the inode and time of each file at a path, to find out later if one was written.
-
-    If the path is a folder, these are the files in it, but not in its subfolders: each command
-    writes at least one file there.
-    """
-    if path is None:
-        return {}
-    top, found = Path(path), {}
-    inside = top.glob("[!.]*") if os.path.isdir(top) else ()  # glob may raise for an invalid path
-    for each in (top, *inside):
-        with suppress(OSError):  # the command itself refuses an invalid path
-            if each.is_file():
-                found[each] = each.stat().st_ino, each.stat().st_mtime_ns
-    return found
 
 
 def _path(text: str) -> str:

@@ -8,17 +8,17 @@ gradient, the next call raises an error.
 
 from __future__ import annotations
 
-import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from lora.adapter import DEFAULT, Adapter, joined
+from lora.adapter import DEFAULT, Adapter, check_names, joined
 from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
@@ -36,10 +36,13 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
 
     def assign(layer: AdaptedLayer, value: Any) -> None:
         if not settable:
-            raise AttributeError(f"{name} follows from the rest, and cannot be assigned")
+            raise AttributeError(
+                f"{name} cannot be assigned; make another adapter, or assign `scale`, the factor "
+                f"of B A that follows from rank, alpha and scaling"
+            )
         setattr(layer.adapter, name, value)
 
-    return property(operator.attrgetter(f"adapter.{name}"), assign, doc=doc)
+    return property(attrgetter(f"adapter.{name}"), assign, doc=doc)
 
 
 @cache
@@ -107,10 +110,6 @@ class AdaptedLayer(Module):
         """Compute the original layer with this weight, which is given as the layer stores it."""
 
     @abstractmethod
-    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
-
-    @abstractmethod
     def plain(self) -> Module:
         """Make a plain layer with the merged weight; it shares no memory with this one.
 
@@ -129,6 +128,10 @@ class AdaptedLayer(Module):
         if isinstance(stored, np.ndarray):
             return DenseMatrix(stored)
         return NarrowFrozenMatrix(stored, self._dtype)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
+        return ops.linear(x, matrix)
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply h, `(..., n)`, the result of `product`, by a matrix B `(d_out, n)`."""
@@ -178,7 +181,7 @@ class AdaptedLayer(Module):
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
             raise AttributeError(
-                f"the layer has the adapters {', '.join(names) or '(none)'}, active are "
+                f"the layer has the adapters {', '.join(self.adapters) or '(none)'}, active are "
                 f"{', '.join(self.active) or 'none'}; say which one: layer.adapters[name].lora_a"
             )
         return self.adapters[names[0]]
@@ -215,24 +218,19 @@ class AdaptedLayer(Module):
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
 
-    def _check_names(self, names: Sequence[str]) -> None:
-        """Raise a ValueError if a name is unknown or repeated."""
-        for name in names:
-            if name not in self.adapters:
-                raise ValueError(
-                    f"there is no adapter {name!r}; the layer has "
-                    f"{', '.join(map(repr, self.adapters)) or 'none'}"
-                )
-        if len(set(names)) < len(names):
+    def check_leaves_merged(self, names: Iterable[str]) -> None:
+        """Raise a ValueError if an adapter that is merged is not among these names."""
+        left = [name for name in self.merged_adapters if name not in names]
+        if left:
             raise ValueError(
-                f"an adapter takes part once or not at all: {', '.join(map(repr, names))}"
+                f"adapter {', '.join(map(repr, left))} is merged, and its update would stay in the "
+                f"weight; call lora.unmerge(model) or layer.unmerge() first"
             )
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a ValueError if the name is unknown, or the adapter is merged."""
-        self._check_names([name])
-        if name in self.merged_adapters:
-            raise ValueError(f"adapter {name!r} is merged, and would stay so; call unmerge() first")
+        check_names([name], self.adapters)
+        self.check_leaves_merged(self.adapters.keys() - {name})
         del self.adapters[name]
         self.active = tuple(other for other in self.active if other != name)
 
@@ -243,13 +241,8 @@ class AdaptedLayer(Module):
         become inactive.
         """
         names = tuple(names)
-        self._check_names(names)
-        left = [name for name in self.merged_adapters if name not in names]
-        if left:
-            raise ValueError(
-                f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
-                f"call unmerge() first"
-            )
+        check_names(names, self.adapters)
+        self.check_leaves_merged(names)
         self.active = _one_tuple(names)
 
     def pause(self) -> None:
@@ -268,11 +261,11 @@ class AdaptedLayer(Module):
 
         See `lora.liveness`.
         """
-        names = self.active if len(self.active) == 1 else tuple(self.adapters)
-        alone, merged = len(names) == 1, self.merged_adapters
+        names = tuple(self.adapters) if len(self.adapters) == 1 else self.active
+        merged, alone = self.merged_adapters, len(names) == 1
         return [
             AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
-            for name in (names if alone else self.active)
+            for name in names
         ]
 
     def forward(self, x: Any) -> Tensor:
@@ -372,11 +365,10 @@ class AdaptedLayer(Module):
         changed = []
         for name, before in self._merged.copies.items():
             own, adapter = "" if name == DEFAULT else f"{name}.", self.adapters[name]
-            now = {key: part._data for key, part in adapter.contents()}
             changed += [f"{own}scale"] if before.scale != adapter.scale else []
-            for key, part in before.contents():
-                is_like = key in now and now[key].dtype == part.dtype
-                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
+            for (key, part), (_, now) in zip(before.contents(), adapter.contents(), strict=True):
+                same_dtype = part.dtype == now.dtype
+                if not same_dtype or not np.array_equal(part._data, now._data, equal_nan=True):
                     changed.append(own + key)
         base = self.base_weight
         is_other = base is not self._merged.base
@@ -394,7 +386,7 @@ class AdaptedLayer(Module):
         each call. A ValueError is raised if a name is repeated, or no active adapter has it.
         """
         chosen = tuple(self.active if names is None else names)
-        self._check_names(chosen)
+        check_names(chosen, self.adapters)
         for name in chosen:
             if name not in self.active:
                 raise ValueError(
@@ -424,11 +416,6 @@ class AdaptedLayer(Module):
         return ", ".join(parts)
 
 
-def label_of(name: str) -> str:
-    """Return the name of a layer for an error message; an empty name is the model itself."""
-    return f"layer {name!r}" if name else "the layer"
-
-
 @dataclass(frozen=True)  # not a tuple: in a tuple, the walk over a model would find parameters
 class MergedWeight:
     """A merged weight, and copies of its inputs, with which `_check_fresh` detects changes."""
@@ -444,8 +431,5 @@ class MergedWeight:
         return isinstance(self.base, Tensor) and last_written(self.base._data) > self.time
 
     def __getstate__(self) -> dict[str, Any]:
-        # The memory of a copy is new, and another process has another clock.
+        # The memory of a copy is new: the time of its last write is 0.
         return {**vars(self), "time": -1 if self.base_was_written else 0}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({**state, "time": state["time"] or next(clock)})

@@ -6,14 +6,15 @@ s ((B - B_0) A + B_0 (A - A_0)), so at first it is exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from typing import Any
 
 import numpy as np
 
 from lora.frozen import Array, FrozenMatrix
-from lora.scaling import LoRAScaling, check_finite, check_rank_and_alpha
+from lora.patterns import near
+from lora.scaling import LoRAScaling, check_alpha, check_finite, check_size
 from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
@@ -85,7 +86,8 @@ class Adapter:
         begin: Factors | None = None,
         rng: np.random.Generator | None = None,
     ) -> None:
-        check_rank_and_alpha(rank, alpha)
+        check_size("rank", rank)
+        check_alpha("alpha", alpha)
         check_init(init)
         self.dropout = dropout
         self.rng = None if rng is None else generator(rng)
@@ -261,6 +263,21 @@ class Adapter:
         product = kernels.gemm.matmul(b[rows], a[:, columns])
         product *= self.scale
         return product
+
+
+def check_names(names: Sequence[Any], known: Collection[str]) -> None:
+    """Raise an error unless these are names of known adapters, each at most once."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an adapter is a string, not {name!r}")
+        if name not in known:
+            there = ", ".join(map(repr, known)) or "none"
+            raise ValueError(f"there is no adapter {near(name, known)}; the adapters are {there}")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"an adapter is named once or not at all, but the names are "
+            f"{', '.join(map(repr, names))}"
+        )
 
 
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:

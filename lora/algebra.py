@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapter import Adapter
+from lora.adapter import Adapter, check_names
 from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
-from lora.frozen import Array, FrozenMatrix, copy_for_adapter
+from lora.frozen import FrozenMatrix, copy_for_adapter
 from lora.scaling import LoRAScaling, check_finite, check_size
 from lora.spectra import Approximation
 from minigrad.errors import named_errors
@@ -169,7 +169,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
         )
     found: dict[str, list[float]] = {}
     for name, weight in zip(adapters, weights, strict=True):
-        attachment.get(name)
+        check_names([name], attachment.adapters)
         found.setdefault(name, []).append(check_finite(f"the weight of {name!r}", weight))
     # fsum rounds once, and the names are sorted, so the order of the terms has no influence.
     try:
@@ -206,12 +206,11 @@ def _sum(
         made = first.copy()
         return made, Combined(path, made.rank, ranks, note=_COPY)
     if dora := [n for n, adapter in adapters.items() if adapter.lora_magnitude is not None]:
-        what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
         raise ValueError(
             f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
-            f"W has no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
-            f"approximate: lora.fold a copy of the model with these adapters active, and "
-            f"lora.extract from that and the base"
+            f"W has no low rank, so a sum with others, a multiple or a lower rank of it cannot be "
+            f"an adapter exactly. Merge instead, and approximate: lora.fold a copy of the model "
+            f"with these adapters active, and lora.extract from that and the base"
         )
     modes = {adapter.scaling for adapter in adapters.values()}
     drops = {adapter.dropout for adapter in adapters.values()}
@@ -224,35 +223,25 @@ def _sum(
         shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
         scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
     a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
-    _check_in_range(weight, a, b)
     notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
     if rank is not None and len(a) > rank:
         best = Approximation.of_product(a, b, min(rank, *weight.shape))
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error
-        _check_in_range(weight, a, b)
     elif len(a) > min(weight.shape):
         notes.append(f"rank above min(d_out, d_in) = {min(weight.shape)}")
-    made = Adapter.of(
-        weight,
-        a,
-        b,
-        scale,
-        scaling=modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
-        dropout=drops.pop() if len(drops) == 1 else 0.0,
-        rng=first.rng,
-    )
-    return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
-
-
-def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
-    """Raise an error if a factor overflows the layer's dtype."""
+    options: dict[str, Any] = {
+        "scaling": modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
+        "dropout": drops.pop() if len(drops) == 1 else 0.0,
+    }
     with np.errstate(over="ignore"):
-        if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
-            raise ValueError(
-                f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"
-            )
+        made = Adapter.of(weight, a, b, scale, rng=first.rng, **options)
+    if not all(np.isfinite(part._data).all() for part in made.trained()):
+        raise ValueError(
+            f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"
+        )
+    return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
 def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.adapter import DEFAULT
+from lora.adapter import DEFAULT, check_names
 from lora.attachment import state
 from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
@@ -108,8 +108,7 @@ def attach(
             large for its layer, or odd with init="orthogonal", a weight is not finite, a
             convolution is grouped, or a parameter to be trained in full is tied to another, is in
             few bits, or belongs to a layer with an adapter. Also if the name is taken or malformed,
-            another adapter is merged, the model is itself a single layer, or a layer, or a
-            parameter to be trained in full, is in no attribute of a module.
+            another adapter is merged, or the model is itself a single layer.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -128,20 +127,17 @@ def attach(
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
     """Put the originals of all full copies into the model while a block plans a new adapter.
 
-    `apply_plan` then adds the adapter. After an error in the block, the model and the generator are
-    restored.
+    `apply_plan` then adds the adapter. After an error in the block, the model is restored.
     """
     check_attachable(model, adapter)
     attachment = state.attachment_of(model)
-    draws = generator(rng).bit_generator
-    before = draws.state
+    generator(rng)  # raises an error if it is not a generator
     if attachment is not None:
         # The plan must copy the model's own parameters, not the copies of other adapters.
         attachment.swap_in(model, ())
     try:
         yield
     except BaseException:
-        draws.state = before
         if attachment is not None:
             attachment.swap_in(model, attachment.active)
         raise
@@ -222,10 +218,8 @@ def switch(model: Module, *names: str) -> Module:
     attachment.check_enabled("adapters cannot be switched")
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"switch takes names, as in switch(model, 'a', 'b'), not {name!r}")
-        attachment.get(name)
-    if len(set(names)) < len(names):
-        raise ValueError(f"an adapter is active once or not at all: {', '.join(map(repr, names))}")
+            raise TypeError(f"switch takes names, as in switch(model, 'a', 'b'), not {name!r:.60}")
+    check_names(names, attachment.adapters)
     check_switch(model, attachment, names)
     activate(model, attachment, names)
     return model
@@ -248,13 +242,8 @@ def adapters(model: Module) -> dict[str, LoRAConfig | None]:
 
 def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Raise a ValueError if a merged adapter would be switched off, or two train one parameter."""
-    for path, layer in state.attached_layers(model, attachment).items():
-        left = [name for name in layer.merged_adapters if name not in names]
-        if left:
-            raise ValueError(
-                f"adapter {', '.join(map(repr, left))} is merged in {path}, and could not be "
-                f"switched off; call lora.unmerge(model) first"
-            )
+    for layer in state.attached_layers(model, attachment).values():
+        layer.check_leaves_merged(names)
     owners: dict[int, str] = {}
     for name in names:
         for copy in attachment.adapters[name].copies if name in attachment.adapters else ():
@@ -367,13 +356,11 @@ def remove(model: Module, adapter: str) -> Module:
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")
-    attached = attachment.get(adapter)
+    check_names([adapter], attachment.adapters)
+    attached = attachment.adapters[adapter]
     layers = state.attached_layers(model, attachment)
-    for name in attached.layers:
-        if adapter in layers[name].merged_adapters:
-            raise ValueError(
-                f"adapter {adapter!r} is merged, and would stay so; call lora.unmerge(model) first"
-            )
+    for layer in layers.values():
+        layer.check_leaves_merged(layer.adapters.keys() - {adapter})
     if len(attachment.adapters) == 1:
         return detach(model)
     # Copies of other adapters leave the model here, and return after the layers are replaced.

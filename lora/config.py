@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_args
 
 from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table, near
-from lora.scaling import LoRAScaling, check_rank_and_alpha
+from lora.scaling import LoRAScaling, check_alpha, check_size
 from lora.variants.inits import check_init
-from minigrad.checks import check_flag, check_probability, python_number
+from minigrad.checks import check_flag, check_integer, check_probability, python_number
 from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
@@ -23,15 +22,14 @@ C = TypeVar("C", bound=type)
 def _naming_fields(cls: C) -> C:
     """Make a dataclass list its fields in the error about an unknown field."""
     made: Any = cls.__init__  # type: ignore[misc]  # of this very class
+    known = [each.name for each in fields(cls)]
 
     @wraps(made)
     def init(self: Any, *values: Any, **named: Any) -> None:
-        known = [each.name for each in fields(self)]
         unknown = []
-        for name in named:
-            if name not in known:
-                hint = instead(cls.__name__, name).removeprefix("; ")
-                unknown.append(f"{name!r} ({hint})" if hint else near(name, known))
+        for name in [name for name in named if name not in known]:
+            hint = instead(cls.__name__, name).removeprefix("; ")
+            unknown.append(f"{name!r} ({hint})" if hint else near(name, known))
         if unknown:
             raise TypeError(
                 f"{cls.__name__} has no field{'s' * (len(unknown) > 1)} {', '.join(unknown)}; the "
@@ -113,9 +111,9 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             self._set(each.name, python_number(getattr(self, each.name)))
-        check_rank_and_alpha(self.rank, self.alpha)
+        check_size("rank", self.rank)
+        check_alpha("alpha", self.alpha)
         check_probability("dropout", self.dropout)
-        self._set("rank", operator.index(self.rank))  # JSON stores only Python's numbers
         self._set("dropout", float(self.dropout))
         check_init(self.init)
         self._set("scaling", LoRAScaling(self.scaling))
@@ -135,25 +133,19 @@ class LoRAConfig:
             if not indices:
                 raise ValueError("layers_to_transform is empty; None means all layers")
             for index in indices:
-                if isinstance(index, bool) or not hasattr(type(index), "__index__"):
-                    raise TypeError(f"layers_to_transform are indices, not {index!r}")
+                check_integer("an index in layers_to_transform", index)
                 if index < 0:
                     raise ValueError(f"layers_to_transform are indices from 0 on, not {index}")
-            self._set("layers_to_transform", tuple(map(operator.index, indices)))
+            self._set("layers_to_transform", tuple(map(int, indices)))
         elif self.layers_pattern:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )
-        for role in ("rank_pattern", "alpha_pattern"):
+        for role, check in (("rank_pattern", check_size), ("alpha_pattern", check_alpha)):
             table = check_table(role, getattr(self, role))
+            for pattern, value in table.items():
+                check(f"{role}[{pattern!r}]", value)
             self._set(role, {pattern: python_number(value) for pattern, value in table.items()})
-            for pattern, value in getattr(self, role).items():
-                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
-                try:
-                    check_rank_and_alpha(*pair)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
-        self._set("rank_pattern", {p: operator.index(r) for p, r in self.rank_pattern.items()})
         check_bias(self.bias)
         for flag in ("use_dora", "dora_norm_gradient"):
             check_flag(flag, getattr(self, flag))

@@ -10,8 +10,8 @@ integer: bit i means the position that is followed by i characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import cache, lru_cache, reduce
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial, reduce
 from itertools import groupby
 from operator import or_
 from re import _compiler, _parser  # type: ignore[attr-defined]  # old, and without annotations
@@ -20,9 +20,6 @@ from typing import Any
 # The largest sizes of an expression:
 LONGEST_EXPRESSION = 1 << 16  # characters
 MOST_REPEATS = 100  # of `*`, `+`, `?` and `{m,n}`
-_DEEPEST = 50  # levels of nested groups
-
-_ALLOWED = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
 
 
 class Name:
@@ -30,19 +27,21 @@ class Name:
 
     def __init__(self, name: str) -> None:
         self.text = name
-        self.every = (2 << len(name)) - 1  # all positions
-        self.start = 1 << len(name)  # the position before the first character
-        self.end = 3 if name.endswith("\n") else 1  # the positions where `$` matches
         self.before: dict[str, int] = {}  # for each character, the positions before it
         for behind, character in enumerate(reversed(name), 1):
             self.before[character] = self.before.get(character, 0) | (1 << behind)
+        self._known: dict[Find, int] = {}
 
-    def before_any(self, test: Test) -> int:
-        """Return the positions before all characters that pass a test."""
-        return reduce(or_, (bits for c, bits in self.before.items() if test(c)), 0)
+    def positions(self, find: Find) -> int:
+        """Return the positions where a pattern for one character, or for none, matches."""
+        found = self._known.get(find)
+        if found is None:
+            found = sum(1 << (len(self.text) - match.start()) for match in find(self.text))
+            self._known[find] = found
+        return found
 
 
-Test = Callable[[str], bool]
+Find = Callable[[str], Iterable[re.Match[str]]]
 Step = Callable[[int, Name], int]
 """A part of an expression: it maps the positions after its matches to the positions before."""
 
@@ -60,34 +59,28 @@ class Expression:
             raise ValueError(
                 f"it has {len(text):,} characters, and {LONGEST_EXPRESSION:,} at most are read"
             )
+        self._repeats = 0
         try:
             parsed = _parser.parse(text)
+            _compiler.compile(parsed)  # refuses a look behind of several widths
+            self._state = parsed.state
+            self._step = self._sequence(parsed, False)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"it is not a regular expression: {error}") from None
-        self._repeats = 0
-        self._step = self._sequence(parsed, re.RegexFlag(parsed.state.flags), 0, False)
 
     def matches(self, name: str) -> bool:
         """Tell whether the expression matches the entire name."""
-        text = _name(name)
-        return bool(self._step(1, text) & text.start)
+        return bool(self._step(1, _name(name)) >> len(name) & 1)
 
-    def _sequence(self, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
-        """Return the step for a sequence of parts."""
-        if depth > _DEEPEST:
-            raise ValueError(f"it has groups in groups, more than {_DEEPEST} deep")
-        if unknown := flags & ~_ALLOWED:
-            raise ValueError(f"it sets {unknown!r}, and flags other than i, s and x are not read")
+    def _sequence(self, parts: Iterable[Any], repeated: bool) -> Step:
+        """Return the step for a sequence of parts; `repeated` is True inside of a repeat."""
         steps: list[Step] = []
-        is_exact = not flags & re.IGNORECASE
         # Literal characters in a row are one step, because most expressions are parts of names.
-        for is_text, group in groupby(parts, lambda part: is_exact and str(part[0]) == "LITERAL"):
+        for is_text, group in groupby(parts, self._is_literal):
             if is_text:
                 steps.append(_literal("".join(chr(value) for _, value in group)))
             else:
-                steps += [self._part(part, flags, depth, repeated) for part in group]
-        if len(steps) == 1:
-            return steps[0]
+                steps += [self._part(op, value, repeated) for op, value in group]
         steps.reverse()
 
         def step(after: int, name: Name) -> int:
@@ -99,43 +92,52 @@ class Expression:
 
         return step
 
-    def _part(self, part: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
+    def _is_literal(self, part: Any) -> bool:
+        """Tell whether a part matches one character, given as it is, and no other."""
+        return str(part[0]) == "LITERAL" and not self._state.flags & re.IGNORECASE
+
+    def _part(self, op: Any, value: Any, repeated: bool) -> Step:
         """Return the step for one part of the parse tree."""
-        if (test := _test(part, flags)) is not None:
-            return lambda after, name: (after << 1) & name.before_any(test)
-        op, value = str(part[0]), part[1]
-        if op == "BRANCH":
-            steps = [self._sequence(each, flags, depth + 1, repeated) for each in value[1]]
+        kind = str(op)
+        if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT"):
+            part = _compiler.compile(_parser.SubPattern(self._state, [(op, value)]))
+            find = partial(part.finditer)  # the hash of a pattern itself takes long
+            if kind == "AT":  # an anchor, such as ^ or $
+                return lambda after, name: after & name.positions(find)
+            return lambda after, name: (after << 1) & name.positions(find)
+        if kind == "BRANCH":
+            steps = [self._sequence(parts, repeated) for parts in value[1]]
             return lambda after, name: reduce(or_, (step(after, name) for step in steps), 0)
-        if op == "SUBPATTERN":
-            _, added, removed, parts = value
-            return self._sequence(parts, (flags | added) & ~removed, depth + 1, repeated)
-        if op in ("MAX_REPEAT", "MIN_REPEAT"):  # greedy or lazy
+        if kind == "SUBPATTERN":
+            _, added, removed, inner = value  # (?i:a) sets a flag for a part
+            flags = self._state.flags
+            self._state.flags = _compiler._combine_flags(flags, added, removed)
+            step = self._sequence(inner, repeated)
+            self._state.flags = flags
+            return step
+        if kind in ("MAX_REPEAT", "MIN_REPEAT"):  # greedy or lazy
             least, most, parts = value
-            return self._repeat(least, most, parts, flags, depth, repeated)
-        if op in ("ASSERT", "ASSERT_NOT"):
-            ahead, parts = value
-            return self._assertion(ahead, parts, op == "ASSERT", flags, depth, repeated)
-        if op == "AT":
-            return _anchor(str(value))
-        if op == "FAILURE":
-            return lambda after, name: 0
-        named = op.lower().replace("_", " ")
+            return self._repeat(least, most, parts, repeated)
+        if kind in ("ASSERT", "ASSERT_NOT"):  # a lookahead or a lookbehind
+            behind = value[1].getwidth()[0] if value[0] < 0 else 0
+            inside = self._sequence(value[1], repeated)
+
+            def assertion(after: int, name: Name) -> int:
+                found = inside((2 << len(name.text)) - 1, name) >> behind
+                return after & (found if kind == "ASSERT" else ~found)
+
+            return assertion
+        named = kind.lower().replace("_", " ")
         raise ValueError(f"it has a part that is not supported ({named}); write it without")
 
-    def _repeat(
-        self, least: int, most: int, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool
-    ) -> Step:
+    def _repeat(self, least: int, most: int, parts: Iterable[Any], repeated: bool) -> Step:
         """Return the step for a part that is repeated `least` to `most` times."""
         self._repeats += 1
         if self._repeats > MOST_REPEATS:
             raise ValueError(f"it has more than {MOST_REPEATS} repeats")
         if repeated and most > 1:
             raise ValueError("it has a repeat in a repeat, as (a+)+ has; write it without")
-        is_run = len(parts) == 1 and least <= 1 and most == _parser.MAXREPEAT
-        if is_run and (test := _test(parts[0], flags)) is not None:
-            return _run(test, least)
-        step = self._sequence(parts, flags, depth + 1, repeated or most > 1)
+        step = self._sequence(parts, repeated or most > 1)
 
         def steps(after: int, name: Name) -> int:
             for _ in range(least):
@@ -152,73 +154,18 @@ class Expression:
 
         return steps
 
-    def _assertion(
-        self, ahead: int, parts: Any, is_for: bool, flags: re.RegexFlag, depth: int, repeated: bool
-    ) -> Step:
-        """Return the step for a lookahead or lookbehind, positive or negative."""
-        step, behind = self._sequence(parts, flags, depth + 1, repeated), 0
-        if ahead < 0:
-            behind, most = parts.getwidth()
-            if behind != most:
-                raise ValueError("it is not a regular expression: a look behind has one width")
-
-        def steps(after: int, name: Name) -> int:
-            found = step(name.every, name) >> behind
-            return after & (found if is_for else ~found)
-
-        return steps
-
-
-def _test(part: Any, flags: re.RegexFlag) -> Test | None:
-    """Return a test of one character if the part matches one character; else None."""
-    if str(part[0]) not in ("ANY", "LITERAL", "NOT_LITERAL", "IN"):
-        return None
-    state = _parser.State()
-    state.flags = flags
-    matcher = _compiler.compile(_parser.SubPattern(state, [part]))
-    return cache(lambda character: matcher.match(character) is not None)
-
 
 def _literal(text: str) -> Step:
     """Return the step for literal characters."""
-    backwards = text[::-1]
 
     def step(after: int, name: Name) -> int:
         if text not in name.text:
             return 0
-        for character in backwards:
+        for character in reversed(text):
             after = (after << 1) & name.before[character]
         return after
 
     return step
-
-
-def _run(test: Test, least: int) -> Step:
-    """Return the step for a run of `least` (0 or 1) or more characters that pass a test."""
-
-    def step(after: int, name: Name) -> int:
-        allowed = name.before_any(test)
-        first = (after << 1) & allowed
-        # The carry of the addition runs through all allowed characters in a row.
-        rest = ((first + allowed) ^ allowed) & allowed
-        return first | rest | (0 if least else after)
-
-    return step
-
-
-def _anchor(kind: str) -> Step:
-    """Return the step for an anchor, such as `^` or `$`, which matches a position."""
-    if kind in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
-        return lambda after, name: after & name.start
-    if kind in ("AT_END", "AT_END_STRING"):
-        return lambda after, name: after & (name.end if kind == "AT_END" else 1)
-
-    def boundary(after: int, name: Name) -> int:
-        words = name.before_any(lambda character: character.isalnum() or character == "_")
-        edges = words ^ (words >> 1)
-        return after & (edges if kind == "AT_BOUNDARY" else ~edges)
-
-    return boundary
 
 
 _name = lru_cache(maxsize=1 << 13)(Name)

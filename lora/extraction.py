@@ -12,19 +12,19 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import apply_plan, check_attachable
 from lora.attachment.plan import Plan
-from lora.attachment.state import FullCopy, attachment_of, state_names
+from lora.attachment.state import FullCopy, attachment_of
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
 from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
 from lora.scaling import check_size, largest_rank
 from lora.spectra import Approximation
-from lora.variants.narrow import BFloat16Embedding, NarrowLinear, is_narrow
-from minigrad import kernels
+from lora.variants.narrow import is_narrow
 from minigrad.checks import check_problems
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
-from minigrad.nn import Module
+from minigrad.nn import Buffer, Module, Parameter
+from minigrad.nn.module import walk
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
@@ -132,16 +132,23 @@ def extract(
                 f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
                 f"a copy of it"
             )
-        quantized = _in_few_bits(finetuned).items()
-        state = finetuned.state_dict() | {n: m.weight.dense(m.dtype) for n, m in quantized}
+        narrow = [(n, m) for n, m in finetuned.named_modules() if is_narrow(m)]
+        state = finetuned.state_dict()
+        state |= {f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow}
     check_attachable(base, adapter)
     config = LoRAConfig(
         rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
     )
-    pair = _Pair(base, state)
+    tensors = _tensors_of(base)
+    values = _checked_values(tensors, state)
+    different = set()
+    for name, tensor in tensors.items():
+        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(values[name].dtype)
+        if not np.array_equal(values[name], ours):
+            different.add(name)
     names = [target.name for target in targets_in(base, config)]
     modules: dict[str, Any] = dict(base.named_modules())
-    differing = [name for name in names if pair.differs(f"{name}.weight")]
+    differing = [name for name in names if f"{name}.weight" in different]
     if not differing:
         raise ValueError(
             f"none of the targets differs from the base, so there is nothing to extract: "
@@ -160,9 +167,9 @@ def extract(
     plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
     covered = {f"{name}.weight" for name in plan.updates}
     for copy in plan.copies:  # another name may have another value, if the tie was cut
-        value = pair.values[copy.name]
-        covered |= {name for name in copy.names if np.array_equal(pair.values[name], value)}
-    lost = [name for name in pair.tensors if name not in covered and pair.differs(name)]
+        value = values[copy.name]
+        covered |= {name for name in copy.names if np.array_equal(values[name], value)}
+    lost = [name for name in tensors if name in different and name not in covered]
     if lost:
         raise ValueError(
             f"the finetuned model differs from the base in what the adapter would not have: "
@@ -172,17 +179,17 @@ def extract(
     found = {}
     for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
         layer = plan.layers[name]
-        tuned = layer.weight_of(pair.values[f"{name}.weight"])
+        tuned = layer.weight_of(values[f"{name}.weight"])
         best = Approximation.of_matrix(tuned.dense() - layer.weight.dense(), rank)
         with np.errstate(over="ignore"):  # refused below, by name
             plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
         found[name] = Extracted.of(name, best)
+    made: list[tuple[str, Tensor]] = [(copy.name, copy.own) for copy in plan.copies]
     with np.errstate(over="ignore"):
         for copy in plan.copies:
-            copy.own.copy_(pair.values[copy.name])
-    made: list[tuple[str, Tensor]] = [(copy.name, copy.own) for copy in plan.copies]
+            copy.own.copy_(values[copy.name])
     for name, update in plan.updates.items():
-        made += ((name, part) for _, part in update.contents())
+        made += ((name, part) for part in update.trained())
     beyond = dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all())
     if beyond:
         raise ValueError(
@@ -194,57 +201,44 @@ def extract(
     return ExtractReport(rows, tuple(plan.copies), adapter)
 
 
-def _in_few_bits(model: Module) -> dict[str, NarrowLinear | BFloat16Embedding]:
-    """Return the layers with a weight in few bits (not a parameter), by the weight's name."""
-    return {f"{name}.weight": m for name, m in model.named_modules() if is_narrow(m)}
+def _tensors_of(model: Module) -> dict[str, Any]:
+    """Return parameters, buffers and weights in few bits, by each of the names of a shared one."""
+    parts = walk(model, "", set(), every_path=True)
+    found: dict[str, Any] = {n: each for n, each in parts if isinstance(each, (Parameter, Buffer))}
+    return found | {f"{n}.weight": m.weight for n, m in model.named_modules() if is_narrow(m)}
 
 
-class _Pair:
-    """The state of the base, including weights in few bits, and the fine-tuned values.
+def _checked_values(tensors: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the fine-tuned value of each tensor of the base; a ValueError lists all mistakes.
 
-    `tensors` are the parameters and buffers of the base, by each of their names, and `values` the
-    fine-tuned ones, by the same names. A tied parameter has several names. The fine-tuned state may
-    contain any of them, with different values if the tie was cut, as `fold` does.
+    Of the names of a tied tensor, the state may have any. They may have different values, if the
+    tie was cut, as `fold` does; names that are missing get the first of them.
     """
-
-    def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
-        own: dict[int, Any] = {id(tensor): tensor for _, tensor in base.named_state()}
-        names_of = state_names(base)
-        for name, layer in _in_few_bits(base).items():
-            own[id(layer.weight)] = layer.weight
-            names_of.setdefault(id(layer.weight), []).append(name)
-        self.tensors: dict[str, Tensor | kernels.narrow.NarrowMatrix] = {
-            name: own[key] for key, names in names_of.items() for name in names
-        }
-        self.values: dict[str, Array] = {}
-        problems = []
-        for name, given in state.items():
-            if name not in self.tensors:
-                problems.append(f"unexpected: {near(str(name), self.tensors)}")
-                continue
-            try:
-                value = as_array(given)
-            except (TypeError, ValueError) as error:
-                problems.append(f"unusable: {name}: {error}")
-                continue
-            shape = self.tensors[name].shape
-            if value.shape != shape:
-                problems.append(f"mis-shaped: {name} is {value.shape}, in the base {shape}")
-            elif not np.isfinite(value).all():
-                problems.append(f"not finite: {name} has NaN or Inf in it")
-            else:
-                self.values[name] = value
-        for names in names_of.values():
-            there = [name for name in names if name in state]
-            if not there:
-                problems.append(f"missing: {names[0]} {self.tensors[names[0]].shape}")
-            elif there[0] in self.values:
-                for name in names:
-                    self.values.setdefault(name, self.values[there[0]])
-        check_problems("the finetuned model does not fit the base; nothing was changed", problems)
-
-    def differs(self, name: str) -> bool:
-        """Tell whether the base and the fine-tuned model have different values of a tensor."""
-        value, tensor = self.values[name], self.tensors[name]
-        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(value.dtype)
-        return not np.array_equal(value, ours)
+    values: dict[str, Array] = {}
+    problems = []
+    for name, given in state.items():
+        if name not in tensors:
+            problems.append(f"unexpected: {near(str(name), tensors)}")
+            continue
+        try:
+            value = as_array(given)
+        except (TypeError, ValueError) as error:
+            problems.append(f"unusable: {name}: {error}")
+            continue
+        shape = tensors[name].shape
+        if value.shape != shape:
+            problems.append(f"mis-shaped: {name} is {value.shape}, in the base {shape}")
+        elif not np.isfinite(value).all():
+            problems.append(f"not finite: {name} has NaN or Inf in it")
+        else:
+            values[name] = value
+    there = {id(tensors[name]) for name in state if name in tensors}
+    first = {id(tensors[name]): value for name, value in reversed(values.items())}
+    for name, tensor in tensors.items():
+        if id(tensor) not in there:
+            problems.append(f"missing: {name} {tensor.shape}")
+            there.add(id(tensor))
+        elif id(tensor) in first:
+            values.setdefault(name, first[id(tensor)])
+    check_problems("the finetuned model does not fit the base; nothing was changed", problems)
+    return values

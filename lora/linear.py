@@ -15,7 +15,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.scaling import LoRAScaling, check_rank_and_alpha, check_rank_fits, check_size
+from lora.scaling import LoRAScaling, check_rank_fits, check_size
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
@@ -72,8 +72,7 @@ class LoRALayer(AdaptedLayer):
         rng: np.random.Generator | None = None,
     ) -> None:
         d_out, d_in = (check_size(n, v) for n, v in (("d_out", d_out), ("d_in", d_in)))
-        check_rank_and_alpha(rank, alpha)
-        check_rank_fits(rank, d_out, d_in)
+        check_rank_fits(check_size("rank", rank), d_out, d_in)
         weight = Tensor(base_weight)
         if weight.dtype.kind != "f":
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")
@@ -130,10 +129,6 @@ class LoRALayer(AdaptedLayer):
         if isinstance(weight, Tensor):
             return ops.linear(x, weight.detach(), bias)
         return stored_linear(x, weight, bias)  # type: ignore[no-any-return]
-
-    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Compute x M^T."""
-        return ops.linear(x, matrix)
 
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
+from lora.adapter import check_names
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.errors import named_errors
@@ -62,20 +63,16 @@ def merge(
     if chosen is not None:
         if not isinstance(chosen, Iterable):
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
-        attached, chosen = state.attachment_of(model), tuple(chosen)
-        attachment = attached or state.attachment_by_hand(layer for _, layer in found)
+        chosen = tuple(dict.fromkeys(chosen))
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")
+        check_names(chosen, dict.fromkeys(name for _, layer in found for name in layer.adapters))
         for name in chosen:
-            attachment.get(name)
-            if name not in attachment.active:
-                how = f"lora.switch(model, {name!r}) makes it so"
-                if not attached:
-                    how = (
-                        f"call lora.switch with the model that was given to lora.attach, or "
-                        f"layer.use([{name!r}]) of layers that were made by hand"
-                    )
-                raise ValueError(f"adapter {name!r} is not active; {how}")
+            if not any(name in layer.active for _, layer in found):
+                raise ValueError(
+                    f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so, or "
+                    f"layer.use([{name!r}]) of layers that were made by hand"
+                )
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
@@ -159,12 +156,10 @@ def fold(model: Module) -> Module:
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
-            remove, activate = f"lora.remove(model, {lost[0]!r})", "lora.switch"
-            if not layer.is_attached:
-                remove, activate = f"layer.remove({lost[0]!r})", "layer.use"
             raise ValueError(
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
-                f"{remove} says that it may be, {activate} makes it active"
+                f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active "
+                f"(of layers that were made by hand: layer.remove and layer.use)"
             )
     folded: dict[int, Module] = {}
     broken = []

@@ -81,16 +81,12 @@ def _checked(role: str, pattern: str, within: str = "{}") -> str:
         raise ValueError(
             f"{role}={pattern!r:.200}: {error}; a list names layers as they are"
         ) from None
-    if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
+    is_for_any = all(expression(within.format(pattern)).matches(name) for name in _NAMES)
+    if is_for_any and not _BUT.search(pattern):
         raise ValueError(
             f"{role}={pattern!r:.200} matches every name there can be; say which, or {ALL_LINEAR!r}"
         )
     return pattern
-
-
-def _is_for_any(pattern: str) -> bool:
-    """Tell whether an expression matches every possible name."""
-    return all(expression(pattern).matches(name) for name in _NAMES)
 
 
 def find(
@@ -98,34 +94,21 @@ def find(
     patterns: Patterns,
     names: Iterable[str],
     groups: Mapping[str, Sequence[str]],
-    first: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the matching names, in their order, each with the first pattern that matches it.
 
     A name in `groups` means several names, such as an attention its projections. `role` is the
-    parameter with the patterns, for messages. `first` has the main name of each layer, by all of
-    its names, also for messages. A ValueError is raised if a pattern matches no name. It lists all
-    names, and the nearest one.
+    parameter with the patterns, for messages. A ValueError is raised if a pattern matches no name.
+    It lists all names, and the nearest one.
     """
-    names, one = list(names), isinstance(patterns, str)
+    names = list(names)
     matched = matches(patterns, names, groups)
-    are_all = names and {*names} == {hit for hits in matched.values() for hit in hits}
-    if isinstance(patterns, str) and are_all and _is_for_any(patterns):
-        raise ValueError(
-            f"{role}={patterns!r} matches every layer, as if it left none out; the layers are "
-            f"{', '.join(names)}"
-        )
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
-        alike = {miss: (first or {}).get(miss) for miss in missed}
-        hints = ", ".join(
-            f"{miss!r} (the same layer as {alike[miss]!r}, which is its name)"
-            if alike[miss] in names
-            else near(miss, [*names, *groups])
-            for miss in missed
-        )
+        hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
-            f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
+            f"{role} that match no layer: {hints}"
+            f"{kind if isinstance(patterns, str) else ''}; the layers are "
             f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
         )
     found: dict[str, str] = {}

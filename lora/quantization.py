@@ -11,13 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import (
-    Attachment,
-    attachment_of,
-    check_in_reach,
-    replace,
-    state_names,
-)
+from lora.attachment.state import Attachment, attachment_of, replace, state_names
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -126,11 +120,10 @@ def quantize(
         TypeError: if the model is not a Module, or an argument is of the wrong type.
         ValueError: if a target matches nothing or an Embedding; a layer is already in few bits, has
             an adapter, is trained in full by an adapter, or has a weight that is not finite or also
-            used elsewhere, or is in no attribute of a module; an option makes no sense; or the
-            model is itself a single layer.
+            used elsewhere; an option makes no sense; or the model is itself a single layer.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
-    attachment = attachment_of(model)
+    attachment = attachment_of(model)  # raises an error if the model is not a Module
     if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
             f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
@@ -191,8 +184,7 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
-        (NF4Linear, "are in four bits already"),
-        *(() if is_nf4 else ((BFloat16Linear, "are in bfloat16 already"),)),
+        (done, f"are in {'four' if is_nf4 else 'few'} bits already"),
         (Embedding, "are embeddings, not Linear, and look rows up"),
     ):
         wrong = [name for name in found if isinstance(modules[name], kind)]
@@ -204,24 +196,24 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
 def _check_replaceable(
     model: Module, linears: Mapping[str, Any], attachment: Attachment | None
 ) -> None:
-    """Raise a ValueError if a weight is tied, a layer is out of reach, or an adapter trains it."""
+    """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
     names = state_names(model)
-    check_in_reach(model, linears, "quantize: ")
+    copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
+    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        for copy in attached.copies:
+            copies[id(copy.original)] = copies[id(copy.own)] = adapter, copy.name
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(
                 f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
                 f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
             )
-    for adapter, attached in {} if attachment is None else attachment.adapters.items():
-        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
-        for name, linear in linears.items():
-            copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
-            if copied:  # `lora.switch` could then put neither the original nor the copy in
-                raise ValueError(
-                    f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
-                    f"{name}, or quantise first"
-                )
+        copied = [copies[id(part)] for part in linear.parameters() if id(part) in copies]
+        if copied:  # `lora.switch` could then put neither the original nor the copy in
+            raise ValueError(
+                f"quantize: adapter {copied[0][0]!r} trains "
+                f"{', '.join(own for _, own in copied)} in full; exclude {name}, or quantise first"
+            )
 
 
 def _error(exact: NDArray[Any], weight: kernels.narrow.NarrowMatrix) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
-import operator
 from typing import Any
 
-from minigrad.checks import check_number
+from minigrad.checks import check_integer, check_number
 
 
 class LoRAScaling(enum.Enum):
@@ -43,11 +42,10 @@ class LoRAScaling(enum.Enum):
         return rank if self is LoRAScaling.STANDARD else math.sqrt(rank)
 
 
-def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
-    """Check that the rank is a positive integer, and alpha a positive finite number."""
-    check_size("rank", rank)
-    if not 0 < check_number("alpha", alpha) < math.inf:
-        raise ValueError(f"alpha must be a positive number, not {alpha!r}")
+def check_alpha(name: str, value: Any) -> None:
+    """Check that a value is a positive finite number."""
+    if not 0 < check_number(name, value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
 def check_finite(name: str, value: Any) -> float:
@@ -60,11 +58,10 @@ def check_finite(name: str, value: Any) -> float:
 
 def check_size(name: str, value: Any) -> int:
     """Return `value` as an int; a TypeError if it is not an integer, a ValueError below 1."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if operator.index(value) < 1:
+    check_integer(name, value)
+    if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return operator.index(value)
+    return int(value)
 
 
 def largest_rank(shape: tuple[int, ...]) -> int:

@@ -59,29 +59,14 @@ class Approximation:
 def singular_values(a: Array, b: Array) -> Array:
     """Compute the singular values of B A, in descending order; at most `rank` of them.
 
-    They are NaN if there is NaN or Inf in A or B, and Inf if they are too large for float64.
+    They are NaN if there is NaN or Inf in A or B, or B A is too large for float64.
     """
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return np.full(len(a), np.nan)
-    (a, power_a), (b, power_b) = _moderate(a), _moderate(b)
     # With B = Q R and A^T = P S, R S^T has the same ones, and is at most rank x rank.
-    core = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
-    with np.errstate(over="ignore"):
-        return np.ldexp(np.linalg.svd(core, compute_uv=False), power_a + power_b)
-
-
-def frobenius(matrix: Array) -> float:
-    """Compute the Frobenius norm of a matrix, even if squares of its elements exceed float64."""
-    matrix, power = _moderate(matrix)
-    with np.errstate(over="ignore"):
-        return float(np.ldexp(np.linalg.norm(matrix), power))
-
-
-def _moderate(matrix: Array) -> tuple[Array, int]:
-    """Return M / 2^p and p, where p is 0 unless products of elements might over- or underflow."""
-    largest = float(abs(matrix).max(initial=0.0))
-    power = 0 if 2.0**-400 < largest < 2.0**400 else math.frexp(largest)[1]
-    return (np.ldexp(matrix, -power), power) if power else (matrix, 0)
+    with np.errstate(all="ignore"):
+        core = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
+    if not np.isfinite(core).all():
+        return np.full(len(core), np.nan)
+    return np.linalg.svd(core, compute_uv=False)
 
 
 def numerical_rank(values: Array, share: float) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_change", "plot_factors", "plot_singular_values"]
 
-_MOST_LINES = 8  # more lines share one marker, and the legend names only the first and last
+_MOST_LINES = 8  # of more lines, the legend names only the first and last
 _MOST_CELLS = 400  # with more cells, no cell shows its number
 _MOST_SHOWN = 400  # rows and columns of a matrix; a larger matrix is shown in blocks
 _MARKERS = "os^Dv<>P"
@@ -163,45 +163,35 @@ def plot_singular_values(
 def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     """Draw a line of singular values for each update, and mark the end of the largest rank.
 
-    An update whose norm is not finite has no line; if the legend names all lines, it says so.
+    An update whose norm is not finite has no line; the legend says so. Of many updates, the legend
+    names the first and the last.
     """
     import matplotlib
-    from matplotlib.ticker import MaxNLocator
 
-    from minigrad.viz.figure import SIZES, short_names
+    from minigrad.viz.figure import SIZES, short_names, ticks_at_integers
 
     shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
     spectra = [update.singular_values if math.isfinite(update.norm) else () for update in found]
     top = max(map(max, filter(None, spectra)), default=0.0)
-    few = len(found) <= _MOST_LINES
-    for line, (update, spectrum, shade) in enumerate(zip(found, spectra, shades, strict=True)):
+    for i, (update, spectrum, shade) in enumerate(zip(found, spectra, shades, strict=True)):
         values = [value for value in spectrum if value > _SMALLEST * top]
-        marks: Any = {"marker": "o", "markersize": 3, "linewidth": 1}
-        if few:
-            marks = {"marker": _MARKERS[line], "markersize": 5, "linewidth": 1.5}
-        axes.plot(range(1, len(values) + 1), values, color=shade, label=update.name, **marks)
+        look: Any = {"color": shade, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 4}
+        axes.plot(range(1, len(values) + 1), values, label=update.name, **look)
     rank = max(update.rank for update in found)
     axes.axvline(rank + 0.5, color="0.3", linestyle="--", linewidth=1)
-    room = max(0.9, 0.18 * rank)
-    axes.axvspan(rank + 0.5, rank + 0.5 + room, color="0.92", zorder=0)
-    centred: Any = {"ha": "center", "va": "center", "transform": axes.get_xaxis_transform()}
-    axes.text(rank + 0.5 + room / 2, 0.5, "0 beyond the rank", rotation=90, **centred)
-    axes.set_xlim(min(0.8, 1 - 0.02 * rank), rank + 0.5 + room)
+    axes.text(rank + 0.5, 0.5, " rank", transform=axes.get_xaxis_transform())
     if top > 0:
         axes.set_yscale("log")
-    ticks = MaxNLocator(8, integer=True).tick_values(0, rank)
-    axes.set_xticks([tick for tick in {1, *ticks} if 1 <= tick <= rank])
+    ticks_at_integers(axes.xaxis)
     axes.set(xlabel="number of the singular value", ylabel="singular value of dW")
     axes.set_title("Singular values", loc="left")
-    drawn = axes.lines[: len(found)]
     names = short_names([update.name for update in found])
     remarks = ["" if math.isfinite(update.norm) else ": not finite" for update in found]
-    if few:
-        labels = list(map("".join, zip(names, remarks, strict=True)))
-    else:
-        drawn, labels = [drawn[0], drawn[-1]], ["first layer", "last layer"]
+    labelled = list(zip(axes.lines, map("".join, zip(names, remarks, strict=True)), strict=False))
+    if len(labelled) > _MOST_LINES:
+        labelled = [labelled[0], labelled[-1]]
     # loc="best" is the default too, but if it is given, matplotlib does not warn that it is slow.
-    axes.legend(drawn, labels, loc="best", frameon=False)
+    axes.legend(*zip(*labelled, strict=True), loc="best", frameon=False)
 
 
 def plot_factors(
@@ -251,14 +241,7 @@ def plot_factors(
     signs = f"{what}\n\ndark: below 0\ngrey: 0\nlight: above 0"
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
     change = chosen.scale * (b @ a)
-    largest = np.abs(change).max(initial=0.0)
-    title = f"{layer}: nothing has changed yet"
-    if largest:
-        squares = np.square(change / largest).sum(axis=1)
-        most = int(np.argmax(squares))
-        share = squares[most] / squares.sum()
-        title = f"{layer}: output {most} changes most, by {share:.0%} of |dW|²"
-    figure.suptitle(title, weight="bold")
+    figure.suptitle(f"{layer}: |dW| = {np.linalg.norm(change):.3g}", weight="bold")
     _draw_matrix(top, a, f"A, {rank} x {d_in}")
     _draw_matrix(left, b, f"B, {d_out} x {rank}")
     _draw_matrix(middle, change, f"s B A, {d_out} x {d_in}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.state import FullCopy, attachment_of, check_in_reach, state_names
+from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -74,8 +74,6 @@ class Plan:
             advice = "let the layer that shares it have one too"
             if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
                 raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        parts = {name: layer for name, (layer, _) in self.replaced.items()}
-        check_in_reach(model, {**parts, **{copy.name: copy.original for copy in self.copies}})
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
@@ -85,11 +83,9 @@ class Plan:
     def _layer(self, target: Target, modules: dict[str, Module], drawn: bool) -> AdaptedLayer:
         """Make the layer that gets the adapter, unless the model has it; check its weight."""
         original: Any = modules[target.name]
-        if isinstance(original, AdaptedLayer):
-            layer = original
-        else:
-            kind = adapted_kind(original)
-            assert kind is not None  # each target is a layer that can have an adapter
+        layer: AdaptedLayer = original
+        if not isinstance(original, AdaptedLayer):
+            kind: Any = adapted_kind(original)
             try:
                 layer = kind.around(original)
             except ValueError as error:
@@ -101,7 +97,7 @@ class Plan:
                 check_rank_of_init(self.config.init, target.rank)
         except ValueError as error:
             raise ValueError(
-                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
+                f"{target.name}: {error}; rank_pattern gives the layer another rank, exclude "
                 f"leaves it out"
             ) from error
         if layer.weight.dtype.kind != "f":

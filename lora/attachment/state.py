@@ -21,7 +21,6 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
-from lora.patterns import near
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Module, Parameter
 from minigrad.nn.module import walk
@@ -88,17 +87,6 @@ class Attachment:
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
-    def get(self, name: Any) -> Attached:
-        """Return an adapter by its name; a ValueError lists the names that exist."""
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an adapter is a string, not {name!r}")
-        if name not in self.adapters:
-            raise ValueError(
-                f"there is no adapter {near(name, self.adapters)}; the model has "
-                f"{', '.join(map(repr, self.adapters))}"
-            )
-        return self.adapters[name]
-
     def swap_in(self, model: Module, names: Sequence[str]) -> None:
         """Put the copies of these adapters into the model, and the originals of all others."""
         # The same dicts come back with the same adapters, so a captured step finds no change.
@@ -154,14 +142,6 @@ def required_attachment(model: Module) -> Attachment:
     return attachment
 
 
-def attachment_by_hand(layers: Iterable[AdaptedLayer]) -> Attachment:
-    """Return an attachment with the adapters of layers that were made without `attach`."""
-    found = list(layers)
-    names = dict.fromkeys(name for layer in found for name in layer.adapters)
-    active = dict.fromkeys(name for layer in found for name in layer.active)
-    return Attachment({}, [], {name: Attached(None, []) for name in names}, tuple(active))
-
-
 def store(model: Module, attachment: Attachment | None) -> None:
     """Store the attachment on a model; None removes it."""
     if attachment is None:
@@ -208,20 +188,6 @@ def restore_flags(flags: Iterable[tuple[Tensor, bool]]) -> None:
             parameter.requires_grad_(flag)
 
 
-def check_in_reach(model: Module, parts: Mapping[str, Module | Tensor], caller: str = "") -> None:
-    """Raise a ValueError if `replace` would not find a part of the model, given by name."""
-    modules = list(model.modules())
-    values = [value for module in modules for _, value in module._attributes()]
-    held = {id(part) for _, part in walk(values, "", set(map(id, modules)), every_path=True)}
-    for name, part in parts.items():
-        if id(part) not in held:
-            raise ValueError(
-                f"{caller}{name} is not in an attribute of a module, so nothing can replace it; "
-                f"keep it in one, or in a list, tuple or dict in one, or leave it out of the "
-                f"configuration"
-            )
-
-
 def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
     """Replace modules, parameters or buffers, given by id.
 
@@ -244,10 +210,7 @@ def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
         items = [_replaced(item, new) for item in value]
         if all(map(operator.is_, items, value)):
             return value
-        made: Any = tuple.__new__(type(value), items)  # of any class, such as a named tuple
-        if attributes := getattr(value, "__dict__", None):
-            vars(made).update(attributes)
-        return made
+        return tuple.__new__(type(value), items)  # also of a class, such as a named tuple
     return value
 
 

@@ -16,7 +16,6 @@ from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, matches, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
-from minigrad.nn.module import walk
 
 # The layers that can have an adapter, each with the layer with adapters that replaces it.
 KINDS: dict[type[Module], type[AdaptedLayer]] = {
@@ -38,10 +37,7 @@ class Target:
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` selects, in the order of the model."""
-    first: dict[int, str] = {}  # by id, the first name of each module, which may have several
-    paths = walk(model, "", set(), every_path=True)
-    others = {n: first.setdefault(id(m), n) for n, m in paths if isinstance(m, Module)}
-    targets = select(config, *candidates(model), projections(model), others)
+    targets = select(config, *candidates(model), projections(model))
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     return sorted(targets, key=lambda target: order[target.name])
 
@@ -87,18 +83,16 @@ def select(
     linear: Sequence[str],
     other: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
-    first: Mapping[str, str] | None = None,
 ) -> list[Target]:
     """Choose the layers that `config` selects, each with its rank and alpha.
 
     They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
-    in `groups` means several layers. `first` has the main name of each layer, by all of its names.
-    A ValueError is raised if a pattern, an index or an exclusion has no effect, or no layer is
-    left. A pattern whose layers are all excluded is not an error.
+    in `groups` means several layers. A ValueError is raised if a pattern, an index or an exclusion
+    has no effect, or no layer is left. A pattern whose layers are all excluded is not an error.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:
-        found = find("targets", config.targets, [*linear, *other], groups, first)
+        found = find("targets", config.targets, [*linear, *other], groups)
     elif linear:
         found = dict.fromkeys(linear, ALL_LINEAR)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer, label_of
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.certificate.rounding import gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
@@ -114,8 +114,8 @@ def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) ->
     own, wide, s = adapter.lora_a.dtype, np.dtype(np.float64), abs(adapter.scale)
     if own not in (np.float16, np.float32, np.float64):
         raise TypeError(
-            f"{label_of(name)}: layers of float16, float32 and float64 can be certified, not of "
-            f"{own}"
+            f"{name or 'the layer'}: layers of float16, float32 and float64 can be certified, not "
+            f"of {own}"
         )
     rank, d_in = a.shape
     with np.errstate(all="ignore"):  # the certificate reports overflow

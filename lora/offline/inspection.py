@@ -19,7 +19,7 @@ from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import AdapterFolder, StoredLayer, check_is_folder
 from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
-from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
+from lora.spectra import Spectral, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.checks import check_positive
 from minigrad.progress import progress_bar
@@ -75,7 +75,8 @@ class LayerSummary(Spectral):
             )
         kind = layer.kind + (", DoRA" if MAGNITUDE in layer.keys else "")
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
-        norms = frobenius(a), frobenius(b)
+        with np.errstate(over="ignore"):
+            norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         values = tuple(abs(scale) * value for value in singular_values(a, b).tolist())
         return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
 

@@ -23,7 +23,6 @@ from lora.offline.model_folder import AdaptedBase, is_computed, may_be_tied
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
-from lora.spectra import frobenius
 from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
@@ -111,7 +110,8 @@ def _compared(
     """Find the formula that M fits; `usual` is the scale without patterns."""
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
     # Other programs may compute B A in the dtype of the model.
-    eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * abs(s) * frobenius(a) * frobenius(b)
+    size = abs(s) * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * size
 
     def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
-from lora.adapter import DEFAULT, Adapter
+from lora.adapter import DEFAULT, Adapter, check_names
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment
 from lora.config import Bias
@@ -79,7 +79,8 @@ def save(
     if seed is not None:
         check_count("seed", seed)
     record = state.required_attachment(model)
-    attached = record.get(adapter)
+    check_names([adapter], record.adapters)
+    attached = record.adapters[adapter]
     in_place = state.attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}

@@ -51,8 +51,9 @@ class NarrowLinear(Module):
     @classmethod
     def _from_linear(cls, linear: Any, *options: Any) -> Self:
         if not isinstance(linear, Linear):
-            kind = type(linear).__name__
-            raise TypeError(f"{cls.__name__}.from_linear: takes a Linear, not {kind}")
+            raise TypeError(
+                f"{cls.__name__}.from_linear: takes a Linear, not {type(linear).__name__}"
+            )
         weight: Any = cls._kind()
         layer = cls(weight.of(linear.weight._data, *options), linear.bias, linear.weight.dtype)
         layer.training = linear.training

@@ -243,7 +243,7 @@ def test_detach_takes_all_adapters_off(rng):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda net: lora.switch(net, "A"), "no adapter 'A'; the model has 'a', 'b'"),
+        (lambda net: lora.switch(net, "A"), "no adapter 'A'; the adapters are 'a', 'b'"),
         (lambda net: lora.switch(net, "a", "a"), "once or not at all"),
         (lambda net: lora.remove(net, "c"), "no adapter 'c'"),
         (lambda net: put(net, "a", np.random.default_rng(0)), "an adapter 'a' already"),

@@ -456,7 +456,7 @@ def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
 def test_dora_of_a_lower_rank_is_refused(rng):
     net = TokenNet(rng)
     put_on(net, "d", rng, use_dora=True, rank=2)
-    with pytest.raises(ValueError, match=r"is DoRA.* a sum of rank 1"):
+    with pytest.raises(ValueError, match=r"is DoRA.* a lower rank of it"):
         combined(net, [("d", 1)], "low", rank=1)
 
 
@@ -578,7 +578,7 @@ def test_the_report_can_be_read(rng):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((["a", "x"], [1, 1], "n"), ValueError, "no adapter 'x'; the model has 'a', 'b', 'c'"),
+        ((["a", "x"], [1, 1], "n"), ValueError, "no adapter 'x'; the adapters are 'a', 'b', 'c'"),
         (([], [], "n"), ValueError, "no adapters to combine"),
         (("a", [1], "n"), TypeError, "list of names"),
         (([1], [1], "n"), TypeError, "name of an adapter is a string, not 1"),
@@ -594,8 +594,8 @@ def test_the_report_can_be_read(rng):
         ((["a"], [1], "b.c"), ValueError, r"letters, digits, - and _ only, not 'b\.c'"),
         ((["a"], [1], None), TypeError, "name of an adapter is a string, not None"),
         ((["a"], [1], "n", 0), ValueError, "rank must be at least 1, not 0"),
-        ((["a"], [1], "n", 1.0), TypeError, r"rank must be an integer, not 1\.0"),
-        ((["a"], [1], "n", True), TypeError, "rank must be an integer, not True"),
+        ((["a"], [1], "n", 1.0), TypeError, r"rank is an integer, not 1\.0"),
+        ((["a"], [1], "n", True), TypeError, "rank is an integer, not True"),
     ],
 )
 def test_what_cannot_be_combined_is_refused_and_changes_nothing(rng, arguments, error, message):
@@ -910,7 +910,7 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
     ("options", "error", "message"),
     [
         ({"rank": 0}, ValueError, "rank must be at least 1"),
-        ({"rank": None}, TypeError, "rank must be an integer, not None"),
+        ({"rank": None}, TypeError, "rank is an integer, not None"),
         ({"targets": ["k"]}, ValueError, "match no layer: 'k'"),
         ({"targets": ["v"], "exclude": ["v"]}, ValueError, "nothing is left"),
         ({"targets": ["v"]}, ValueError, "none of the targets differs from the base.*: v"),

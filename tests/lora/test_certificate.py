@@ -860,7 +860,7 @@ def record(**changed):
 
 def test_layers_of_another_dtype_cannot_be_certified():
     wide = [np.ones(shape, np.longdouble) for shape in [(4, 3), (1, 3), (4, 1)]]
-    with pytest.raises(TypeError, match=f"'layer': layers of float16.*not of {wide[0].dtype}"):
+    with pytest.raises(TypeError, match=f"layer: layers of float16.*not of {wide[0].dtype}"):
         Layer(*wide)
 
 

@@ -14,7 +14,6 @@ from lora import LoRAConfig, LoRALayer, LoRAScaling, patterns
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import MLP, Embedding, Linear, Module
-from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
 TABLES = ["embed"]
@@ -154,7 +153,6 @@ def test_a_target_of_which_all_layers_are_excluded_is_in_the_report():
         ({"layers_to_transform": 0, "layers_pattern": "h"}, "no target has an index after .h.;"),
         ({"targets": ["q"], "rank_pattern": {"v": 2}}, "rank_pattern .* no target: 'v'"),
         ({"rank_pattern": {"q": 3, r"blocks\.0\.q": 2}}, r"rank_pattern: 'blocks.* after .* first"),
-        ({"targets": "(?!haed).*"}, r"'\(\?!haed\)\.\*' matches every layer"),
         (
             {"layers_to_transform": 0, "layers_pattern": ["blocks", "block"]},
             r"layers_pattern: no target .* after 'block' \(did you mean 'blocks'\?\)",
@@ -174,8 +172,8 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"targets": r"[\s\S]+"}, ValueError, "matches every name"),
         ({"targets": r"[\w.]+"}, ValueError, "matches every name"),
         ({"rank_pattern": {r"\w+": 1}}, ValueError, "matches every name"),
-        ({"layers_to_transform": 2.5}, TypeError, "indices, not 2.5"),
-        ({"layers_to_transform": "12"}, TypeError, "indices, not '12'"),
+        ({"layers_to_transform": 2.5}, TypeError, "an integer, not 2.5"),
+        ({"layers_to_transform": "12"}, TypeError, "an integer, not '12'"),
         ({"scaling": "rs"}, ValueError, "standard, rslora, not 'rs'"),
         ({"targets": ["q", ""]}, ValueError, "none may be empty"),
         ({"targets": {"q": 1}}, TypeError, "targets are names"),
@@ -183,15 +181,15 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"exclude": "all-linear"}, ValueError, "leaves nothing"),
         ({"exclude": 3}, TypeError, "exclude are names"),
         ({"layers_to_transform": []}, ValueError, "None means all"),
-        ({"layers_to_transform": [True]}, TypeError, "indices, not True"),
+        ({"layers_to_transform": [True]}, TypeError, "an integer, not True"),
         ({"layers_to_transform": -1}, ValueError, "indices from 0 on"),
         ({"layers_pattern": "blocks"}, ValueError, "needs layers_to_transform"),
-        ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\]: rank must be at least 1"),
-        ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\]: rank must be an integer"),
+        ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\] must be at least 1"),
+        ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\] is an integer"),
         ({"rank_pattern": {"(": 1}}, ValueError, "not a regular expression"),
         ({"rank_pattern": {".*": 1}}, ValueError, "matches every name"),
         ({"rank_pattern": ["q"]}, TypeError, "a dict"),
-        ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\]: alpha must be a"),
+        ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\] must be a"),
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
@@ -301,28 +299,6 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
-    net = Module()
-    net.a, net.b = Linear(4, 4), Linear(4, 4)
-    left, svd = ["a"], np.linalg.svd
-
-    def failing(*arguments, **options):
-        if not left:
-            raise np.linalg.LinAlgError("SVD did not converge")
-        left.pop()
-        return svd(*arguments, **options)
-
-    monkeypatch.setattr(np.linalg, "svd", failing)
-    rng = np.random.default_rng(0) if own else None
-    state = generator(rng).bit_generator.state
-    with pytest.raises(np.linalg.LinAlgError):
-        lora.attach(net, LoRAConfig(rank=1, init="pissa_niter_1"), rng=rng)
-    assert not left
-    assert generator(rng).bit_generator.state == state
-    assert type(net.a) is Linear
-
-
 def test_every_init_is_known():
     assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa", "mica"}
 
@@ -350,9 +326,10 @@ def test_targets_may_be_an_array_of_names():
 @pytest.mark.parametrize(
     "options",
     [
-        {"rank": np.array(2)},
+        {"rank": np.int8(2)},
         {"dropout": Fraction(1, 2)},
-        {"rank_pattern": {"layers.0": np.array(1)}},
+        {"rank_pattern": {"layers.0": np.uint8(1)}, "alpha_pattern": {"layers.0": np.float32(3)}},
+        {"layers_to_transform": np.arange(1)},
     ],
 )
 def test_what_a_configuration_accepts_can_be_saved(options, tmp_path):

@@ -150,13 +150,6 @@ def test_every_target_must_match(rng, targets, misses, hints):
     assert snapshot(net) == before
 
 
-def test_another_name_of_a_shared_layer_is_an_error_that_says_which_counts(rng):
-    layer = Linear(4, 4, rng=rng)
-    model = Sequential(layer, Sequential(minigrad.nn.ReLU(), layer))
-    with pytest.raises(ValueError, match=r"'1\.1' \(the same layer as '0', which is its name\)"):
-        lora.attach(model, LoRAConfig(rank=2, targets=["1.1"]))
-
-
 def test_a_model_without_linear_layers_is_an_error():
     with pytest.raises(ValueError, match="no linear layer"):
         lora.attach(Sequential(minigrad.tanh), LoRAConfig())
@@ -173,7 +166,7 @@ def test_a_model_without_linear_layers_is_an_error():
         ({"targets": [1]}, TypeError, "targets are names"),
         ({"targets": None}, TypeError, "targets"),
         ({"rank": 0}, ValueError, "rank must be at least 1, not 0"),
-        ({"rank": 1.5}, TypeError, r"rank must be an integer, not 1\.5"),
+        ({"rank": 1.5}, TypeError, r"rank is an integer, not 1\.5"),
         ({"alpha": 0.0}, ValueError, "alpha must be a positive number"),
         ({"alpha": math.nan}, ValueError, "alpha must be a positive number"),
         ({"alpha": "1"}, TypeError, "alpha must be a number"),
@@ -272,7 +265,7 @@ def test_layers_in_a_named_tuple_get_adapters(rng):
 
 
 class Steps(tuple):
-    """A tuple of a class of its own, which may have attributes."""
+    """A tuple of a class of its own."""
 
     def __call__(self, x):
         for step in self:
@@ -292,7 +285,6 @@ class Slots(Module):
 @pytest.mark.parametrize("quantized", [False, True])
 def test_only_layers_change_in_slots_counters_and_tuples_of_any_class(rng, quantized):
     steps = Steps([Linear(64, 4), minigrad.tanh])
-    steps.title = "steps"
     net = Sequential(Slots(steps, Counter(calls=3)))
     x = draw(rng, (2, 64), np.float32)
     if quantized:
@@ -303,32 +295,7 @@ def test_only_layers_change_in_slots_counters_and_tuples_of_any_class(rng, quant
     lora.detach(net)
     assert np.array_equal(net(x).data, base)
     assert type(net[0].steps) is Steps
-    assert net[0].steps.title == "steps"
     assert net[0].calls == {"calls": 3}
-
-
-class Elsewhere(Module):
-    """A layer and a parameter that are not in attributes."""
-
-    def __init__(self):
-        parts = {"linear": Linear(64, 4), "scale": Parameter([1.0])}
-        self.parts = parts.items
-
-    def _contents(self):
-        return self.parts()
-
-
-def test_a_layer_that_nothing_can_replace_is_an_error_and_changes_nothing():
-    net = Sequential(Elsewhere(), Linear(4, 4))
-    before = snapshot(net)
-    for use in (lora.quantize, lambda net: lora.attach(net, LoRAConfig(rank=1))):
-        with pytest.raises(ValueError, match=r"0\.linear is not in an attribute.*leave it out"):
-            use(net)
-        assert snapshot(net) == before
-    with pytest.raises(ValueError, match=r"0\.scale is not in an attribute"):
-        lora.attach(net, LoRAConfig(rank=1, targets=["1"], modules_to_save=["0"]))
-    assert snapshot(net) == before
-    assert lora.attach(net, LoRAConfig(rank=1, exclude=["0.linear"])).names == ["1"]
 
 
 def test_equal_seeds_give_equal_adapters_and_layers_differ():
@@ -1011,6 +978,6 @@ def test_a_trainer_whose_optimiser_can_change_nothing_of_the_model_says_so(after
     ],
 )
 def test_a_rank_that_does_not_suit_a_layer_says_how_to_go_on(options, fault):
-    advice = "; rank_pattern gives the layer another one, exclude leaves it out$"
+    advice = "; rank_pattern gives the layer another rank, exclude leaves it out$"
     with pytest.raises(ValueError, match=rf"^attach: layers\.1: .*{fault}.*{advice}"):
         lora.attach(MLP([3, 4, 2]), LoRAConfig(**{"rank": 2, **options}))

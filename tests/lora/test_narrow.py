@@ -244,7 +244,7 @@ def test_bfloat16_is_quantised_further_to_four_bits(net):
         ({"format": "int8"}, 'no format \'int8\'; take "nf4" or "bfloat16"'),
         ({"format": "bfloat16", "block_size": 32}, "block_size and double_quant belong to"),
         ({"format": "bfloat16", "double_quant": False}, "block_size and double_quant belong to"),
-        ({"format": "bfloat16", "targets": ["v"]}, "v are in bfloat16 already"),
+        ({"format": "bfloat16", "targets": ["v"]}, "v are in few bits already"),
         ({"format": "bfloat16", "targets": ["table"]}, "table are embeddings"),
         ({"format": "bfloat16"}, "head: .*NaN or Inf.*nothing was changed"),
     ],

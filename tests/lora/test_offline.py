@@ -1446,14 +1446,15 @@ def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("minigrad.io.tensor_file.TensorWriter.write", stop)
     before = snapshot(tmp_path)
     status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
-    assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")
+    assert status == STOPPED
+    assert message == f"lora merge: stopped; {tmp_path / 'out'} is as before, or complete\n"
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("moment", ["before", "after", "at the end"])
 @pytest.mark.parametrize("command", ["merge", "merge to a file", "extract", "inspect"])
-def test_a_command_that_is_stopped_says_what_is_there(
+def test_a_command_that_is_stopped_leaves_all_or_nothing(
     command, moment, files, tmp_path, capsys, monkeypatch
 ):
     base, adapter = files
@@ -1488,11 +1489,10 @@ def test_a_command_that_is_stopped_says_what_is_there(
             patch.setattr(os, "replace", stop)
         status, _, message = run(*arguments, capsys=capsys)
     assert status == STOPPED
+    assert message.endswith(f"stopped; {out} is as before, or complete\n")
     if moment == "before":
-        assert message.endswith("stopped; nothing was changed\n")
         assert not out.exists()
     else:
-        assert message.endswith(f"stopped, but {out} has been written, and is complete\n")
         assert not any(each.name.startswith(".") for each in tmp_path.rglob("*"))
         if command.startswith("merge"):
             with open_tensors(out) as tensors:
@@ -1569,17 +1569,6 @@ def test_the_status_is_the_same_if_no_message_can_be_written(tmp_path, monkeypat
     assert statuses == [FAILED, STOPPED]
     command = f"{sys.executable} -m lora check {shlex.quote(nowhere)} 2>/dev/full"
     assert subprocess.run(command, shell=True, cwd=ROOT).returncode == FAILED
-
-
-def test_a_command_does_not_look_into_folders_of_the_target(files, tmp_path, monkeypatch, capsys):
-    inside = tmp_path / "out" / "folder" / "file"
-    put(inside)
-    is_file, asked = Path.is_file, []
-    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
-    arguments = "merge", files[0], tmp_path / "nowhere", tmp_path / "out"
-    assert run(*arguments, capsys=capsys)[0] == FAILED
-    assert tmp_path / "out" / "folder" in asked
-    assert inside not in asked
 
 
 @pytest.mark.parametrize("ending", ["", ".safetensors", ".png"])
@@ -1765,17 +1754,3 @@ def test_numbers_of_any_size_are_read_without_a_warning(hostile, dtype, value, p
         lora.load(model_of("mlp"), folder)
     with suppress(ValueError):
         merge_files(base, folder, folder / "out.safetensors")
-
-
-def test_norms_beyond_the_squares_of_float64_are_computed(hostile):
-    def change(arrays):
-        for key, array in arrays.items():
-            arrays[key] = array.astype(np.float64) * (1e200 if "lora_A" in key else 1e-250)
-
-    before = summarise(hostile(lambda arrays: None)[0]).layers
-    after = summarise(hostile(change)[0]).layers
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_allclose(other.norm_a, one.norm_a * 1e200, rtol=1e-12)
-        np.testing.assert_allclose(other.norm_b, one.norm_b * 1e-250, rtol=1e-12)
-        values = np.array(one.singular_values) * 1e-50
-        np.testing.assert_allclose(other.singular_values, values, rtol=1e-6)

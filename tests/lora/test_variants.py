@@ -470,9 +470,9 @@ def test_an_adapter_can_be_put_on_a_layer_by_hand(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; the layer has 'a', 'b'"),
-        (lambda layer: layer.use(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
-        (lambda layer: layer.merge(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
+        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; the adapters are 'a', 'b'"),
+        (lambda layer: layer.use(["a", "a"]), "once or not at all, but the names are 'a', 'a'"),
+        (lambda layer: layer.merge(["a", "a"]), "once or not at all, but the names are 'a', 'a'"),
         (lambda layer: layer.merge(["c"]), "no adapter 'c'"),
         (lambda layer: layer.merge(["b"]), "'b' is not an active adapter"),
         (lambda layer: layer.remove("c"), "no adapter 'c'"),
