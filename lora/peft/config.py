@@ -3,9 +3,6 @@
 PEFT 0.21 writes about 40 fields. Those that change the result are the fields of `PeftConfig`. Some
 others describe how an adapter was initialised, or which program it is for. They change no output,
 and are ignored. The rest belong to methods that are not implemented here, and are errors if set.
-
-The file may come from an untrusted source. So limits on its size, and on the work of matching its
-expressions, are checked before the work is done. `lora.expressions` matches them.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from lora.config import Bias
 from lora.expressions import expression
@@ -32,19 +29,8 @@ from lora.scaling import LoRAScaling
 from minigrad.checks import check_problems, nearest
 from minigrad.io.tensor_file import parse_json
 
-C = TypeVar("C", bound=Collection[Any])
-
 CONFIG = "adapter_config.json"
 """The name of the file with the configuration, in the folder of an adapter."""
-
-# The largest sizes of a configuration:
-LARGEST_FILE = 1 << 22  # bytes; the largest configurations have about ten thousand names
-MOST_FIELDS = 500  # PEFT writes about 40
-LONGEST_NAME = 1000  # characters; usual names have less than 100
-MOST_PATTERNS = 4096  # in a table, or in another list of expressions
-MOST_CHARACTERS = 1 << 19  # of all expressions together
-MOST_WORK = 10**8  # the characters of all expressions times the number of names to match
-_LARGEST_RANK = 2**31 - 1  # an array can have this size on every system
 
 _WITHOUT_EFFECT = {
     *("revision", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
@@ -94,18 +80,9 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
-
-
 _flag = _reader(lambda v: isinstance(v, bool), "it is true or false")
-_text = _reader(
-    lambda v: v == "" or _is_name(v), f"it is a name of {LONGEST_NAME} characters at most"
-)
-_rank = _reader(
-    lambda v: _is_number(v, int) and 1 <= v <= _LARGEST_RANK,
-    f"a rank is an integer from 1 to {_LARGEST_RANK}",
-)
+_text = _reader(lambda v: isinstance(v, str), "it is a name")
+_rank = _reader(lambda v: _is_number(v, int) and v >= 1, "a rank is a positive integer")
 _alpha = _reader(
     lambda v: _is_number(v, int, float) and 0 < v <= sys.float_info.max,
     "alpha is a positive number, and no larger than floats are",
@@ -114,8 +91,8 @@ _probability = _reader(
     lambda v: _is_number(v, int, float) and 0 <= v <= 1, "it is a probability", float
 )
 _names = _reader(
-    lambda v: isinstance(v, list) and all(_is_name(name) for name in v),
-    f"it is a list of names, each of {LONGEST_NAME} characters at most",
+    lambda v: isinstance(v, list) and all(name and isinstance(name, str) for name in v),
+    "it is a list of names",
     tuple,
 )
 _bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
@@ -128,19 +105,13 @@ def _indices(value: Any) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _few(patterns: C) -> C:
-    if len(patterns) > MOST_PATTERNS:
-        raise ValueError(f"it has {len(patterns):,} patterns, and {MOST_PATTERNS:,} at most can be")
-    return patterns
-
-
 def _patterns(value: Any) -> Any:
     return check_expression(value) if isinstance(value, str) else _names(value)
 
 
 def _name_expressions(value: Any) -> tuple[str, ...]:
     """Read names that PEFT uses as expressions."""
-    return tuple(check_expression(each, END_OF_NAME) for each in _few(_names(value)))
+    return tuple(check_expression(each, END_OF_NAME) for each in _names(value))
 
 
 def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
@@ -153,7 +124,7 @@ def _table(read: Reader) -> Reader:
     def read_table(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise ValueError("it has a pattern for each value")
-        return {check_expression(k, END_OF_NAME): read(each) for k, each in _few(value).items()}
+        return {check_expression(k, END_OF_NAME): read(each) for k, each in value.items()}
 
     return read_table
 
@@ -231,8 +202,6 @@ class PeftConfig:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
-        if len(content) > MOST_FIELDS:
-            raise ValueError(f"it has {len(content):,} fields, more than {MOST_FIELDS}")
         hints = get_type_hints(cls, include_extras=True)
         readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
         kind = content.get("peft_type", "LORA")
@@ -253,10 +222,6 @@ class PeftConfig:
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
                 )
-        if (count := _characters(content)) > MOST_CHARACTERS:
-            raise ValueError(
-                f"its expressions have {count:,} characters, more than {MOST_CHARACTERS:,}"
-            )
         values: dict[str, Any] = {}
         for name, read in readers.items():
             if content.get(name) is None:
@@ -283,7 +248,7 @@ class PeftConfig:
     def as_json(self) -> str:
         """Return the content of the file: the fields that are set, and those that PEFT requires.
 
-        A ValueError is raised if `of` would refuse it, as with too many patterns.
+        A ValueError is raised if `of` would refuse it.
         """
         content = {"peft_type": "LORA", "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
@@ -295,17 +260,6 @@ class PeftConfig:
     def scaling(self) -> LoRAScaling:
         """The formula for the scale, by alpha and the rank."""
         return LoRAScaling.RSLORA if self.use_rslora else LoRAScaling.STANDARD
-
-    def check_work(self, names: int) -> None:
-        """Raise a ValueError if matching this number of names would take too long."""
-        lists = (self.exclude_modules, self.modules_to_save, self.layers_to_transform)
-        work = names * (_characters(vars(self)) + sum(map(len, lists)))
-        if work > MOST_WORK:
-            raise ValueError(
-                f"the patterns of the configuration are too many or too long for {names:,} layers: "
-                f"{work:,} characters would be compared, and {MOST_WORK:,} are at most; name "
-                f"layers by their last parts, or take patterns out"
-            )
 
     def rank_of(self, layer: str) -> int:
         """Return the rank of the update of a layer."""
@@ -322,11 +276,9 @@ class PeftConfig:
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
         """Return the names of layers with updates, each with its pattern.
 
-        "all-linear" selects the names in `linear`. A ValueError is raised if matching takes too
-        long, see `check_work`.
+        "all-linear" selects the names in `linear`.
         """
-        names, linear, targets = list(names), set(linear), self.target_modules
-        self.check_work(len(names))
+        linear, targets = set(linear), self.target_modules
         order = {target: -i for i, target in enumerate(reversed(targets))}  # the first one counts
         saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
 
@@ -373,28 +325,17 @@ class PeftConfig:
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
 
 
-def _characters(fields: Mapping[str, Any]) -> int:
-    """Count the characters of the expressions in the fields, before or after reading them."""
-    texts = [fields.get("target_modules"), fields.get("exclude_modules")]
-    for name in ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"):
-        patterns = fields.get(name)
-        texts += patterns if isinstance(patterns, (list, tuple, Mapping)) else [patterns]
-    return sum(len(text) for text in texts if isinstance(text, str))
-
-
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
     """Read a configuration file, such as an `adapter_config.json` that PEFT wrote.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is too large, is not JSON, or `PeftConfig.of` refuses its content.
+        ValueError: if the file is not JSON, or `PeftConfig.of` refuses its content.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
         text = path.read_bytes().decode("utf-8-sig")
         return PeftConfig.of(parse_json(text, "the configuration"))
     except RecursionError:
