@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
-from operator import eq
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from lora.peft import CONFIG
 from lora.peft.folder import check_no_model
@@ -90,12 +90,13 @@ class RunFolder:
         `options.json` is deleted, so there is no run to resume.
 
         Raises:
-            OSError: as on a full disk; if the run can be resumed, the message says so.
-            ValueError: if another run has begun here in the meantime.
+            OSError: as on a full disk; if the run can be resumed, the message says so. Also if
+                another run has begun here in the meantime.
         """
         ranks = world()
         if not self.resume:
-            ranks.on_first(partial(self._claim, facts), "train")
+            # This is an error if another run has begun while this one read its rows.
+            ranks.on_first(lambda: self.options_file.touch(exist_ok=False), "train")
         try:
             content = json.dumps(facts, indent=2).encode()
             ranks.on_first(lambda: write_atomically(self.options_file, content), "train")
@@ -106,13 +107,6 @@ class RunFolder:
             if isinstance(error, OSError) and error.errno and self.options_file.is_file():
                 there = f"the files in {os.fspath(self.path)!r} are complete, and resume continues"
                 raise OSError(error.errno, f"{error.strerror}; {there} from them") from error
-            raise
-
-    def _claim(self, facts: Mapping[str, Any]) -> None:
-        try:
-            self.options_file.touch(exist_ok=False)
-        except FileExistsError:  # another run began while this one read its rows
-            self.check(facts)
             raise
 
 
@@ -141,30 +135,19 @@ def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[s
     if unknown := found.keys() - {*kinds, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     for name, value in found.items():
-        forms = _forms(str if name == DTYPE else kinds[name])
-        if not any(accepts(value) for _, accepts in forms):
-            *others, last = (words for words, _ in forms)
-            accepted = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
+        kind = str if name == DTYPE else kinds[name]
+        if not _accepts(kind, value):
+            wanted = formatannotation(kind)
+            raise ValueError(f"in {os.fspath(file)!r} {name} is {wanted}, not {value!r:.60}")
     return found
 
 
-_JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("an integer", lambda value: type(value) is int),
-    float: ("a number", lambda value: type(value) in (int, float)),
-    bool: ("true or false", lambda value: type(value) is bool),
-    str: ("a text", lambda value: type(value) is str),
-    type(None): ("null", lambda value: value is None),
-    Sequence[str]: (
-        "a list of texts",
-        lambda value: type(value) is list and all(type(each) is str for each in value),
-    ),
-}
-"""For each type of an option: its name in messages, and a test whether a JSON value has it."""
-
-
-def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """Return the forms of JSON values for a parameter type: names for messages, and tests."""
+def _accepts(kind: Any, value: Any) -> bool:
+    """Tell whether a value from JSON has a type; a number may be written as an integer."""
     if get_origin(kind) is Literal:
-        return [(repr(each), partial(eq, each)) for each in get_args(kind)]
-    return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]
+        return value in get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_accepts(each, value) for each in get_args(kind))
+    if kind == Sequence[str]:
+        return type(value) is list and all(type(each) is str for each in value)
+    return type(value) in ((int, float) if kind is float else (kind,))

@@ -31,7 +31,7 @@ from lora.attaching import attach, disabled, remove, switch
 from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
-from lora.peft import PeftConfig, save
+from lora.peft import save
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.run_folder import DTYPE, RunFolder
@@ -185,7 +185,6 @@ def train(
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    PeftConfig((), base_model_name_or_path=base_model).as_json()  # an error before the training
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)

@@ -146,15 +146,15 @@ def test_all_linear_is_a_word_for_the_targets(base, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": "3"}, "steps is an integer or null, not '3'"),
-        ({"rank": 2.5}, "rank is an integer, not 2.5"),
-        ({"lr": None}, "lr is a number, not None"),
-        ({"batch_size": True}, "batch_size is an integer, not True"),
-        ({"checkpointing": "false"}, "checkpointing is true or false, not 'false'"),
-        ({"targets": 5}, "targets is a text, a list of texts or null, not 5"),
-        ({"targets": ["q_proj", 5]}, "targets is a text, a list of texts or null, not"),
-        ({"long_rows": "drop"}, "long_rows is 'cut' or 'refuse', not 'drop'"),
-        ({"dtype": ["nf4"]}, "dtype is a text, not ['nf4']"),
+        ({"steps": "3"}, "steps is int | None, not '3'"),
+        ({"rank": 2.5}, "rank is int, not 2.5"),
+        ({"lr": None}, "lr is float, not None"),
+        ({"batch_size": True}, "batch_size is int, not True"),
+        ({"checkpointing": "false"}, "checkpointing is bool, not 'false'"),
+        ({"targets": 5}, "targets is str | collections.abc.Sequence[str] | None, not 5"),
+        ({"targets": ["q_proj", 5]}, "targets is str | collections"),
+        ({"long_rows": "drop"}, "'cut', 'refuse'], not 'drop'"),
+        ({"dtype": ["nf4"]}, "dtype is str, not ['nf4']"),
     ],
 )
 def test_an_option_of_the_wrong_type_is_refused(base, data, tmp_path, capsys, options, message):

@@ -361,7 +361,7 @@ def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monke
 
     monkeypatch.setattr("lora.text.training.attach", save_it_first)
     model = StandIn()
-    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
+    with pytest.raises(FileExistsError, match=r"options\.json"):
         run(data, tmp_path / "out", model, seed=1)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     same_runs(run(data, tmp_path / "whole"), others[0])
@@ -550,7 +550,6 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
         ({"max_length": 65}, "the model's context is 64 tokens"),
         ({"targets": ["k_proj"]}, "k_proj"),
         ({"targets": []}, "targets are empty"),
-        ({"base_model": "x" * 1001}, "base_model"),
         ({"base_model": 3}, "not int"),
     ],
 )
