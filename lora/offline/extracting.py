@@ -14,7 +14,7 @@ import numpy as np
 from lora.config import Bias, check_bias
 from lora.extraction import Extracted
 from lora.frozen import Array
-from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
+from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.patterns import check_several, exact, exact_key, is_glob_match, near
@@ -167,7 +167,7 @@ def extract_files(
             for name in layers
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
-        transposed = TransposedWeights(before)
+        transposed = transposed_weights(before)
         shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
         tasks = [(name, stored.get(name, True), rank) for name in layers]

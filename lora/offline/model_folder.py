@@ -63,13 +63,9 @@ _WITH_HEADS = re.compile(
 )
 """Matches the names of transformers' classes that have a head, which may be tied."""
 
-_BLOCK = re.compile(r"(?:[^.]+\.)*?[0-9]+\.", re.ASCII)
-"""Matches the beginning of a name in a numbered block, such as "model.layers.3."."""
-
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 
 _MODEL = "config.json"
-_MODULES = "modules.json"
 
 _COPIED = {
     *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
@@ -160,7 +156,7 @@ class AdaptedBase(Closing):
                 f"transformers gives the weights of this model other names when it loads them: "
                 f"save it with save_pretrained(..., save_original_format=False)"
             )
-        transposed, found = TransposedWeights(base), {}
+        transposed, found = transposed_weights(base), {}
         for layer, name in names.items():
             if {A, B} <= layers[layer].keys.keys():
                 try:
@@ -201,21 +197,17 @@ class AdaptedBase(Closing):
         """Yield an error for each tensor of the base that the adapter should have in full.
 
         The model of the adapter may lack parts of the base, such as a head. So of biases, only
-        those of layers with updates are certain, and those of the numbered blocks around them. Of
-        modules to save, those are certain of which the adapter has another tensor, or whose name
-        finds nothing in the adapter.
+        those of layers with updates are certain. Of modules to save, those are certain of which the
+        adapter has another tensor, or whose name finds nothing in the adapter.
         """
         config, layers, whole = self.files.config, self.files.layers, self.files.whole
-        found = map(_BLOCK.match, layers) if config.bias == "all" else ()
-        blocks = tuple({match[0] for match in found if match})
         each = [replace(config, modules_to_save=(end,)) for end in config.modules_to_save]
         unused = [one for one in each if not any(map(one.is_saved, whole))]
         owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
             own_name = _without(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
-            is_certain = layer in layers or own_name.startswith(blocks)
-            is_bias = config.bias != "none" and last == "bias" and is_certain
+            is_bias = config.bias != "none" and last == "bias" and layer in layers
             is_saved = layer in owners and config.is_saved(own_name)
             is_saved |= any(one.is_saved(own_name) for one in unused)
             is_known = own_name in whole or is_computed(name, len(info.shape))
@@ -301,7 +293,7 @@ def _weight(
     layer: StoredLayer,
     base: TensorSet,
     name: str,
-    transposed: TransposedWeights,
+    transposed: Mapping[str, bool],
 ) -> StoredWeight:
     """Return the weight of a layer, which the file may store transposed.
 
@@ -321,7 +313,7 @@ def _weight(
     weight = StoredWeight(base, name, layer.kind == "embedding")
     if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
         is_square = weight.shape == wanted
-        is_transposed = not is_square or _is_transposed(files, name, transposed)
+        is_transposed = not is_square or _is_transposed(files, base, name, transposed)
         weight = StoredWeight(base, name, is_transposed)
     is_matrix = len(weight.stored_shape) == 2
     if wanted != (weight.shape if is_matrix else weight.stored_shape):
@@ -332,7 +324,9 @@ def _weight(
     return weight
 
 
-def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeights) -> bool:
+def _is_transposed(
+    files: AdapterFolder, base: TensorSet, name: str, transposed: Mapping[str, bool]
+) -> bool:
     """Tell whether a square weight is stored transposed.
 
     PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one layer.
@@ -340,14 +334,11 @@ def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeight
     says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
     if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
         return says
-    shown = transposed.get(name)
-    if shown is None:
-        return says and (transposed.has_bias(name) or not is_of_peft)
-    return shown
+    return transposed.get(name, says and (_bias_of(name) in base or not is_of_peft))
 
 
-class TransposedWeights:
-    """The weights of a model that are stored as W^T, `(d_in, d_out)`.
+def transposed_weights(base: TensorSet) -> dict[str, bool]:
+    """Return whether weights of a model are stored as W^T, `(d_in, d_out)`, if the base shows it.
 
     The length of a layer's bias shows it, unless the weight is square. A square weight is assumed
     to be stored like the weights of the nearest layers by name whose biases show it. For a layer of
@@ -355,37 +346,30 @@ class TransposedWeights:
     the model below it. A layer without a bias shows nothing, but transformers' Conv1D always has
     one.
     """
-
-    def __init__(self, base: TensorSet) -> None:
-        self._base = base
-        self._known: dict[str, bool] = {}
-        for name, info in base.tensors.items():
-            if name.endswith(".weight") and len(info.shape) == 2 and self.has_bias(name):
-                rows, columns = info.shape
-                size = base.info(_bias_of(name)).size
-                if rows != columns and size in (rows, columns):
-                    self._known[name] = size == columns
-
-    def has_bias(self, name: str) -> bool:
-        """Tell whether the layer of a weight has a bias."""
-        return _bias_of(name) in self._base
-
-    def get(self, name: str) -> bool | None:
-        """Tell whether a weight is transposed; None if the base does not show it."""
-        if name in self._known:
-            return self._known[name]
-        rows, columns = self._base.info(name).shape
+    sizes = {
+        name: (*info.shape, base.info(_bias_of(name)).size)
+        for name, info in base.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and _bias_of(name) in base
+    }
+    known = {
+        name: size == columns
+        for name, (rows, columns, size) in sizes.items()
+        if rows != columns and size in (rows, columns)
+    }
+    found = dict(known)
+    for name in (name for name, (rows, columns, _) in sizes.items() if rows == columns):
         parts = name.split(".")
-        for i in reversed(range(len(parts) if rows == columns and self.has_bias(name) else 0)):
+        for i in reversed(range(len(parts))):
             module = "".join(f"{part}." for part in parts[:i])
             near = {
-                known
-                for each, known in self._known.items()
+                is_transposed
+                for each, is_transposed in known.items()
                 if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
             }
             if near:
-                return near.pop() if len(near) == 1 else None
-        return None
+                found |= {name: near.pop()} if len(near) == 1 else {}
+                break
+    return found
 
 
 def _bias_of(weight: str) -> str:
@@ -450,42 +434,31 @@ def find_sidecars(
 def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], list[str]]:
     """Find the files of a folder that a merged model gets, and the names of the others.
 
-    Hidden files belong to other programs. A link is followed only into the folder, or to the blobs
-    of the Hugging Face cache. Another link may lead to private files.
+    Hidden files belong to other programs, and are neither.
     """
-    here = folder.resolve()
-    roots = here, here.parent.parent / "blobs"
-
-    def is_copied(file: Path, is_module: bool) -> bool:
-        is_readable = file.is_file() and any(map(file.resolve().is_relative_to, roots))
-        # Its name shows that it has no weights; LICENSE and NOTICE have no suffix.
-        is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
-        return is_readable and (is_module or is_text)
-
     weights = {file.path.name for file in tensors.files.values()}
-    listed = _read_json(folder / _MODULES)
-    modules = listed if isinstance(listed, list) else []
-    paths = [each.get("path") for each in modules if isinstance(each, dict)]
+    listed = _read_json(folder / "modules.json")  # of sentence-transformers
+    modules = [each.get("path") for each in listed] if isinstance(listed, list) else []
     copied: dict[str, Path | bytes] = {}
     left_out = []
     for each in sorted(folder.iterdir()):
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
-        is_folder = each.is_dir()
+        files, is_module = [each], False
+        if each.is_dir() and not each.is_symlink():
+            files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
+            is_module = each.name in modules
         # With an adapter's configuration, transformers would add the adapter to the merged model.
-        is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
-        found = [
-            file
-            for file in (sorted(each.rglob("*")) if is_folder and not is_unwanted else [each])
-            if not any(part.startswith(".") for part in file.relative_to(each).parts)
-            and (file.is_symlink() or not file.is_dir())
-        ]
-        is_module = is_folder and each.name in paths
-        if not is_unwanted and all(is_copied(file, is_module) for file in found):
-            copied |= {file.relative_to(folder).as_posix(): file for file in found}
+        if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):
+            copied |= {file.relative_to(folder).as_posix(): file for file in files}
         else:
-            left_out.append(f"{each.name}/" if is_folder else each.name)
+            left_out.append(f"{each.name}/" if each.is_dir() else each.name)
     return copied, left_out
+
+
+def _has_no_weights(file: Path) -> bool:
+    """Tell by its name whether a file has no weights; LICENSE and NOTICE have no suffix."""
+    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 
 def _config_of(base: TensorSet) -> Any:
