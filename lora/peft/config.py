@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import formatannotation
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lora.config import Bias
 from lora.expressions import expression
@@ -26,7 +28,7 @@ from lora.patterns import (
     is_any_match,
 )
 from lora.scaling import LoRAScaling
-from minigrad.checks import check_problems, nearest
+from minigrad.checks import check_probability, check_problems, nearest
 from minigrad.io.tensor_file import parse_json
 
 CONFIG = "adapter_config.json"
@@ -59,94 +61,59 @@ _NOT_IMPLEMENTED = {
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 
-
-# Readers: each returns the value of a field for PeftConfig, or raises a ValueError.
-
-Reader = Callable[[Any], Any]
+_POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+_LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 
 
-def _reader(accepts: Callable[[Any], bool], wanted: str, convert: Reader = lambda v: v) -> Reader:
-    """Return a reader that converts values for which `accepts` is true, and refuses others."""
-
-    def read(value: Any) -> Any:
-        if not accepts(value):
-            raise ValueError(wanted)
-        return convert(value)
-
-    return read
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-_flag = _reader(lambda v: isinstance(v, bool), "it is true or false")
-_text = _reader(lambda v: isinstance(v, str), "it is a name")
-_rank = _reader(lambda v: _is_number(v, int) and v >= 1, "a rank is a positive integer")
-_alpha = _reader(
-    lambda v: _is_number(v, int, float) and 0 < v <= sys.float_info.max,
-    "alpha is a positive number, and no larger than floats are",
-)
-_probability = _reader(
-    lambda v: _is_number(v, int, float) and 0 <= v <= 1, "it is a probability", float
-)
-_names = _reader(
-    lambda v: isinstance(v, list) and all(name and isinstance(name, str) for name in v),
-    "it is a list of names",
-    tuple,
-)
-_bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
-
-
-def _indices(value: Any) -> tuple[int, ...]:
-    listed = value if isinstance(value, list) else [value]
-    if not all(_is_number(each, int) and each >= 0 for each in listed):
-        raise ValueError("indices of layers are integers from 0 on")
-    return tuple(listed)
-
-
-def _patterns(value: Any) -> Any:
-    return check_expression(value) if isinstance(value, str) else _names(value)
-
-
-def _name_expressions(value: Any) -> tuple[str, ...]:
-    """Read names that PEFT uses as expressions."""
-    return tuple(check_expression(each, END_OF_NAME) for each in _names(value))
-
-
-def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value] if value else []
-    return _name_expressions(value)
-
-
-def _table(read: Reader) -> Reader:
-    def read_table(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise ValueError("it has a pattern for each value")
-        return {check_expression(k, END_OF_NAME): read(each) for k, each in value.items()}
-
-    return read_table
-
-
-def _init(value: Any) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    init = str(value).lower()
-    if init.startswith(_INITS_OF_ANOTHER_BASE):
-        raise ValueError(
-            "with it PEFT has changed the base, in a way that is not in the file; let PEFT save "
-            "the adapter as one of the base as it was, with "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+def has_type(kind: Any, value: Any) -> bool:
+    """Tell whether a value from JSON has a type; a float may be written as an integer."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, UnionType):
+        return any(has_type(each, value) for each in arguments)
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(has_type(arguments[0], each) for each in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(
+            has_type(arguments[1], each) for each in value.values()
         )
-    if init not in _INITS:
-        raise ValueError(f"it is one of {', '.join(_INITS)}")
-    return init
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """Return the value of a field for PeftConfig; raise a ValueError if it is wrong."""
+    if name.startswith("layers_") and not isinstance(value, list):  # PEFT accepts a single one
+        value = [value]
+    if not has_type(kind, value):
+        raise ValueError(f"its type is {formatannotation(kind)}")
+    numbers = value.values() if isinstance(value, dict) else [value]
+    if name in _POSITIVE and not all(0 < number <= sys.float_info.max for number in numbers):
+        raise ValueError("a rank or an alpha is positive, and no larger than floats are")
+    if name == "lora_dropout":
+        check_probability("it", value)
+    if name == "layers_to_transform" and min(value, default=0) < 0:
+        raise ValueError("indices of layers are integers from 0 on")
+    if name in ("target_modules", "exclude_modules") and isinstance(value, str):
+        check_expression(value)
+    for pattern in value if name in _LISTS_OF_EXPRESSIONS else ():
+        check_expression(pattern, END_OF_NAME)
+    if name == "init_lora_weights" and isinstance(value, str):
+        value = value.lower()
+        if value.startswith(_INITS_OF_ANOTHER_BASE):
+            raise ValueError(
+                "with it PEFT has changed the base, in a way that is not in the file; let PEFT "
+                "save the adapter as one of the base as it was, with "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+        if value not in _INITS:
+            raise ValueError(f"it is one of {', '.join(_INITS)}")
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
+    """PEFT's fields that change the result, with PEFT's names and defaults.
 
     `PeftConfig.of` and `read_config` check the fields; the class itself does not. The methods find
     layers as PEFT does. Names, expressions and tables match as in `attach`, with two differences. A
@@ -175,23 +142,23 @@ class PeftConfig:
         task_type: the kind of model, which PEFT's classes such as AutoPeftModelForCausalLM need.
     """
 
-    target_modules: Annotated[str | tuple[str, ...], _patterns]
-    r: Annotated[int, _rank] = 8
-    lora_alpha: Annotated[float, _alpha] = 8
-    lora_dropout: Annotated[float, _probability] = 0.0
-    use_rslora: Annotated[bool, _flag] = False
-    use_dora: Annotated[bool, _flag] = False
-    rank_pattern: Annotated[Mapping[str, int], _table(_rank)] = field(default_factory=dict)
-    alpha_pattern: Annotated[Mapping[str, float], _table(_alpha)] = field(default_factory=dict)
-    exclude_modules: Annotated[str | tuple[str, ...], _patterns] = ()
-    layers_to_transform: Annotated[tuple[int, ...], _indices] = ()
-    layers_pattern: Annotated[tuple[str, ...], _one_or_more_expressions] = ()
-    bias: Annotated[Bias, _bias] = "none"
-    modules_to_save: Annotated[tuple[str, ...], _name_expressions] = ()
-    init_lora_weights: Annotated[bool | str, _init] = True
-    fan_in_fan_out: Annotated[bool, _flag] = False
-    base_model_name_or_path: Annotated[str | None, _text] = None
-    task_type: Annotated[str | None, _text] = None
+    target_modules: str | tuple[str, ...]
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    bias: Bias = "none"
+    modules_to_save: tuple[str, ...] = ()
+    init_lora_weights: bool | str = True
+    fan_in_fan_out: bool = False
+    base_model_name_or_path: str | None = None
+    task_type: str | None = None
 
     @classmethod
     def of(cls, content: Any) -> PeftConfig:
@@ -202,13 +169,14 @@ class PeftConfig:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
-        hints = get_type_hints(cls, include_extras=True)
-        readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
-        kind = content.get("peft_type", "LORA")
-        problems = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
+        kinds = get_type_hints(cls)
+        method = content.get("peft_type", "LORA")
+        problems = []
+        if method != "LORA":
+            problems.append(f"peft_type={method!r:.60}; only LORA is implemented")
         for name, value in content.items():
             is_off = value is None or value is False or value in ({}, [], "")
-            if is_off or name in readers or name in _WITHOUT_EFFECT:
+            if is_off or name in kinds or name in _WITHOUT_EFFECT:
                 continue
             said = f"{name:.100}={value!r:.100}"
             if name in _NOT_IMPLEMENTED:
@@ -217,17 +185,17 @@ class PeftConfig:
                     f"PEFT, and take the merged model"
                 )
             else:
-                hint = nearest(name, {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
+                hint = nearest(name, {*kinds, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
                 )
         values: dict[str, Any] = {}
-        for name, read in readers.items():
-            if content.get(name) is None:
+        for name, kind in kinds.items():
+            if content.get(name) in (None, ""):
                 continue
             try:
-                values[name] = read(content[name])
+                values[name] = _read(name, kind, content[name])
             except (TypeError, ValueError) as error:
                 problems.append(f"{name}={content[name]!r:.100} is wrong: {error}")
         targets, layers = values.get("target_modules"), values.get("layers_to_transform")

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from inspect import formatannotation
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from lora.peft import CONFIG
+from lora.peft.config import has_type
 from lora.peft.folder import check_no_model
 from minigrad.checks import check_problems
 from minigrad.distributed import world
@@ -136,18 +136,7 @@ def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[s
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     for name, value in found.items():
         kind = str if name == DTYPE else kinds[name]
-        if not _accepts(kind, value):
+        if not has_type(kind, value):
             wanted = formatannotation(kind)
             raise ValueError(f"in {os.fspath(file)!r} {name} is {wanted}, not {value!r:.60}")
     return found
-
-
-def _accepts(kind: Any, value: Any) -> bool:
-    """Tell whether a value from JSON has a type; a number may be written as an integer."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) in (Union, UnionType):
-        return any(_accepts(each, value) for each in get_args(kind))
-    if kind == Sequence[str]:
-        return type(value) is list and all(type(each) is str for each in value)
-    return type(value) in ((int, float) if kind is float else (kind,))
