@@ -358,14 +358,8 @@ def findings_of(
         yield Finding("wrong", "files", "there is no layer with an update")
     linear = [layer.name for layer in files.layers.values() if layer.kind == "linear"]
     found = files.config.targets_among(files.layers, linear)
-    for name, layer in files.layers.items():
-        if layer.kind == "attention":
-            yield Finding(
-                "wrong", name,
-                "belongs to PyTorch's nn.MultiheadAttention, which is not supported here; merge "
-                "the adapter with PEFT's merge_and_unload",
-            )  # fmt: skip
-        elif name not in found:
+    for name in files.layers:
+        if name not in found:
             yield Finding("wrong", name, "target_modules do not find it, so PEFT ignores it")
     for name in files.facts.layers:
         if name not in files.layers:
@@ -416,12 +410,6 @@ def _findings_of_layer(
     a, b = arrays[A], arrays[B]
     if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
         yield wrong(f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)")
-        return
-    if not a.size or not b.size:
-        yield wrong(
-            f"A is {a.shape} and B {b.shape}, so the layer or its rank has a size of 0, and there "
-            f"is nothing to add; take its tensors out of the adapter"
-        )
         return
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):

@@ -140,11 +140,7 @@ class AdaptedBase(Closing):
 
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers = self.tensors, self.files.layers
-        names = {
-            layer: _with(self.prefix, f"{layer}.weight")
-            for layer, stored in layers.items()
-            if stored.kind != "attention"  # `findings_of` reports it
-        }
+        names = {layer: _with(self.prefix, f"{layer}.weight") for layer in layers}
         missing = [layer for layer, name in names.items() if name not in base]
         if len(missing) > max(1, len(layers) / 2):  # probably for one common reason
             names = {layer: name for layer, name in names.items() if name in base}

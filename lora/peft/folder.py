@@ -26,8 +26,6 @@ WEIGHTS = "adapter_model.safetensors"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
 NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
-_OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
-
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
@@ -40,8 +38,7 @@ class StoredLayer:
     Attributes:
         name: the name of the layer in the model.
         keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
-        kind: "linear", "embedding", "convolution", or "attention" for PyTorch's
-            nn.MultiheadAttention.
+        kind: "linear", "embedding" or "convolution".
         scale: the factor of B A, from the metadata, or otherwise from the configuration.
     """
 
@@ -104,8 +101,6 @@ class AdapterFolder(Closing):
             kind = "convolution" if is_conv else "linear"
             if any(key.startswith(f"{PREFIX}{name}.lora_embedding_") for key in keys.values()):
                 kind = "embedding"
-            if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
-                kind = "attention"
             self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:

@@ -33,8 +33,6 @@ CLASSES = {
 }
 """The class of each architecture, by transformers' `model_type`; `config.json` has both names."""
 
-_LARGEST_JSON = 1 << 26  # bytes; tokenizer_config.json may list a few hundred thousand tokens
-
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 """The 8-bit dtypes in files, with ml_dtypes' names. Such weights are converted to bfloat16."""
 
@@ -208,14 +206,12 @@ def config_from_json(
 def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Return the JSON object in a file of a folder, or None if there is no such file.
 
-    A ValueError is raised if the file is not JSON, has no object at the top, or is too large.
+    A ValueError is raised if the file is not JSON, or has no object at the top.
     """
     path = find(folder, name)
     text = repr(os.fspath(path))
     if not path.is_file():
         return None
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ValueError(f"{text} is larger than any file of that name")
     try:
         found = parse_json(path.read_bytes(), text)
     except (ValueError, RecursionError) as error:

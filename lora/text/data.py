@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokens
-from minigrad.checks import MOST_LINES, check_flag, check_positive, nearest
+from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
@@ -40,7 +40,6 @@ ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
-_OTHER_KEYS = "with other keys, which are not read: "
 _LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are not valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
@@ -74,16 +73,6 @@ class Dataset(Sequence[Row]):
                 found.update(part.tobytes())
         return found.hexdigest()
 
-    @property
-    def main_notes(self) -> dict[str, list[int]]:
-        """At most 20 of the notes, those about keys last; and the lines of all others together."""
-        found = sorted(self.notes.items(), key=lambda note: note[0].startswith(_OTHER_KEYS))
-        some, others = found[:MOST_LINES], found[MOST_LINES:]
-        if others:
-            numbers = sorted({number for _, numbers in others for number in numbers})
-            some.append((f"with {counted(len(others), 'other note')}", numbers))
-        return dict(some)
-
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
@@ -95,7 +84,7 @@ class Dataset(Sequence[Row]):
         some = sum(int(row.counted.sum()) for row in self.rows)
         sizes = f"{counted(len(self), 'row')}, {counted(tokens, 'token')}"
         lines = [f"{self.file}: {sizes}, of which {some:,} {'counts' if some == 1 else 'count'}"]
-        for what, numbers in self.main_notes.items():
+        for what, numbers in self.notes.items():
             named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
             lines.append(f"  {len(numbers):,} {what} (line{'s' * (len(numbers) > 1)} {named})")
         return "\n".join(lines)
@@ -236,9 +225,7 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     if given := row.get("messages"):
         others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
         row["messages"] = [{k: v for k, v in turn.items() if k in _MESSAGE} for turn in given]
-    if others:
-        shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
-        notes.append(f"{_OTHER_KEYS}{shown:.200}")
+    notes += [f"with the key {key!r:.60}, which is not read" for key in sorted(others)]
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Self
 
 from lora.text.architecture import read_json
@@ -63,6 +64,7 @@ class Tokenizer:
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
         eos_token, eos_token_id: the token that ends a text, and its id, or None.
+        chat_template: the chat template, or None; of several by name, the one called "default".
 
     A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
     """
@@ -77,30 +79,25 @@ class Tokenizer:
             None if token is None else tokens.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
-        self._templates = chat_template  # one, several by name, or None, as in the files
-        self._made: dict[str, ChatTemplate] = {}  # by their text, made at the first use
+        if isinstance(chat_template, list):  # several, by name
+            named = (each for each in chat_template if isinstance(each, dict))
+            texts = {each.get("name"): each.get("template") for each in named}
+            chat_template = texts.get("default")
+        self.chat_template = chat_template if isinstance(chat_template, str) else None
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens in the vocabulary."""
         return int(self._tokens.get_vocab_size())
 
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template, or None; a ValueError if there are several and none is the default."""
-        return self._template_for(None)
-
-    def _template_for(self, tools: Any) -> str | None:
-        found = self._templates
-        if not isinstance(found, list):
-            return found if isinstance(found, str) else None
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        if tools is not None and isinstance(named.get("tool_use"), str):
-            return str(named["tool_use"])
-        if not isinstance(named.get("default"), str):
-            names = sorted(map(str, named))
-            raise ValueError(f"of the chat templates {names} none is called default")
-        return str(named["default"])
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is None:
+            raise ValueError(
+                "this model has no chat template, so it was not trained on conversations; give it "
+                "text to continue, or add a chat_template.jinja to its folder"
+            )
+        return ChatTemplate(self.chat_template, self._special)
 
     def encode(
         self, text: str, add_special_tokens: bool = False, parse_special: bool = False
@@ -172,9 +169,6 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
-        Of several templates in `tokenizer_config.json`, it is the one that is called "tool_use" if
-        `tools` are given, and otherwise "default".
-
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
             add_generation_prompt: whether to append the beginning of an answer.
@@ -186,15 +180,7 @@ class Tokenizer:
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
-        text = self._template_for(variables.get("tools"))
-        if text is None:
-            raise ValueError(
-                "this model has no chat template, so it was not trained on conversations; give it "
-                "text to continue, or add a chat_template.jinja to its folder"
-            )
-        if text not in self._made:
-            self._made[text] = ChatTemplate(text, self._special)
-        return self._made[text].render(messages, add_generation_prompt, **variables)
+        return self._template.render(messages, add_generation_prompt, **variables)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -202,8 +188,8 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if the folder has none.
-            ValueError: if the tokenizer adds a space before each text, other files have tokens that
-                the vocabulary lacks, or a file is invalid.
+            ValueError: if the tokenizer adds a space before each text, the vocabulary lacks the
+                token that begins or ends a text, or a file is invalid.
             ImportError: if the package tokenizers is not installed.
         """
         path = find(folder, "tokenizer.json")
@@ -224,28 +210,20 @@ class Tokenizer:
                 f"is not supported; take a model with byte-level BPE, such as a Llama 3"
             )
         config = read_json(folder, "tokenizer_config.json") or {}
-        listed = config.get("added_tokens_decoder")
-        added = list(listed.values()) if isinstance(listed, dict) else []
         if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
             config |= read_json(folder, "special_tokens_map.json") or {}
-            added += read_json(folder, "added_tokens.json") or {}
-        added += [config.get("bos_token"), config.get("eos_token")]
-        texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
-        keys = "additional_special_tokens", "model_specific_special_tokens", "extra_special_tokens"
-        for key in keys:
-            more = config.get(key)
-            if isinstance(more, dict):  # tokens with names, which a template uses
-                texts |= {name: _content(token) for name, token in more.items()}
-                more = list(more.values())
-            added += more if isinstance(more, list) else []
-        for token in map(_content, added):
-            if isinstance(token, str) and token and tokens.token_to_id(token) is None:
+        named = {name: token for name, token in config.items() if name.endswith("_token")}
+        for key in ("model_specific_special_tokens", "extra_special_tokens"):
+            named |= config[key] if isinstance(config.get(key), dict) else {}
+        texts = {name: _content(token) for name, token in named.items()}
+        special = {name: text for name, text in texts.items() if isinstance(text, str)}
+        for name in ("bos_token", "eos_token"):
+            if (token := special.get(name)) and tokens.token_to_id(token) is None:
                 raise ValueError(
-                    f"{os.fspath(path)!r} lacks {token!r:.60}, which a file beside it names; "
-                    f"write the folder again with the save_pretrained of transformers' "
+                    f"{os.fspath(path)!r} lacks the {name} {token!r:.60}, which a file beside it "
+                    f"names; write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
-        special = {name: text for name, text in texts.items() if isinstance(text, str)}
         template = find(folder, "chat_template.jinja")
         if template.is_file():
             try:
@@ -308,10 +286,7 @@ class Tokenizer:
         return cls(tokens, special, metadata.get("tokenizer.chat_template"))
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name.
-
-        Errors are those of `chat_template`.
-        """
+        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,

@@ -1032,18 +1032,6 @@ WRONGS = {
         {},
         r"wrong: up: A is \(2, 0\) and B \(8, 2\), so the layer or its rank has a size of 0",
     ),
-    "rank 0": (
-        lambda a: a | {UP_A: np.zeros((0, 6), "f4"), UP_B: np.zeros((8, 0), "f4")},
-        {},
-        r"wrong: up: A is \(0, 6\) and B \(8, 0\), so the layer or its rank has a size of 0",
-    ),
-    "an attention layer of PyTorch": (
-        lambda a: (
-            a | {key.replace("up.", "up.base_layer.out_proj."): a[key] for key in (UP_A, UP_B)}
-        ),
-        {},
-        "wrong: up.base_layer.out_proj: belongs to PyTorch's nn.MultiheadAttention",
-    ),
     "rank": (deficient, {}, "odd: up: B A has rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a has dtype int64"),
@@ -1090,19 +1078,6 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
             message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
         )
         assert told
-
-
-def test_an_attention_layer_of_pytorch_is_no_sign_of_another_base(files, tmp_path):
-    base, adapter = files
-    arrays = {}
-    for layer, size in (("mha", 24), ("mha.base_layer.out_proj", 8)):
-        arrays[f"{PREFIX}{layer}.lora_A.weight"] = np.ones((2, 8), "f4")
-        arrays[f"{PREFIX}{layer}.lora_B.weight"] = np.ones((size, 2), "f4")
-    save_state(adapter / WEIGHTS, arrays)
-    configure(adapter, target_modules=["mha"], bias="none")
-    edit(base / "model.safetensors", replaced("mha.in_proj_weight", np.ones((24, 8), "f4")))
-    wrong = [each.where for each in check_adapter(adapter, base).findings if each.level == "wrong"]
-    assert sorted(wrong) == ["mha", "mha.base_layer.out_proj"]
 
 
 def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
