@@ -139,27 +139,60 @@ class AdaptedBase(Closing):
         return made
 
     def _find_weights(self) -> dict[str, StoredWeight]:
-        base, layers = self.tensors, self.files.layers
+        base, layers, found = self.tensors, self.files.layers, {}
         names = {layer: _with(self.prefix, f"{layer}.weight") for layer in layers}
-        missing = [layer for layer, name in names.items() if name not in base]
-        if len(missing) > max(1, len(layers) / 2):  # probably for one common reason
-            names = {layer: name for layer, name in names.items() if name in base}
-            matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+        if missing := [name for name in names.values() if name not in base]:
+            matrices = [repr(name) for name, info in base.tensors.items() if len(info.shape) == 2]
             self.problems.append(
-                f"another base: it has none of {len(missing)} layers of the adapter, which are "
-                f"like {missing[0]!r}, and its own like "
-                f"{', '.join(map(repr, matrices[:2])) or '(none)'}; if it is the right one, "
-                f"transformers gives the weights of this model other names when it loads them: "
-                f"save it with save_pretrained(..., save_original_format=False)"
+                f"another base: {len(missing)} of {len(names)} weights that the adapter changes "
+                f"are not in it, such as {missing[0]!r}; its own are like "
+                f"{', '.join(matrices[:2]) or '(none)'}; "
+                f"if it is the right one, a head may be tied, so save the base with a copy of its "
+                f"own (tie_word_embeddings=False), or transformers gives the weights other names "
+                f"when it loads them, so save it with save_pretrained(..., "
+                f"save_original_format=False)"
             )
-        transposed, found = transposed_weights(base), {}
+        transposed = transposed_weights(base)
         for layer, name in names.items():
-            if {A, B} <= layers[layer].keys.keys():
+            if name in base and {A, B} <= layers[layer].keys.keys():
                 try:
-                    found[layer] = _weight(self.files, layers[layer], base, name, transposed)
-                except (KeyError, ValueError) as error:
-                    self.problems.append(str(error.args[0]))
+                    found[layer] = self._weight(layers[layer], name, transposed)
+                except ValueError as error:
+                    self.problems.append(str(error))
         return found
+
+    def _weight(
+        self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
+    ) -> StoredWeight:
+        """Return the weight of a layer, which the file may store transposed."""
+        a, b = (self.files.tensors[layer.keys[part]].shape for part in (A, B))
+        # The shape that W must have; None if the shapes of A and B do not match.
+        fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
+        wanted = (b[0], *a[1:]) if fit else None
+        weight = StoredWeight(self.tensors, name, layer.kind == "embedding")
+        if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
+            is_square = weight.shape == wanted
+            is_transposed = not is_square or self._is_transposed(name, transposed)
+            weight = StoredWeight(self.tensors, name, is_transposed)
+        is_matrix = len(weight.stored_shape) == 2
+        if wanted != (weight.shape if is_matrix else weight.stored_shape):
+            shape = self.tensors.info(name).shape
+            raise ValueError(
+                f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} {shape}"
+            )
+        return weight
+
+    def _is_transposed(self, name: str, transposed: Mapping[str, bool]) -> bool:
+        """Tell whether a square weight is stored transposed.
+
+        PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one
+        layer.
+        """
+        files = self.files
+        says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
+        if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
+            return says
+        return transposed.get(name, says and (_bias_of(name) in self.tensors or not is_of_peft))
 
     def _find_replaced(self) -> dict[str, str]:
         base, files, found = self.tensors, self.files, {}
@@ -282,55 +315,6 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
         and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
     ]
     return found[0] if len(found) == 1 else ""
-
-
-def _weight(
-    files: AdapterFolder,
-    layer: StoredLayer,
-    base: TensorSet,
-    name: str,
-    transposed: Mapping[str, bool],
-) -> StoredWeight:
-    """Return the weight of a layer, which the file may store transposed.
-
-    A KeyError is raised if the base does not have it, and a ValueError if the update does not fit.
-    """
-    a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
-    # The shape that W must have; None if the shapes of A and B do not match.
-    fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
-    wanted = (b[0], *a[1:]) if fit else None
-    stored = wanted[::-1] if wanted and layer.kind == "embedding" else wanted
-    similar = [each for each, info in base.tensors.items() if info.shape == stored]
-    if name not in base and len(similar) == 1:
-        raise KeyError(
-            f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
-            f"the base with a copy of its own (tie_word_embeddings=False)"
-        )
-    weight = StoredWeight(base, name, layer.kind == "embedding")
-    if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
-        is_square = weight.shape == wanted
-        is_transposed = not is_square or _is_transposed(files, base, name, transposed)
-        weight = StoredWeight(base, name, is_transposed)
-    is_matrix = len(weight.stored_shape) == 2
-    if wanted != (weight.shape if is_matrix else weight.stored_shape):
-        raise ValueError(
-            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
-            f"{base.info(name).shape}"
-        )
-    return weight
-
-
-def _is_transposed(
-    files: AdapterFolder, base: TensorSet, name: str, transposed: Mapping[str, bool]
-) -> bool:
-    """Tell whether a square weight is stored transposed.
-
-    PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one layer.
-    """
-    says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
-    if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
-        return says
-    return transposed.get(name, says and (_bias_of(name) in base or not is_of_peft))
 
 
 def transposed_weights(base: TensorSet) -> dict[str, bool]:

@@ -300,17 +300,20 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not JSON, or `PeftConfig.of` refuses its content.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+    content = read_json(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return PeftConfig.of(parse_json(text, "the configuration"))
-    except RecursionError:
-        raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is not JSON, or only a part of it: {error}; copy it again"
-        ) from None
+        return PeftConfig.of(content)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file; a ValueError names the file if it is invalid."""
+    try:
+        return parse_json(Path(path).read_bytes().decode("utf-8-sig"), "the file")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not JSON, or only a part of it: {error!s:.200}; copy it again"
+        ) from None

@@ -16,8 +16,8 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
 from minigrad import __version__
+from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
-from minigrad.tables import counted
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
@@ -92,21 +92,16 @@ class Facts:
         """
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
         pairs = zip(known, fingerprints(known), strict=True)
-        differing = {name: found for name, found in pairs if found != self.layers[name].base}
+        differing = [name for name, found in pairs if found != self.layers[name].base]
         if not differing:
             return []
-        name, *others = differing
-        found, fact = differing[name], self.layers[name]
-        stored = also = ""
-        if form is not None and form(name) != fact.stored:
+        stored, fact = "", self.layers[differing[0]]
+        if form is not None and form(differing[0]) != fact.stored:
             dtype = "float32" if fact.stored == "dense" else fact.stored
-            stored = f" in {dtype} (--dtype {dtype} of generate and eval)"
-        if others:
-            some = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
-            also = f" (likewise {counted(len(others), 'other layer')}: {some})"
+            stored = f", in {dtype} (--dtype {dtype} of generate and eval)"
         return [
-            f"another base: the weight of {name} has the sha256 {found[:12]}..., and the adapter "
-            f"was made on {str(fact.base)[:12]}...{stored}{also}; take that base, or say "
+            f"another base: the weights of {shortened(', '.join(differing), LONGEST_LINE // 2)} "
+            f"are not those that the adapter was made on{stored}; take that base, or say "
             f"check_base=False (--any-base) to take this one"
         ]
 

@@ -217,13 +217,7 @@ def _config_of(
     }
     for chosen in (targets, sizes):
         changed = replace(config, **chosen)
-        # The first match counts, and PEFT sorts the patterns when it saves them again.
-        ordered = replace(
-            changed,
-            rank_pattern=dict(sorted(changed.rank_pattern.items())),
-            alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
-        )
-        if means_the_same(changed) and means_the_same(ordered):
+        if means_the_same(changed):
             config = changed
     return config
 

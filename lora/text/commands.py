@@ -7,7 +7,6 @@ these functions. Some options also have the spelling of mlx-lm, which many scrip
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -238,8 +237,6 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
     names = [BASE, *(() if attachment is None else attachment.adapters)]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
-    if isinstance(sys.stdin, io.TextIOWrapper):  # refuse only a line that is not UTF-8
-        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         show("> ")
         line = sys.stdin.readline()

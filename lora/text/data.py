@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +180,7 @@ def read_rows(
                     notes.append(f"cut to {max_length:,} tokens")
                     if not counts.any():
                         notes = [f"left out, with no answer up to token {max_length:,}"]
-            except (ValueError, RecursionError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
                 rows.notes.setdefault(note, []).append(number)
@@ -200,14 +199,8 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     """
     try:
         row = parse_json(line.decode(), "the row")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start + 1:,} of the line is not UTF-8; write the file again in UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        length = len(error.doc)
-        at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
-        raise ValueError(f"the line is not JSON: {error.msg}, at {at}") from None
+    except ValueError as error:
+        raise ValueError(f"the line is not JSON in UTF-8: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]
@@ -220,9 +213,11 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         )
     others = row.keys() - forms[0]
     row = {key: row[key] for key in forms[0]}
-    for key, value in row.items():
-        (_check_messages if key == "messages" else _check_text)(key, value)
-    if given := row.get("messages"):
+    for key in row.keys() - {"messages"}:
+        check_text(key, row[key])
+    if "messages" in row:
+        given = row["messages"]
+        _check_messages(given)
         others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
         row["messages"] = [{k: v for k, v in turn.items() if k in _MESSAGE} for turn in given]
     notes += [f"with the key {key!r:.60}, which is not read" for key in sorted(others)]
@@ -230,13 +225,6 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
     return row
-
-
-def _check_text(name: str, value: Any) -> None:
-    """Raise a ValueError unless a value is a string that can be encoded."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is a text, not {value!r:.60}")
-    check_text(name, value)
 
 
 def _parts(
@@ -264,8 +252,8 @@ def _parts(
             yield (tokenizer.encode(answer) + end if counts else []), True
 
 
-def _check_messages(_: str, messages: Any) -> None:
-    """Raise a ValueError unless messages are a list of turns with a known role and a text."""
+def _check_messages(messages: Any) -> None:
+    """Raise an error unless messages are a list of turns with a known role and a text."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):
@@ -276,7 +264,7 @@ def _check_messages(_: str, messages: Any) -> None:
             raise ValueError(
                 f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"
             )
-        _check_text(f"message {number}: content", turn["content"])
+        check_text(f"message {number}: content", turn["content"])
 
 
 def _turns(

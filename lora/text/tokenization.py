@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
 
-from lora.text.architecture import read_json
+from lora.text.architecture import json_table
 from lora.text.chat_template import ChatTemplate
 from lora.text.packages import package
 from minigrad.io import find
@@ -199,8 +198,10 @@ class Tokenizer:
                 f"one with save_pretrained"
             )
         p = package("tokenizers")
-        with _refused(f"{os.fspath(path)!r} is not a tokenizer"):
+        try:
             tokens = p.Tokenizer.from_file(os.fspath(path))
+        except Exception as error:  # the package raises no other kind
+            raise ValueError(f"{os.fspath(path)!r} is not a tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
         if "".join(tokens.encode("a", add_special_tokens=False).tokens).startswith(_SPACES):
@@ -209,9 +210,9 @@ class Tokenizer:
                 f"Llama 2 and Mistral 7B, so no answer can be encoded apart from its prompt; this "
                 f"is not supported; take a model with byte-level BPE, such as a Llama 3"
             )
-        config = read_json(folder, "tokenizer_config.json") or {}
+        config = json_table(folder, "tokenizer_config.json") or {}
         if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
-            config |= read_json(folder, "special_tokens_map.json") or {}
+            config |= json_table(folder, "special_tokens_map.json") or {}
         named = {name: token for name, token in config.items() if name.endswith("_token")}
         for key in ("model_specific_special_tokens", "extra_special_tokens"):
             named |= config[key] if isinstance(config.get(key), dict) else {}
@@ -258,9 +259,11 @@ class Tokenizer:
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
         is_whole = rule in _WHOLE
-        with _refused("the file's vocabulary is wrong"):
+        try:
             vocabulary = {word: i for i, word in enumerate(words)}
             tokens = p.Tokenizer(p.models.BPE(vocabulary, pairs, ignore_merges=is_whole))
+        except Exception as error:
+            raise ValueError(f"the file's vocabulary is wrong: {error!s:.200}") from None
         splits = [p.pre_tokenizers.Split(p.Regex(e), "isolated") for e in _RULES[rule]]
         in_bytes = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, in_bytes])
@@ -322,20 +325,6 @@ def check_text(name: str, text: str) -> None:
             f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
             f"that is not UTF-8; a text has whole characters"
         ) from None
-
-
-@contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Raise a ValueError that begins with `what` for each error of the package tokenizers.
-
-    A panic of Rust is one too, although it is not an `Exception`.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise ValueError(f"{what}: {error!s:.200}") from None
 
 
 def _content(token: Any) -> Any:

@@ -656,12 +656,15 @@ def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_pat
 
 
 BROKEN_BASES = {
-    "a missing layer": (without("up.weight"), r"no tensor 'up.weight'"),
+    "a missing layer": (
+        without("up.weight"),
+        r"1 of 3 weights .* such as 'up.weight'",
+    ),
     "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
     "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
     "other numbers": (
         replaced("up.weight", np.ones((8, 6), "f4")),
-        "base: the weight of up has",
+        "base: the weights of up are not",
     ),
     "integers": (
         replaced("up.weight", np.ones((8, 6), int)),
@@ -782,32 +785,20 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up", "out"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("out.weight"))
-    message = r"no tensor 'out.weight' .*; if it is tied to 'embed.weight', save the base with a"
+    message = r"such as 'out.weight'.* may be tied, so save the base with a copy of its own"
     with pytest.raises(ValueError, match=message):
         merge_files(base, tmp_path / "adapter", tmp_path / "out")
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
-
-
-def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
-    net.out = Linear(6, 11, rng=rng)
-    lora.save(adapted_copy(net, rng, targets=["up", "embed"]), tmp_path / "adapter")
-    base = base_of(net, tmp_path / "base")
-    message = r"no tensor 'embed.weight' .*; if it is tied to '{}', save the base with a"
-    # A matrix of the shape of W, (d, count), is not a table.
-    more = {"wide.weight": np.ones((6, 11), "f4")}
-    edit(base / "model.safetensors", lambda arrays: without("embed.weight")({**arrays, **more}))
-    with pytest.raises(ValueError, match=message.format("out.weight")):
-        merge_files(base, tmp_path / "adapter", tmp_path / "out")
 
 
 def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
     base, adapter = files
     rename = lambda arrays: {n if "square" in n else f"{n}_": x for n, x in arrays.items()}
     edit(base / "model.safetensors", rename)
-    message = r"has none of 2 layers of the adapter, which are like 'head', .*save_original_format"
+    message = r"2 of 3 weights that .*, such as 'head.weight'; .*save_original_format"
     with pytest.raises(ValueError, match=message) as refused:
         merge_files(base, adapter, tmp_path / "out")
-    assert str(refused.value).count("no tensor") == 0
+    assert str(refused.value).count("another base: 2 of") == 1
     assert re.search(message, repr(check_adapter(adapter, base)))
 
 
@@ -1164,7 +1155,7 @@ NOTHING_LOST = {
     "a module": (
         lambda a: a,
         {"modules_to_save": ["no"]},
-        "modules_to_save: 'no' is the end of no",
+        "modules_to_save: 'no' matches none of",
     ),
     "a name": (without("head.bias"), {}, "missing: head.bias"),
     "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
@@ -1447,17 +1438,12 @@ def stop_now(*_):
     raise KeyboardInterrupt
 
 
-def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):
-    base, adapter = files
+def test_no_name_in_a_file_gives_orders_to_the_terminal(files, capsys):
+    _, adapter = files
     configure(adapter, base_model_name_or_path="\x1b[2J\n0 wrong\ud800")
     status, text, _ = run("inspect", adapter, capsys=capsys)
     assert (status, text.count("\x1b"), text.count("\ud800")) == (0, 0, 0)
     assert r"base: '\x1b[2J\n0 wrong\ud800'" in text
-    edit(base / "model.safetensors", replaced("up.weight\x1b[2J", np.ones(1, "f4")))
-    edit(base / "model.safetensors", without("up.weight"))
-    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
-    assert (status, message.count("\x1b")) == (FAILED, 0)
-    assert r"up.weight\x1b[2J" in message
 
 
 def test_letters_that_the_output_lacks_are_printed_as_escapes(files, tmp_path, monkeypatch):

@@ -269,16 +269,6 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
     assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
 
 
-def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypatch):
-    lines = io.BytesIO(b"\xff\xfe\nwhy?\n")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
-    status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
-    assert status == 0
-    first, second = printed.split("> ")[1:3]
-    assert "is half of one, or a byte that is not UTF-8" in first
-    assert second.strip()
-
-
 @pytest.mark.usefixtures("no_samples")
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
     run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
@@ -313,7 +303,7 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
         (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not beside 2"),
-        (("eval", "BASE", "BROKEN"), "Expecting value, at its end"),
+        (("eval", "BASE", "BROKEN"), "not JSON in UTF-8: Expecting value"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
         (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
@@ -359,7 +349,7 @@ def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data,
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
     status, _, error = run(capsys, *ask)
     assert status == 2
-    assert "in nf4 (--dtype nf4 of generate and eval) (likewise 13 other layers: " in error
+    assert "in nf4 (--dtype nf4 of generate and eval); " in error
     assert "; take that base, or say check_base=False" in error
     assert run(capsys, *ask, "--any-base")[0] == 0
     measure = ("eval", base, data, "--adapter", tmp_path / "out", "--any-base", "--json")

@@ -226,25 +226,6 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
         Tokenizer.from_folder(folder)
 
 
-def test_merges_that_crash_the_package_tokenizers_are_a_broken_file(tmp_path, monkeypatch, capfd):
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
-    with pytest.raises(ValueError, match=r"tokenizer\.json' is not a tokenizer"):
-        Tokenizer.from_folder(tmp_path)
-    metadata = {"tokens": ["a", "b"], "merges": ["a b"], "model": "gpt2"}
-    metadata = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
-    with pytest.raises(ValueError, match="the file's vocabulary is wrong"):
-        Tokenizer.from_gguf(metadata)
-    capfd.readouterr()  # Rust prints where it failed
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tokenizers.models.BPE", stop)
-    with pytest.raises(KeyboardInterrupt):
-        Tokenizer.from_gguf(metadata)
-
-
 def test_a_missing_package_is_no_broken_file(files, monkeypatch):
     folder, file = files
     monkeypatch.setitem(sys.modules, "tokenizers", None)
