@@ -139,7 +139,7 @@ def merge_files(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
-    check_not_empty(out, "folder or file")
+    check_not_empty(out)
     target = Path(out)
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:

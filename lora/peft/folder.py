@@ -203,10 +203,10 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"there is no folder {name!r}")
 
 
-def check_not_empty(path: str | os.PathLike[str], what: str = "folder") -> None:
+def check_not_empty(path: str | os.PathLike[str]) -> None:
     """Raise a ValueError for an empty path, as of a shell variable that is not set."""
     if not os.fspath(path):
-        raise ValueError(f"the path of the {what} is empty; name one, '.' for the present one")
+        raise ValueError("the path is empty; name one, '.' for the present folder")
 
 
 def check_can_be_folder(path: str | os.PathLike[str]) -> None:
@@ -305,15 +305,17 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
-    broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
+    broken = [
+        f"{info.name} in {info.dtype}"
+        for info in infos
+        if not np.isfinite(tensors[info.name]).all()
+        or not is_finite_in(tensors[info.name], info.dtype)
+    ]
     if broken:
         raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf in the file; save an earlier adapter"
+            f"{', '.join(broken)} would have NaN or Inf; save an earlier adapter, or in bfloat16 "
+            f"or float32"
         )
-    beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
-    if beyond:
-        names = ", ".join(f"{info.name} in {info.dtype}" for info in beyond)
-        raise ValueError(f"{names} would be Inf; save in bfloat16 or float32")
     return infos
 
 

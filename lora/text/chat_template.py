@@ -1,4 +1,4 @@
-"""ChatTemplate: the jinja2 template that converts a conversation to the text format of a model.
+"""render: convert a conversation to the text format of a model, by its jinja2 template.
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
 the internals of Python; the time and the memory that it takes are not limited. The settings are
@@ -11,50 +11,43 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from lora.text.packages import package
 
 
-class ChatTemplate:
-    """A chat template in the language of jinja2.
+def render(
+    template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> str:
+    """Return a conversation as text; a template can also use `variables`, such as `bos_token`.
 
-    The template can use the conversation and `variables`, such as `bos_token`. A ValueError is
-    raised if the text is not a valid template, and an ImportError if jinja2 is not installed.
+    `Tokenizer.render` has the same errors.
     """
+    exceptions = package("jinja2").exceptions
+    turns = messages if isinstance(messages, Sequence) else []
+    roles = [turn.get("role") if isinstance(turn, Mapping) else None for turn in turns]
+    if not roles or not all(isinstance(role, str) for role in roles):
+        raise ValueError(f"messages are tables with role and content, not {messages!r:.200}")
+    given = {
+        **{"tools": None, "documents": None, **variables},
+        "messages": [{k: v for k, v in turn.items() if v is not None} for turn in turns],
+    }
+    try:
+        return str(_compiled(template).render(given))
+    except exceptions.TemplateSyntaxError as error:
+        raise ValueError(f"the chat template is not a template of jinja2: {error}") from None
+    except exceptions.SecurityError as error:
+        raise ValueError(f"the chat template tries what is not allowed: {error}") from None
+    except exceptions.TemplateError as error:
+        raise ValueError(f"the chat template refuses these messages: {error}") from None
+    except Exception as error:  # an expression in it can raise any error
+        raise ValueError(f"the chat template fails on these messages: {error!r:.200}") from None
 
-    def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
-        self._variables = dict(variables)
-        try:
-            self._template = _sandbox().from_string(text)
-        except (package("jinja2").TemplateError, RecursionError) as error:
-            raise ValueError(f"the chat template is not a template of jinja2: {error}") from None
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = False,
-        **variables: Any,
-    ) -> str:
-        """Return a conversation as text; `Tokenizer.render` has the same arguments and errors."""
-        exceptions = package("jinja2").exceptions
-        turns = messages if isinstance(messages, Sequence) else []
-        roles = [turn.get("role") if isinstance(turn, Mapping) else None for turn in turns]
-        if not roles or not all(isinstance(role, str) for role in roles):
-            raise ValueError(f"messages are tables with role and content, not {messages!r:.200}")
-        given = {
-            **{"tools": None, "documents": None, **self._variables, **variables},
-            "messages": [{k: v for k, v in turn.items() if v is not None} for turn in turns],
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            return str(self._template.render(given))
-        except exceptions.SecurityError as error:
-            raise ValueError(f"the chat template tries what is not allowed: {error}") from None
-        except exceptions.TemplateError as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from None
-        except Exception as error:  # an expression in it can raise any error
-            raise ValueError(f"the chat template fails on these messages: {error!r:.200}") from None
+@lru_cache
+def _compiled(template: str) -> Any:
+    return _sandbox().from_string(template)
 
 
 def _sandbox() -> Any:

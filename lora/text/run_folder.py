@@ -2,7 +2,7 @@
 
 `options.json` holds the options of the run, and hashes of its data and of its base. A run can only
 resume with the same ones, because otherwise it would not compute what an uninterrupted run does.
-Rank 0 alone writes the folder. Only after an error before the first step, each rank deletes
+Rank 0 alone writes the folder, but after an error before the first step each rank deletes
 `options.json`, because not all of them may have this error.
 """
 
@@ -29,16 +29,9 @@ DTYPE = "dtype"  # the key in options.json for the form of the base in memory
 
 
 class RunFolder:
-    """The folder of a run, which may begin there, or resume.
+    """The folder of a run, which may begin there, or `resume`.
 
-    Args:
-        path: the folder, which need not exist yet.
-        resume: whether to continue the run in it.
-
-    Attributes:
-        path, options_file, checkpoint: the paths of the folder, and of files in it.
-        resume: whether to continue the run in it.
-        began: the time at which the run began; for a run to resume, the first time.
+    `began` is the time at which the run began; for a run to resume, the first time.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
@@ -52,14 +45,10 @@ class RunFolder:
         return datetime.now().isoformat()
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Check that a run can begin here, or resume with the same facts; only rank 0 calls this.
+        """Raise an error unless a run can begin here, or resume with the same facts.
 
-        Args:
-            facts: the options, hashes of data, base and beginning of the run.
-
-        Raises:
-            OSError: if the folder is a file or cannot be written, or has no run to resume.
-            ValueError: if it has a model or another run, or the facts differ from those of the run.
+        `facts` are the options, hashes of data, base and beginning of the run. Only rank 0 calls
+        this.
         """
         known = json.loads(json.dumps(facts))  # tuples become lists, as in the file
         name = os.fspath(self.path)
@@ -87,11 +76,8 @@ class RunFolder:
         """Write the facts, and run the `with` block, which trains.
 
         `steps` is the list that grows with each step. After an error before the first one,
-        `options.json` is deleted, so there is no run to resume.
-
-        Raises:
-            OSError: as on a full disk; if the run can be resumed, the message says so. Also if
-                another run has begun here in the meantime.
+        `options.json` is deleted, so there is no run to resume. The message of an OSError says
+        whether the run can be resumed.
         """
         ranks = world()
         if not self.resume:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Self
 
 from lora.text.architecture import json_table
-from lora.text.chat_template import ChatTemplate
+from lora.text.chat_template import render
 from lora.text.packages import package
 from minigrad.io import find
 
@@ -88,15 +87,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens in the vocabulary."""
         return int(self._tokens.get_vocab_size())
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is None:
-            raise ValueError(
-                "this model has no chat template, so it was not trained on conversations; give it "
-                "text to continue, or add a chat_template.jinja to its folder"
-            )
-        return ChatTemplate(self.chat_template, self._special)
 
     def encode(
         self, text: str, add_special_tokens: bool = False, parse_special: bool = False
@@ -179,7 +169,13 @@ class Tokenizer:
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
-        return self._template.render(messages, add_generation_prompt, **variables)
+        if self.chat_template is None:
+            raise ValueError(
+                "this model has no chat template, so it was not trained on conversations; give it "
+                "text to continue, or add a chat_template.jinja to its folder"
+            )
+        variables = {**self._special, "add_generation_prompt": add_generation_prompt, **variables}
+        return render(self.chat_template, messages, variables)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:

@@ -416,7 +416,7 @@ def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, mo
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora.offline.stored_weight.BAND", 40)
+    monkeypatch.setattr("lora.frozen.STRIP", 40)
     table = rng.standard_normal((10, 17)).astype(dtype)
     save_state(tmp_path / "x.safetensors", {"x": table})
     with open_tensors(tmp_path / "x.safetensors") as tensors:

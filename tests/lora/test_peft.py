@@ -618,7 +618,7 @@ def test_a_dtype_that_is_none_or_too_small_is_refused(tmp_path):
     with pytest.raises(ValueError, match="float64, float32, float16, bfloat16, not in 'int8'"):
         lora.save(model, tmp_path / "out", dtype="int8")
     model.layers[0].lora_a = np.full((3, 6), 1e6, np.float32)
-    with pytest.raises(ValueError, match=r"lora_A\.weight in float16 would be Inf"):
+    with pytest.raises(ValueError, match=r"lora_A\.weight in float16 would have NaN"):
         lora.save(model, tmp_path / "out", dtype="float16")
     model = adapted()
     lora.save(model, tmp_path / "saved")
@@ -655,7 +655,7 @@ def test_a_seed_that_could_not_be_read_back_is_refused(seed, tmp_path):
 
 def test_an_empty_path_is_not_taken_for_the_present_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="the path of the folder is empty; name one"):
+    with pytest.raises(ValueError, match="the path is empty; name one"):
         lora.save(adapted(), "")
     assert not any(tmp_path.iterdir())
     lora.save(adapted(), ".")
@@ -767,25 +767,6 @@ def as_of_peft(folder):
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "net._orig_mod."])
-def test_a_prefix_of_all_names_in_the_file_is_told_first(prefix, saved):
-    prefixed = lambda key: key.replace(PREFIX, PREFIX + prefix)
-    edit(saved / WEIGHTS, lambda arrays: {prefixed(key): x for key, x in arrays.items()})
-    as_of_peft(saved)
-    rank = config_of(saved)["r"]
-    for r in (rank, 1000):  # which no update here can have
-        configure(saved, r=r)
-        with pytest.raises(ValueError, match=f"was changed:\n  prefix: .* {prefix!r} before"):
-            lora.load(model_of("mlp"), saved)
-    configure(saved, r=rank)
-    without = lambda arrays: {key.replace(prefix, ""): x for key, x in arrays.items()}
-    edit(saved / WEIGHTS, lambda arrays: {**arrays, **without(arrays)})
-    with pytest.raises(ValueError, match=r"was changed:\n  unexpected: "):  # it has both names
-        lora.load(model_of("mlp"), saved)
-    edit(saved / WEIGHTS, without)
-    lora.load(model_of("mlp"), saved)
-
-
 class Shared(nn.Module):
     def __init__(self, rng):
         self.a = nn.Linear(4, 4, rng=rng)
@@ -866,7 +847,7 @@ def test_saving_what_is_not_there_is_an_error(tmp_path):
         lora.save(adapted(), tmp_path / "x", "defualt")
     model = adapted()
     model.layers[0].lora_b.data[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"layers\.0\.lora_B\.weight would have NaN"):
+    with pytest.raises(ValueError, match=r"layers\.0\.lora_B\.weight in float32 would have NaN"):
         lora.save(model, tmp_path / "x")
     assert os.listdir(tmp_path) == []
 
