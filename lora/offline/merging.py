@@ -232,7 +232,7 @@ def _certificate(
 def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     """Compute the certificate's row of a layer, for the dtype that will store its weight."""
     layer, dtype, radius = task
-    weight, update = base.weights[layer], base.update(layer, keep=True)
+    weight, update = base.weights[layer], base.update(layer)
     one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
     return certify([part], dtype, radius, progress=False).rows[0]
@@ -251,7 +251,7 @@ def _write(
                 parts = [(0, base.files.read(key))]
             elif name in base.layers:
                 layer = base.layers[name]
-                parts = _merged(base.weights[layer], base.update(layer, keep=True))
+                parts = _merged(base.weights[layer], base.update(layer))
             elif base.tensors.info(name).dtype == info.dtype:
                 writer.copy(name, base.tensors.raw(name))
                 continue
@@ -278,14 +278,11 @@ def _check_out(
     is_adapter = out.resolve() == files.path.resolve()
     if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
         raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
-    if is_file and out.is_dir():
-        raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
-        raise ValueError(
-            f"{text} is not a folder; name one, or a file that ends in .safetensors, to be made"
-        )
+    is_other = not is_file and (os.path.lexists(out) or out.suffix == ".gguf")
+    if out.is_dir() if is_file else is_other and not out.is_dir():
+        raise ValueError(f"{text} must be a folder, or a file that ends in .safetensors")
     check_can_be_folder(folder)
     strange = set[str]()
     if not is_file:  # a single file may be in a folder with others

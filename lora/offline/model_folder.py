@@ -124,8 +124,8 @@ class AdaptedBase(Closing):
             self._stack = stack.pop_all()
         self._updates: dict[str, Adapter] = {}
 
-    def update(self, layer: str, keep: bool = False) -> Adapter:
-        """Return the update of a layer; `keep` keeps it in memory for the next call."""
+    def update(self, layer: str) -> Adapter:
+        """Return the update of a layer, which stays in memory for the next call."""
         if layer in self._updates:
             return self._updates[layer]
         files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
@@ -134,8 +134,7 @@ class AdaptedBase(Closing):
         with np.errstate(over="ignore"):  # Inf is refused later
             made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
         set_pissa_start(made, files, weight, stored.kind)
-        if keep:
-            self._updates[layer] = made
+        self._updates[layer] = made
         return made
 
     def _find_weights(self) -> dict[str, StoredWeight]:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
-from unicodedata import category
 
 import lora
 from lora.attachment.state import attachment_of
@@ -50,9 +49,6 @@ PICTURE = "training.png"
 
 BASE = "base"
 """The name of the model without adapters, in a conversation."""
-
-_SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
-"""The control characters that are printed; others are left out."""
 
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
@@ -263,8 +259,8 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
 
 
 def show(text: str) -> None:
-    """Print a part of a line and flush it, without characters that control the terminal."""
-    print("".join(c for c in text if c in _SHOWN or category(c)[0] != "C"), end="", flush=True)
+    """Print a part of a line and flush it."""
+    print(text, end="", flush=True)
 
 
 def evaluate(

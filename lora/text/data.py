@@ -39,7 +39,6 @@ ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
-_LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are not valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 Render = Callable[..., str]  # such as `Tokenizer.render`
@@ -155,7 +154,7 @@ def read_rows(
     render = partial(tokenizer.render, strftime_now=(now or datetime.now()).strftime)
     rows = Dataset(name)
     with open(file, "rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
+        for number, line in enumerate(lines, 1):
             digest.update(line)
             line = line.removeprefix(codecs.BOM_UTF8).strip()
             if not line:

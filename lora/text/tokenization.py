@@ -63,13 +63,9 @@ class Tokenizer:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
         eos_token, eos_token_id: the token that ends a text, and its id, or None.
         chat_template: the chat template, or None; of several by name, the one called "default".
-
-    A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
     """
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
-        if not tokens.encode("a", add_special_tokens=False).ids:
-            raise ValueError("the tokenizer has no token for the letter a, so it is not for text")
         self._tokens = tokens
         self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")

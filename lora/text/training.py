@@ -274,8 +274,6 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
-    if options["lr"] > float(np.finfo(np.float32).max):
-        raise ValueError(f"lr={options['lr']:g} is beyond float32; rates are usually below 0.01")
     check_above_0("clip_norm", options["clip_norm"])
     if (most := options["max_length"]) is not None and most > context:
         raise ValueError(f"max_length={most}, but the model's context is {context} tokens")

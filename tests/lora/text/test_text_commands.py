@@ -14,7 +14,6 @@ import pytest
 
 import lora
 from lora.__main__ import main
-from lora.text.commands import show
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
@@ -442,9 +441,3 @@ def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, cap
         patched.setattr(sys, "stdout", closed)
         assert main(["generate", str(base), "--prompt", "why is", "--max-tokens", "20"]) == 0
     assert "pipe" not in capsys.readouterr().err
-
-
-def test_spaces_and_joined_characters_are_shown_and_what_controls_a_terminal_is_not(capsys):
-    text = "10\N{NO-BREAK SPACE}km\N{IDEOGRAPHIC SPACE}\n\tक्\N{ZERO WIDTH JOINER}ष"
-    show(f"{text}\x1b[31m\x85\u202e!")
-    assert capsys.readouterr().out == f"{text}[31m!"

@@ -117,17 +117,6 @@ def test_a_folder_whose_tokenizer_puts_a_space_before_each_text_is_refused(tmp_p
         Tokenizer.from_folder(tmp_path)
 
 
-def test_a_tokenizer_without_a_token_for_a_letter_is_refused(tmp_path):
-    from tokenizers import Tokenizer as Tokens
-    from tokenizers import models
-
-    Tokens(models.BPE({"b": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="has no token for the letter a"):
-        Tokenizer.from_folder(tmp_path)
-    with pytest.raises(ValueError, match="has no token for the letter a"):
-        Tokenizer.from_gguf({"tokenizer.ggml.model": "gpt2"})
-
-
 @pytest.mark.parametrize("layout", ["Gemma", "words"])
 def test_a_stream_has_the_text_of_its_tokens_at_once(tmp_path, layout):
     vocabulary(layout).save(str(tmp_path / "tokenizer.json"))
