@@ -19,7 +19,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase, is_computed, may_be_tied
+from lora.offline.model_folder import AdaptedBase, is_computed
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
@@ -186,9 +186,8 @@ def _rounding_of_start(weight: StoredWeight, adapter: Adapter) -> float:
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor under another name (a tied head), or needs none."""
-    others = [o for o in model if o != name and may_be_tied(name, o, len(model.info(o).shape))]
     return is_computed(name, len(source.info(key).shape)) or any(
-        _is_same(source, key, model, other) for other in others
+        other != name and _is_same(source, key, model, other) for other in model
     )
 
 

@@ -29,7 +29,7 @@ from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
-from lora.peft.folder import FLOATS, NO_FLOATS, AdapterFolder, StoredLayer
+from lora.peft.folder import AdapterFolder, StoredLayer
 from lora.peft.keys import KEYS, MAGNITUDE, A, B
 from lora.peft.loading import set_pissa_start
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
@@ -208,12 +208,7 @@ class AdaptedBase(Closing):
             found[name] = key
             if name in base:
                 info = base.info(name)
-                counts = files.counts(key) and info.dtype == files.tensors[key].dtype
-                dtype = info.dtype if counts else FLOATS[0]
-                self.problems += files.tensor_problems(key, info.shape, dtype, "in the base")
-                if info.dtype not in FLOATS and not counts:
-                    what = f"{name} has dtype {info.dtype} in the base"
-                    self.problems.append(f"unusable: {what}, {NO_FLOATS}")
+                self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
             elif not files.is_trained_in_full(key):
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
@@ -252,18 +247,6 @@ def is_computed(name: str, axes: int) -> bool:
     """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
     return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
-
-
-def may_be_tied(one: str, other: str, axes: int) -> bool:
-    """Tell whether a matrix or a bias may be another one too.
-
-    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
-    around its own: the bias of BERT's decoder is also that of the predictions.
-    """
-    outer, inner = sorted((one, other), key=len)
-    module, _, last = outer.rpartition(".")
-    is_around = last == inner.rpartition(".")[2] == "bias" and inner.startswith(f"{module}.")
-    return axes == 2 or (module != "" and is_around)
 
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:

@@ -765,7 +765,7 @@ def test_what_is_taken_over_must_fit_the_dtype_of_the_base(net, rng, tmp_path):
         merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
     assert not (tmp_path / "out").exists()
     edit(base / "model.safetensors", lambda a: {**a, "head.bias": a["head.bias"].astype(int)})
-    with pytest.raises(ValueError, match=r"unusable: head.bias has dtype int64 in the base"):
+    with pytest.raises(ValueError, match=r"unusable: .*head.bias has dtype float32, not int64"):
         merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
 
 
