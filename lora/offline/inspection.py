@@ -165,8 +165,7 @@ def summarise(folder: PathLike) -> Summary:
 def draw(summary: Summary, path: PathLike | None = None) -> Picture:
     """Plot the norm and the singular values of each layer's update; save the picture to `path`.
 
-    An ImportError is raised without matplotlib, which is in the extra "examples". A ValueError or
-    FileNotFoundError is raised if there are no layers, or the path is invalid for a picture.
+    A ValueError is raised if there are no layers.
     """
     from minigrad.viz.figure import BLUE, VERMILLION, Picture, name_rows, open_frame
 
@@ -412,8 +411,6 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"
         )
-    zero = [part for part, array in (("A", a), ("B", b)) if not array.any()]
-    if zero:
-        and_magnitude = "" if m is None else ", but for its magnitude"
-        are = "are" if zero[1:] else "is"
-        yield odd(f"{' and '.join(zero)} {are} 0, so it changes nothing{and_magnitude}")
+    for part, array in (("A", a), ("B", b)):
+        if not array.any():
+            yield odd(f"{part} is 0, so B A changes nothing")

@@ -75,11 +75,7 @@ _COPIED = {
 
 
 def open_base(path: PathLike) -> TensorSet:
-    """Open the tensors of a model: a safetensors file, an index, a folder, or a GGUF file.
-
-    The tensors of a GGUF file get transformers' names, and are converted when they are read. Errors
-    are those of `open_tensors` and `GGUFTensors`.
-    """
+    """Open the tensors of a model: a safetensors file, an index, a folder, or a GGUF file."""
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
@@ -92,8 +88,7 @@ def open_base(path: PathLike) -> TensorSet:
 class AdaptedBase(Closing):
     """A base and an adapter, both open, and the tensors of the base that the adapter changes.
 
-    `model`, if given, should be the base with the adapter merged. Each worker of a `WorkerPool`
-    has its own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
+    `model`, if given, should be the base with the adapter merged.
     """
 
     def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:

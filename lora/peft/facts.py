@@ -87,8 +87,7 @@ class Facts:
     ) -> list[str]:
         """List at most one error: that the weights of some layers have other fingerprints.
 
-        `form` returns how the weight of a layer of a model is stored, as `LayerFacts.stored`.
-        Without it, the message does not name the dtype.
+        `form` returns how the weight of a layer is stored, for the message.
         """
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
         pairs = zip(known, fingerprints(known), strict=True)

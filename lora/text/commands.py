@@ -54,10 +54,9 @@ HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
 
 def add_commands(command: Command, path: Callable[[str], str]) -> None:
-    """Add the commands and their options to a parser.
+    """Add the commands and their options to a parser; `path` converts an argument that is a path.
 
-    `command` makes a command from a name, the function that it runs and a help text, and returns a
-    function that adds an argument. `path` converts an argument that is a path.
+    `command` makes a command, and returns a function that adds an argument to it.
     """
 
     def add_base(add: Add) -> None:

@@ -100,9 +100,6 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
 
     The values keep their dtype. bfloat16 arrays have the dtype of ml_dtypes, so no float32 copy is
     made. float8 is converted to bfloat16, which can represent all of its values.
-
-    A ValueError is raised at the beginning if tensors are missing, unexpected, mis-shaped or have a
-    dtype that is not supported. It is raised later if a file is truncated.
     """
     with tensors:
         # Old files also have the rotary frequencies, which follow from the configuration.

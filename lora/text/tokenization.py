@@ -98,7 +98,7 @@ class Tokenizer:
 
         Raises:
             TypeError: if `text` is not a string.
-            ValueError: if the text has half a character (a surrogate).
+            UnicodeEncodeError: if the text has half a character (a surrogate).
         """
         check_text("the text", text)
         self._tokens.encode_special_tokens = not parse_special
@@ -304,19 +304,10 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise a ValueError if a text has half a character (a surrogate), which has no encoding.
-
-    A TypeError is raised if it is not text.
-    """
+    """Raise an error if a text is not a string, or has half a character (a surrogate)."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is a string, not {text!r:.60}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
-            f"that is not UTF-8; a text has whole characters"
-        ) from None
+    text.encode()
 
 
 def _content(token: Any) -> Any:

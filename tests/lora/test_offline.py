@@ -945,7 +945,7 @@ def test_an_update_of_nothing_has_no_effective_rank(net, rng, tmp_path):
     assert {layer.effective_rank for layer in summarise(tmp_path / "adapter").layers} == {0.0}
     found = check_adapter(tmp_path / "adapter")
     assert found.is_right
-    assert repr(found).count("B is 0, so it changes nothing") == 3
+    assert repr(found).count("B is 0, so B A changes nothing") == 3
 
 
 UP_A, UP_B = f"{PREFIX}up.lora_A.weight", f"{PREFIX}up.lora_B.weight"
@@ -1011,7 +1011,7 @@ WRONGS = {
         {"use_dora": True},
         r"wrong: up: the magnitude is \(7,\); it must be \(8,\)",
     ),
-    "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
+    "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so B A changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a has dtype int64"),
     "a broken file": (None, {}, "wrong: files: .* is not a complete safetensors file"),
     "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),

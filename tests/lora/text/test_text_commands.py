@@ -307,7 +307,7 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
         (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
         (("generate", "BASE", "--prompt", "a", "--seed", -1), "seed must be an integer"),
-        (("generate", "BASE", "--prompt", "\udcff"), "character 1 of 1 of the text is half of one"),
+        (("generate", "BASE", "--prompt", "\udcff"), "surrogates not allowed"),
         (
             ("train", "BASE", "LONG", "OUT", "--mask-prompt", "--train-on-prompts"),
             "--mask-prompt contradicts --train-on-prompts",
