@@ -272,10 +272,7 @@ def _layers(
     meant = [n for n in matrices if is_glob_match(targets, n) and not is_glob_match(exclude, n)]
     found = [name for name in meant if f"{name}.weight" in differing]
     if not found:
-        raise ValueError(
-            f"none of the targets differs from the base, so there is nothing to extract: "
-            f"{', '.join(meant)}"
-        )
+        raise ValueError(f"none of the targets differs from the base: {', '.join(meant)}")
     return found
 
 

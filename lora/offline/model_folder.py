@@ -6,9 +6,9 @@ prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), t
 heads that are tied to the embedding, and buffers that transformers computes.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
-gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
-files, and the modules that sentence-transformers runs after the model. Other files and folders are
-left out, and reported. For example, weights in another format, as in `onnx/`, are not merged.
+gets. Configuration, tokenizer, model card and code are copied, and folders that contain only such
+files. Other files and folders are left out, and reported. For example, weights in another format,
+as in `onnx/`, are not merged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.peft.config import CONFIG
+from lora.peft.config import CONFIG, read_json
 from lora.peft.folder import AdapterFolder, StoredLayer
 from lora.peft.keys import KEYS, MAGNITUDE, A, B
 from lora.peft.loading import set_pissa_start
@@ -195,20 +195,14 @@ class AdaptedBase(Closing):
             if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
                 if has_weight and not files.is_same(key, base.read(name, np.float64)):
-                    self.problems.append(
-                        f"another base: {key} of the adapter is not {name}, which it has an update "
-                        f"of"
-                    )
+                    self.problems.append(f"another base: {key} of the adapter is not {name}")
                 continue
             found[name] = key
             if name in base:
                 info = base.info(name)
                 self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
             elif not files.is_trained_in_full(key):
-                self.problems.append(
-                    f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
-                    f"the base"
-                )
+                self.problems.append(f"unexpected: {key} is neither like {KEYS}, nor in the base")
         return found
 
     def _missing(self) -> Iterator[str]:
@@ -394,19 +388,16 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
     Hidden files belong to other programs, and are neither.
     """
     weights = {file.path.name for file in tensors.files.values()}
-    listed = _read_json(folder / "modules.json")  # of sentence-transformers
-    modules = [each.get("path") for each in listed] if isinstance(listed, list) else []
     copied: dict[str, Path | bytes] = {}
     left_out = []
     for each in sorted(folder.iterdir()):
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
-        files, is_module = [each], False
+        files = [each]
         if each.is_dir() and not each.is_symlink():
             files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
-            is_module = each.name in modules
         # With an adapter's configuration, transformers would add the adapter to the merged model.
-        if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):
+        if each.name != CONFIG and all(map(_has_no_weights, files)):
             copied |= {file.relative_to(folder).as_posix(): file for file in files}
         else:
             left_out.append(f"{each.name}/" if each.is_dir() else each.name)
@@ -423,12 +414,7 @@ def _config_of(base: TensorSet) -> Any:
     source = next(iter(base.files.values()), None)
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    return None if source is None else _read_json(source.path.parent / _MODEL)
-
-
-def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None if the file is missing or invalid."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return None if source is None else read_json(source.path.parent / _MODEL)
+    except (OSError, ValueError):
         return None

@@ -74,10 +74,7 @@ class Facts:
             gradient = content.get("dora_norm_gradient", False)
             return cls(layers, content["version"], content.get("seed"), gradient)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"the metadata {KEY!r} of the file is not as it was written, {error!r:.200}; save "
-                f"the adapter again, or take that entry out"
-            ) from None
+            raise ValueError(f"the metadata {KEY!r} is not as it was written: {error!r}") from None
 
     def base_problems(
         self,

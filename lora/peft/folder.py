@@ -176,8 +176,7 @@ class AdapterFolder(Closing):
                 yield (
                     name,
                     f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
-                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
-                    f"so put the other back, and assign layer.scale after loading",
+                    f"was saved; put back the file that was changed",
                 )
 
     def close(self) -> None:
@@ -215,14 +214,9 @@ def check_can_be_folder(path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     there = next(filter(os.path.lexists, (folder, *folder.parents)), folder)
     if not os.path.isdir(there):  # a file, a pipe, or a link to no folder
-        raise NotADirectoryError(
-            f"{os.fspath(there)!r} is not a folder, and a folder is needed there; name another path"
-        )
+        raise NotADirectoryError(f"{os.fspath(there)!r} is not a folder; name another path")
     if not os.access(there, os.W_OK):
-        raise PermissionError(
-            f"nothing can be written into the folder {os.fspath(there)!r}, which is read-only or "
-            f"belongs to another user; name another path"
-        )
+        raise PermissionError(f"nothing can be written into the folder {os.fspath(there)!r}")
 
 
 def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:

@@ -87,10 +87,7 @@ def save(
     parts: dict[str, dict[str, Array]] = {}
     for name, update in updates.items():
         if update.scale == 0:
-            raise ValueError(
-                f"{name}: the scale is 0, and a file cannot store such an update; assign another "
-                f"to layer.scale"
-            )
+            raise ValueError(f"{name}: a file cannot store a scale of 0; assign another one")
         a, b = (factor.data for factor in update.factors())
         own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B gets the sign
         if update.lora_magnitude is not None:

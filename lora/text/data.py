@@ -102,10 +102,8 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     found = {split: file for split, file in found.items() if file.is_file()}
     if not found:
         there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
-        raise FileNotFoundError(
-            f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl; in it "
-            f"there is {there or 'nothing'}"
-        )
+        what = f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl"
+        raise FileNotFoundError(f"{what}; in it there is {there or 'nothing'}")
     return found
 
 

@@ -185,10 +185,8 @@ class Tokenizer:
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{os.fspath(folder)!r} has no tokenizer.json; transformers' AutoTokenizer writes "
-                f"one with save_pretrained"
-            )
+            advice = "transformers' AutoTokenizer writes one with save_pretrained"
+            raise FileNotFoundError(f"{os.fspath(folder)!r} has no tokenizer.json; {advice}")
         p = package("tokenizers")
         try:
             tokens = p.Tokenizer.from_file(os.fspath(path))
@@ -297,10 +295,8 @@ class Tokenizer:
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
     """Raise a ValueError if an id is outside of a model's vocabulary."""
     if (largest := max(ids, default=0)) >= vocab_size:
-        raise ValueError(
-            f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}; the "
-            f"tokenizer is that of another model"
-        )
+        what = f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}"
+        raise ValueError(f"{what}; the tokenizer is that of another model")
 
 
 def check_text(name: str, text: str) -> None:

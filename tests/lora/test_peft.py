@@ -450,7 +450,7 @@ def test_ranks_and_scales_of_a_name_are_not_those_of_names_that_end_so(tmp_path)
 def test_a_scale_that_no_alpha_gives_is_refused(tmp_path):
     model = adapted()
     model.layers[1].adapter.scale = 0.0
-    with pytest.raises(ValueError, match=r"layers\.1: the scale is"):
+    with pytest.raises(ValueError, match=r"layers\.1: .* a scale of 0"):
         lora.save(model, tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -671,7 +671,7 @@ def test_what_is_not_a_folder_is_refused_with_what_to_do(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in sorted(tmp_path.iterdir()):
         for folder in (path, path / "in" / "side"):
-            message = f"'{path}' is not a folder, and a folder is needed there; name another path"
+            message = f"'{path}' is not a folder; name another path"
             with pytest.raises(NotADirectoryError, match=re.escape(message)):
                 lora.save(adapted(), folder)
 
@@ -977,7 +977,7 @@ def test_what_is_not_implemented_is_refused_where_it_is_set(theirs, name):
         configure(folder, **{name: off})
         lora.load(model_of("mlp"), folder)
     configure(folder, **{name: OFF[name]})
-    with pytest.raises(ValueError, match=f"{name}=.* is not implemented .*merge the adapter with"):
+    with pytest.raises(ValueError, match=f"{name}=.* is not implemented; merge the adapter with"):
         lora.load(model_of("mlp"), folder)
 
 
@@ -1078,7 +1078,7 @@ def test_all_fields_that_are_wrong_are_in_one_error(theirs):
 def test_an_expression_goes_with_no_indices(theirs):
     folder = theirs("linear")
     configure(folder, target_modules=".*0", layers_to_transform=[0])
-    with pytest.raises(ValueError, match="not with an expression"):
+    with pytest.raises(ValueError, match="not a string"):
         lora.load(model_of("mlp"), folder)
     configure(folder, target_modules=None, layers_to_transform=None)
     with pytest.raises(ValueError, match="target_modules are not said"):

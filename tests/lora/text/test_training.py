@@ -516,9 +516,7 @@ def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapt
 def test_a_file_is_no_folder_to_run_in(data, tmp_path):
     (tmp_path / "out").write_bytes(b"")
     for resume in (False, True):
-        with pytest.raises(
-            NotADirectoryError, match=r"out' is not a folder, and a folder is needed there"
-        ):
+        with pytest.raises(NotADirectoryError, match=r"out' is not a folder; name another path"):
             run(data, tmp_path / "out", resume=resume)
         with pytest.raises(NotADirectoryError, match=r"out' is not a folder"):
             run(data, tmp_path / "out" / "run", resume=resume)
