@@ -69,10 +69,8 @@ class LayerSummary(Spectral):
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.part(layer, part, np.float64) for part in (A, B))
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise ValueError(
-                f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
-                f"(d_out, rank)"
-            )
+            sizes = f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)"
+            raise ValueError(f"{layer.name}: {sizes}")
         kind = layer.kind + (", DoRA" if MAGNITUDE in layer.keys else "")
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         norms = frobenius(a), frobenius(b)
@@ -407,10 +405,7 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
     if (rank := files.config.rank_of(layer.name)) != len(a):
-        yield wrong(
-            f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
-            f"is another one than it was trained with, or a rank_pattern is lost"
-        )
+        yield wrong(f"the rank is {len(a)} by its tensors and {rank} by the configuration")
     for part, array in (("A", a), ("B", b)):
         if not array.any():
             yield odd(f"{part} is 0, so B A changes nothing")

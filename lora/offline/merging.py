@@ -293,10 +293,7 @@ def _check_out(
         strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
         which = f"the folder of {text}" if is_file else text
-        raise ValueError(
-            f"{which} has other weights or an adapter in it, {', '.join(sorted(strange))}; name a "
-            f"folder without"
-        )
+        raise ValueError(f"{which} has other weights or an adapter in it: {sorted(strange)}")
 
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:

@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,20 +331,15 @@ def _bias_of(weight: str) -> str:
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return the weights that are also the model's head, by its `config.json` and the shapes."""
     config = _config_of(base)
-    try:
-        config = {**(config.get("text_config") or {}), **config}
-        # transformers does not write default values.
-        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
-        kinds = list(config.get("architectures") or [])
-    except (TypeError, KeyError, AttributeError):
-        return []
-    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
+    config = {**(config.get("text_config") or {}), **config}
+    kinds = config.get("architectures") or ["LMHead"]
+    is_tied = config.get("tie_word_embeddings", True)  # transformers writes no default values
+    if not is_tied or not any(_WITH_HEADS.search(kind) for kind in kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
-    matrices = [(name, base.info(name).shape) for name in names]
-    return [
-        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
-    ]
+    found = [(name, base.info(name).shape) for name in names]
+    size = config.get("vocab_size")
+    return [n for n, shape in found if shape[:-1] == (size,) and shapes[shape] == 1]
 
 
 def find_sidecars(
@@ -369,8 +364,8 @@ def find_sidecars(
             raise ValueError(f"{source.location}: {error}; {advice}") from None
     elif folder is not None:
         copied, left_out = _copied(folder, tensors)
-    content = _config_of(tensors) if _MODEL in copied else None
-    if isinstance(content, dict):
+    content = _config_of(tensors)
+    if content and _MODEL in copied:
         # transformers loads a model in the dtype of its configuration, and uses the embedding as
         # the weight of the head, unless the configuration says that they are not tied.
         named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
@@ -409,12 +404,12 @@ def _has_no_weights(file: Path) -> bool:
     return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 
-def _config_of(base: TensorSet) -> Any:
+def _config_of(base: TensorSet) -> dict[str, Any]:
     """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
-    source = next(iter(base.files.values()), None)
-    if isinstance(source, GGUFTensors):
-        return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    try:
-        return None if source is None else read_json(source.path.parent / _MODEL)
-    except (OSError, ValueError):
-        return None
+    for source in base.files.values():
+        if isinstance(source, GGUFTensors):
+            return {**config_json(source.file), "dtype": source.config.stored_dtype}
+        with suppress(OSError, ValueError):
+            found = read_json(source.path.parent / _MODEL)
+            return found if isinstance(found, dict) else {}
+    return {}

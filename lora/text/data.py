@@ -170,8 +170,7 @@ def read_rows(
                 elif max_length is not None and len(ids) > max_length:
                     if long_rows == "refuse":
                         raise ValueError(
-                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
-                            f"raise it, or let long rows be cut"
+                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}"
                         )
                     ids, counts = ids[:max_length], counts[:max_length]
                     notes.append(f"cut to {max_length:,} tokens")

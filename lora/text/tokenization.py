@@ -179,8 +179,8 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if the folder has none.
-            ValueError: if the tokenizer adds a space before each text, the vocabulary lacks the
-                token that begins or ends a text, or a file is invalid.
+            ValueError: if the tokenizer adds a space before each text, other files have tokens that
+                the vocabulary lacks, or a file is invalid.
             ImportError: if the package tokenizers is not installed.
         """
         path = find(folder, "tokenizer.json")
@@ -201,28 +201,31 @@ class Tokenizer:
                 f"is not supported; take a model with byte-level BPE, such as a Llama 3"
             )
         config = json_table(folder, "tokenizer_config.json") or {}
+        listed = config.get("added_tokens_decoder")
+        added = list(listed.values()) if isinstance(listed, dict) else []
         if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
             config |= json_table(folder, "special_tokens_map.json") or {}
+            added += json_table(folder, "added_tokens.json") or {}
+        added += [config.get("bos_token"), config.get("eos_token")]
         named = {name: token for name, token in config.items() if name.endswith("_token")}
-        for key in ("model_specific_special_tokens", "extra_special_tokens"):
-            named |= config[key] if isinstance(config.get(key), dict) else {}
+        keys = "additional_special_tokens", "model_specific_special_tokens", "extra_special_tokens"
+        for more in map(config.get, keys):
+            if isinstance(more, dict):  # tokens with names, which a template uses
+                named |= more
+                more = list(more.values())
+            added += more if isinstance(more, list) else []
         texts = {name: _content(token) for name, token in named.items()}
         special = {name: text for name, text in texts.items() if isinstance(text, str)}
-        for name in ("bos_token", "eos_token"):
-            if (token := special.get(name)) and tokens.token_to_id(token) is None:
+        for token in map(_content, added):
+            if isinstance(token, str) and token and tokens.token_to_id(token) is None:
                 raise ValueError(
-                    f"{os.fspath(path)!r} lacks the {name} {token!r:.60}, which a file beside it "
-                    f"names; write the folder again with the save_pretrained of transformers' "
+                    f"{os.fspath(path)!r} lacks {token!r:.60}, which a file beside it names; "
+                    f"write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
         template = find(folder, "chat_template.jinja")
         if template.is_file():
-            try:
-                return cls(tokens, special, template.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}"
-                ) from None
+            return cls(tokens, special, template.read_text(encoding="utf-8"))
         return cls(tokens, special, config.get("chat_template"))
 
     @classmethod

@@ -503,15 +503,15 @@ REFUSED = {
     ),
     "a folder of an adapter": (
         lambda base, adapter, out: (base, adapter, holding(out, CONFIG)),
-        f"has other weights or an adapter in it, {CONFIG}; name a folder without",
+        f"has other weights or an adapter in it: .*{CONFIG}",
     ),
     "an old index": (
         lambda base, adapter, out: (base, adapter, holding(out, INDEX)),
-        f"has other weights or an adapter in it, {INDEX}; name a folder without",
+        f"has other weights or an adapter in it: .*{INDEX}",
     ),
     "a file beside an index": (
         lambda base, adapter, out: (*(base, adapter, holding(out, INDEX) / "model.safetensors"),),
-        f"the folder of .*out/model.safetensors' has other weights or an adapter in it, {INDEX}; n",
+        f"the folder of .*out/model.safetensors' has other weights or an adapter in it: .*{INDEX}",
     ),
 }
 
@@ -689,7 +689,6 @@ BROKEN_BASES = {
         ({"vocab_size": 11, "architectures": ["BertForSequenceClassification"]}, False, False),
         ({"vocab_size": 11, "architectures": ["BertForMaskedLM"]}, False, True),
         ({"text_config": {"vocab_size": 11}}, False, True),
-        ({"text_config": 3}, False, False),
         ([], False, False),
     ],
 )

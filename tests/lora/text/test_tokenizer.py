@@ -247,9 +247,6 @@ def test_where_the_chat_template_is(tmp_path):
         Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
     (folder / "chat_template.jinja").write_text("J", encoding="utf-8")
     assert template("T") == "J"
-    (folder / "chat_template.jinja").write_bytes(b"J\xff")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja' is not UTF-8, at byte 2"):
-        template("T")
 
 
 @pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
@@ -280,16 +277,21 @@ def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content"),
     [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": "<think>"}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<think>"}}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<think>"]}),
+        ("tokenizer_config.json", {"additional_special_tokens": [{"content": "<think>"}]}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<think>", "<|im_end|>"]}),
+        ("tokenizer_config.json", {"model_specific_special_tokens": {"image": "<think>"}}),
         ("tokenizer_config.json", {"eos_token": "<think>"}),
         ("special_tokens_map.json", {"bos_token": {"content": "<think>"}}),
+        ("added_tokens.json", {"<think>": 400, "<|im_end|>": 2}),
     ],
 )
 def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, file, content):
     folder = tiny_folder(tmp_path / "m")
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match=r"tokenizer\.json' lacks the .os_token '<think>', .*save_pretrained"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer\.json' lacks '<think>', .*save_pretrained"):
         Tokenizer.from_folder(folder)
     text = json.dumps(content).replace("<think>", "<|im_start|>")
     (folder / file).write_text(text)
