@@ -83,6 +83,7 @@ def _read(name: str, kind: Any, value: Any) -> Any:
         raise ValueError("a rank or an alpha is positive, and no larger than floats are")
     if name == "lora_dropout":
         check_probability("it", value)
+        value = float(value)
     if name == "layers_to_transform" and min(value, default=0) < 0:
         raise ValueError("indices of layers are integers from 0 on")
     if name in ("target_modules", "exclude_modules") and isinstance(value, str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -27,16 +28,30 @@ class LayerFacts:
     """The facts about one layer.
 
     Attributes:
-        scale: the factor of B A, a positive number.
+        scale: the factor of B A.
         base: the fingerprint of the base matrix of the layer; None if it is not known.
         stored: how the base matrix was stored: "dense", "nf4" or "bfloat16".
         dropout: the dropout of its inputs in training; None for the one in the configuration.
+
+    Raises:
+        TypeError: if `base` or `stored` is not text.
+        ValueError: if the scale is not a positive finite float, or the dropout is not a
+            probability.
     """
 
     scale: float
     base: str | None = None
     stored: str = "dense"
     dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
+            raise ValueError(f"a scale of {self.scale!r:.60}")
+        if not isinstance(self.base, (str, type(None))) or not isinstance(self.stored, str):
+            raise TypeError(f"a base of {self.base!r:.60}, {self.stored!r:.60}")
+        dropout = 0.0 if self.dropout is None else self.dropout
+        if not isinstance(dropout, float) or not 0 <= dropout <= 1:
+            raise ValueError(f"a dropout of {self.dropout!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +86,13 @@ class Facts:
         try:
             content = json.loads(metadata[KEY])
             layers = {name: LayerFacts(**each) for name, each in content["layers"].items()}
-            gradient = content.get("dora_norm_gradient", False)
-            return cls(layers, content["version"], content.get("seed"), gradient)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the metadata {KEY!r} is not as it was written: {error!r}") from None
+            seed, version = content.get("seed"), content.get("version")
+            if not isinstance(seed, (int, type(None))) or not isinstance(version, str):
+                raise TypeError(f"a seed of {seed!r:.60}, or a version of {version!r:.60}")
+            return cls(layers, version, seed, content.get("dora_norm_gradient") is True)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"the metadata {KEY!r} is not as it was written"
+            raise ValueError(f"{what}: {error!r:.200}") from None
 
     def base_problems(
         self,

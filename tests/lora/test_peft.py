@@ -1104,7 +1104,7 @@ def test_a_configuration_that_was_cut_short_is_to_be_copied_again(tmp_path, text
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"layers": {"a": 1}}'],
+    ["", "[]", "{}", '{"layers": {"a": 1}}', '{"layers": {"a": {"scale": -1.0}}, "version": ""}'],
 )
 def test_metadata_that_are_not_ours_are_an_error(saved, text):
     arrays = load_file(saved / WEIGHTS)
