@@ -295,9 +295,8 @@ def _turns(
     for number, found in zip(answers, spans, strict=True):
         if found is None:
             raise ValueError(
-                f"the chat template does not write message {number + 1} after the text of the "
-                f"earlier messages, so the answer cannot be found in the text; train_on_prompts "
-                f"needs no answers"
+                f"the chat template does not write message {number + 1} after the earlier ones, so "
+                f"the answer cannot be found; train_on_prompts needs no answers"
             )
         yield written[at : found[0]], False
         yield written[found[0] : found[1]], bool(messages[number]["content"].strip())
