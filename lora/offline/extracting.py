@@ -31,6 +31,7 @@ from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
 _Models = tuple[TensorSet, TensorSet]  # the base and the fine-tuned model
+_Match = Callable[[Sequence[str], str], bool]  # tells whether one of some patterns matches a name
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -247,10 +248,7 @@ def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
 
 
 def _check_matches(
-    role: str,
-    patterns: Sequence[str],
-    names: Sequence[str],
-    is_match: Callable[[Sequence[str], str], bool],
+    role: str, patterns: Sequence[str], names: Sequence[str], is_match: _Match
 ) -> None:
     """Raise a ValueError if a pattern matches no name."""
     for pattern in patterns:

@@ -128,7 +128,7 @@ def _set_parameters(
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
     parameters = {files.key_for(key): v for key, v in by_key(updates, full, tables).items()}
     values: dict[str, Array] = {}
-    problems, broken = [], []
+    problems = []
     for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
             problems.append(f"missing: {key} {shape}")
@@ -140,7 +140,7 @@ def _set_parameters(
             with np.errstate(over="ignore"):
                 values[key] = files.read(key, parameter.dtype).reshape(parameter.shape)
             if not np.isfinite(values[key]).all():
-                broken.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
+                problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
     for copy in plan.copies:
         first, *others = (PREFIX + name for name in copy.names)
         problems += [
@@ -165,7 +165,7 @@ def _set_parameters(
             lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names)),
             lambda name: form_of(plan.layers[name]),
         )
-    check_problems(refusal, [*problems, *broken])
+    check_problems(refusal, problems)
     for key, value in values.items():
         parameters[key][0].data = value
 
