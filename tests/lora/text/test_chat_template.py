@@ -44,11 +44,30 @@ def test_an_unknown_role_is_refused_with_the_words_of_the_template():
 
 @pytest.mark.parametrize(
     "messages",
-    [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, 5],
+    [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, 5, [{"role": "user", "x": {1}}]],
 )
 def test_messages_that_are_no_messages_are_refused(messages):
     with pytest.raises(ValueError, match="messages are"):
         render("x", messages)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) + f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% for i in range(300) recursive %}"
+        "{% if loop.depth == 1 %}{{ loop(range(900)) }}{% endif %}{% endfor %}",
+    ],
+)
+def test_steps_of_a_template_are_limited(template):
+    with pytest.raises(ValueError, match="tries what is not allowed: to make more than 250,000"):
+        render(template)
+
+
+def test_the_length_of_what_a_template_writes_is_limited():
+    with pytest.raises(ValueError, match="tries what is not allowed: to write more than"):
+        render("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}")
 
 
 def test_a_template_that_is_none_is_refused():
