@@ -90,7 +90,9 @@ def convert_adapter(
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if not os.path.exists(adapter):
-        raise FileNotFoundError(f"there is no adapter {os.fspath(adapter)!r}")
+        raise FileNotFoundError(
+            f"there is no adapter {os.fspath(adapter)!r}; name a folder or a GGUF file"
+        )
     is_folder = Path(base).is_dir()
     config = config_from_json(model_json(base)) if is_folder else read_config(GGUFFile(base))
     is_file, target = Path(adapter).is_file(), Path(out)
@@ -107,7 +109,8 @@ def convert_adapter(
         return _to_gguf(files, out, config, progress)
 
 
-def _kind(config: ModelConfig) -> str:  # llama.cpp's name of the architecture
+def _kind(config: ModelConfig) -> str:
+    """Return llama.cpp's name of an architecture."""
     return {"mistral": "llama"}.get(config.architecture, config.architecture)
 
 

@@ -270,18 +270,21 @@ def _layers(
     meant = [n for n in matrices if is_glob_match(targets, n) and not is_glob_match(exclude, n)]
     found = [name for name in meant if f"{name}.weight" in differing]
     if not found:
-        raise ValueError(f"none of the targets differs from the base: {', '.join(meant)}")
+        raise ValueError(
+            f"none of the targets differs from the base, so there is nothing to extract: "
+            f"{', '.join(meant)}"
+        )
     return found
 
 
 def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
     """Return the tensors to copy in full; raise an error if one of them has an update too."""
-    _check_matches(
-        "modules_to_save",
-        saved.modules_to_save,
-        list(after),
-        lambda ends, name: PeftConfig((), modules_to_save=tuple(ends)).is_saved(name),
-    )
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in after))
+
+    def is_in_module(ends: Sequence[str], module: str) -> bool:
+        return PeftConfig((), modules_to_save=tuple(ends)).is_saved(f"{module}.weight")
+
+    _check_matches("modules_to_save", saved.modules_to_save, modules, is_in_module)
     biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
     biases = {name for name in biases if bias != "none" and name.endswith(".bias")}
     found = [name for name in after if saved.is_saved(name) or name in biases]

@@ -68,8 +68,10 @@ class LayerSummary(Spectral):
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.part(layer, part, np.float64) for part in (A, B))
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            sizes = f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)"
-            raise ValueError(f"{layer.name}: {sizes}")
+            raise ValueError(
+                f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
+                f"(d_out, rank)"
+            )
         kind = layer.kind + (", DoRA" if MAGNITUDE in layer.keys else "")
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         norms = frobenius(a), frobenius(b)
@@ -162,7 +164,8 @@ def summarise(folder: PathLike) -> Summary:
 def draw(summary: Summary, path: PathLike | None = None) -> Picture:
     """Plot the norm and the singular values of each layer's update; save the picture to `path`.
 
-    A ValueError is raised if there are no layers.
+    An ImportError is raised without matplotlib, which is in the extra "examples". A ValueError or
+    FileNotFoundError is raised if there are no layers, or the path is invalid for a picture.
     """
     from minigrad.viz.figure import BLUE, VERMILLION, Picture, name_rows, open_frame
 
@@ -348,8 +351,14 @@ def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
         yield Finding("wrong", "files", "there is no layer with an update")
     linear = [layer.name for layer in files.layers.values() if layer.kind == "linear"]
     found = files.config.targets_among(files.layers, linear)
-    for name in files.layers:
-        if name not in found:
+    for name, layer in files.layers.items():
+        if layer.kind == "attention":
+            yield Finding(
+                "wrong", name,
+                "belongs to PyTorch's nn.MultiheadAttention, which is not supported here; merge "
+                "the adapter with PEFT's merge_and_unload",
+            )  # fmt: skip
+        elif name not in found:
             yield Finding("wrong", name, "target_modules do not find it, so PEFT ignores it")
     for name in files.facts.layers:
         if name not in files.layers:
@@ -403,7 +412,10 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
     if (rank := files.config.rank_of(layer.name)) != len(a):
-        yield wrong(f"the rank is {len(a)} by its tensors and {rank} by the configuration")
+        yield wrong(
+            f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
+            f"is another one than it was trained with, or a rank_pattern is lost"
+        )
     for part, array in (("A", a), ("B", b)):
         if not array.any():
             yield odd(f"{part} is 0, so B A changes nothing")

@@ -280,9 +280,12 @@ def _check_out(
         raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
-    is_other = not is_file and (os.path.lexists(out) or out.suffix == ".gguf")
-    if out.is_dir() if is_file else is_other and not out.is_dir():
-        raise ValueError(f"{text} must be a folder, or a file that ends in .safetensors")
+    if is_file and out.is_dir():
+        raise ValueError(f"{text} is a folder, and would be a file; name another path")
+    if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
+        raise ValueError(
+            f"{text} is not a folder; name one, or a file that ends in .safetensors, to be made"
+        )
     check_can_be_folder(folder)
     strange = set[str]()
     if not is_file:  # a single file may be in a folder with others
@@ -293,7 +296,10 @@ def _check_out(
         strange |= {each.name for each in folder.glob("*.safetensors.index.json")}
     if strange:
         which = f"the folder of {text}" if is_file else text
-        raise ValueError(f"{which} has other weights or an adapter in it: {sorted(strange)}")
+        raise ValueError(
+            f"{which} has other weights or an adapter in it, {', '.join(sorted(strange))}; name a "
+            f"folder without"
+        )
 
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:

@@ -6,9 +6,9 @@ prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), t
 heads that are tied to the embedding, and buffers that transformers computes.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
-gets. Configuration, tokenizer, model card and code are copied, and folders that contain only such
-files. Other files and folders are left out, and reported. For example, weights in another format,
-as in `onnx/`, are not merged.
+gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
+files, and the modules that sentence-transformers runs after the model. Other files and folders are
+left out, and reported. For example, weights in another format, as in `onnx/`, are not merged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ _COPIED = {
 
 
 def open_base(path: PathLike) -> TensorSet:
-    """Open the tensors of a model: a safetensors file, an index, a folder, or a GGUF file."""
+    """Open the tensors of a model: a safetensors file, an index, a folder, or a GGUF file.
+
+    The tensors of a GGUF file get transformers' names, and are converted when they are read. Errors
+    are those of `open_tensors` and `GGUFTensors`.
+    """
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
@@ -88,7 +92,8 @@ def open_base(path: PathLike) -> TensorSet:
 class AdaptedBase(Closing):
     """A base and an adapter, both open, and the tensors of the base that the adapter changes.
 
-    `model`, if given, should be the base with the adapter merged.
+    `model`, if given, should be the base with the adapter merged. Each worker of a `WorkerPool`
+    has its own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
     """
 
     def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:
@@ -134,17 +139,18 @@ class AdaptedBase(Closing):
 
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers, found = self.tensors, self.files.layers, {}
-        names = {layer: _with(self.prefix, f"{layer}.weight") for layer in layers}
-        if missing := [name for name in names.values() if name not in base]:
-            matrices = [repr(name) for name, info in base.tensors.items() if len(info.shape) == 2]
+        names = {
+            layer: _with(self.prefix, f"{layer}.weight")
+            for layer, stored in layers.items()
+            if stored.kind != "attention"  # `findings_of` reports it
+        }
+        if missing := {layer: name for layer, name in names.items() if name not in base}:
+            matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
             self.problems.append(
                 f"another base: {len(missing)} of {len(names)} weights that the adapter changes "
-                f"are not in it, such as {missing[0]!r}; its own are like "
-                f"{', '.join(matrices[:2]) or '(none)'}; "
-                f"if it is the right one, a head may be tied, so save the base with a copy of its "
-                f"own (tie_word_embeddings=False), or transformers gives the weights other names "
-                f"when it loads them, so save it with save_pretrained(..., "
-                f"save_original_format=False)"
+                f"are not in it, such as {next(iter(missing.values()))!r}; its own are like "
+                f"{', '.join(map(repr, matrices[:2])) or '(none)'}; if it is the right one, "
+                f"{self._reason(missing)}"
             )
         transposed = transposed_weights(base)
         for layer, name in names.items():
@@ -154,6 +160,23 @@ class AdaptedBase(Closing):
                 except ValueError as error:
                     self.problems.append(str(error))
         return found
+
+    def _reason(self, missing: Mapping[str, str]) -> str:
+        """Say why the weights of some layers may be missing in the right base, and what to do."""
+        wanted = [self.files.layers[layer] for layer in missing]
+        if len(wanted) == 1 and {A, B} <= wanted[0].keys.keys():
+            a, b = (self.files.tensors[wanted[0].keys[part]].shape for part in (A, B))
+            shape = (a[-1], b[0]) if wanted[0].kind == "embedding" else (b[0], a[-1])
+            similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
+            if len(similar) == 1:
+                return (
+                    f"it is tied to {similar[0]!r}: save the base with a copy of its own "
+                    f"(tie_word_embeddings=False)"
+                )
+        return (
+            "transformers gives the weights of this model other names when it loads them: save it "
+            "with save_pretrained(..., save_original_format=False)"
+        )
 
     def _weight(
         self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
@@ -195,14 +218,20 @@ class AdaptedBase(Closing):
             if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
                 if has_weight and not files.is_same(key, base.read(name, np.float64)):
-                    self.problems.append(f"another base: {key} of the adapter is not {name}")
+                    self.problems.append(
+                        f"another base: {key} of the adapter is not {name}, which it has an update "
+                        f"of"
+                    )
                 continue
             found[name] = key
             if name in base:
                 info = base.info(name)
                 self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
             elif not files.is_trained_in_full(key):
-                self.problems.append(f"unexpected: {key} is neither like {KEYS}, nor in the base")
+                self.problems.append(
+                    f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
+                    f"the base"
+                )
         return found
 
     def _missing(self) -> Iterator[str]:
@@ -317,8 +346,9 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
                 for each, is_transposed in known.items()
                 if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
             }
+            if len(near) == 1:
+                found[name] = near.pop()
             if near:
-                found |= {name: near.pop()} if len(near) == 1 else {}
                 break
     return found
 
@@ -339,7 +369,7 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     shapes = Counter(info.shape for info in base.tensors.values())
     found = [(name, base.info(name).shape) for name in names]
     size = config.get("vocab_size")
-    return [n for n, shape in found if shape[:-1] == (size,) and shapes[shape] == 1]
+    return [n for n, shape in found if len(shape) == 2 and shape[0] == size and shapes[shape] == 1]
 
 
 def find_sidecars(
@@ -383,33 +413,50 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
     Hidden files belong to other programs, and are neither.
     """
     weights = {file.path.name for file in tensors.files.values()}
+    modules = _modules(folder)
     copied: dict[str, Path | bytes] = {}
     left_out = []
     for each in sorted(folder.iterdir()):
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
+        is_folder = each.is_dir() and not each.is_symlink()
         files = [each]
-        if each.is_dir() and not each.is_symlink():
+        if is_folder:
             files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
         # With an adapter's configuration, transformers would add the adapter to the merged model.
-        if each.name != CONFIG and all(map(_has_no_weights, files)):
+        is_module = is_folder and each.name in modules
+        if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):
             copied |= {file.relative_to(folder).as_posix(): file for file in files}
         else:
             left_out.append(f"{each.name}/" if each.is_dir() else each.name)
     return copied, left_out
 
 
+def _modules(folder: Path) -> list[Any]:
+    """Return the names of the folders of the modules of sentence-transformers."""
+    try:
+        listed = read_json(folder / "modules.json")
+    except (OSError, ValueError):  # missing or invalid
+        return []
+    found = listed if isinstance(listed, list) else []
+    return [module.get("path") for module in found if isinstance(module, dict)]
+
+
 def _has_no_weights(file: Path) -> bool:
     """Tell by its name whether a file has no weights; LICENSE and NOTICE have no suffix."""
-    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+    is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+    return is_text and file.is_file()  # a link may lead nowhere
 
 
 def _config_of(base: TensorSet) -> dict[str, Any]:
     """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
-    for source in base.files.values():
-        if isinstance(source, GGUFTensors):
-            return {**config_json(source.file), "dtype": source.config.stored_dtype}
-        with suppress(OSError, ValueError):
-            found = read_json(source.path.parent / _MODEL)
-            return found if isinstance(found, dict) else {}
-    return {}
+    source = next(iter(base.files.values()), None)
+    if source is None:
+        return {}
+    if isinstance(source, GGUFTensors):
+        return {**config_json(source.file), "dtype": source.config.stored_dtype}
+    try:
+        found = read_json(source.path.parent / _MODEL)
+    except (OSError, ValueError):  # missing or invalid
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -37,7 +37,8 @@ class WorkerPool(Closing, Generic[O]):
 
     `opening` opens the files: at once in this process, as `opened`, and in each worker. `workers`
     is the number of processes, 1 for only this one, and can be set to 1 later. `close` ends the
-    workers, even in the middle of a task, and closes the files.
+    workers, even in the middle of a task, and closes the files. A ValueError is raised if `workers`
+    is not positive.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class WorkerPool(Closing, Generic[O]):
     ) -> Iterator[R]:
         """Yield the results of `function(files, task)`, in the order of the tasks.
 
-        The function must be importable from a module.
+        The function must be importable from a module. A ChildProcessError is raised if a worker was
+        killed; errors of the function are passed on.
         """
         try:
             if min(self.workers, len(tasks)) > 1:

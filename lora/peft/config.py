@@ -12,9 +12,8 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from inspect import formatannotation
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lora.config import Bias
@@ -44,9 +43,18 @@ _WITHOUT_EFFECT = {
 }
 
 _NOT_IMPLEMENTED = {
-    *("alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config"),
-    *("layer_replication", "lora_bias", "megatron_config", "monteclora_config"),
-    *("target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora"),
+    "alora_invocation_tokens": "aLoRA is active from some tokens on",
+    "arrow_config": "arrow chooses between adapters by their inputs",
+    "ensure_weight_tying": "one update would be shared by tied layers",
+    "kasa_config": "KaSA changes the base, and has a diagonal between A and B",
+    "layer_replication": "layers of the model would be repeated",
+    "lora_bias": "the update would have a bias of its own",
+    "megatron_config": "Megatron's parallel layers are others",
+    "monteclora_config": "MonteCLoRA draws its updates",
+    "target_parameters": "parameters that are in no linear layer would have updates",
+    "trainable_token_indices": "some rows of an embedding would be trained",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "use_qalora": "QA-LoRA pools its inputs",
 }
 
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
@@ -54,6 +62,17 @@ _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 
 _POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+
+
+_WORDS: dict[Any, str] = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    NoneType: "null",
+    **dict.fromkeys((tuple[str, ...], Sequence[str]), "a list of texts"),
+    tuple[int, ...]: "a list of integers",
+    Mapping[str, int]: "a table of patterns and integers",
+    Mapping[str, float]: "a table of patterns and numbers",
+}
+"""The names in messages of the types that `has_type` can check."""
 
 
 def has_type(kind: Any, value: Any) -> bool:
@@ -72,12 +91,20 @@ def has_type(kind: Any, value: Any) -> bool:
     return type(value) in ((int, float) if kind is float else (kind,))
 
 
+def in_words(kind: Any) -> str:
+    """Describe the values from JSON that have a type, for a message."""
+    if kind in _WORDS:
+        return _WORDS[kind]
+    names = map(repr if get_origin(kind) is Literal else in_words, get_args(kind))
+    return " or ".join(names)
+
+
 def _read(name: str, kind: Any, value: Any) -> Any:
     """Return the value of a field for PeftConfig; raise a ValueError if it is wrong."""
     if name.startswith("layers_") and not isinstance(value, list):  # PEFT accepts a single one
         value = [value]
     if not has_type(kind, value):
-        raise ValueError(f"its type is {formatannotation(kind)}")
+        raise ValueError(f"it is {in_words(kind)}")
     numbers = value.values() if isinstance(value, dict) else [value]
     if name in _POSITIVE and not all(0 < number <= sys.float_info.max for number in numbers):
         raise ValueError("a rank or an alpha is positive, and no larger than floats are")
@@ -172,7 +199,10 @@ class PeftConfig:
                 continue
             said = f"{name:.100}={value!r:.100}"
             if name in _NOT_IMPLEMENTED:
-                problems.append(f"{said} is not implemented; merge the adapter with PEFT")
+                problems.append(
+                    f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the adapter with "
+                    f"PEFT, and take the merged model"
+                )
             else:
                 hint = nearest(name, {*kinds, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(
@@ -191,17 +221,27 @@ class PeftConfig:
         if targets is None and not problems:
             problems.append("target_modules are not said; name the layers that have updates")
         if values.get("layers_pattern") and not layers:
-            problems.append("layers_pattern says where an index is: of which layers_to_transform")
+            problems.append(
+                f"layers_pattern={values['layers_pattern']!r:.200} says where an index is: "
+                f"of which layers_to_transform"
+            )
         if isinstance(targets, str) and layers:
-            problems.append("layers_to_transform go with a list of target_modules, not a string")
+            problems.append(
+                "layers_to_transform go with a list of target_modules, not with an expression"
+            )
         check_problems("the configuration cannot be used", problems)
         return cls(**values)
 
     def as_json(self) -> str:
-        """Return the content of the file: the fields that are set, and those that PEFT requires."""
+        """Return the content of the file: the fields that are set, and those that PEFT requires.
+
+        A ValueError is raised if `of` would refuse it, as with an expression that is too long.
+        """
         content = {"peft_type": "LORA", "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
-        return json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        text = json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        PeftConfig.of(json.loads(text))
+        return text
 
     @property
     def scaling(self) -> LoRAScaling:
@@ -291,8 +331,10 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the content of a JSON file; a ValueError names the file if it is invalid."""
     try:
-        return parse_json(Path(path).read_bytes().decode("utf-8-sig"), "the file")
-    except (ValueError, RecursionError) as error:
+        return parse_json(Path(path).read_bytes().decode("utf-8-sig"), "it")
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{os.fspath(path)!r} is not JSON, or only a part of it: {error!s:.200}; copy it again"
         ) from None
+    except ValueError as error:  # a name that is there twice
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from None

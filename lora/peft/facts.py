@@ -17,8 +17,8 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
 from minigrad import __version__
-from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
+from minigrad.tables import counted
 
 KEY = "minigrad-lora"  # the name of the metadata entry, whose value is a string of JSON
 
@@ -91,8 +91,10 @@ class Facts:
                 raise TypeError(f"a seed of {seed!r:.60}, or a version of {version!r:.60}")
             return cls(layers, version, seed, content.get("dora_norm_gradient") is True)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"the metadata {KEY!r} is not as it was written"
-            raise ValueError(f"{what}: {error!r:.200}") from None
+            raise ValueError(
+                f"the metadata {KEY!r} of the file is not as it was written, {error!r:.200}; save "
+                f"the adapter again, or take that entry out"
+            ) from None
 
     def base_problems(
         self,
@@ -102,20 +104,26 @@ class Facts:
     ) -> list[str]:
         """List at most one error: that the weights of some layers have other fingerprints.
 
-        `form` returns how the weight of a layer is stored, for the message.
+        `form` returns how the weight of a layer of a model is stored, as `LayerFacts.stored`.
+        Without it, the message does not name the dtype.
         """
         known = [n for n in names if n in self.layers and self.layers[n].base is not None]
         pairs = zip(known, fingerprints(known), strict=True)
-        differing = [name for name, found in pairs if found != self.layers[name].base]
+        differing = {name: found for name, found in pairs if found != self.layers[name].base}
         if not differing:
             return []
-        stored, fact = "", self.layers[differing[0]]
-        if form is not None and form(differing[0]) != fact.stored:
+        name, *others = differing
+        found, fact = differing[name], self.layers[name]
+        stored = also = ""
+        if form is not None and form(name) != fact.stored:
             dtype = "float32" if fact.stored == "dense" else fact.stored
-            stored = f", in {dtype} (--dtype {dtype} of generate and eval)"
+            stored = f" in {dtype} (--dtype {dtype} of generate and eval)"
+        if others:
+            some = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
+            also = f" (likewise {counted(len(others), 'other layer')}: {some})"
         return [
-            f"another base: the weights of {shortened(', '.join(differing), LONGEST_LINE // 2)} "
-            f"are not those that the adapter was made on{stored}; take that base, or say "
+            f"another base: the weight of {name} has the sha256 {found[:12]}..., and the adapter "
+            f"was made on {str(fact.base)[:12]}...{stored}{also}; take that base, or say "
             f"check_base=False (--any-base) to take this one"
         ]
 

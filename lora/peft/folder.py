@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +28,14 @@ WEIGHTS = "adapter_model.safetensors"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
 NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
+_OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
+
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
+
+
+_TRIES, _PAUSE = 20, 0.01  # attempts to read files that a save moves, and seconds between them
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class StoredLayer:
     Attributes:
         name: the name of the layer in the model.
         keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
-        kind: "linear", "embedding" or "convolution".
+        kind: "linear", "embedding", "convolution", or "attention" for PyTorch's
+            nn.MultiheadAttention.
         scale: the factor of B A, from the metadata, or otherwise from the configuration.
     """
 
@@ -101,6 +109,8 @@ class AdapterFolder(Closing):
             kind = "convolution" if is_conv else "linear"
             if any(key.startswith(f"{PREFIX}{name}.lora_embedding_") for key in keys.values()):
                 kind = "embedding"
+            if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
+                kind = "attention"
             self.layers[name] = StoredLayer(name, keys, kind, scale)
 
     def _is_repeated(self, key: str) -> bool:
@@ -176,7 +186,8 @@ class AdapterFolder(Closing):
                 yield (
                     name,
                     f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
-                    f"was saved; put back the file that was changed",
+                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
+                    f"so put the other back, and assign layer.scale after loading",
                 )
 
     def close(self) -> None:
@@ -214,9 +225,14 @@ def check_can_be_folder(path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     there = next(filter(os.path.lexists, (folder, *folder.parents)), folder)
     if not os.path.isdir(there):  # a file, a pipe, or a link to no folder
-        raise NotADirectoryError(f"{os.fspath(there)!r} is not a folder; name another path")
+        raise NotADirectoryError(
+            f"{os.fspath(there)!r} is not a folder, and a folder is needed there; name another path"
+        )
     if not os.access(there, os.W_OK):
-        raise PermissionError(f"nothing can be written into the folder {os.fspath(there)!r}")
+        raise PermissionError(
+            f"nothing can be written into the folder {os.fspath(there)!r}, which is read-only or "
+            f"belongs to another user; name another path"
+        )
 
 
 def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]) -> None:
@@ -236,10 +252,22 @@ def check_no_model(path: str | os.PathLike[str], *models: str | os.PathLike[str]
 
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
-    """Return the configuration, the tensors, and the names of files read from `.saved`."""
+    """Return the configuration and the tensors of one save, even while another save is running.
+
+    The third result are the names of the files that were read from `.saved`.
+    """
     check_is_folder(path)
-    left = unfinished(path)
-    files = {name: left.get(name, path / name) for name in (CONFIG, WEIGHTS)}
+    for _ in range(_TRIES):
+        files, before = _files(path)
+        try:
+            config, tensors = read_config(files[CONFIG]), TensorFile(files[WEIGHTS])
+        except FileNotFoundError:  # just moved by a save, or missing
+            pass
+        else:
+            if _files(path) == (files, before):
+                return config, tensors, tuple(n for n in files if files[n] != path / n)
+            tensors.close()
+        time.sleep(_PAUSE)
     if missing := [name for name, file in files.items() if not file.is_file()]:
         message = (
             f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is not a folder "
@@ -251,8 +279,19 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
                 "with PEFT, and save it with safe_serialization=True"
             )
         raise FileNotFoundError(message)
-    names = tuple(name for name in files if name in left)
-    return read_config(files[CONFIG]), TensorFile(files[WEIGHTS]), names
+    raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
+
+
+def _files(path: Path) -> tuple[dict[str, Path], list[tuple[int, int, int]]]:
+    """Return the paths of the files of an adapter, and what identifies those that exist."""
+    left = unfinished(path)
+    files = {name: left.get(name, path / name) for name in (CONFIG, WEIGHTS)}
+    identities = []
+    for file in files.values():
+        with suppress(OSError):
+            found = file.stat()
+            identities.append((found.st_ino, found.st_mtime_ns, found.st_size))
+    return files, identities
 
 
 def write_folder(
@@ -299,17 +338,15 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
-    broken = [
-        f"{info.name} in {info.dtype}"
-        for info in infos
-        if not np.isfinite(tensors[info.name]).all()
-        or not is_finite_in(tensors[info.name], info.dtype)
-    ]
+    broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf; save an earlier adapter, or in bfloat16 "
-            f"or float32"
+            f"{', '.join(broken)} would have NaN or Inf in the file; save an earlier adapter"
         )
+    beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
+    if beyond:
+        names = ", ".join(f"{info.name} in {info.dtype}" for info in beyond)
+        raise ValueError(f"{names} would be Inf; save in bfloat16 or float32")
     return infos
 
 

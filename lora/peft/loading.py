@@ -96,6 +96,7 @@ def load(
             for name, pattern in found.items()
         ]
         refusal = f"{path!r} does not go with the model; nothing was changed"
+        check_problems(refusal, list(_prefix_problems(files, list(found))))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -110,6 +111,20 @@ def load(
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
     return apply_plan(model, plan, adapter)
+
+
+def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:
+    """Yield an error if the names in the file are those of the model behind a prefix."""
+    if not files.layers.keys().isdisjoint(names):
+        return
+    for each in files.layers:
+        prefix = each.removesuffix(names[0])
+        if each.endswith(f".{names[0]}") and all(prefix + name in files.layers for name in names):
+            yield (
+                f"prefix: the file has {prefix!r} before the names of the model, as if the model "
+                f"were inside of another one (torch.compile, DataParallel); remove this prefix "
+                f"from the keys"
+            )
 
 
 def _set_parameters(

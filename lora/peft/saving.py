@@ -87,7 +87,10 @@ def save(
     parts: dict[str, dict[str, Array]] = {}
     for name, update in updates.items():
         if update.scale == 0:
-            raise ValueError(f"{name}: a file cannot store a scale of 0; assign another one")
+            raise ValueError(
+                f"{name}: the scale is 0, and a file cannot store such an update; assign another "
+                f"to layer.scale"
+            )
         a, b = (factor.data for factor in update.factors())
         own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B gets the sign
         if update.lora_magnitude is not None:
@@ -214,7 +217,13 @@ def _config_of(
     }
     for chosen in (targets, sizes):
         changed = replace(config, **chosen)
-        if means_the_same(changed):
+        # The first match counts, and PEFT sorts the patterns when it saves them again.
+        ordered = replace(
+            changed,
+            rank_pattern=dict(sorted(changed.rank_pattern.items())),
+            alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+        )
+        if means_the_same(changed) and means_the_same(ordered):
             config = changed
     return config
 

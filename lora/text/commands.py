@@ -7,11 +7,13 @@ these functions. Some options also have the spelling of mlx-lm, which many scrip
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from unicodedata import category
 
 import lora
 from lora.attachment.state import attachment_of
@@ -50,13 +52,17 @@ PICTURE = "training.png"
 BASE = "base"
 """The name of the model without adapters, in a conversation."""
 
+_SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+"""The control characters that are printed; others are left out."""
+
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
 
 def add_commands(command: Command, path: Callable[[str], str]) -> None:
-    """Add the commands and their options to a parser; `path` converts an argument that is a path.
+    """Add the commands and their options to a parser.
 
-    `command` makes a command, and returns a function that adds an argument to it.
+    `command` makes a command from a name, the function that it runs and a help text, and returns a
+    function that adds an argument. `path` converts an argument that is a path.
     """
 
     def add_base(add: Add) -> None:
@@ -232,6 +238,8 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
     names = [BASE, *(() if attachment is None else attachment.adapters)]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # refuse only a line that is not UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         show("> ")
         line = sys.stdin.readline()
@@ -258,8 +266,8 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
 
 
 def show(text: str) -> None:
-    """Print a part of a line and flush it."""
-    print(text, end="", flush=True)
+    """Print a part of a line and flush it, without characters that control the terminal."""
+    print("".join(c for c in text if c in _SHOWN or category(c)[0] != "C"), end="", flush=True)
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,10 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     found = {split: file for split, file in found.items() if file.is_file()}
     if not found:
         there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
-        what = f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl"
-        raise FileNotFoundError(f"{what}; in it there is {there or 'nothing'}")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has none of train.jsonl, valid.jsonl and test.jsonl; in it "
+            f"there is {there or 'nothing'}"
+        )
     return found
 
 
@@ -170,7 +173,8 @@ def read_rows(
                 elif max_length is not None and len(ids) > max_length:
                     if long_rows == "refuse":
                         raise ValueError(
-                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}"
+                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
+                            f"raise it, or let long rows be cut"
                         )
                     ids, counts = ids[:max_length], counts[:max_length]
                     notes.append(f"cut to {max_length:,} tokens")
@@ -195,8 +199,14 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     """
     try:
         row = parse_json(line.decode(), "the row")
-    except ValueError as error:
-        raise ValueError(f"the line is not JSON in UTF-8: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1:,} of the line is not UTF-8; write the file again in UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        length = len(error.doc)
+        at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
+        raise ValueError(f"the line is not JSON: {error.msg}, at {at}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]
@@ -295,8 +305,9 @@ def _turns(
     for number, found in zip(answers, spans, strict=True):
         if found is None:
             raise ValueError(
-                f"the chat template does not write message {number + 1} after the earlier ones, so "
-                f"the answer cannot be found; train_on_prompts needs no answers"
+                f"the chat template does not write message {number + 1} after the text of the "
+                f"earlier messages, so the answer cannot be found in the text; train_on_prompts "
+                f"needs no answers"
             )
         yield written[at : found[0]], False
         yield written[found[0] : found[1]], bool(messages[number]["content"].strip())

@@ -130,8 +130,10 @@ class TextGenerator:
         tokens = self.tokens = list[int]()
         room = self.model.config.max_length - len(prompt)
         if room < 1:
-            most = self.model.config.max_length
-            raise ValueError(f"the prompt has {len(prompt)} tokens, and the model reads {most}")
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, and this model was made for texts of at "
+                f"most {self.model.config.max_length}; shorten it"
+            )
         written = min(self.max_tokens, room)
         logits = self._read_prompt(prompt, len(prompt) + written)
         while True:

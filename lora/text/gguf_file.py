@@ -92,8 +92,11 @@ class StoredTensor(NamedTuple):
 class GGUFFile:
     """A GGUF file: its metadata by their keys, and its tensors by llama.cpp's names.
 
-    A ValueError is raised if the file is not a GGUF file, is truncated, or a tensor has a type that
-    the gguf package cannot convert to floats.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a GGUF file, is truncated, or a tensor has a type that the
+            gguf package cannot convert to floats.
+        ImportError: if the package gguf is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -139,7 +142,11 @@ class GGUFFile:
             self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read a tensor, or a slice of its rows; types in few bits are converted to float32."""
+        """Read a tensor, or a slice of its rows.
+
+        Plain floats keep their dtype, and other types are converted to float32. A ValueError is
+        raised if the slice has a step, or the file has been truncated since it was opened.
+        """
         tensor, gguf = self.tensors[name], package("gguf")
         begin, end = bounds(rows, tensor.shape[0])
         if len(tensor.shape) == 1 and rows != slice(None):
@@ -295,7 +302,11 @@ def swap_heads(rows: NDArray[Any], name: str, config: ModelConfig, *, back: bool
 
 
 class GGUFTensors(TensorFile):
-    """The weights in a GGUF file, with the names and the order of rows of a Hugging Face folder."""
+    """The weights in a GGUF file, with the names and the order of rows of a Hugging Face folder.
+
+    A ValueError is raised if tensors are missing, unexpected or mis-shaped, or the model is not
+    supported.
+    """
 
     def __init__(self, file: GGUFFile) -> None:
         self.file, self.config = file, read_config(file)

@@ -100,6 +100,9 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
 
     The values keep their dtype. bfloat16 arrays have the dtype of ml_dtypes, so no float32 copy is
     made. float8 is converted to bfloat16, which can represent all of its values.
+
+    A ValueError is raised at the beginning if tensors are missing, unexpected, mis-shaped or have a
+    dtype that is not supported. It is raised later if a file is truncated.
     """
     with tensors:
         # Old files also have the rotary frequencies, which follow from the configuration.
@@ -148,11 +151,14 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
             needed[dtype] += int(math.prod(shape) * each / 8)
     there = physical_memory()
     if there is not None and needed[form] > there:
-        fitting = [dtype for dtype in DTYPES if needed[dtype] <= there]
-        advice = f"--dtype {' or '.join(fitting)} fits" if fitting else "take a smaller model"
+        fitting = [
+            f'dtype="{dtype}" (--dtype {dtype}) takes {in_bytes(size)}'
+            for dtype, size in needed.items()
+            if size <= there
+        ]
         raise MemoryError(
             f"the weights take {in_bytes(needed[form])} in {form}, and this machine has "
-            f"{in_bytes(there)} of memory; {advice}"
+            f"{in_bytes(there)} of memory; {', and '.join(fitting) or 'take a smaller model'}"
         )
 
 
@@ -175,8 +181,10 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     A FileNotFoundError is raised if the path does not exist, or is a folder of GGUF files only.
     """
     if not Path(path).exists():
-        what = f"there is no folder and no file {os.fspath(path)!r}"
-        raise FileNotFoundError(f"{what}; models must be on this machine, nothing is downloaded")
+        raise FileNotFoundError(
+            f"there is no folder and no file {os.fspath(path)!r}; give a Hugging Face folder or a "
+            f"GGUF file of this machine, since nothing is downloaded"
+        )
     files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
     if files and not find(path, "config.json").is_file():
         raise FileNotFoundError(

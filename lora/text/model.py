@@ -177,7 +177,8 @@ class Decoder(Module):
         c = self.config
         if stop > c.max_length:
             raise ValueError(
-                f"a text of {stop} tokens is too long: this model was made for {c.max_length}"
+                f"a text of {stop} tokens is too long: this model was made for {c.max_length}, as "
+                f"its max_position_embeddings or its sliding_window says; shorten the text"
             )
         turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         angles = np.outer(np.arange(start, stop), turns)

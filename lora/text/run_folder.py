@@ -2,7 +2,7 @@
 
 `options.json` holds the options of the run, and hashes of its data and of its base. A run can only
 resume with the same ones, because otherwise it would not compute what an uninterrupted run does.
-Rank 0 alone writes the folder, but after an error before the first step each rank deletes
+Rank 0 alone writes the folder. Only after an error before the first step, each rank deletes
 `options.json`, because not all of them may have this error.
 """
 
@@ -13,12 +13,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from inspect import formatannotation
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora.peft import CONFIG
-from lora.peft.config import has_type
+from lora.peft.config import has_type, in_words
 from lora.peft.folder import check_no_model
 from minigrad.checks import check_problems
 from minigrad.distributed import world
@@ -29,9 +29,16 @@ DTYPE = "dtype"  # the key in options.json for the form of the base in memory
 
 
 class RunFolder:
-    """The folder of a run, which may begin there, or `resume`.
+    """The folder of a run, which may begin there, or resume.
 
-    `began` is the time at which the run began; for a run to resume, the first time.
+    Args:
+        path: the folder, which need not exist yet.
+        resume: whether to continue the run in it.
+
+    Attributes:
+        path, options_file, checkpoint: the paths of the folder, and of files in it.
+        resume: whether to continue the run in it.
+        began: the time at which the run began; for a run to resume, the first time.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
@@ -45,10 +52,14 @@ class RunFolder:
         return datetime.now().isoformat()
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Raise an error unless a run can begin here, or resume with the same facts.
+        """Check that a run can begin here, or resume with the same facts; only rank 0 calls this.
 
-        `facts` are the options, hashes of data, base and beginning of the run. Only rank 0 calls
-        this.
+        Args:
+            facts: the options, hashes of data, base and beginning of the run.
+
+        Raises:
+            OSError: if the folder is a file or cannot be written, or has no run to resume.
+            ValueError: if it has a model or another run, or the facts differ from those of the run.
         """
         known = json.loads(json.dumps(facts))  # tuples become lists, as in the file
         name = os.fspath(self.path)
@@ -76,13 +87,15 @@ class RunFolder:
         """Write the facts, and run the `with` block, which trains.
 
         `steps` is the list that grows with each step. After an error before the first one,
-        `options.json` is deleted, so there is no run to resume. The message of an OSError says
-        whether the run can be resumed.
+        `options.json` is deleted, so there is no run to resume.
+
+        Raises:
+            OSError: as on a full disk; if the run can be resumed, the message says so.
+            ValueError: if another run has begun here in the meantime.
         """
         ranks = world()
         if not self.resume:
-            # This is an error if another run has begun while this one read its rows.
-            ranks.on_first(lambda: self.options_file.touch(exist_ok=False), "train")
+            ranks.on_first(partial(self._claim, facts), "train")
         try:
             content = json.dumps(facts, indent=2).encode()
             ranks.on_first(lambda: write_atomically(self.options_file, content), "train")
@@ -93,6 +106,13 @@ class RunFolder:
             if isinstance(error, OSError) and error.errno and self.options_file.is_file():
                 there = f"the files in {os.fspath(self.path)!r} are complete, and resume continues"
                 raise OSError(error.errno, f"{error.strerror}; {there} from them") from error
+            raise
+
+    def _claim(self, facts: Mapping[str, Any]) -> None:
+        try:
+            self.options_file.touch(exist_ok=False)
+        except FileExistsError:  # another run began while this one read its rows
+            self.check(facts)
             raise
 
 
@@ -123,6 +143,6 @@ def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[s
     for name, value in found.items():
         kind = str if name == DTYPE else kinds[name]
         if not has_type(kind, value):
-            wanted = formatannotation(kind)
+            wanted = in_words(kind)
             raise ValueError(f"in {os.fspath(file)!r} {name} is {wanted}, not {value!r:.60}")
     return found

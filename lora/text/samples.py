@@ -67,7 +67,11 @@ def write_samples(
 def draw(
     steps: Sequence[dict[str, float]], samples: Sequence[Sample], path: str | os.PathLike[str]
 ) -> None:
-    """Save a picture of the training losses, the validation losses and the samples."""
+    """Save a picture of the training losses, the validation losses and the samples.
+
+    An ImportError is raised without matplotlib, and a ValueError if the suffix of the path is not
+    that of a picture.
+    """
     from minigrad.viz.figure import BLUE, INK, VERMILLION, Picture, open_frame, ticks_at_integers
 
     figure = Picture(9, 4 + 1.1 * len(samples), path)

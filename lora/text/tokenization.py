@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from lora.text.architecture import json_table
@@ -52,6 +53,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a c
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
+_DEFAULT, _FOR_TOOLS = "default", "tool_use"  # the names of templates, as in transformers
+
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
 
@@ -63,9 +66,13 @@ class Tokenizer:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
         eos_token, eos_token_id: the token that ends a text, and its id, or None.
         chat_template: the chat template, or None; of several by name, the one called "default".
+
+    A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
     """
 
     def __init__(self, tokens: Any, special: Mapping[str, str], chat_template: Any) -> None:
+        if not tokens.encode("a", add_special_tokens=False).ids:
+            raise ValueError("the tokenizer has no token for the letter a, so it is not for text")
         self._tokens = tokens
         self._special = dict(special)
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
@@ -74,10 +81,12 @@ class Tokenizer:
             for token in (self.bos_token, self.eos_token)
         )
         if isinstance(chat_template, list):  # several, by name
-            named = (each for each in chat_template if isinstance(each, dict))
-            texts = {each.get("name"): each.get("template") for each in named}
-            chat_template = texts.get("default")
-        self.chat_template = chat_template if isinstance(chat_template, str) else None
+            named = [each for each in chat_template if isinstance(each, dict)]
+        else:
+            named = [{"name": _DEFAULT, "template": chat_template}]
+        texts = {str(each.get("name")): each.get("template") for each in named}
+        self._templates = {name: text for name, text in texts.items() if isinstance(text, str)}
+        self.chat_template = self._templates.get(_DEFAULT)
 
     @property
     def vocab_size(self) -> int:
@@ -98,7 +107,7 @@ class Tokenizer:
 
         Raises:
             TypeError: if `text` is not a string.
-            UnicodeEncodeError: if the text has half a character (a surrogate).
+            ValueError: if the text has half a character (a surrogate).
         """
         check_text("the text", text)
         self._tokens.encode_special_tokens = not parse_special
@@ -154,6 +163,9 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
+        Of several templates in `tokenizer_config.json`, it is the one that is called "tool_use" if
+        `tools` are given, and otherwise "default".
+
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
             add_generation_prompt: whether to append the beginning of an answer.
@@ -165,13 +177,19 @@ class Tokenizer:
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
-        if self.chat_template is None:
+        has_tools = variables.get("tools") is not None and _FOR_TOOLS in self._templates
+        template = self._templates.get(_FOR_TOOLS if has_tools else _DEFAULT)
+        if template is None and self._templates:
+            raise ValueError(
+                f"of the chat templates {sorted(self._templates)} none is called {_DEFAULT}"
+            )
+        if template is None:
             raise ValueError(
                 "this model has no chat template, so it was not trained on conversations; give it "
                 "text to continue, or add a chat_template.jinja to its folder"
             )
         variables = {**self._special, "add_generation_prompt": add_generation_prompt, **variables}
-        return render(self.chat_template, messages, variables)
+        return render(template, messages, variables)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -185,13 +203,13 @@ class Tokenizer:
         """
         path = find(folder, "tokenizer.json")
         if not path.is_file():
-            advice = "transformers' AutoTokenizer writes one with save_pretrained"
-            raise FileNotFoundError(f"{os.fspath(folder)!r} has no tokenizer.json; {advice}")
+            raise FileNotFoundError(
+                f"{os.fspath(folder)!r} has no tokenizer.json; transformers' AutoTokenizer writes "
+                f"one with save_pretrained"
+            )
         p = package("tokenizers")
-        try:
+        with _refused(f"{os.fspath(path)!r} is not a tokenizer"):
             tokens = p.Tokenizer.from_file(os.fspath(path))
-        except Exception as error:  # the package raises no other kind
-            raise ValueError(f"{os.fspath(path)!r} is not a tokenizer: {error!s:.200}") from None
         tokens.no_truncation()
         tokens.no_padding()
         if "".join(tokens.encode("a", add_special_tokens=False).tokens).startswith(_SPACES):
@@ -225,7 +243,13 @@ class Tokenizer:
                 )
         template = find(folder, "chat_template.jinja")
         if template.is_file():
-            return cls(tokens, special, template.read_text(encoding="utf-8"))
+            try:
+                return cls(tokens, special, template.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it "
+                    f"again in UTF-8"
+                ) from None
         return cls(tokens, special, config.get("chat_template"))
 
     @classmethod
@@ -252,11 +276,9 @@ class Tokenizer:
             )
         pairs = [tuple(str(merge).split(" ")) for merge in merges]
         is_whole = rule in _WHOLE
-        try:
+        with _refused("the file's vocabulary is wrong"):
             vocabulary = {word: i for i, word in enumerate(words)}
             tokens = p.Tokenizer(p.models.BPE(vocabulary, pairs, ignore_merges=is_whole))
-        except Exception as error:
-            raise ValueError(f"the file's vocabulary is wrong: {error!s:.200}") from None
         splits = [p.pre_tokenizers.Split(p.Regex(e), "isolated") for e in _RULES[rule]]
         in_bytes = p.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokens.pre_tokenizer = p.pre_tokenizers.Sequence([*splits, in_bytes])
@@ -298,15 +320,40 @@ class Tokenizer:
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
     """Raise a ValueError if an id is outside of a model's vocabulary."""
     if (largest := max(ids, default=0)) >= vocab_size:
-        what = f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}"
-        raise ValueError(f"{what}; the tokenizer is that of another model")
+        raise ValueError(
+            f"the token {largest} is outside of the model's vocabulary of {vocab_size:,}; the "
+            f"tokenizer is that of another model"
+        )
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise an error if a text is not a string, or has half a character (a surrogate)."""
+    """Raise a ValueError if a text has half a character (a surrogate), which has no encoding.
+
+    A TypeError is raised if it is not text.
+    """
     if not isinstance(text, str):
         raise TypeError(f"{name} is a string, not {text!r:.60}")
-    text.encode()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
+            f"that is not UTF-8; a text has whole characters"
+        ) from None
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Raise a ValueError that begins with `what` for each error of the package tokenizers.
+
+    A panic of Rust, as for merges without a token, is one too, although it is not an `Exception`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {error!s:.200}") from None
 
 
 def _content(token: Any) -> Any:

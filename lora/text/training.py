@@ -1,5 +1,8 @@
 """train: train an adapter for a language model on texts, with checkpoints to resume from.
 
+    model, tokenizer = ...
+    train(model, tokenizer, "data", "out", steps=200)
+
 `minigrad.Trainer` runs the loop, over micro-batches of rows with similar length. The folder OUT has
 the adapter in the format of PEFT and `lora.load`, `options.json`, and a checkpoint. A stopped run
 resumes from the checkpoint, and gives the same bits as an uninterrupted run.

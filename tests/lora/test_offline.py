@@ -483,19 +483,16 @@ REFUSED = {
     ),
     "a folder that is a file": (
         lambda base, adapter, out: (base, adapter, base / "config.json"),
-        "config.json' must be a folder, or a file that ends in .safetensors",
+        "config.json' is not a folder; name one, or a file that ends in .safetensors",
     ),
     "a GGUF file": (
         lambda base, adapter, out: (base, adapter, out.with_suffix(".gguf")),
-        "out.gguf' must be a folder, or a file that ends in .safetensors",
+        "out.gguf' is not a folder; name one, or a file that ends in .safetensors",
     ),
-    "a link to nothing": (
-        lambda base, adapter, out: (base, adapter, link(out)),
-        "must be a folder",
-    ),
+    "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is not a folder"),
     "a file that is a folder": (
         lambda base, adapter, out: (base, adapter, made(out.with_suffix(".safetensors"))),
-        "out.safetensors' must be a folder, or a file",
+        "out.safetensors' is a folder, and would be a file",
     ),
     "a file in no folder": (
         lambda base, adapter, out: (base, adapter, out / "in" / "m.safetensors"),
@@ -503,15 +500,15 @@ REFUSED = {
     ),
     "a folder of an adapter": (
         lambda base, adapter, out: (base, adapter, holding(out, CONFIG)),
-        f"has other weights or an adapter in it: .*{CONFIG}",
+        f"has other weights or an adapter in it, {CONFIG}; name a folder without",
     ),
     "an old index": (
         lambda base, adapter, out: (base, adapter, holding(out, INDEX)),
-        f"has other weights or an adapter in it: .*{INDEX}",
+        f"has other weights or an adapter in it, {INDEX}; name a folder without",
     ),
     "a file beside an index": (
         lambda base, adapter, out: (*(base, adapter, holding(out, INDEX) / "model.safetensors"),),
-        f"the folder of .*out/model.safetensors' has other weights or an adapter in it: .*{INDEX}",
+        f"the folder of .*out/model.safetensors' has other weights or an adapter in it, {INDEX}; n",
     ),
 }
 
@@ -551,7 +548,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
     shutil.copy(adapter / CONFIG, base)
     kept = [
         *("tokenizer.json", "modeling_net.py", "LICENSE", "1_Pooling/config.json", "a/b/c.jinja"),
-        "2_Dense/config.json",
+        *("2_Dense/config.json", "2_Dense/pytorch_model.bin"),
     ]
     left_out = [
         *("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "openvino/model.bin"),
@@ -559,16 +556,19 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
     ]
     for name in kept + left_out:
         put(base / name)
-    put(base / "modules.json")
+    put(base / "modules.json", json.dumps([{"path": ""}, {"path": "2_Dense"}, {"path": 3}, 4]))
+    (base / "link.json").symlink_to(tmp_path / "nowhere.json")
     (base / "inside.json").symlink_to(base / "config.json")
     (base / "elsewhere").symlink_to(tmp_path)
+    (base / "deep").mkdir()
+    (base / "deep" / "link.txt").symlink_to(tmp_path / "nowhere.txt")
     merged = merge_files(base, adapter, tmp_path / "out")
     assert sorted(snapshot(tmp_path / "out")) == sorted(
         [*kept, "config.json", "inside.json", "model.safetensors", "modules.json"]
     )
     assert not (tmp_path / "out" / "inside.json").is_symlink()
     assert merged.left_out == (
-        *("adapter_config.json", "blob", "elsewhere/", "fp16/", "onnx/"),
+        *("adapter_config.json", "blob", "deep/", "elsewhere/", "fp16/", "link.json", "onnx/"),
         *("openvino/", "pytorch_model.bin"),
     )
     assert "not copied, for there may be weights without the update: adapter_config" in repr(merged)
@@ -659,15 +659,12 @@ def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_pat
 
 
 BROKEN_BASES = {
-    "a missing layer": (
-        without("up.weight"),
-        r"1 of 3 weights .* such as 'up.weight'",
-    ),
+    "a missing layer": (without("up.weight"), r"1 of 3 weights .* such as 'up.weight'"),
     "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
     "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
     "other numbers": (
         replaced("up.weight", np.ones((8, 6), "f4")),
-        "base: the weights of up are not",
+        "base: the weight of up has",
     ),
     "integers": (
         replaced("up.weight", np.ones((8, 6), int)),
@@ -733,15 +730,11 @@ BROKEN_WHOLES = {
         np.full(3, np.nan, "f4"),
         r"head.base_layer.bias.* has NaN or Inf",
     ),
-    "no prefix": (
-        "up.lora_A.weight",
-        np.ones((2, 6), "f4"),
-        r"unexpected: up.*neither like",
-    ),
+    "no prefix": ("up.lora_A.weight", np.ones((2, 6), "f4"), r"unexpected: up.lora_A.weight is no"),
     "the name of an adapter": (
         f"{PREFIX}up.lora_A.default.weight",
         np.ones((2, 6), "f4"),
-        r"unexpected: .*up.lora_A.default.weight is neither like base_model",
+        r"unexpected: .*up.lora_A.default.weight is not a part of an update, as base_model",
     ),
 }
 
@@ -791,10 +784,22 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up", "out"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("out.weight"))
-    message = r"such as 'out.weight'.* may be tied, so save the base with a copy of its own"
+    message = r"such as 'out.weight'.*, it is tied to 'embed.weight': save the base with a copy"
     with pytest.raises(ValueError, match=message):
         merge_files(base, tmp_path / "adapter", tmp_path / "out")
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
+def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
+    net.out = Linear(6, 11, rng=rng)
+    lora.save(adapted_copy(net, rng, targets=["up", "embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    message = r"such as 'embed.weight'.*, it is tied to '{}': save the base with a copy"
+    # A matrix of the shape of W, (d, count), is not a table.
+    more = {"wide.weight": np.ones((6, 11), "f4")}
+    edit(base / "model.safetensors", lambda arrays: without("embed.weight")({**arrays, **more}))
+    with pytest.raises(ValueError, match=message.format("out.weight")):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
 
 
 def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
@@ -1014,6 +1019,13 @@ WRONGS = {
         {"use_dora": True},
         r"wrong: up: the magnitude is \(7,\); it must be \(8,\)",
     ),
+    "an attention layer of PyTorch": (
+        lambda a: (
+            a | {key.replace("up.", "up.base_layer.out_proj."): a[key] for key in (UP_A, UP_B)}
+        ),
+        {},
+        "wrong: up.base_layer.out_proj: belongs to PyTorch's nn.MultiheadAttention",
+    ),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so B A changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a has dtype int64"),
     "a broken file": (None, {}, "wrong: files: .* is not a complete safetensors file"),
@@ -1059,6 +1071,19 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
             message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
         )
         assert told
+
+
+def test_an_attention_layer_of_pytorch_is_no_sign_of_another_base(files, tmp_path):
+    base, adapter = files
+    arrays = {}
+    for layer, size in (("mha", 24), ("mha.base_layer.out_proj", 8)):
+        arrays[f"{PREFIX}{layer}.lora_A.weight"] = np.ones((2, 8), "f4")
+        arrays[f"{PREFIX}{layer}.lora_B.weight"] = np.ones((size, 2), "f4")
+    save_state(adapter / WEIGHTS, arrays)
+    configure(adapter, target_modules=["mha"], bias="none")
+    edit(base / "model.safetensors", replaced("mha.in_proj_weight", np.ones((24, 8), "f4")))
+    wrong = [each.where for each in check_adapter(adapter, base).findings if each.level == "wrong"]
+    assert sorted(wrong) == ["mha", "mha.base_layer.out_proj"]
 
 
 def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
@@ -1145,7 +1170,7 @@ NOTHING_LOST = {
     "a module": (
         lambda a: a,
         {"modules_to_save": ["no"]},
-        "modules_to_save: 'no' matches none of",
+        "modules_to_save: 'no' matches none of embed, head",
     ),
     "a name": (without("head.bias"), {}, "missing: head.bias"),
     "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
@@ -1275,7 +1300,7 @@ def test_an_adapter_is_extracted_only_if_it_can_be_written(net, rng, tmp_path, m
     monkeypatch.setattr("lora.offline.extracting.WorkerPool", None)  # no work begins
     before = snapshot(tmp_path)
     with pytest.raises(
-        NotADirectoryError, match=r"config.json' is not a folder; name another path"
+        NotADirectoryError, match=r"config.json' is not a folder, and a folder is needed there"
     ):
         extract_files(base, tuned, base / "config.json" / "out", 1, bias="all")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
@@ -1428,12 +1453,17 @@ def stop_now(*_):
     raise KeyboardInterrupt
 
 
-def test_no_name_in_a_file_gives_orders_to_the_terminal(files, capsys):
-    _, adapter = files
+def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):
+    base, adapter = files
     configure(adapter, base_model_name_or_path="\x1b[2J\n0 wrong\ud800")
     status, text, _ = run("inspect", adapter, capsys=capsys)
     assert (status, text.count("\x1b"), text.count("\ud800")) == (0, 0, 0)
     assert r"base: '\x1b[2J\n0 wrong\ud800'" in text
+    edit(base / "model.safetensors", replaced("a.weight\x1b[2J", np.ones((1, 1), "f4")))
+    edit(base / "model.safetensors", without("up.weight"))
+    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert (status, message.count("\x1b")) == (FAILED, 0)
+    assert r"a.weight\x1b[2J" in message
 
 
 def test_letters_that_the_output_lacks_are_printed_as_escapes(files, tmp_path, monkeypatch):

@@ -180,7 +180,7 @@ def test_one_row_and_one_token_are_no_plural(tmp_path):
         read_rows(written(tmp_path, {"text": "the the the"}), tokenizer(), max_length=1)
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"x")
-    with pytest.raises(ValueError, match="column 1"):
+    with pytest.raises(ValueError, match="at character 1 of 1"):
         read_rows(file, tokenizer())
 
 
@@ -237,11 +237,11 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"text": "the', "not JSON.* column 10"),
-        (b'{"text": ', "not JSON.* column 9"),
+        (b'{"text": "the', "not JSON.* at character 10 of 13"),
+        (b'{"text": ', "not JSON.* at its end"),
         (b"[1, 2]", "an object of JSON"),
-        (b'{"text": "\xff"}', "not JSON in UTF-8: .* in position 10"),
-        (b'{"text": "\\ud800"}', "surrogates not allowed"),
+        (b'{"text": "\xff"}', "byte 11 of the line is not UTF-8; write the file again"),
+        (b'{"text": "\\ud800"}', "character 1 of 1 of text is half of one"),
         (b'{"text": "a", "text": "b"}', "the row has the same name twice"),
         (b"[" * 100_000, "recursion|JSON"),
         ({"text": 3}, "text is a string, not 3"),

@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_refused(parts):
         generate(model, tok, "fox", max_tokens=0)
     with pytest.raises(ValueError, match="there is no role teacher"):
         generate(model, tok, [{"role": "teacher", "content": "fox"}])
-    with pytest.raises(ValueError, match="the model reads 256"):
+    with pytest.raises(ValueError, match="made for texts of at most 256"):
         generate(model, tok, "fox " * 300)
     with pytest.raises(ValueError, match="the token 400 is outside of the model's vocabulary of"):
         next(TextGenerator(model, tok).tokens_after([5, 400]))

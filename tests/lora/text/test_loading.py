@@ -91,7 +91,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=message):
         load_model(tmp_path / "nowhere")
     monkeypatch.setattr(loading, "physical_memory", lambda: 60_000)
-    advice = "--dtype nf4 fits"
+    advice = r'dtype="nf4" \(--dtype nf4\) takes \d'
     with pytest.raises(MemoryError, match=rf"take .* in float32, and .* has 58.*; {advice}"):
         load_model(folder)
     load_model(folder, "nf4")

@@ -359,15 +359,16 @@ def test_a_head_may_stay_that_of_the_base_where_the_embedding_is_changed(tmp_pat
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("names", [["cls.bias"], ["cls.bias", "cls.decoder.bias"]])
 def test_a_tied_bias_may_be_stored_under_one_of_its_names(names, trains, rng, tmp_path):
-    # The bias of BERT's decoder is that of the predictions.
+    # The bias of BERT's decoder is that of the predictions. Other biases are equal by chance.
     base, adapter, merged = (tmp_path / f"{x}.safetensors" for x in ("base", "a", "merged"))
     arrays = {"cls.up.weight": rng.standard_normal((4, 4)), "cls.up.bias": np.ones(5)}
-    arrays |= {"cls.other.bias": np.zeros(5), **dict.fromkeys(names, rng.standard_normal(5))}
+    arrays |= {"cls.other.bias": np.ones(5), **dict.fromkeys(names, rng.standard_normal(5))}
     save_state(base, {name: x.astype("f4") for name, x in arrays.items()})
     parts = {"up.lora_A.weight": (2, 4), "up.lora_B.weight": (4, 2)}
     tensors = {f"cls.{name}": rng.standard_normal(shape) for name, shape in parts.items()}
     if trains:
-        for each in (["cls.bias", "cls.decoder.bias"], ["cls.up.bias"], ["cls.other.bias"]):
+        biases = ["cls.bias", "cls.decoder.bias"], ["cls.up.bias", "cls.other.bias"]
+        for each in biases:
             tensors |= dict.fromkeys(each, rng.standard_normal(5))
     adapter.mkdir()
     stored = {f"base_model.model.{key}": x.astype("f4") for key, x in tensors.items()}

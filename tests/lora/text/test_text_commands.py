@@ -14,6 +14,7 @@ import pytest
 
 import lora
 from lora.__main__ import main
+from lora.text.commands import show
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
@@ -145,15 +146,15 @@ def test_all_linear_is_a_word_for_the_targets(base, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": "3"}, "steps is int | None, not '3'"),
-        ({"rank": 2.5}, "rank is int, not 2.5"),
-        ({"lr": None}, "lr is float, not None"),
-        ({"batch_size": True}, "batch_size is int, not True"),
-        ({"checkpointing": "false"}, "checkpointing is bool, not 'false'"),
-        ({"targets": 5}, "targets is str | collections.abc.Sequence[str] | None, not 5"),
-        ({"targets": ["q_proj", 5]}, "targets is str | collections"),
-        ({"long_rows": "drop"}, "'cut', 'refuse'], not 'drop'"),
-        ({"dtype": ["nf4"]}, "dtype is str, not ['nf4']"),
+        ({"steps": "3"}, "steps is an integer or null, not '3'"),
+        ({"rank": 2.5}, "rank is an integer, not 2.5"),
+        ({"lr": None}, "lr is a number, not None"),
+        ({"batch_size": True}, "batch_size is an integer, not True"),
+        ({"checkpointing": "false"}, "checkpointing is true or false, not 'false'"),
+        ({"targets": 5}, "targets is a text or a list of texts or null, not 5"),
+        ({"targets": ["q_proj", 5]}, "targets is a text or a list of texts or null, not"),
+        ({"long_rows": "drop"}, "long_rows is 'cut' or 'refuse', not 'drop'"),
+        ({"dtype": ["nf4"]}, "dtype is a text, not ['nf4']"),
     ],
 )
 def test_an_option_of_the_wrong_type_is_refused(base, data, tmp_path, capsys, options, message):
@@ -199,7 +200,7 @@ def test_what_would_have_no_effect_is_refused(base, data, tmp_path, capsys):
     assert (status, "take one --adapter" in error) == (2, True)
     (tmp_path / "file").write_text("")
     status, _, error = run(capsys, "train", base, data, tmp_path / "file", *TRAIN)
-    assert (status, "is not a folder; name another path" in error) == (2, True)
+    assert (status, "is not a folder, and a folder is needed there" in error) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +263,20 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
     status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
     assert status == 0
     first, second = printed.split("> ")[1:3]
-    assert "the model reads 256; /reset begins anew" in first
+    assert "this model was made for texts of at most 256; shorten it; /reset begins anew" in first
     model, tok = load_model(base), tokenizer(base)
     plain = lora.text.generate(model, tok, [{"role": "user", "content": "why?"}], max_tokens=6)
     assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
+
+
+def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypatch):
+    lines = io.BytesIO(b"\xff\xfe\nwhy?\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
+    assert status == 0
+    first, second = printed.split("> ")[1:3]
+    assert "is half of one, or a byte that is not UTF-8" in first
+    assert second.strip()
 
 
 @pytest.mark.usefixtures("no_samples")
@@ -302,12 +313,12 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
         (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not beside 2"),
-        (("eval", "BASE", "BROKEN"), "not JSON in UTF-8: Expecting value"),
+        (("eval", "BASE", "BROKEN"), "Expecting value, at its end"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),
         (("train", "BASE", "LONG", "OUT", "--validate-every", 2), "has no valid.jsonl"),
         (("generate", "BASE", "--prompt", "a", "--seed", -1), "seed must be an integer"),
-        (("generate", "BASE", "--prompt", "\udcff"), "surrogates not allowed"),
+        (("generate", "BASE", "--prompt", "\udcff"), "character 1 of 1 of the text is half of one"),
         (
             ("train", "BASE", "LONG", "OUT", "--mask-prompt", "--train-on-prompts"),
             "--mask-prompt contradicts --train-on-prompts",
@@ -348,7 +359,7 @@ def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data,
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
     status, _, error = run(capsys, *ask)
     assert status == 2
-    assert "in nf4 (--dtype nf4 of generate and eval); " in error
+    assert "in nf4 (--dtype nf4 of generate and eval) (likewise 13 other layers: " in error
     assert "; take that base, or say check_base=False" in error
     assert run(capsys, *ask, "--any-base")[0] == 0
     measure = ("eval", base, data, "--adapter", tmp_path / "out", "--any-base", "--json")
@@ -441,3 +452,9 @@ def test_a_reader_may_close_the_pipe_before_the_text_ends(base, monkeypatch, cap
         patched.setattr(sys, "stdout", closed)
         assert main(["generate", str(base), "--prompt", "why is", "--max-tokens", "20"]) == 0
     assert "pipe" not in capsys.readouterr().err
+
+
+def test_spaces_and_joined_characters_are_shown_and_what_controls_a_terminal_is_not(capsys):
+    text = "10\N{NO-BREAK SPACE}km\N{IDEOGRAPHIC SPACE}\n\tक्\N{ZERO WIDTH JOINER}ष"
+    show(f"{text}\x1b[31m\x85\u202e!")
+    assert capsys.readouterr().out == f"{text}[31m!"

@@ -117,6 +117,17 @@ def test_a_folder_whose_tokenizer_puts_a_space_before_each_text_is_refused(tmp_p
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a_tokenizer_without_a_token_for_a_letter_is_refused(tmp_path):
+    from tokenizers import Tokenizer as Tokens
+    from tokenizers import models
+
+    Tokens(models.BPE({"b": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="has no token for the letter a"):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="has no token for the letter a"):
+        Tokenizer.from_gguf({"tokenizer.ggml.model": "gpt2"})
+
+
 @pytest.mark.parametrize("layout", ["Gemma", "words"])
 def test_a_stream_has_the_text_of_its_tokens_at_once(tmp_path, layout):
     vocabulary(layout).save(str(tmp_path / "tokenizer.json"))
@@ -215,6 +226,25 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one(tmp_path):
         Tokenizer.from_folder(folder)
 
 
+def test_merges_that_crash_the_package_tokenizers_are_a_broken_file(tmp_path, monkeypatch, capfd):
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json' is not a tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    metadata = {"tokens": ["a", "b"], "merges": ["a b"], "model": "gpt2"}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
+    with pytest.raises(ValueError, match="the file's vocabulary is wrong"):
+        Tokenizer.from_gguf(metadata)
+    capfd.readouterr()  # Rust prints where it failed
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers.models.BPE", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.from_gguf(metadata)
+
+
 def test_a_missing_package_is_no_broken_file(files, monkeypatch):
     folder, file = files
     monkeypatch.setitem(sys.modules, "tokenizers", None)
@@ -236,7 +266,7 @@ def test_where_the_chat_template_is(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     assert template(named) == "D"
     turns = [{"role": "user", "content": "x"}]
-    for found, message in ((named[:1], "no chat template"), ("{% for %}", "jinja2")):
+    for found, message in ((named[:1], "'tool_use'.* none is called"), ("{% for %}", "jinja2")):
         path.write_text(json.dumps({**config, "chat_template": found}))
         tokenizer = Tokenizer.from_folder(folder)  # texts that are not conversations need none
         assert tokenizer.encode("fox")
@@ -247,6 +277,17 @@ def test_where_the_chat_template_is(tmp_path):
         Tokenizer.from_folder(folder).render([{"role": "user", "content": "x"}])
     (folder / "chat_template.jinja").write_text("J", encoding="utf-8")
     assert template("T") == "J"
+    (folder / "chat_template.jinja").write_bytes(b"J\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja' is not UTF-8, at byte 2"):
+        template("T")
+
+
+def test_tools_have_a_template_of_their_own_if_there_is_one_for_them():
+    turns = [{"role": "user", "content": "x"}]
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    for templates, written in ((named, "DTD"), (named[1:], "DDD"), ("S", "SSS")):
+        tokenizer = Tokenizer(tiny_tokenizer(), {}, templates)
+        assert "".join(tokenizer.render(turns, tools=t) for t in (None, [], None)) == written
 
 
 @pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
@@ -299,7 +340,7 @@ def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, file, content):
 
 
 def test_a_text_with_half_a_character_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="position 2: surrogates not allowed"):
+    with pytest.raises(ValueError, match="character 3 of 3 of the text is half of one, or a byte"):
         tokenizer.encode("fo\udcff")
     with pytest.raises(TypeError, match="the text is a string, not 3"):
         tokenizer.encode(3)

@@ -361,7 +361,7 @@ def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monke
 
     monkeypatch.setattr("lora.text.training.attach", save_it_first)
     model = StandIn()
-    with pytest.raises(FileExistsError, match=r"options\.json"):
+    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
         run(data, tmp_path / "out", model, seed=1)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     same_runs(run(data, tmp_path / "whole"), others[0])
@@ -516,7 +516,9 @@ def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapt
 def test_a_file_is_no_folder_to_run_in(data, tmp_path):
     (tmp_path / "out").write_bytes(b"")
     for resume in (False, True):
-        with pytest.raises(NotADirectoryError, match=r"out' is not a folder; name another path"):
+        with pytest.raises(
+            NotADirectoryError, match=r"out' is not a folder, and a folder is needed there"
+        ):
             run(data, tmp_path / "out", resume=resume)
         with pytest.raises(NotADirectoryError, match=r"out' is not a folder"):
             run(data, tmp_path / "out" / "run", resume=resume)
