@@ -93,10 +93,8 @@ def convert_adapter(
         raise FileNotFoundError(
             f"there is no adapter {os.fspath(adapter)!r}; name a folder or a GGUF file"
         )
-    if Path(base).is_dir():
-        config = config_from_json(model_json(base))
-    else:
-        config = read_config(GGUFFile(base))
+    is_folder = Path(base).is_dir()
+    config = config_from_json(model_json(base)) if is_folder else read_config(GGUFFile(base))
     is_file, target = Path(adapter).is_file(), Path(out)
     if target.resolve() == Path(base).resolve():
         raise ValueError(f"{os.fspath(out)!r} is the base; name another path, so that it stays")
@@ -148,10 +146,7 @@ def _to_gguf(
     shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
     check_problems(what, _misfits(shapes, config))
     alphas = {name: layer.scale * shapes[name][0][0] for name, layer in layers.items()}
-    with np.errstate(over="ignore"):
-        alpha = Counter(map(np.float32, alphas.values())).most_common(1)[0][0]
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"{what}: an alpha of {max(alphas.values()):g} is beyond float32")
+    alpha = Counter(map(np.float32, alphas.values())).most_common(1)[0][0]
     # If an alpha equals the common one after rounding to float32, the bits of B do not change.
     factors = {n: each / float(alpha) for n, each in alphas.items() if np.float32(each) != alpha}
     tensors: dict[str, tuple[Array, str]] = {}

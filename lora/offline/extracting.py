@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 from lora.config import Bias, check_bias
 from lora.extraction import Extracted
 from lora.frozen import Array
-from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, open_base, tied_tables
+from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.patterns import check_several, exact, exact_key, is_glob_match, near
@@ -31,6 +31,7 @@ from minigrad.tables import aligned
 
 PathLike = str | os.PathLike[str]
 _Models = tuple[TensorSet, TensorSet]  # the base and the fine-tuned model
+_Match = Callable[[Sequence[str], str], bool]  # tells whether one of some patterns matches a name
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -146,11 +147,8 @@ def extract_files(
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
         _check_fit(before, after, saved)
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
-        for pattern in () if embeddings == EMBEDDINGS else embeddings:
-            if not any(is_glob_match([pattern], part) for part in parts):
-                raise ValueError(
-                    f"embeddings: {pattern!r} matches none of {', '.join(sorted(parts))}"
-                )
+        if embeddings != EMBEDDINGS:
+            _check_matches("embeddings", embeddings, sorted(parts), is_glob_match)
         are_equal = pool.map(_is_equal, list(before), "compare", "tensor")
         differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)
@@ -167,7 +165,7 @@ def extract_files(
             for name in layers
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
-        transposed = TransposedWeights(before)
+        transposed = transposed_weights(before)
         shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
         tasks = [(name, stored.get(name, True), rank) for name in layers]
@@ -249,6 +247,15 @@ def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
     check_problems("the finetuned model does not fit the base", problems)
 
 
+def _check_matches(
+    role: str, patterns: Sequence[str], names: Sequence[str], is_match: _Match
+) -> None:
+    """Raise a ValueError if a pattern matches no name."""
+    for pattern in patterns:
+        if not any(is_match([pattern], name) for name in names):
+            raise ValueError(f"{role}: {pattern!r} matches none of {', '.join(names) or '(none)'}")
+
+
 def _layers(
     before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
@@ -258,13 +265,8 @@ def _layers(
         for name, info in before.tensors.items()
         if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FLOATS
     ]
-    for kind, patterns in (("targets", targets), ("exclude", exclude)):
-        for pattern in patterns:
-            if not any(is_glob_match([pattern], name) for name in matrices):
-                raise ValueError(
-                    f"{kind}: {pattern!r} matches none of the matrices "
-                    f"{', '.join(matrices) or '(none)'}"
-                )
+    for role, patterns in (("targets", targets), ("exclude", exclude)):
+        _check_matches(role, patterns, matrices, is_glob_match)
     meant = [n for n in matrices if is_glob_match(targets, n) and not is_glob_match(exclude, n)]
     found = [name for name in meant if f"{name}.weight" in differing]
     if not found:
@@ -277,12 +279,12 @@ def _layers(
 
 def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
     """Return the tensors to copy in full; raise an error if one of them has an update too."""
-    for module in saved.modules_to_save:
-        if not any(PeftConfig((), modules_to_save=(module,)).is_saved(name) for name in after):
-            raise ValueError(
-                f"modules_to_save: {module!r} is the end of none of the modules "
-                f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in after))}"
-            )
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in after))
+
+    def is_in_module(ends: Sequence[str], module: str) -> bool:
+        return PeftConfig((), modules_to_save=tuple(ends)).is_saved(f"{module}.weight")
+
+    _check_matches("modules_to_save", saved.modules_to_save, modules, is_in_module)
     biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
     biases = {name for name in biases if bias != "none" and name.endswith(".bias")}
     found = [name for name in after if saved.is_saved(name) or name in biases]

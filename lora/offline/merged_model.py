@@ -19,7 +19,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase, is_computed, may_be_tied
+from lora.offline.model_folder import AdaptedBase, is_computed
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
@@ -186,10 +186,22 @@ def _rounding_of_start(weight: StoredWeight, adapter: Adapter) -> float:
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
     """Tell whether the model has a tensor under another name (a tied head), or needs none."""
-    others = [o for o in model if o != name and may_be_tied(name, o, len(model.info(o).shape))]
+    others = [o for o in model if o != name and _may_be_tied(name, o, len(model.info(o).shape))]
     return is_computed(name, len(source.info(key).shape)) or any(
         _is_same(source, key, model, other) for other in others
     )
+
+
+def _may_be_tied(one: str, other: str, axes: int) -> bool:
+    """Tell whether a matrix or a bias may be another one too.
+
+    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
+    around its own: the bias of BERT's decoder is also that of the predictions.
+    """
+    outer, inner = sorted((one, other), key=len)
+    module, _, last = outer.rpartition(".")
+    is_around = last == inner.rpartition(".")[2] == "bias" and inner.startswith(f"{module}.")
+    return axes == 2 or (module != "" and is_around)
 
 
 def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:

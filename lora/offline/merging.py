@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -36,8 +35,6 @@ from minigrad.io import TensorInfo, TensorSet, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
 from minigrad.kernels.vector import vector_registers
 from minigrad.tables import counted, in_bytes
-
-_ROWS = ".certificate.jsonl"  # in the folder of a merge that is not complete
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,8 +103,7 @@ def merge_files(
     in any dtype, unless `dtype` converts them. Files at `out` are replaced only by complete ones.
 
     If `out` is a folder and the merge or one of its workers is killed, start it again with the same
-    inputs and options. It keeps the complete files and layers of the certificate, if the hashes of
-    all inputs are the same.
+    inputs and options. It keeps the complete files, if the hashes of all inputs are the same.
 
     Args:
         base: the base model: a safetensors file, an index of several, a folder with one of
@@ -143,7 +139,7 @@ def merge_files(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
-    check_not_empty(out, "folder or file")
+    check_not_empty(out)
     target = Path(out)
     is_file = target.suffix == ".safetensors"
     with ExitStack() as stack:
@@ -182,7 +178,7 @@ def merge_files(
             folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
             stack.callback(pool.close)  # no worker may write while the folder is moved or removed
             kept = [name for name in shards if (folder / name).exists()]
-        certificate = _certificate(pool, shards, radius, None if is_file else folder / _ROWS)
+        certificate = _certificate(pool, shards, radius)
         if limit is not None:
             for kind in certificate.dtypes:
                 certificate.only([kind]).check(limit, kind)
@@ -213,30 +209,17 @@ def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
 
 
 def _certificate(
-    pool: WorkerPool[AdaptedBase],
-    shards: Mapping[str, Sequence[TensorInfo]],
-    radius: float,
-    notes: Path | None,
+    pool: WorkerPool[AdaptedBase], shards: Mapping[str, Sequence[TensorInfo]], radius: float
 ) -> MergeCertificate:
-    """Compute the certificate; read rows that are in a file of notes, and append the others."""
+    """Compute the certificate; raise a ValueError if a merged weight would not be finite."""
     every = {info.name: info.dtype for infos in shards.values() for info in infos}
     weights = pool.opened.weights
     dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
-    rows: dict[str, CertificateRow] = {}
-    if notes is not None and notes.exists():
-        for line in notes.read_bytes().splitlines():
-            with suppress(ValueError, TypeError):  # a line that a kill truncated
-                row = CertificateRow(*json.loads(line))
-                rows[row.layer] = row
-    tasks = [(layer, dtype, radius) for layer, dtype in dtypes.items() if layer not in rows]
-    for row in pool.map(_row, tasks, "certifying the merge", "layer"):
-        rows[row.layer] = row
-        if notes is not None:
-            with open(notes, "ab") as file:
-                file.write(json.dumps(astuple(row)).encode() + b"\n")
     kinds = list(dtypes.values())
     layers = sorted(dtypes, key=lambda layer: kinds.index(dtypes[layer]))
-    certificate = MergeCertificate(tuple(rows[layer] for layer in layers), float(radius))
+    tasks = [(layer, dtypes[layer], radius) for layer in layers]
+    rows = pool.map(_row, tasks, "certifying the merge", "layer")
+    certificate = MergeCertificate(tuple(rows), float(radius))
     broken = [row for row in certificate.rows if not row.is_finite]
     if broken:
         raise ValueError(
@@ -249,7 +232,7 @@ def _certificate(
 def _row(base: AdaptedBase, task: tuple[str, str, float]) -> CertificateRow:
     """Compute the certificate's row of a layer, for the dtype that will store its weight."""
     layer, dtype, radius = task
-    weight, update = base.weights[layer], base.update(layer, keep=True)
+    weight, update = base.weights[layer], base.update(layer)
     one_hot = base.files.layers[layer].kind == "embedding"
     part = merging_into(layer, weight, [update], [update], one_hot=one_hot)
     return certify([part], dtype, radius, progress=False).rows[0]
@@ -268,7 +251,7 @@ def _write(
                 parts = [(0, base.files.read(key))]
             elif name in base.layers:
                 layer = base.layers[name]
-                parts = _merged(base.weights[layer], base.update(layer, keep=True))
+                parts = _merged(base.weights[layer], base.update(layer))
             elif base.tensors.info(name).dtype == info.dtype:
                 writer.copy(name, base.tensors.raw(name))
                 continue
@@ -295,10 +278,10 @@ def _check_out(
     is_adapter = out.resolve() == files.path.resolve()
     if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
         raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
-    if is_file and out.is_dir():
-        raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
+    if is_file and out.is_dir():
+        raise ValueError(f"{text} is a folder, and would be a file; name another path")
     if not is_file and not out.is_dir() and (os.path.lexists(out) or out.suffix == ".gguf"):
         raise ValueError(
             f"{text} is not a folder; name one, or a file that ends in .safetensors, to be made"

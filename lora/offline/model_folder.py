@@ -28,8 +28,8 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.peft.config import CONFIG
-from lora.peft.folder import FLOATS, NO_FLOATS, AdapterFolder, StoredLayer
+from lora.peft.config import CONFIG, read_json
+from lora.peft.folder import AdapterFolder, StoredLayer
 from lora.peft.keys import KEYS, MAGNITUDE, A, B
 from lora.peft.loading import set_pissa_start
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
@@ -63,13 +63,9 @@ _WITH_HEADS = re.compile(
 )
 """Matches the names of transformers' classes that have a head, which may be tied."""
 
-_BLOCK = re.compile(r"(?:[^.]+\.)*?[0-9]+\.", re.ASCII)
-"""Matches the beginning of a name in a numbered block, such as "model.layers.3."."""
-
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 
 _MODEL = "config.json"
-_MODULES = "modules.json"
 
 _COPIED = {
     *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
@@ -128,8 +124,8 @@ class AdaptedBase(Closing):
             self._stack = stack.pop_all()
         self._updates: dict[str, Adapter] = {}
 
-    def update(self, layer: str, keep: bool = False) -> Adapter:
-        """Return the update of a layer; `keep` keeps it in memory for the next call."""
+    def update(self, layer: str) -> Adapter:
+        """Return the update of a layer, which stays in memory for the next call."""
         if layer in self._updates:
             return self._updates[layer]
         files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
@@ -138,36 +134,82 @@ class AdaptedBase(Closing):
         with np.errstate(over="ignore"):  # Inf is refused later
             made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
         set_pissa_start(made, files, weight, stored.kind)
-        if keep:
-            self._updates[layer] = made
+        self._updates[layer] = made
         return made
 
     def _find_weights(self) -> dict[str, StoredWeight]:
-        base, layers = self.tensors, self.files.layers
+        base, layers, found = self.tensors, self.files.layers, {}
         names = {
             layer: _with(self.prefix, f"{layer}.weight")
             for layer, stored in layers.items()
             if stored.kind != "attention"  # `findings_of` reports it
         }
-        missing = [layer for layer, name in names.items() if name not in base]
-        if len(missing) > max(1, len(layers) / 2):  # probably for one common reason
-            names = {layer: name for layer, name in names.items() if name in base}
+        if missing := {layer: name for layer, name in names.items() if name not in base}:
             matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
             self.problems.append(
-                f"another base: it has none of {len(missing)} layers of the adapter, which are "
-                f"like {missing[0]!r}, and its own like "
+                f"another base: {len(missing)} of {len(names)} weights that the adapter changes "
+                f"are not in it, such as {next(iter(missing.values()))!r}; its own are like "
                 f"{', '.join(map(repr, matrices[:2])) or '(none)'}; if it is the right one, "
-                f"transformers gives the weights of this model other names when it loads them: "
-                f"save it with save_pretrained(..., save_original_format=False)"
+                f"{self._reason(missing)}"
             )
-        transposed, found = TransposedWeights(base), {}
+        transposed = transposed_weights(base)
         for layer, name in names.items():
-            if {A, B} <= layers[layer].keys.keys():
+            if name in base and {A, B} <= layers[layer].keys.keys():
                 try:
-                    found[layer] = _weight(self.files, layers[layer], base, name, transposed)
-                except (KeyError, ValueError) as error:
-                    self.problems.append(str(error.args[0]))
+                    found[layer] = self._weight(layers[layer], name, transposed)
+                except ValueError as error:
+                    self.problems.append(str(error))
         return found
+
+    def _reason(self, missing: Mapping[str, str]) -> str:
+        """Say why the weights of some layers may be missing in the right base, and what to do."""
+        wanted = [self.files.layers[layer] for layer in missing]
+        if len(wanted) == 1 and {A, B} <= wanted[0].keys.keys():
+            a, b = (self.files.tensors[wanted[0].keys[part]].shape for part in (A, B))
+            shape = (a[-1], b[0]) if wanted[0].kind == "embedding" else (b[0], a[-1])
+            similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
+            if len(similar) == 1:
+                return (
+                    f"it is tied to {similar[0]!r}: save the base with a copy of its own "
+                    f"(tie_word_embeddings=False)"
+                )
+        return (
+            "transformers gives the weights of this model other names when it loads them: save it "
+            "with save_pretrained(..., save_original_format=False)"
+        )
+
+    def _weight(
+        self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
+    ) -> StoredWeight:
+        """Return the weight of a layer, which the file may store transposed."""
+        a, b = (self.files.tensors[layer.keys[part]].shape for part in (A, B))
+        # The shape that W must have; None if the shapes of A and B do not match.
+        fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
+        wanted = (b[0], *a[1:]) if fit else None
+        weight = StoredWeight(self.tensors, name, layer.kind == "embedding")
+        if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
+            is_square = weight.shape == wanted
+            is_transposed = not is_square or self._is_transposed(name, transposed)
+            weight = StoredWeight(self.tensors, name, is_transposed)
+        is_matrix = len(weight.stored_shape) == 2
+        if wanted != (weight.shape if is_matrix else weight.stored_shape):
+            shape = self.tensors.info(name).shape
+            raise ValueError(
+                f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} {shape}"
+            )
+        return weight
+
+    def _is_transposed(self, name: str, transposed: Mapping[str, bool]) -> bool:
+        """Tell whether a square weight is stored transposed.
+
+        PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one
+        layer.
+        """
+        files = self.files
+        says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
+        if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
+            return says
+        return transposed.get(name, says and (_bias_of(name) in self.tensors or not is_of_peft))
 
     def _find_replaced(self) -> dict[str, str]:
         base, files, found = self.tensors, self.files, {}
@@ -184,12 +226,7 @@ class AdaptedBase(Closing):
             found[name] = key
             if name in base:
                 info = base.info(name)
-                counts = files.counts(key) and info.dtype == files.tensors[key].dtype
-                dtype = info.dtype if counts else FLOATS[0]
-                self.problems += files.tensor_problems(key, info.shape, dtype, "in the base")
-                if info.dtype not in FLOATS and not counts:
-                    what = f"{name} has dtype {info.dtype} in the base"
-                    self.problems.append(f"unusable: {what}, {NO_FLOATS}")
+                self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
             elif not files.is_trained_in_full(key):
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
@@ -201,21 +238,17 @@ class AdaptedBase(Closing):
         """Yield an error for each tensor of the base that the adapter should have in full.
 
         The model of the adapter may lack parts of the base, such as a head. So of biases, only
-        those of layers with updates are certain, and those of the numbered blocks around them. Of
-        modules to save, those are certain of which the adapter has another tensor, or whose name
-        finds nothing in the adapter.
+        those of layers with updates are certain. Of modules to save, those are certain of which the
+        adapter has another tensor, or whose name finds nothing in the adapter.
         """
         config, layers, whole = self.files.config, self.files.layers, self.files.whole
-        found = map(_BLOCK.match, layers) if config.bias == "all" else ()
-        blocks = tuple({match[0] for match in found if match})
         each = [replace(config, modules_to_save=(end,)) for end in config.modules_to_save]
         unused = [one for one in each if not any(map(one.is_saved, whole))]
         owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
             own_name = _without(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
-            is_certain = layer in layers or own_name.startswith(blocks)
-            is_bias = config.bias != "none" and last == "bias" and is_certain
+            is_bias = config.bias != "none" and last == "bias" and layer in layers
             is_saved = layer in owners and config.is_saved(own_name)
             is_saved |= any(one.is_saved(own_name) for one in unused)
             is_known = own_name in whole or is_computed(name, len(info.shape))
@@ -232,18 +265,6 @@ def is_computed(name: str, axes: int) -> bool:
     """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
     return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
-
-
-def may_be_tied(one: str, other: str, axes: int) -> bool:
-    """Tell whether a matrix or a bias may be another one too.
-
-    Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
-    around its own: the bias of BERT's decoder is also that of the predictions.
-    """
-    outer, inner = sorted((one, other), key=len)
-    module, _, last = outer.rpartition(".")
-    is_around = last == inner.rpartition(".")[2] == "bias" and inner.startswith(f"{module}.")
-    return axes == 2 or (module != "" and is_around)
 
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
@@ -296,58 +317,8 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _weight(
-    files: AdapterFolder,
-    layer: StoredLayer,
-    base: TensorSet,
-    name: str,
-    transposed: TransposedWeights,
-) -> StoredWeight:
-    """Return the weight of a layer, which the file may store transposed.
-
-    A KeyError is raised if the base does not have it, and a ValueError if the update does not fit.
-    """
-    a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
-    # The shape that W must have; None if the shapes of A and B do not match.
-    fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
-    wanted = (b[0], *a[1:]) if fit else None
-    stored = wanted[::-1] if wanted and layer.kind == "embedding" else wanted
-    similar = [each for each, info in base.tensors.items() if info.shape == stored]
-    if name not in base and len(similar) == 1:
-        raise KeyError(
-            f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
-            f"the base with a copy of its own (tie_word_embeddings=False)"
-        )
-    weight = StoredWeight(base, name, layer.kind == "embedding")
-    if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
-        is_square = weight.shape == wanted
-        is_transposed = not is_square or _is_transposed(files, name, transposed)
-        weight = StoredWeight(base, name, is_transposed)
-    is_matrix = len(weight.stored_shape) == 2
-    if wanted != (weight.shape if is_matrix else weight.stored_shape):
-        raise ValueError(
-            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
-            f"{base.info(name).shape}"
-        )
-    return weight
-
-
-def _is_transposed(files: AdapterFolder, name: str, transposed: TransposedWeights) -> bool:
-    """Tell whether a square weight is stored transposed.
-
-    PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one layer.
-    """
-    says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
-    if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
-        return says
-    shown = transposed.get(name)
-    if shown is None:
-        return says and (transposed.has_bias(name) or not is_of_peft)
-    return shown
-
-
-class TransposedWeights:
-    """The weights of a model that are stored as W^T, `(d_in, d_out)`.
+def transposed_weights(base: TensorSet) -> dict[str, bool]:
+    """Return whether weights of a model are stored as W^T, `(d_in, d_out)`, if the base shows it.
 
     The length of a layer's bias shows it, unless the weight is square. A square weight is assumed
     to be stored like the weights of the nearest layers by name whose biases show it. For a layer of
@@ -355,37 +326,31 @@ class TransposedWeights:
     the model below it. A layer without a bias shows nothing, but transformers' Conv1D always has
     one.
     """
-
-    def __init__(self, base: TensorSet) -> None:
-        self._base = base
-        self._known: dict[str, bool] = {}
-        for name, info in base.tensors.items():
-            if name.endswith(".weight") and len(info.shape) == 2 and self.has_bias(name):
-                rows, columns = info.shape
-                size = base.info(_bias_of(name)).size
-                if rows != columns and size in (rows, columns):
-                    self._known[name] = size == columns
-
-    def has_bias(self, name: str) -> bool:
-        """Tell whether the layer of a weight has a bias."""
-        return _bias_of(name) in self._base
-
-    def get(self, name: str) -> bool | None:
-        """Tell whether a weight is transposed; None if the base does not show it."""
-        if name in self._known:
-            return self._known[name]
-        rows, columns = self._base.info(name).shape
+    sizes = {
+        name: (*info.shape, base.info(_bias_of(name)).size)
+        for name, info in base.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and _bias_of(name) in base
+    }
+    known = {
+        name: size == columns
+        for name, (rows, columns, size) in sizes.items()
+        if rows != columns and size in (rows, columns)
+    }
+    found = dict(known)
+    for name in (name for name, (rows, columns, _) in sizes.items() if rows == columns):
         parts = name.split(".")
-        for i in reversed(range(len(parts) if rows == columns and self.has_bias(name) else 0)):
+        for i in reversed(range(len(parts))):
             module = "".join(f"{part}." for part in parts[:i])
             near = {
-                known
-                for each, known in self._known.items()
+                is_transposed
+                for each, is_transposed in known.items()
                 if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
             }
+            if len(near) == 1:
+                found[name] = near.pop()
             if near:
-                return near.pop() if len(near) == 1 else None
-        return None
+                break
+    return found
 
 
 def _bias_of(weight: str) -> str:
@@ -396,20 +361,15 @@ def _bias_of(weight: str) -> str:
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return the weights that are also the model's head, by its `config.json` and the shapes."""
     config = _config_of(base)
-    try:
-        config = {**(config.get("text_config") or {}), **config}
-        # transformers does not write default values.
-        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
-        kinds = list(config.get("architectures") or [])
-    except (TypeError, KeyError, AttributeError):
-        return []
-    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
+    config = {**(config.get("text_config") or {}), **config}
+    kinds = config.get("architectures") or ["LMHead"]
+    is_tied = config.get("tie_word_embeddings", True)  # transformers writes no default values
+    if not is_tied or not any(_WITH_HEADS.search(kind) for kind in kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
-    matrices = [(name, base.info(name).shape) for name in names]
-    return [
-        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
-    ]
+    found = [(name, base.info(name).shape) for name in names]
+    size = config.get("vocab_size")
+    return [n for n, shape in found if len(shape) == 2 and shape[0] == size and shapes[shape] == 1]
 
 
 def find_sidecars(
@@ -434,8 +394,8 @@ def find_sidecars(
             raise ValueError(f"{source.location}: {error}; {advice}") from None
     elif folder is not None:
         copied, left_out = _copied(folder, tensors)
-    content = _config_of(tensors) if _MODEL in copied else None
-    if isinstance(content, dict):
+    content = _config_of(tensors)
+    if content and _MODEL in copied:
         # transformers loads a model in the dtype of its configuration, and uses the embedding as
         # the weight of the head, unless the configuration says that they are not tied.
         named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
@@ -450,55 +410,53 @@ def find_sidecars(
 def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], list[str]]:
     """Find the files of a folder that a merged model gets, and the names of the others.
 
-    Hidden files belong to other programs. A link is followed only into the folder, or to the blobs
-    of the Hugging Face cache. Another link may lead to private files.
+    Hidden files belong to other programs, and are neither.
     """
-    here = folder.resolve()
-    roots = here, here.parent.parent / "blobs"
-
-    def is_copied(file: Path, is_module: bool) -> bool:
-        is_readable = file.is_file() and any(map(file.resolve().is_relative_to, roots))
-        # Its name shows that it has no weights; LICENSE and NOTICE have no suffix.
-        is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
-        return is_readable and (is_module or is_text)
-
     weights = {file.path.name for file in tensors.files.values()}
-    listed = _read_json(folder / _MODULES)
-    modules = listed if isinstance(listed, list) else []
-    paths = [each.get("path") for each in modules if isinstance(each, dict)]
+    modules = _modules(folder)
     copied: dict[str, Path | bytes] = {}
     left_out = []
     for each in sorted(folder.iterdir()):
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
-        is_folder = each.is_dir()
+        is_folder = each.is_dir() and not each.is_symlink()
+        files = [each]
+        if is_folder:
+            files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
         # With an adapter's configuration, transformers would add the adapter to the merged model.
-        is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
-        found = [
-            file
-            for file in (sorted(each.rglob("*")) if is_folder and not is_unwanted else [each])
-            if not any(part.startswith(".") for part in file.relative_to(each).parts)
-            and (file.is_symlink() or not file.is_dir())
-        ]
-        is_module = is_folder and each.name in paths
-        if not is_unwanted and all(is_copied(file, is_module) for file in found):
-            copied |= {file.relative_to(folder).as_posix(): file for file in found}
+        is_module = is_folder and each.name in modules
+        if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):
+            copied |= {file.relative_to(folder).as_posix(): file for file in files}
         else:
-            left_out.append(f"{each.name}/" if is_folder else each.name)
+            left_out.append(f"{each.name}/" if each.is_dir() else each.name)
     return copied, left_out
 
 
-def _config_of(base: TensorSet) -> Any:
+def _modules(folder: Path) -> list[Any]:
+    """Return the names of the folders of the modules of sentence-transformers."""
+    try:
+        listed = read_json(folder / "modules.json")
+    except (OSError, ValueError):  # missing or invalid
+        return []
+    found = listed if isinstance(listed, list) else []
+    return [module.get("path") for module in found if isinstance(module, dict)]
+
+
+def _has_no_weights(file: Path) -> bool:
+    """Tell by its name whether a file has no weights; LICENSE and NOTICE have no suffix."""
+    is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+    return is_text and file.is_file()  # a link may lead nowhere
+
+
+def _config_of(base: TensorSet) -> dict[str, Any]:
     """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
     source = next(iter(base.files.values()), None)
+    if source is None:
+        return {}
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    return None if source is None else _read_json(source.path.parent / _MODEL)
-
-
-def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None if the file is missing or invalid."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+        found = read_json(source.path.parent / _MODEL)
+    except (OSError, ValueError):  # missing or invalid
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -12,8 +12,6 @@ from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS
 from minigrad.io import TensorSet
 
-BAND = 1 << 24  # elements of a transposed weight that are read in one pass through the file
-
 
 class StoredWeight(FrozenMatrix):
     """A matrix in a file; only some of its rows are in memory at a time.
@@ -36,7 +34,6 @@ class StoredWeight(FrozenMatrix):
         self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
         self.is_transposed = is_transposed
         self._tensors = tensors
-        self._first, self._band = 0, np.empty((info.shape[0], 0), self.dtype)
         self.stored_shape = info.shape  # of the tensor
         rows, columns = info.shape[0], math.prod(info.shape[1:])
         self.shape = (columns, rows) if is_transposed else (rows, columns)
@@ -48,18 +45,10 @@ class StoredWeight(FrozenMatrix):
             return filters.reshape(len(filters), self.shape[1])[:, columns]
         if columns != slice(None):
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
-        # Rows of W are columns of the tensor, which are scattered over the file. So one pass also
-        # reads the following columns, a band that stays in memory until its last column is used.
-        total, count = self.shape
-        start, stop, _ = rows.indices(total)
-        if not self._first <= start <= stop <= self._first + self._band.shape[1]:
-            end = min(total, max(stop, start + BAND // max(1, count)))
-            self._first, self._band = start, np.empty((count, end - start), self.dtype)
-            for part in strips((count, total)):
-                self._band[part] = self._tensors.read(self.name, None, part)[:, start:end]
-        found = self._band[:, start - self._first : stop - self._first].astype(np.float64)
-        if stop == total:
-            self._first, self._band = 0, self._band[:, :0].copy()
+        # Rows of W are columns of the tensor, so the whole tensor is read, some rows at a time.
+        found = np.empty((self.stored_shape[0], len(range(self.shape[0])[rows])))
+        for strip in strips(self.stored_shape):
+            found[strip] = self._tensors.read(self.name, None, strip)[:, rows]
         return found.T
 
     def blocks(self) -> list[tuple[slice, slice]]:

@@ -38,7 +38,7 @@ class WorkerPool(Closing, Generic[O]):
     `opening` opens the files: at once in this process, as `opened`, and in each worker. `workers`
     is the number of processes, 1 for only this one, and can be set to 1 later. `close` ends the
     workers, even in the middle of a task, and closes the files. A ValueError is raised if `workers`
-    is not positive; errors of `opening` are passed on.
+    is not positive.
     """
 
     def __init__(

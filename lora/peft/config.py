@@ -3,9 +3,6 @@
 PEFT 0.21 writes about 40 fields. Those that change the result are the fields of `PeftConfig`. Some
 others describe how an adapter was initialised, or which program it is for. They change no output,
 and are ignored. The rest belong to methods that are not implemented here, and are errors if set.
-
-The file may come from an untrusted source. So limits on its size, and on the work of matching its
-expressions, are checked before the work is done. `lora.expressions` matches them.
 """
 
 from __future__ import annotations
@@ -13,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lora.config import Bias
 from lora.expressions import expression
@@ -29,22 +27,11 @@ from lora.patterns import (
     is_any_match,
 )
 from lora.scaling import LoRAScaling
-from minigrad.checks import check_problems, nearest
+from minigrad.checks import check_probability, check_problems, nearest
 from minigrad.io.tensor_file import parse_json
-
-C = TypeVar("C", bound=Collection[Any])
 
 CONFIG = "adapter_config.json"
 """The name of the file with the configuration, in the folder of an adapter."""
-
-# The largest sizes of a configuration:
-LARGEST_FILE = 1 << 22  # bytes; the largest configurations have about ten thousand names
-MOST_FIELDS = 500  # PEFT writes about 40
-LONGEST_NAME = 1000  # characters; usual names have less than 100
-MOST_PATTERNS = 4096  # in a table, or in another list of expressions
-MOST_CHARACTERS = 1 << 19  # of all expressions together
-MOST_WORK = 10**8  # the characters of all expressions times the number of names to match
-_LARGEST_RANK = 2**31 - 1  # an array can have this size on every system
 
 _WITHOUT_EFFECT = {
     *("revision", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
@@ -73,109 +60,79 @@ _NOT_IMPLEMENTED = {
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 
-
-# Readers: each returns the value of a field for PeftConfig, or raises a ValueError.
-
-Reader = Callable[[Any], Any]
+_POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+_LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 
 
-def _reader(accepts: Callable[[Any], bool], wanted: str, convert: Reader = lambda v: v) -> Reader:
-    """Return a reader that converts values for which `accepts` is true, and refuses others."""
-
-    def read(value: Any) -> Any:
-        if not accepts(value):
-            raise ValueError(wanted)
-        return convert(value)
-
-    return read
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+_WORDS: dict[Any, str] = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    NoneType: "null",
+    **dict.fromkeys((tuple[str, ...], Sequence[str]), "a list of texts"),
+    tuple[int, ...]: "a list of integers",
+    Mapping[str, int]: "a table of patterns and integers",
+    Mapping[str, float]: "a table of patterns and numbers",
+}
+"""The names in messages of the types that `has_type` can check."""
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
-
-
-_flag = _reader(lambda v: isinstance(v, bool), "it is true or false")
-_text = _reader(
-    lambda v: v == "" or _is_name(v), f"it is a name of {LONGEST_NAME} characters at most"
-)
-_rank = _reader(
-    lambda v: _is_number(v, int) and 1 <= v <= _LARGEST_RANK,
-    f"a rank is an integer from 1 to {_LARGEST_RANK}",
-)
-_alpha = _reader(
-    lambda v: _is_number(v, int, float) and 0 < v <= sys.float_info.max,
-    "alpha is a positive number, and no larger than floats are",
-)
-_probability = _reader(
-    lambda v: _is_number(v, int, float) and 0 <= v <= 1, "it is a probability", float
-)
-_names = _reader(
-    lambda v: isinstance(v, list) and all(_is_name(name) for name in v),
-    f"it is a list of names, each of {LONGEST_NAME} characters at most",
-    tuple,
-)
-_bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
-
-
-def _indices(value: Any) -> tuple[int, ...]:
-    listed = value if isinstance(value, list) else [value]
-    if not all(_is_number(each, int) and each >= 0 for each in listed):
-        raise ValueError("indices of layers are integers from 0 on")
-    return tuple(listed)
-
-
-def _few(patterns: C) -> C:
-    if len(patterns) > MOST_PATTERNS:
-        raise ValueError(f"it has {len(patterns):,} patterns, and {MOST_PATTERNS:,} at most can be")
-    return patterns
-
-
-def _patterns(value: Any) -> Any:
-    return check_expression(value) if isinstance(value, str) else _names(value)
-
-
-def _name_expressions(value: Any) -> tuple[str, ...]:
-    """Read names that PEFT uses as expressions."""
-    return tuple(check_expression(each, END_OF_NAME) for each in _few(_names(value)))
-
-
-def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value] if value else []
-    return _name_expressions(value)
-
-
-def _table(read: Reader) -> Reader:
-    def read_table(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise ValueError("it has a pattern for each value")
-        return {check_expression(k, END_OF_NAME): read(each) for k, each in _few(value).items()}
-
-    return read_table
-
-
-def _init(value: Any) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    init = str(value).lower()
-    if init.startswith(_INITS_OF_ANOTHER_BASE):
-        raise ValueError(
-            "with it PEFT has changed the base, in a way that is not in the file; let PEFT save "
-            "the adapter as one of the base as it was, with "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+def has_type(kind: Any, value: Any) -> bool:
+    """Tell whether a value from JSON has a type; a float may be written as an integer."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, UnionType):
+        return any(has_type(each, value) for each in arguments)
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(has_type(arguments[0], each) for each in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(
+            has_type(arguments[1], each) for each in value.values()
         )
-    if init not in _INITS:
-        raise ValueError(f"it is one of {', '.join(_INITS)}")
-    return init
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def in_words(kind: Any) -> str:
+    """Describe the values from JSON that have a type, for a message."""
+    if kind in _WORDS:
+        return _WORDS[kind]
+    names = map(repr if get_origin(kind) is Literal else in_words, get_args(kind))
+    return " or ".join(names)
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """Return the value of a field for PeftConfig; raise a ValueError if it is wrong."""
+    if name.startswith("layers_") and not isinstance(value, list):  # PEFT accepts a single one
+        value = [value]
+    if not has_type(kind, value):
+        raise ValueError(f"it is {in_words(kind)}")
+    numbers = value.values() if isinstance(value, dict) else [value]
+    if name in _POSITIVE and not all(0 < number <= sys.float_info.max for number in numbers):
+        raise ValueError("a rank or an alpha is positive, and no larger than floats are")
+    if name == "lora_dropout":
+        check_probability("it", value)
+        value = float(value)
+    if name == "layers_to_transform" and min(value, default=0) < 0:
+        raise ValueError("indices of layers are integers from 0 on")
+    if name in ("target_modules", "exclude_modules") and isinstance(value, str):
+        check_expression(value)
+    for pattern in value if name in _LISTS_OF_EXPRESSIONS else ():
+        check_expression(pattern, END_OF_NAME)
+    if name == "init_lora_weights" and isinstance(value, str):
+        value = value.lower()
+        if value.startswith(_INITS_OF_ANOTHER_BASE):
+            raise ValueError(
+                "with it PEFT has changed the base, in a way that is not in the file; let PEFT "
+                "save the adapter as one of the base as it was, with "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+        if value not in _INITS:
+            raise ValueError(f"it is one of {', '.join(_INITS)}")
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """PEFT's fields that change the result, with PEFT's names and defaults, each with its reader.
+    """PEFT's fields that change the result, with PEFT's names and defaults.
 
     `PeftConfig.of` and `read_config` check the fields; the class itself does not. The methods find
     layers as PEFT does. Names, expressions and tables match as in `attach`, with two differences. A
@@ -204,23 +161,23 @@ class PeftConfig:
         task_type: the kind of model, which PEFT's classes such as AutoPeftModelForCausalLM need.
     """
 
-    target_modules: Annotated[str | tuple[str, ...], _patterns]
-    r: Annotated[int, _rank] = 8
-    lora_alpha: Annotated[float, _alpha] = 8
-    lora_dropout: Annotated[float, _probability] = 0.0
-    use_rslora: Annotated[bool, _flag] = False
-    use_dora: Annotated[bool, _flag] = False
-    rank_pattern: Annotated[Mapping[str, int], _table(_rank)] = field(default_factory=dict)
-    alpha_pattern: Annotated[Mapping[str, float], _table(_alpha)] = field(default_factory=dict)
-    exclude_modules: Annotated[str | tuple[str, ...], _patterns] = ()
-    layers_to_transform: Annotated[tuple[int, ...], _indices] = ()
-    layers_pattern: Annotated[tuple[str, ...], _one_or_more_expressions] = ()
-    bias: Annotated[Bias, _bias] = "none"
-    modules_to_save: Annotated[tuple[str, ...], _name_expressions] = ()
-    init_lora_weights: Annotated[bool | str, _init] = True
-    fan_in_fan_out: Annotated[bool, _flag] = False
-    base_model_name_or_path: Annotated[str | None, _text] = None
-    task_type: Annotated[str | None, _text] = None
+    target_modules: str | tuple[str, ...]
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    bias: Bias = "none"
+    modules_to_save: tuple[str, ...] = ()
+    init_lora_weights: bool | str = True
+    fan_in_fan_out: bool = False
+    base_model_name_or_path: str | None = None
+    task_type: str | None = None
 
     @classmethod
     def of(cls, content: Any) -> PeftConfig:
@@ -231,15 +188,14 @@ class PeftConfig:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
-        if len(content) > MOST_FIELDS:
-            raise ValueError(f"it has {len(content):,} fields, more than {MOST_FIELDS}")
-        hints = get_type_hints(cls, include_extras=True)
-        readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
-        kind = content.get("peft_type", "LORA")
-        problems = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
+        kinds = get_type_hints(cls)
+        method = content.get("peft_type", "LORA")
+        problems = []
+        if method != "LORA":
+            problems.append(f"peft_type={method!r:.60}; only LORA is implemented")
         for name, value in content.items():
             is_off = value is None or value is False or value in ({}, [], "")
-            if is_off or name in readers or name in _WITHOUT_EFFECT:
+            if is_off or name in kinds or name in _WITHOUT_EFFECT:
                 continue
             said = f"{name:.100}={value!r:.100}"
             if name in _NOT_IMPLEMENTED:
@@ -248,21 +204,17 @@ class PeftConfig:
                     f"PEFT, and take the merged model"
                 )
             else:
-                hint = nearest(name, {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
+                hint = nearest(name, {*kinds, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
                 )
-        if (count := _characters(content)) > MOST_CHARACTERS:
-            raise ValueError(
-                f"its expressions have {count:,} characters, more than {MOST_CHARACTERS:,}"
-            )
         values: dict[str, Any] = {}
-        for name, read in readers.items():
-            if content.get(name) is None:
+        for name, kind in kinds.items():
+            if content.get(name) in (None, ""):
                 continue
             try:
-                values[name] = read(content[name])
+                values[name] = _read(name, kind, content[name])
             except (TypeError, ValueError) as error:
                 problems.append(f"{name}={content[name]!r:.100} is wrong: {error}")
         targets, layers = values.get("target_modules"), values.get("layers_to_transform")
@@ -283,7 +235,7 @@ class PeftConfig:
     def as_json(self) -> str:
         """Return the content of the file: the fields that are set, and those that PEFT requires.
 
-        A ValueError is raised if `of` would refuse it, as with too many patterns.
+        A ValueError is raised if `of` would refuse it, as with an expression that is too long.
         """
         content = {"peft_type": "LORA", "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
@@ -295,17 +247,6 @@ class PeftConfig:
     def scaling(self) -> LoRAScaling:
         """The formula for the scale, by alpha and the rank."""
         return LoRAScaling.RSLORA if self.use_rslora else LoRAScaling.STANDARD
-
-    def check_work(self, names: int) -> None:
-        """Raise a ValueError if matching this number of names would take too long."""
-        lists = (self.exclude_modules, self.modules_to_save, self.layers_to_transform)
-        work = names * (_characters(vars(self)) + sum(map(len, lists)))
-        if work > MOST_WORK:
-            raise ValueError(
-                f"the patterns of the configuration are too many or too long for {names:,} layers: "
-                f"{work:,} characters would be compared, and {MOST_WORK:,} are at most; name "
-                f"layers by their last parts, or take patterns out"
-            )
 
     def rank_of(self, layer: str) -> int:
         """Return the rank of the update of a layer."""
@@ -322,11 +263,9 @@ class PeftConfig:
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
         """Return the names of layers with updates, each with its pattern.
 
-        "all-linear" selects the names in `linear`. A ValueError is raised if matching takes too
-        long, see `check_work`.
+        "all-linear" selects the names in `linear`.
         """
-        names, linear, targets = list(names), set(linear), self.target_modules
-        self.check_work(len(names))
+        linear, targets = set(linear), self.target_modules
         order = {target: -i for i, target in enumerate(reversed(targets))}  # the first one counts
         saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
 
@@ -373,35 +312,29 @@ class PeftConfig:
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
 
 
-def _characters(fields: Mapping[str, Any]) -> int:
-    """Count the characters of the expressions in the fields, before or after reading them."""
-    texts = [fields.get("target_modules"), fields.get("exclude_modules")]
-    for name in ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"):
-        patterns = fields.get(name)
-        texts += patterns if isinstance(patterns, (list, tuple, Mapping)) else [patterns]
-    return sum(len(text) for text in texts if isinstance(text, str))
-
-
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
     """Read a configuration file, such as an `adapter_config.json` that PEFT wrote.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is too large, is not JSON, or `PeftConfig.of` refuses its content.
+        ValueError: if the file is not JSON, or `PeftConfig.of` refuses its content.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+    content = read_json(path)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
-        text = path.read_bytes().decode("utf-8-sig")
-        return PeftConfig.of(parse_json(text, "the configuration"))
-    except RecursionError:
-        raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is not JSON, or only a part of it: {error}; copy it again"
-        ) from None
+        return PeftConfig.of(content)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file; a ValueError names the file if it is invalid."""
+    try:
+        return parse_json(Path(path).read_bytes().decode("utf-8-sig"), "it")
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not JSON, or only a part of it: {error!s:.200}; copy it again"
+        ) from None
+    except ValueError as error:  # a name that is there twice
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from None

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
-from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, Shape, check_readable, in_order, parameter_of
+from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, Shape, in_order, parameter_of
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES, from_stored, to_stored
@@ -33,11 +33,9 @@ _OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.Multih
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
-_LARGEST_HEADER = 1 << 24  # bytes; a few hundred describe a tensor
 
-# While another process moves its files into the folder: the number of attempts to read them, the
-# number of attempts that may find neither file, and the seconds between two attempts.
-_TRIES, _LOOKS, _PAUSE = 50, 5, 0.01
+
+_TRIES, _PAUSE = 20, 0.01  # attempts to read files that a save moves, and seconds between them
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,6 @@ class AdapterFolder(Closing):
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
         try:
-            check_readable(self.file)
-            for key in self.file:
-                if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in PARTS:
-                    raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
-            self.config.check_work(len(self.file))
             for key in sorted(self.file, key=in_order):
                 ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
                 if ending is not None and key.startswith(PREFIX):
@@ -220,10 +213,10 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"there is no folder {name!r}")
 
 
-def check_not_empty(path: str | os.PathLike[str], what: str = "folder") -> None:
+def check_not_empty(path: str | os.PathLike[str]) -> None:
     """Raise a ValueError for an empty path, as of a shell variable that is not set."""
     if not os.fspath(path):
-        raise ValueError(f"the path of the {what} is empty; name one, '.' for the present one")
+        raise ValueError("the path is empty; name one, '.' for the present folder")
 
 
 def check_can_be_folder(path: str | os.PathLike[str]) -> None:
@@ -264,56 +257,41 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
     The third result are the names of the files that were read from `.saved`.
     """
     check_is_folder(path)
-    names = CONFIG, WEIGHTS
-
-    def paths(files: Mapping[str, Path]) -> list[Path]:
-        return [files.get(name, path / name) for name in names]
-
-    def identity(found: os.stat_result) -> tuple[int, ...]:
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
-    for left in reversed(range(_TRIES)):
-        file = None
+    for _ in range(_TRIES):
+        files, before = _files(path)
         try:
-            with ExitStack() as stack:  # while these are open, no new file gets their inodes
-                files = unfinished(path)
-                opened = [stack.enter_context(open(each, "rb")) for each in paths(files)]
-                config, file = read_config(paths(files)[0]), _opened(paths(files)[1])
-                before = [identity(os.fstat(each.fileno())) for each in opened]
-                if [identity(each.stat()) for each in paths(unfinished(path))] == before:
-                    return config, file, tuple(name for name in names if name in files)
-        except FileNotFoundError:  # just moved into the folder, or missing
-            files = unfinished(path)
-            missing = [name for name in names if not files.get(name, path / name).is_file()]
-            # Both may be missing while a save moves them, but only for few attempts.
-            if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
-                message = (
-                    f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is not a "
-                    f"folder of an adapter, or its save was interrupted"
-                )
-                if (path / "adapter_model.bin").is_file():
-                    message += (
-                        "; adapter_model.bin is a pickle, which can run any code, and is not read: "
-                        "load it with PEFT, and save it with safe_serialization=True"
-                    )
-                raise FileNotFoundError(message) from None
-        if file is not None:
-            file.close()
+            config, tensors = read_config(files[CONFIG]), TensorFile(files[WEIGHTS])
+        except FileNotFoundError:  # just moved by a save, or missing
+            pass
+        else:
+            if _files(path) == (files, before):
+                return config, tensors, tuple(n for n in files if files[n] != path / n)
+            tensors.close()
         time.sleep(_PAUSE)
+    if missing := [name for name, file in files.items() if not file.is_file()]:
+        message = (
+            f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is not a folder "
+            f"of an adapter, or its save was interrupted"
+        )
+        if (path / "adapter_model.bin").is_file():
+            message += (
+                "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
+                "with PEFT, and save it with safe_serialization=True"
+            )
+        raise FileNotFoundError(message)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
 
 
-def _opened(path: Path) -> TensorFile:
-    """Open the tensors; refuse a header that is too large for an adapter."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-        if length > _LARGEST_HEADER and length < path.stat().st_size:
-            raise ValueError(
-                f"{os.fspath(path)!r}: its header has {length:,} bytes, and that of an adapter has "
-                f"{_LARGEST_HEADER:,} at most"
-            )
-    return TensorFile(path)
+def _files(path: Path) -> tuple[dict[str, Path], list[tuple[int, int, int]]]:
+    """Return the paths of the files of an adapter, and what identifies those that exist."""
+    left = unfinished(path)
+    files = {name: left.get(name, path / name) for name in (CONFIG, WEIGHTS)}
+    identities = []
+    for file in files.values():
+        with suppress(OSError):
+            found = file.stat()
+            identities.append((found.st_ino, found.st_mtime_ns, found.st_size))
+    return files, identities
 
 
 def write_folder(
@@ -360,7 +338,6 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
-    check_readable(tensors, "; rename the module")  # `AdapterFolder` would refuse the file
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(

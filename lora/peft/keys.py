@@ -17,7 +17,7 @@ all biases were named as in the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
@@ -25,7 +25,6 @@ Shape = tuple[int, ...]
 
 PREFIX = "base_model.model."
 KEYS = f"{PREFIX}<layer>.lora_A.weight"  # the form of the keys of updates, for messages
-_LONGEST = 1000  # characters of a key; usual keys have less than 100
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 
@@ -74,13 +73,3 @@ def in_order(key: str) -> list[str | int]:
 def parameter_of(key: str) -> str:
     """Return the name in the model of a parameter that was trained in full, by its key."""
     return key.removeprefix(PREFIX).replace(".base_layer.", ".")
-
-
-def check_readable(keys: Iterable[str], advice: str = "") -> None:
-    """Raise a ValueError if a key has control characters, or is too long for the expressions."""
-    for key in keys:
-        if len(key) > _LONGEST or not key.isprintable():
-            raise ValueError(
-                f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, or has "
-                f"some that cannot be printed{advice}"
-            )

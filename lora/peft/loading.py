@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, apply_plan, planning
 from lora.attachment.plan import Plan
@@ -27,8 +26,7 @@ from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
-from lora.peft.keys import PREFIX, A, B, by_key, stored_shape
-from lora.scaling import largest_rank
+from lora.peft.keys import PREFIX, by_key, stored_shape
 from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
@@ -99,7 +97,6 @@ def load(
         ]
         refusal = f"{path!r} does not go with the model; nothing was changed"
         check_problems(refusal, list(_prefix_problems(files, list(found))))
-        check_problems(refusal, list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -130,25 +127,6 @@ def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str
             )
 
 
-def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
-    """Yield an error for each layer whose configured rank is too large and not that of its tensors.
-
-    Allocating A and B of such a rank might exhaust the memory.
-    """
-    modules: dict[str, Any] = dict(model.named_modules())
-    for target in targets:
-        name, rank, module = target.name, target.rank, modules[target.name]
-        shape = (module.base_weight if isinstance(module, AdaptedLayer) else module.weight).shape
-        keys = files.layers[name].keys if name in files.layers else {}
-        a, b = (files.tensors[keys[part]].shape if part in keys else () for part in (A, B))
-        fits = a[:1] == b[1:2] == (rank,) and sorted(a[1:] + b[:1]) == sorted(shape)
-        if rank > largest_rank(shape) and not fits:
-            yield (
-                f"mis-shaped: {name} has A {a or 'missing'} and B {b or 'missing'} in the file, "
-                f"and by the configuration rank {rank}, which a weight {shape} cannot have"
-            )
-
-
 def _set_parameters(
     plan: Plan, model: Module, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
 ) -> None:
@@ -165,7 +143,7 @@ def _set_parameters(
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]
     parameters = {files.key_for(key): v for key, v in by_key(updates, full, tables).items()}
     values: dict[str, Array] = {}
-    problems, broken = [], []
+    problems = []
     for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
             problems.append(f"missing: {key} {shape}")
@@ -177,7 +155,7 @@ def _set_parameters(
             with np.errstate(over="ignore"):
                 values[key] = files.read(key, parameter.dtype).reshape(parameter.shape)
             if not np.isfinite(values[key]).all():
-                broken.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
+                problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
     for copy in plan.copies:
         first, *others = (PREFIX + name for name in copy.names)
         problems += [
@@ -202,7 +180,7 @@ def _set_parameters(
             lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names)),
             lambda name: form_of(plan.layers[name]),
         )
-    check_problems(refusal, [*problems, *broken])
+    check_problems(refusal, problems)
     for key, value in values.items():
         parameters[key][0].data = value
 

@@ -238,35 +238,24 @@ def _modules_to_save(
     it reads in full.
     """
     copies = [copy for copy in attached.copies if copy.reason == "modules_to_save"]
-    saved = {name for copy in copies for name in copy.names}
-    if not saved:
-        return ()
+    saved = dict.fromkeys(name for copy in copies for name in copy.names)
 
     def found_by(patterns: tuple[str, ...]) -> list[str]:
         return PeftConfig((), modules_to_save=patterns).saved_modules(names)
 
-    owners = tuple(dict.fromkeys(n.rpartition(".")[0] for copy in copies for n in copy.names))
+    owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in saved))
     asked = attached.config.modules_to_save if attached.config is not None else ()
     first = tuple(asked) or owners
     for patterns in (first, _outermost(found_by(first)), owners):
         whole = found_by(patterns)
         readable = [name for name in _outermost(whole) if name in modules]
         found = {n for name in readable for n, _ in modules[name].named_state(name)}
-        if found == saved and len(readable) == len(whole):
+        if found == saved.keys() and len(readable) == len(whole):
             return patterns
-    if others := sorted(found - saved):
-        fault = (
-            f"not train {', '.join(owners)} alone, but {', '.join(others)} too; save these too, or"
-        )
-    else:
-        unread = ", ".join(name for name in whole if name not in readable)
-        fault = (
-            f"be unable to read {unread}: each is a list of modules, or inside of another module "
-            f"that is trained in full;"
-        )
     raise ValueError(
-        f"PEFT finds modules that are trained in full by the ends of their names, so it would "
-        f"{fault} rename them in the model"
+        f"PEFT finds modules that are trained in full by the ends of their names, so "
+        f"{', '.join(owners)} would mean {', '.join(whole)}; and it can read neither a list of "
+        f"modules nor a module inside of another one; rename the modules, or train all of these"
     )
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora.peft.config import read_json
 from minigrad.checks import check_problems
 from minigrad.io import find, open_tensors
-from minigrad.io.tensor_file import parse_json
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -32,8 +32,6 @@ CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
 }
 """The class of each architecture, by transformers' `model_type`; `config.json` has both names."""
-
-_LARGEST_JSON = 1 << 26  # bytes; tokenizer_config.json may list a few hundred thousand tokens
 
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 """The 8-bit dtypes in files, with ml_dtypes' names. Such weights are converted to bfloat16."""
@@ -205,29 +203,23 @@ def config_from_json(
     )
 
 
-def read_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
+def json_table(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
     """Return the JSON object in a file of a folder, or None if there is no such file.
 
-    A ValueError is raised if the file is not JSON, has no object at the top, or is too large.
+    A ValueError is raised if the file is not JSON, or has no object at the top.
     """
     path = find(folder, name)
-    text = repr(os.fspath(path))
     if not path.is_file():
         return None
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ValueError(f"{text} is larger than any file of that name")
-    try:
-        found = parse_json(path.read_bytes(), text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{text} cannot be read: {error!r:.200}") from None
+    found = read_json(path)
     if not isinstance(found, dict):
-        raise ValueError(f"{text} must be a table, not {found!r:.60}")
+        raise ValueError(f"{os.fspath(path)!r} must be a table, not {found!r:.60}")
     return found
 
 
 def model_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the `config.json` of the model in a folder; a FileNotFoundError if it has none."""
-    found = read_json(folder, "config.json")
+    found = json_table(folder, "config.json")
     if found is None:
         raise FileNotFoundError(
             f"{os.fspath(folder)!r} has no config.json, so it is not a model's folder"
@@ -245,7 +237,7 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     with open_tensors(folder) as tensors:
         infos = tensors.tensors.values()
         sizes = [("bfloat16" if i.dtype in FLOAT8 else i.dtype, i.nbytes) for i in infos]
-    return config_from_json(config, read_json(folder, "generation_config.json"), sizes)
+    return config_from_json(config, json_table(folder, "generation_config.json"), sizes)
 
 
 def _wrong(given: Mapping[str, Any]) -> list[str]:

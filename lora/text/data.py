@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokens
-from minigrad.checks import MOST_LINES, check_flag, check_positive, nearest
+from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
@@ -40,8 +40,6 @@ ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
-_OTHER_KEYS = "with other keys, which are not read: "
-_LONGEST_LINE = 1 << 26  # bytes; a longer line is read in parts, which are not valid rows
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 Render = Callable[..., str]  # such as `Tokenizer.render`
@@ -74,16 +72,6 @@ class Dataset(Sequence[Row]):
                 found.update(part.tobytes())
         return found.hexdigest()
 
-    @property
-    def main_notes(self) -> dict[str, list[int]]:
-        """At most 20 of the notes, those about keys last; and the lines of all others together."""
-        found = sorted(self.notes.items(), key=lambda note: note[0].startswith(_OTHER_KEYS))
-        some, others = found[:MOST_LINES], found[MOST_LINES:]
-        if others:
-            numbers = sorted({number for _, numbers in others for number in numbers})
-            some.append((f"with {counted(len(others), 'other note')}", numbers))
-        return dict(some)
-
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
@@ -95,7 +83,7 @@ class Dataset(Sequence[Row]):
         some = sum(int(row.counted.sum()) for row in self.rows)
         sizes = f"{counted(len(self), 'row')}, {counted(tokens, 'token')}"
         lines = [f"{self.file}: {sizes}, of which {some:,} {'counts' if some == 1 else 'count'}"]
-        for what, numbers in self.main_notes.items():
+        for what, numbers in self.notes.items():
             named = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
             lines.append(f"  {len(numbers):,} {what} (line{'s' * (len(numbers) > 1)} {named})")
         return "\n".join(lines)
@@ -167,7 +155,7 @@ def read_rows(
     render = partial(tokenizer.render, strftime_now=(now or datetime.now()).strftime)
     rows = Dataset(name)
     with open(file, "rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
+        for number, line in enumerate(lines, 1):
             digest.update(line)
             line = line.removeprefix(codecs.BOM_UTF8).strip()
             if not line:
@@ -192,7 +180,7 @@ def read_rows(
                     notes.append(f"cut to {max_length:,} tokens")
                     if not counts.any():
                         notes = [f"left out, with no answer up to token {max_length:,}"]
-            except (ValueError, RecursionError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
                 rows.notes.setdefault(note, []).append(number)
@@ -231,25 +219,18 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         )
     others = row.keys() - forms[0]
     row = {key: row[key] for key in forms[0]}
-    for key, value in row.items():
-        (_check_messages if key == "messages" else _check_text)(key, value)
-    if given := row.get("messages"):
+    for key in row.keys() - {"messages"}:
+        check_text(key, row[key])
+    if "messages" in row:
+        given = row["messages"]
+        _check_messages(given)
         others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
         row["messages"] = [{k: v for k, v in turn.items() if k in _MESSAGE} for turn in given]
-    if others:
-        shown = ", ".join(repr(key)[1:-1] for key in sorted(others))  # without control characters
-        notes.append(f"{_OTHER_KEYS}{shown:.200}")
+    notes += [f"with the key {key!r:.60}, which is not read" for key in sorted(others)]
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
     return row
-
-
-def _check_text(name: str, value: Any) -> None:
-    """Raise a ValueError unless a value is a string that can be encoded."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is a text, not {value!r:.60}")
-    check_text(name, value)
 
 
 def _parts(
@@ -277,8 +258,8 @@ def _parts(
             yield (tokenizer.encode(answer) + end if counts else []), True
 
 
-def _check_messages(_: str, messages: Any) -> None:
-    """Raise a ValueError unless messages are a list of turns with a known role and a text."""
+def _check_messages(messages: Any) -> None:
+    """Raise an error unless messages are a list of turns with a known role and a text."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):
@@ -289,7 +270,7 @@ def _check_messages(_: str, messages: Any) -> None:
             raise ValueError(
                 f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"
             )
-        _check_text(f"message {number}: content", turn["content"])
+        check_text(f"message {number}: content", turn["content"])
 
 
 def _turns(

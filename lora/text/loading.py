@@ -143,21 +143,21 @@ def _read(tensors: Tensors, name: str) -> NDArray[Any]:
 
 def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
     """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
-    needed = dict.fromkeys(DTYPES, 0.0)
+    needed = dict.fromkeys(DTYPES, 0)
     for dtype, bits in zip(DTYPES, (32.0, 16.0, 4.2), strict=True):
         for name, shape in shapes.items():
             is_table = name in (_HEAD, _EMBEDDING)  # with "nf4" these are in bfloat16
             each = 32.0 if len(shape) == 1 else max(bits, 16.0 * is_table)
-            needed[dtype] += math.prod(shape) * each / 8
+            needed[dtype] += int(math.prod(shape) * each / 8)
     there = physical_memory()
     if there is not None and needed[form] > there:
         fitting = [
-            f'dtype="{dtype}" (--dtype {dtype}) takes {in_bytes(int(size))}'
+            f'dtype="{dtype}" (--dtype {dtype}) takes {in_bytes(size)}'
             for dtype, size in needed.items()
             if size <= there
         ]
         raise MemoryError(
-            f"the weights take {in_bytes(int(needed[form]))} in {form}, and this machine has "
+            f"the weights take {in_bytes(needed[form])} in {form}, and this machine has "
             f"{in_bytes(there)} of memory; {', and '.join(fitting) or 'take a smaller model'}"
         )
 

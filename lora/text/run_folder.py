@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from operator import eq
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from lora.peft import CONFIG
+from lora.peft.config import has_type, in_words
 from lora.peft.folder import check_no_model
 from minigrad.checks import check_problems
 from minigrad.distributed import world
@@ -141,30 +141,8 @@ def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[s
     if unknown := found.keys() - {*kinds, DTYPE}:
         raise ValueError(f"{os.fspath(file)!r} has unknown options: {sorted(map(str, unknown))}")
     for name, value in found.items():
-        forms = _forms(str if name == DTYPE else kinds[name])
-        if not any(accepts(value) for _, accepts in forms):
-            *others, last = (words for words, _ in forms)
-            accepted = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"in {os.fspath(file)!r} {name} is {accepted}, not {value!r:.60}")
+        kind = str if name == DTYPE else kinds[name]
+        if not has_type(kind, value):
+            wanted = in_words(kind)
+            raise ValueError(f"in {os.fspath(file)!r} {name} is {wanted}, not {value!r:.60}")
     return found
-
-
-_JSON: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("an integer", lambda value: type(value) is int),
-    float: ("a number", lambda value: type(value) in (int, float)),
-    bool: ("true or false", lambda value: type(value) is bool),
-    str: ("a text", lambda value: type(value) is str),
-    type(None): ("null", lambda value: value is None),
-    Sequence[str]: (
-        "a list of texts",
-        lambda value: type(value) is list and all(type(each) is str for each in value),
-    ),
-}
-"""For each type of an option: its name in messages, and a test whether a JSON value has it."""
-
-
-def _forms(kind: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """Return the forms of JSON values for a parameter type: names for messages, and tests."""
-    if get_origin(kind) is Literal:
-        return [(repr(each), partial(eq, each)) for each in get_args(kind)]
-    return [_JSON[kind]] if kind in _JSON else [f for each in get_args(kind) for f in _forms(each)]

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from lora.text.architecture import read_json
-from lora.text.chat_template import ChatTemplate
+from lora.text.architecture import json_table
+from lora.text.chat_template import render
 from lora.text.packages import package
 from minigrad.io import find
 
@@ -53,6 +53,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a c
 
 _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
+_DEFAULT, _FOR_TOOLS = "default", "tool_use"  # the names of templates, as in transformers
+
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
 
@@ -63,6 +65,7 @@ class Tokenizer:
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
         eos_token, eos_token_id: the token that ends a text, and its id, or None.
+        chat_template: the chat template, or None; of several by name, the one called "default".
 
     A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
     """
@@ -77,30 +80,18 @@ class Tokenizer:
             None if token is None else tokens.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
-        self._templates = chat_template  # one, several by name, or None, as in the files
-        self._made: dict[str, ChatTemplate] = {}  # by their text, made at the first use
+        if isinstance(chat_template, list):  # several, by name
+            named = [each for each in chat_template if isinstance(each, dict)]
+        else:
+            named = [{"name": _DEFAULT, "template": chat_template}]
+        texts = {str(each.get("name")): each.get("template") for each in named}
+        self._templates = {name: text for name, text in texts.items() if isinstance(text, str)}
+        self.chat_template = self._templates.get(_DEFAULT)
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens in the vocabulary."""
         return int(self._tokens.get_vocab_size())
-
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template, or None; a ValueError if there are several and none is the default."""
-        return self._template_for(None)
-
-    def _template_for(self, tools: Any) -> str | None:
-        found = self._templates
-        if not isinstance(found, list):
-            return found if isinstance(found, str) else None
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        if tools is not None and isinstance(named.get("tool_use"), str):
-            return str(named["tool_use"])
-        if not isinstance(named.get("default"), str):
-            names = sorted(map(str, named))
-            raise ValueError(f"of the chat templates {names} none is called default")
-        return str(named["default"])
 
     def encode(
         self, text: str, add_special_tokens: bool = False, parse_special: bool = False
@@ -186,15 +177,19 @@ class Tokenizer:
                 sandbox does not allow.
             ImportError: if the package jinja2 is not installed.
         """
-        text = self._template_for(variables.get("tools"))
-        if text is None:
+        has_tools = variables.get("tools") is not None and _FOR_TOOLS in self._templates
+        template = self._templates.get(_FOR_TOOLS if has_tools else _DEFAULT)
+        if template is None and self._templates:
+            raise ValueError(
+                f"of the chat templates {sorted(self._templates)} none is called {_DEFAULT}"
+            )
+        if template is None:
             raise ValueError(
                 "this model has no chat template, so it was not trained on conversations; give it "
                 "text to continue, or add a chat_template.jinja to its folder"
             )
-        if text not in self._made:
-            self._made[text] = ChatTemplate(text, self._special)
-        return self._made[text].render(messages, add_generation_prompt, **variables)
+        variables = {**self._special, "add_generation_prompt": add_generation_prompt, **variables}
+        return render(template, messages, variables)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -223,21 +218,22 @@ class Tokenizer:
                 f"Llama 2 and Mistral 7B, so no answer can be encoded apart from its prompt; this "
                 f"is not supported; take a model with byte-level BPE, such as a Llama 3"
             )
-        config = read_json(folder, "tokenizer_config.json") or {}
+        config = json_table(folder, "tokenizer_config.json") or {}
         listed = config.get("added_tokens_decoder")
         added = list(listed.values()) if isinstance(listed, dict) else []
         if "added_tokens_decoder" not in config:  # otherwise transformers reads no other file
-            config |= read_json(folder, "special_tokens_map.json") or {}
-            added += read_json(folder, "added_tokens.json") or {}
+            config |= json_table(folder, "special_tokens_map.json") or {}
+            added += json_table(folder, "added_tokens.json") or {}
         added += [config.get("bos_token"), config.get("eos_token")]
-        texts = {name: _content(v) for name, v in config.items() if name.endswith("_token")}
+        named = {name: token for name, token in config.items() if name.endswith("_token")}
         keys = "additional_special_tokens", "model_specific_special_tokens", "extra_special_tokens"
-        for key in keys:
-            more = config.get(key)
+        for more in map(config.get, keys):
             if isinstance(more, dict):  # tokens with names, which a template uses
-                texts |= {name: _content(token) for name, token in more.items()}
+                named |= more
                 more = list(more.values())
             added += more if isinstance(more, list) else []
+        texts = {name: _content(token) for name, token in named.items()}
+        special = {name: text for name, text in texts.items() if isinstance(text, str)}
         for token in map(_content, added):
             if isinstance(token, str) and token and tokens.token_to_id(token) is None:
                 raise ValueError(
@@ -245,14 +241,14 @@ class Tokenizer:
                     f"write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
-        special = {name: text for name, text in texts.items() if isinstance(text, str)}
         template = find(folder, "chat_template.jinja")
         if template.is_file():
             try:
                 return cls(tokens, special, template.read_text(encoding="utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}"
+                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it "
+                    f"again in UTF-8"
                 ) from None
         return cls(tokens, special, config.get("chat_template"))
 
@@ -308,10 +304,7 @@ class Tokenizer:
         return cls(tokens, special, metadata.get("tokenizer.chat_template"))
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name.
-
-        Errors are those of `chat_template`.
-        """
+        """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -353,7 +346,7 @@ def check_text(name: str, text: str) -> None:
 def _refused(what: str) -> Iterator[None]:
     """Raise a ValueError that begins with `what` for each error of the package tokenizers.
 
-    A panic of Rust is one too, although it is not an `Exception`.
+    A panic of Rust, as for merges without a token, is one too, although it is not an `Exception`.
     """
     try:
         yield

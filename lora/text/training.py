@@ -31,7 +31,7 @@ from lora.attaching import attach, disabled, remove, switch
 from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
-from lora.peft import PeftConfig, save
+from lora.peft import save
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.run_folder import DTYPE, RunFolder
@@ -72,7 +72,7 @@ class TrainResult:
     def summary(self) -> dict[str, Any]:
         """Return the result as numbers, strings, lists and dicts, which JSON can store."""
         data = {
-            split: {"file": rows.file, "rows": len(rows), "notes": rows.main_notes}
+            split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
             for split, rows in self.data.items()
         }
         steps = {"best_step": self.best_step, "steps": self.history.steps}
@@ -185,7 +185,6 @@ def train(
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    PeftConfig((), base_model_name_or_path=base_model).as_json()  # an error before the training
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
@@ -275,8 +274,6 @@ def _check_options(options: Mapping[str, Any], context: int) -> None:
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
-    if options["lr"] > float(np.finfo(np.float32).max):
-        raise ValueError(f"lr={options['lr']:g} is beyond float32; rates are usually below 0.01")
     check_above_0("clip_norm", options["clip_norm"])
     if (most := options["max_length"]) is not None and most > context:
         raise ValueError(f"max_length={most}, but the model's context is {context} tokens")

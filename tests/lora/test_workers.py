@@ -259,7 +259,7 @@ def rest_of(out):
     [(KILL_ALL, 2, 1), full(KILL_ALL, 1, 2), full(KILL_ITSELF, 2, 2)],
     ids=["all of two", "one", "the first of two"],
 )
-def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path, monkeypatch):
+def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path):
     base, adapter, out = files
     right = merge_files(base, adapter, tmp_path / "right")
     out.mkdir()
@@ -268,7 +268,6 @@ def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path, 
     assert {each.name for each in out.iterdir()} == {"card.md", rest_of(out).name}
     before = {each.name: each.stat() for each in rest_of(out).glob("model-*")}
     assert 2 <= len(before) < SHARDS
-    monkeypatch.setattr("lora.offline.merging.certify", None)  # all layers are noted
     found = merge_files(base, adapter, out, workers=then)
     assert found.kept == sorted(before)
     assert f"killed: {', '.join(found.kept)}" in repr(found)
@@ -277,28 +276,6 @@ def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path, 
     after = [(out / name).stat() for name in before]
     assert [(each.st_ino, each.st_mtime_ns) for each in after] == same
     assert clean(out) == {**clean(tmp_path / "right"), "card.md": b"old"}
-
-
-@pytest.mark.full
-@linux
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_the_certificate_of_a_merge_that_was_killed_goes_on(is_cut, files, tmp_path, monkeypatch):
-    base, adapter, out = files
-    right = merge_files(base, adapter, tmp_path / "right")
-    assert merge_until(KILL_ALL, files, 1, "certifying the merge", 4)[0] == -signal.SIGKILL
-    notes = rest_of(out) / ".certificate.jsonl"
-    if is_cut:
-        os.truncate(notes, notes.stat().st_size - 10)
-    layers, certify = [], lora.offline.merging.certify
-
-    def certifying(parts, *arguments, **options):
-        layers.append(parts[0].name)
-        return certify(parts, *arguments, **options)
-
-    monkeypatch.setattr("lora.offline.merging.certify", certifying)
-    assert merge_files(base, adapter, out).certificate == right.certificate
-    assert len(layers) == LAYERS - (3 if is_cut else 4)
-    assert clean(out) == clean(tmp_path / "right")
 
 
 CHANGES = ["the base", "the adapter", "an option"]
@@ -331,11 +308,10 @@ def test_a_merge_of_something_else_begins_anew(what, files, tmp_path):
 
 
 def done_in(out):
-    """The number of layers and files that are complete in a merge that is going on; -1 if none."""
+    """The number of files that are complete in a merge that is going on; -1 if there is none."""
     try:
         [stage] = out.glob(".saving-*")
-        layers = (stage / ".certificate.jsonl").read_bytes().count(b"\n")
-        return layers + len(list(stage.glob("model-*-of-*")))
+        return len(list(stage.glob("model-*-of-*")))
     except (OSError, ValueError):
         return -1
 
@@ -353,7 +329,7 @@ def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
         ) as process:
-            done = random.Random(seed).randrange(LAYERS + SHARDS)
+            done = random.Random(seed).randrange(SHARDS)
             while process.poll() is None and done_in(out) < done:
                 time.sleep(0.001)
             with suppress(ProcessLookupError):  # it has ended

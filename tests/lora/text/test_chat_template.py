@@ -2,19 +2,14 @@
 
 import pytest
 
-from lora.text.chat_template import LONGEST, ChatTemplate
+from lora.text import chat_template
 from tests.lora.text.models import TEMPLATE
 
 USER = [{"role": "user", "content": "<b>Ü</b>"}]
 
 
-DOUBLED = (
-    "{{% set ns = namespace(x='x') %}}{{% for i in range(60) %}}{{% set ns.x = {} %}}{{% endfor %}}"
-)
-
-
 def render(template, messages=USER, **options):
-    return ChatTemplate(template, {"bos_token": "<s>"}).render(messages, **options)
+    return chat_template.render(template, messages, {"bos_token": "<s>", **options})
 
 
 def test_blocks_are_trimmed_and_loops_have_controls():
@@ -56,9 +51,28 @@ def test_messages_that_are_no_messages_are_refused(messages):
         render("x", messages)
 
 
-def test_a_template_that_is_none_is_refused_at_once():
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) + f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% for i in range(300) recursive %}"
+        "{% if loop.depth == 1 %}{{ loop(range(900)) }}{% endif %}{% endfor %}",
+    ],
+)
+def test_steps_of_a_template_are_limited(template):
+    with pytest.raises(ValueError, match="tries what is not allowed: to make more than 250,000"):
+        render(template)
+
+
+def test_the_length_of_what_a_template_writes_is_limited():
+    with pytest.raises(ValueError, match="tries what is not allowed: to write more than"):
+        render("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}")
+
+
+def test_a_template_that_is_none_is_refused():
     with pytest.raises(ValueError, match="not a template of jinja2"):
-        ChatTemplate("{% for %}", {})
+        render("{% for %}")
 
 
 @pytest.mark.parametrize(
@@ -70,10 +84,6 @@ def test_a_template_that_is_none_is_refused_at_once():
         "{% set x = messages.append(1) %}",
         "{{ messages[0].update(role='x') }}",
         "{{ range(10000000) }}",
-        "{{ 'x' * 100000000000 }}",
-        "{{ [0] * 100000000000 }}",
-        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
-        "{{ 9 ** 9 ** 9 ** 9 }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{{ messages[0].nothing.more }}",
@@ -87,27 +97,6 @@ def test_templates_that_try_too_much_end_with_a_sentence(template):
         render(template)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) + f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
-        "{% for i in range(300) recursive %}"
-        "{% if loop.depth == 1 %}{{ loop(range(900)) }}{% endif %}{% endfor %}",
-        DOUBLED.format("ns.x ~ ns.x"),
-        DOUBLED.format("ns.x + ns.x"),
-    ],
-)
-def test_steps_and_sums_of_a_template_are_limited(template):
-    with pytest.raises(ValueError, match=r"tries what is not allowed: to make (more|a sum)"):
-        render(template)
-
-
-def test_a_power_is_refused_by_its_name():
-    with pytest.raises(ValueError, match=r"what is not allowed: a power \(\*\*\)"):
-        render("{{ 2 ** 3 }}")
-
-
 @pytest.mark.parametrize("name", ["messages.__class__", "raise_exception.__globals__"])
 def test_what_python_is_made_of_is_nothing_in_a_template(name):
     assert render("{{ " + name + " }}") == ""
@@ -118,4 +107,3 @@ def test_messages_are_not_changed():
     with pytest.raises(ValueError, match="not allowed"):
         render("{% set _ = messages[0].content.append('y') %}", messages)
     assert messages == [{"role": "user", "content": ["x"]}]
-    assert LONGEST > 10**6

@@ -220,31 +220,18 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
     first, second = read_rows(file, tokenizer())
     assert first.ids.tolist() == second.ids.tolist()
     notes = read_rows(file, tokenizer()).notes
-    assert notes == {"with other keys, which are not read: id, source": [2]}
+    assert notes == {f"with the key {key!r}, which is not read": [2] for key in ("id", "source")}
     chat = turns("hi", "the fox")
     more = [{**turn, "name": "x", "refusal": None} for turn in chat["messages"]]
     rows = read_rows(written(tmp_path, chat, {"messages": more, "tools": []}), tokenizer())
     assert rows[0].ids.tolist() == rows[1].ids.tolist()
-    other = "messages.name, messages.refusal, tools"
-    assert rows.notes == {f"with other keys, which are not read: {other}": [2]}
-
-
-def test_of_very_many_notes_about_keys_some_are_shown(tmp_path):
-    lines = [{"text": "the fox", f"key{number:02}": 1} for number in range(30)]
-    found = read_rows(written(tmp_path, *lines, {"text": ""}), tokenizer())
-    assert len(found.notes) == 31
-    first, *shown, last = repr(found).splitlines()
-    assert "30 rows" in first
-    assert shown[0] == "  1 left out, without an answer (line 31)"
-    assert shown[1].endswith("which are not read: key00 (line 1)")
-    assert len(shown) == 20
-    assert last == "  11 with 11 other notes (lines 20, 21, 22, 23, 24, ...)"
-    assert list(found.main_notes.items())[-1] == ("with 11 other notes", [*range(20, 31)])
+    others = "messages.name", "messages.refusal", "tools"
+    assert rows.notes == {f"with the key {key!r}, which is not read": [2] for key in others}
 
 
 def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
     found = read_rows(written(tmp_path, {"text": "the fox", "x\x1b[31m\n": 1}), tokenizer())
-    assert list(found.notes) == [r"with other keys, which are not read: x\x1b[31m\n"]
+    assert list(found.notes) == [r"with the key 'x\x1b[31m\n', which is not read"]
 
 
 @pytest.mark.parametrize(
@@ -257,18 +244,18 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
         (b'{"text": "\\ud800"}', "character 1 of 1 of text is half of one"),
         (b'{"text": "a", "text": "b"}', "the row has the same name twice"),
         (b"[" * 100_000, "recursion|JSON"),
-        ({"text": 3}, "text is a text, not 3"),
+        ({"text": 3}, "text is a string, not 3"),
         ({"prompt": "a"}, "this one has 'prompt'"),
         ({"text": "a", "messages": []}, "has 'text', 'messages'"),
         ({"txt": "a"}, r"has 'txt' \(did you mean 'text'\?\)"),
         ({}, "no keys"),
-        ({"prompt": "a", "completion": None}, "completion is a text, not None"),
+        ({"prompt": "a", "completion": None}, "completion is a string, not None"),
         ({"messages": "hi"}, "a list of turns, not 'hi'"),
         ({"messages": []}, "a list of turns"),
         ({"messages": ["hi"]}, "message 1 has role and content, not 'hi'"),
         ({"messages": [{"role": "user", "text": "a"}]}, "message 1 has role and content"),
         ({"messages": [{"role": "human", "content": "a"}]}, "message 1: the role is one of"),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, "message 1: content is a text"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "message 1: content is a string"),
     ],
 )
 def test_what_is_no_row_is_refused_with_its_line(tmp_path, row, message):

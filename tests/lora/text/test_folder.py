@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora.text.architecture import CLASSES, config_from_json, read_config, read_json
+from lora.text.architecture import CLASSES, config_from_json, json_table, read_config
 from lora.text.loading import weights
 from minigrad.io import load_state, open_tensors, save_state
 from tests.lora.text.models import config_of, tiny_folder, weights_of
@@ -125,7 +125,7 @@ def test_files_that_are_not_there_or_no_json(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config.json"):
         read_config(tmp_path)
     folder = tiny_folder(tmp_path / "m")
-    assert read_json(folder, "generation_config.json") is None
+    assert json_table(folder, "generation_config.json") is None
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     assert read_config(folder).eos_token_ids == (1, 2)
     for content in ("{", "[1]", "[" * 100_000, '{"a": 1, "a": 2}'):

@@ -194,21 +194,16 @@ def test_a_type_that_cannot_be_converted_is_named(tmp_path):
         GGUFFile(path)
 
 
-@pytest.mark.parametrize("change", [-32, 32, 8, 2**40])
-def test_a_tensor_in_a_wrong_place_is_named(tmp_path, change):
+def test_a_tensor_beyond_the_end_is_named(tmp_path):
     path = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
     content = bytearray(path.read_bytes())
     # The offset is the last number of a tensor, after its name, its two sizes and its type.
     name = b"blk.1.attn_q.weight"
     at = content.index(name) + len(name) + 4 + 2 * 8 + 4
-    offset = int.from_bytes(content[at : at + 8], "little") + change
+    offset = int.from_bytes(content[at : at + 8], "little") + 2**40
     content[at : at + 8] = offset.to_bytes(8, "little")
     path.write_bytes(content)
-    wrong = (
-        "it ends inside of blk.1.attn_q" if change == 2**40 else "begins inside of another tensor"
-    )
-    wrong = f"blk.1.attn_q.weight begins at {offset:,}, no multiple of 32" if change == 8 else wrong
-    with pytest.raises(ValueError, match=wrong):
+    with pytest.raises(ValueError, match=r"it ends inside of blk\.1\.attn_q"):
         GGUFFile(path)
 
 

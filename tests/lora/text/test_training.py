@@ -542,7 +542,6 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
         ({"warmup": 1.0}, "warmup must be in"),
         ({"lr": -1.0}, "lr must be positive, not -1.0"),
         ({"lr": 0.0}, "lr must be positive, not 0.0"),
-        ({"lr": 1e39}, "lr=1e\\+39 is beyond float32"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, not 0.0"),
         ({"rank": 0}, "rank"),
@@ -550,7 +549,6 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
         ({"max_length": 65}, "the model's context is 64 tokens"),
         ({"targets": ["k_proj"]}, "k_proj"),
         ({"targets": []}, "targets are empty"),
-        ({"base_model": "x" * 1001}, "base_model"),
         ({"base_model": 3}, "not int"),
     ],
 )
