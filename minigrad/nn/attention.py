@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +18,7 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.creation import or_float32
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
-from minigrad.nn.module import Module, as_input, unusual
+from minigrad.nn.module import Module, as_input
 from minigrad.nn.normalization import LayerNorm, RMSNorm
 from minigrad.ops.shape import fits
 from minigrad.random import Rng
@@ -155,15 +155,16 @@ class MultiHeadAttention(Module):
         joined = ops.reshape(out, (*out.shape[:-2], self.embed_dim))
         return self.out_proj(joined)  # type: ignore[no-any-return]  # a module returns Any
 
+    def extra_repr(self) -> str:
+        """Return the sizes and the probability of dropout."""
+        usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
+        others = [f", {n}={getattr(self, n)}" for n in usual if getattr(self, n) != usual[n]]
+        return f"{self.embed_dim}, num_heads={self.num_heads}{''.join(others)}"
+
     def _heads(self, y: Tensor) -> Tensor:
         """Return a view with an axis of heads: `(..., L, embed_dim) -> (..., heads, L, d)`."""
         heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
         return functional.swapaxes(heads, -2, -3)
-
-    def extra_repr(self) -> str:
-        """Return the sizes and the probability of dropout."""
-        usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
-        return f"{self.embed_dim}, num_heads={self.num_heads}{unusual(self, usual)}"
 
 
 def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
@@ -299,6 +300,8 @@ class TransformerBlock(Module):
             True or False.
     """
 
+    _usual: ClassVar = {"causal": False}
+
     def __init__(
         self,
         d_model: int,
@@ -338,10 +341,6 @@ class TransformerBlock(Module):
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """Return the options to print: whether the block is causal."""
-        return "causal=True" if self.causal else ""
 
 
 def _norm(kind: str, size: int, bias: bool, dtype: DTypeLike) -> LayerNorm | RMSNorm:

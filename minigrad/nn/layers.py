@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,7 +14,7 @@ from minigrad import functional, ops
 from minigrad.checks import check_flag, check_integer, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import FunctionModule, Module, Parameter, unusual
+from minigrad.nn.module import FunctionModule, Module, Parameter
 from minigrad.random import Rng
 
 __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequential"]
@@ -39,6 +39,9 @@ class Linear(Module):
         TypeError: if `bias` is not True or False, `dtype` is not a float dtype, or `rng` is not a
             generator; the last two in all layers with parameters.
     """
+
+    _looks = "{self.in_features}, {self.out_features}"
+    _usual: ClassVar = {"bias": True}
 
     def __init__(
         self,
@@ -72,12 +75,6 @@ class Linear(Module):
         """
         return ops.linear(x, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        """Return the sizes, and whether there is no bias."""
-        return f"{self.in_features}, {self.out_features}" + (
-            "" if self.bias is not None else ", bias=False"
-        )
-
 
 def weight_and_bias(
     shape: tuple[int, ...], bias: bool, dtype: DTypeLike, rng: Rng
@@ -109,6 +106,9 @@ class Embedding(Module):
         ValueError: if a size is not a positive integer, or there is no row `padding_idx`.
         TypeError: if `padding_idx` is not an integer.
     """
+
+    _looks = "{self.num_embeddings}, {self.embedding_dim}"
+    _usual: ClassVar = {"padding_idx": None}
 
     def __init__(
         self,
@@ -153,11 +153,6 @@ class Embedding(Module):
         """
         return functional.embedding(indices, self.weight, self.padding_idx)
 
-    def extra_repr(self) -> str:
-        """Return the sizes and, if there is one, `padding_idx`."""
-        options = unusual(self, {"padding_idx": None})
-        return f"{self.num_embeddings}, {self.embedding_dim}{options}"
-
 
 class Dropout(Module):
     """In training, set each element to 0 with probability `p`, and divide the others by 1 - p.
@@ -173,6 +168,8 @@ class Dropout(Module):
         TypeError: if `p` is not a number; when called, if `rng` is not a generator.
     """
 
+    _looks = "p={self.p}"
+
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         check_probability("p", p)
         self.p, self.rng = p, rng
@@ -180,10 +177,6 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x after dropout, as `minigrad.dropout` does; in evaluation, x itself."""
         return functional.dropout(x, self.p, self.training, rng=self.rng)
-
-    def extra_repr(self) -> str:
-        """Return the probability."""
-        return f"p={self.p}"
 
 
 def _flatten(x: Any, start_dim: int, end_dim: int) -> Tensor:

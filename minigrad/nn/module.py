@@ -121,6 +121,8 @@ class Module(Owner):
 
     training: bool = True
     _slots: ClassVar[tuple[str, ...]] = ()  # the names of the attributes in slots
+    _looks: ClassVar[str] = ""  # what `extra_repr` prints, a format string with `self`
+    _usual: ClassVar[Mapping[str, Any]] = {}  # attributes that it prints if they have other values
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -265,8 +267,6 @@ class Module(Owner):
 
         Raises:
             TypeError: if `mode` is not True or False.
-            ValueError: if a module with a `train` of its own has a module around it as an
-                attribute.
         """
         check_flag("train: mode", mode)
         seen: set[int] = set()
@@ -276,15 +276,8 @@ class Module(Owner):
             if part is self or type(part).train is Module.train:
                 part.training = mode
             else:
-                if any(each is self for each in part.modules()):
-                    raise ValueError(
-                        f"train: {type(part).__name__} defines train(), and has the module around "
-                        f"it as an attribute; keep that in a weakref.ref"
-                    )
                 part.train(mode)
-                seen.remove(id(part))
-                for _ in walk(part, "", seen):  # from now on, what is inside counts as seen
-                    pass
+                seen.update(map(id, part.modules()))  # what is inside is left as it is
         return self
 
     def eval(self: M) -> M:
@@ -353,14 +346,21 @@ class Module(Owner):
 
     def extra_repr(self) -> str:
         """Return the options, such as sizes, that `repr` prints between the parentheses."""
-        return ""
+        options = self._looks.format(self=self)
+        for name, usual in self._usual.items():
+            value = getattr(self, name)
+            if usual is True:  # an attribute such as `bias` is a flag, or a parameter or None
+                value = value is not None and value is not False
+            if value != usual:
+                options += f", {name}={value!r}"
+        return options.removeprefix(", ")
 
     def __repr__(self) -> str:
         total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)
         count = f"{total:,} parameters" if total != 1 else "1 parameter"
         if trainable != total:
             count += f", {trainable:,} trainable"
-        return "\n".join(_tree(self, f"  # {count}" if total else ""))
+        return "\n".join(_tree(self, f"  # {count}" if total else "", set()))
 
 
 add_hints(Module, "Module")
@@ -448,32 +448,13 @@ def _memory(array: NDArray[Any]) -> int:
     return id(owner if owner.base is None else owner.base)
 
 
-def unusual(module: Module, usual: Mapping[str, Any]) -> str:
-    """Return the options of a module that differ from their usual values, each after a comma."""
-    text = ""
-    for name, value in usual.items():
-        own = getattr(module, name, value)
-        if own != value:
-            text += f", {name}={own!r}" if isinstance(own, str) else f", {name}={own}"
-    return text
-
-
 def walk(
-    value: Any,
-    name: str,
-    seen: set[int],
-    every_path: bool = False,
-    around: tuple[int, ...] = (),
+    value: Any, name: str, seen: set[int], every_path: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
     With `every_path`, an object is listed once for each of its paths; the walk goes into a module
-    only along its first path. `seen` are the ids of what was walked through, and `around` those of
-    the containers around `value`, up to the next module.
-
-    Raises:
-        ValueError: with `every_path`, if a list, tuple or dict contains itself, because it has
-            paths without end.
+    only along its first path. `seen` are the ids of what was walked through.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
@@ -490,18 +471,10 @@ def walk(
         children = value.items()
     else:
         return
-    if isinstance(value, Module):
-        around = ()  # the walk goes into a module once, so a cycle through a module ends
-    elif id(value) in around:
-        raise ValueError(
-            f"{name} is a {type(value).__name__} that contains itself; keep its modules in it once"
-        )
-    else:
-        around = (*around, id(value))
     for key, child in children:
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             path = f"{name}.{key}" if name else str(key)
-            yield from walk(child, path, seen, every_path, around)
+            yield from walk(child, path, seen, every_path)
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
@@ -515,29 +488,23 @@ def generators_in(module: Module) -> Iterator[np.random.Generator]:
         yield from (each for each in held if isinstance(each, np.random.Generator))
 
 
-def _tree(module: Module, note: str, around: tuple[int, ...] = ()) -> list[str]:
+def _tree(module: Module, note: str, seen: set[int]) -> list[str]:
     """Return the lines of a module's repr: itself, and its direct children indented.
 
-    `around` are the ids of the modules around it, to which it may refer.
+    `seen` are the ids of what has been printed or counted.
     """
-    children: list[tuple[str, Module]] = []
-    inside: set[int] = set()  # the ids of what is inside the children
+    children: list[str] = []
     own = 0
-    for name, part in walk(module, "", {*around}):
-        if id(part) in inside:
-            continue  # it is not a direct child
+    for name, part in walk(module, "", seen):
         if isinstance(part, Parameter):
             own += part.size
         elif isinstance(part, Module) and part is not module:
-            children.append((name, part))
-            inside.update(id(each) for _, each in walk(part, "", {*around, id(module)}))
-    if not note and own:
-        note = f"  # {own:,}"
-    head = f"{type(module).__name__}({module.extra_repr()}"
+            seen.remove(id(part))
+            first, *rest = _tree(part, "", seen)
+            children += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
+    options = module.extra_repr()
+    note = note or (f"  # {own:,}" if own else "")
     if not children:
-        return [f"{head}){note}"]
-    lines = [f"{head}{',' if module.extra_repr() else ''}{note}"]
-    for name, child in children:
-        first, *rest = _tree(child, "", (*around, id(module)))
-        lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
-    return [*lines, ")"]
+        return [f"{type(module).__name__}({options}){note}"]
+    comma = "," if options else ""
+    return [f"{type(module).__name__}({options}{comma}{note}", *children, ")"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +18,7 @@ from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, as_input, unusual
+from minigrad.nn.module import Module, Parameter, as_input
 from minigrad.ops.recurrent import CELLS
 from minigrad.random import Rng
 
@@ -32,6 +32,8 @@ PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 class _Recurrent(Module):
     """Base class of recurrent layers and cells: sizes, parameters and states."""
 
+    _looks = "{self.input_size}, {self.hidden_size}"
+    _usual: ClassVar = {"bias": True}
     cell: str  # a key of `ops.recurrent.CELLS`
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
@@ -98,12 +100,6 @@ class _Recurrent(Module):
         )
         return (h, *c) if c else h
 
-    def extra_repr(self) -> str:
-        """Return the sizes, and the options that differ from their defaults."""
-        flags = {"batch_first": False, "dropout": 0.0, "bidirectional": False}
-        options = unusual(self, {"num_layers": 1, "bias": True, **flags})
-        return f"{self.input_size}, {self.hidden_size}{options}"
-
 
 # --------------------------------------------------------------------------------------------------
 # Sequences
@@ -112,6 +108,10 @@ class _Recurrent(Module):
 
 class _Layers(_Recurrent):
     """Base class of layers, which run cells over a sequence in one direction or both."""
+
+    _usual: ClassVar = {
+        "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False,
+    }  # fmt: skip
 
     def __init__(
         self,
