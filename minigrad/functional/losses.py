@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Literal
 
@@ -464,15 +463,6 @@ def _squared_error_target(g: Array, prediction: Array, target: Array, divisor: f
     return _squared_error_prediction(g, target, prediction, divisor)
 
 
-@squared_error.jvp
-def _squared_error_tangent(
-    tangents: Sequence[Array], prediction: Array, target: Array, divisor: float
-) -> Array:
-    difference = prediction - target
-    signed = [(1.0, tangents[0]), (-1.0, tangents[1])]
-    return sum(sign * np.vdot(difference, v) for sign, v in signed if v is not None) * 2 / divisor
-
-
 def _label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
@@ -521,22 +511,6 @@ def _label_loss_logits(
     if divisor is not None:
         g = np.full(len(labels), g / divisor, logits.dtype)
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
-
-
-@label_loss.jvp
-def _label_loss_tangent(
-    tangents: Sequence[Array],
-    logits: Array,
-    labels: Array,
-    weights: Array,
-    smoothing: float,
-    divisor: float | None,
-) -> Array:
-    given = logits, labels, weights, smoothing
-    _, sums = kernels.losses.cross_entropy(*given)
-    g = np.ones(len(labels), logits.dtype)
-    losses = np.sum(kernels.losses.cross_entropy_gradient(g, *given, sums) * tangents[0], axis=1)
-    return losses if divisor is None else np.add.reduce(losses) / divisor
 
 
 @op(

@@ -512,7 +512,7 @@ def test_a_norm_of_another_shape_is_an_error(norm):
 
 @pytest.mark.parametrize("norm", [minigrad.layer_norm, minigrad.rms_norm])
 def test_a_norm_without_its_sizes_says_so(norm):
-    with pytest.raises(TypeError, match=r"normalized_shape is the size of .* not array"):
+    with pytest.raises(TypeError, match=r"a size in normalized_shape is an integer, not array"):
         norm(minigrad.ones(2, 3), minigrad.ones(3))
 
 
