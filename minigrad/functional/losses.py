@@ -43,7 +43,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
         ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
             Also if the reduction is unknown, or there is nothing to average.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     wide, target = _alike(prediction, target)
     if reduction != "none" and wide.dtype in _FLOATS and wide.size:
         loss = squared_error(wide, target, float(wide.size) if reduction == "mean" else 1.0)
@@ -62,7 +62,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Raises:
         ValueError: as in `mse`.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     wide, target = _alike(prediction, target)
     return narrowed(_reduced(ops.abs(wide - target), reduction), prediction)
 
@@ -79,7 +79,7 @@ def huber(
         ValueError: as in `mse`, or if `delta` is not positive.
         TypeError: if `delta` is not a number.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     check_above_0("delta", delta)
     wide, target = _alike(prediction, target)
     d = wide - target
@@ -123,8 +123,8 @@ def cross_entropy(
             no target counts in a mean. Also if an `ignore_index` of at least 0 is given for class
             probabilities.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
     given, logits = logits, widened(logits)
@@ -186,8 +186,8 @@ def linear_cross_entropy(
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
             impossible value, or no target counts in a mean.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
     if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
@@ -236,8 +236,8 @@ def nll(
     Raises:
         TypeError, ValueError: as in `cross_entropy`.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     scores = widened(log_probabilities)
     axis, weights = _classes(scores, weight)
     losses = _label_losses(scores, axis, target, weights, ignore_index, reduction)
@@ -269,7 +269,7 @@ def binary_cross_entropy_with_logits(
         ValueError: if the shapes differ, a weight is negative or cannot be broadcast to them, a
             target is not in [0, 1], the reduction is unknown, or there is nothing to average.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     x, t = _alike(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
@@ -580,18 +580,16 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     return prediction, target if same else ops.astype(target, prediction.dtype)
 
 
-def check_ignore_index(value: Any) -> None:
+def check_ignore_index(name: str, value: Any) -> None:
     """Raise a TypeError unless the target to ignore is an integer."""
-    check_integer("ignore_index (by default -100, which is not a class)", value)
+    check_integer(f"{name} (by default -100, which is not a class)", value)
 
 
-def check_reduction(reduction: str) -> None:
+def check_reduction(name: str, value: Any) -> None:
     """Raise a ValueError unless the reduction is "mean", "sum" or "none"."""
-    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed by "
-            f"name, as in weight=...)"
-        )
+    if not isinstance(value, str) or value not in ("mean", "sum", "none"):
+        hint = "weights are passed by name, as in weight=..."
+        raise ValueError(f"{name} is 'mean', 'sum' or 'none', not {value!r:.60} ({hint})")
 
 
 def _reduced(losses: Any, reduction: Reduction) -> Tensor:

@@ -85,13 +85,19 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     observed(check_below, "indices", integers, count, "rows", IndexError)
     if padding_idx is None:
         return getitem(weight, integers)
+    row = check_padding_idx(padding_idx, count)
+    rows = getitem(weight, integers)
+    constant = rows._data if isinstance(rows, Tensor) else rows
+    is_padding = observed(np.equal, integers, row)
+    return where(getitem(is_padding, (..., None)), constant, rows)
+
+
+def check_padding_idx(padding_idx: int, count: int) -> int:
+    """Return the index of a row of padding from the front; an error if there is no such row."""
     check_integer("padding_idx", padding_idx)
     if not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
-    rows = getitem(weight, integers)
-    constant = rows._data if isinstance(rows, Tensor) else rows
-    is_padding = observed(np.equal, integers, padding_idx % count)
-    return where(getitem(is_padding, (..., None)), constant, rows)
+    return padding_idx % count
 
 
 # --------------------------------------------------------------------------------------------------

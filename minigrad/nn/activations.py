@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from minigrad import ops
 from minigrad.checks import check_above_0, check_range
@@ -11,6 +12,8 @@ from minigrad.nn.module import FunctionModule, Module
 
 __all__ = ["ELU", "GELU", "Identity", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid"]
 __all__ += ["Softmax", "Softplus", "Tanh"]
+
+check_finite = partial(check_range, low=-math.inf, high=math.inf)
 
 
 class ReLU(FunctionModule):
@@ -27,11 +30,8 @@ class LeakyReLU(FunctionModule):
         TypeError: if it is not a number.
     """
 
-    function = ops.leaky_relu
+    function, _checks = ops.leaky_relu, {"negative_slope": check_finite}
     negative_slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_range("LeakyReLU: negative_slope", self.negative_slope, -math.inf, math.inf)
 
 
 class ELU(FunctionModule):
@@ -42,11 +42,8 @@ class ELU(FunctionModule):
         TypeError: if it is not a number.
     """
 
-    function = ops.elu
+    function, _checks = ops.elu, {"alpha": check_finite}
     alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("ELU: alpha", self.alpha, -math.inf, math.inf)
 
 
 class GELU(FunctionModule):
@@ -81,11 +78,8 @@ class Softplus(FunctionModule):
         TypeError: if `beta` is not a number.
     """
 
-    function = ops.softplus
+    function, _checks = ops.softplus, {"beta": check_above_0}
     beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_above_0("Softplus: beta", self.beta)
 
 
 class Tanh(FunctionModule):

@@ -20,7 +20,6 @@ from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
 from minigrad.nn.module import Module, as_input
 from minigrad.nn.normalization import LayerNorm, RMSNorm
-from minigrad.ops.shape import fits
 from minigrad.random import Rng
 from minigrad.renamed import with_hints
 from minigrad.versions import mark_written
@@ -81,14 +80,13 @@ class MultiHeadAttention(Module):
                 f"num_heads divides embed_dim, but {embed_dim} is not a multiple of {num_heads}"
             )
         check_probability("dropout", dropout)
-        check_flag("bias", bias)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout, self.rng = dropout, rng
-        self.q_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
-        self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
-        self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
-        self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            Linear(size, embed_dim, bias, dtype=dtype, rng=rng)
+            for size in (embed_dim, kdim, vdim, embed_dim)
+        )
         # PyTorch initialises three maps of equal size as one matrix, whose fan_out is three times
         # as large.
         gain = math.sqrt(1 / 2) if kdim == vdim == embed_dim else 1.0
@@ -137,17 +135,13 @@ class MultiHeadAttention(Module):
                     f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
                 )
         if attn_mask is not None:
-            _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
+            _check_mask(attn_mask, max(query.ndim, key.ndim, value.ndim) + 1)
             if is_causal:  # combine both into one mask, which also forbids keys after position i
                 past = observed(np.tri, query.shape[-2], key.shape[-2], 0, np.bool_)
-                if as_array(attn_mask).dtype == np.bool_:
-                    attn_mask = ops.logical_and(attn_mask, past)
-                else:
-                    attn_mask = ops.where(past, attn_mask, -math.inf)
-                is_causal = False
-        q = self._heads(self.q_proj(query))
-        k = self._heads(self.k_proj(key))
-        v = self._heads(self.v_proj(value))
+                forbidden = False if as_array(attn_mask).dtype == np.bool_ else -math.inf
+                attn_mask, is_causal = ops.where(past, attn_mask, forbidden), False
+        projections = (self.q_proj, query), (self.k_proj, key), (self.v_proj, value)
+        q, k, v = (self._heads(projection(x)) for projection, x in projections)
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask, self.dropout if self.training else 0.0, is_causal, rng=self.rng
         )
@@ -167,26 +161,15 @@ class MultiHeadAttention(Module):
         return functional.swapaxes(heads, -2, -3)
 
 
-def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
-    """Raise an error unless the mask fits the scores; `shapes` are those of query, key, value."""
-    values = as_array(mask)
-    if values.dtype.kind not in "bf":
-        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {values.dtype}")
-    ndim = max(map(len, shapes)) + 1
-    if values.ndim not in (2, ndim):
+def _check_mask(mask: Array, ndim: int) -> None:
+    """Raise an error unless a mask has two axes, or all `ndim` axes of the scores."""
+    dtype, shape = as_array(mask).dtype, np.shape(mask)
+    if dtype.kind not in "bf":
+        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {dtype}")
+    if len(shape) not in (2, ndim):
         raise ValueError(
             f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
-            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] adds one for the heads"
-        )
-    try:
-        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
-    except ValueError:
-        return  # a later check raises an error that names the shapes that do not match
-    scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
-    if not fits(values.shape, scores):
-        raise ValueError(
-            f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
-            f"{scores}"
+            f"(..., heads, L, S), not {shape}; mask[..., None, :, :] adds one for the heads"
         )
 
 
@@ -318,7 +301,6 @@ class TransformerBlock(Module):
     ) -> None:
         check_positive("d_model", d_model)
         check_flag("causal", causal)
-        check_flag("bias", bias)
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.causal = causal
         self.norm1 = _norm(norm, d_model, bias, dtype)

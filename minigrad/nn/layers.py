@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from minigrad import functional, ops
 from minigrad.checks import check_flag, check_integer, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
+from minigrad.functional.neural import check_padding_idx
 from minigrad.nn import init
 from minigrad.nn.module import FunctionModule, Module, Parameter
 from minigrad.random import Rng
@@ -122,12 +123,7 @@ class Embedding(Module):
         check_positive("num_embeddings", num_embeddings)
         check_positive("embedding_dim", embedding_dim)
         if padding_idx is not None:
-            check_integer("padding_idx", padding_idx)
-            if not -num_embeddings <= padding_idx < num_embeddings:
-                raise ValueError(
-                    f"padding_idx = {padding_idx}, but there are {num_embeddings} rows"
-                )
-            padding_idx %= num_embeddings
+            padding_idx = check_padding_idx(padding_idx, num_embeddings)
         self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
         init.normal_(self.weight, rng=rng)
         self.padding_idx = padding_idx
@@ -281,7 +277,6 @@ class MLP(Module):
         if not isinstance(sizes, Sequence):
             raise TypeError(f"sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
         _check_callable(activation, "the activation")
-        check_flag("bias", bias)
         check_probability("dropout", dropout)
         if len(sizes) < 2:
             raise ValueError(f"sizes are at least those of input and output, not {sizes!r}")
@@ -331,7 +326,6 @@ class GatedMLP(Module):
         rng: Rng = None,
     ) -> None:
         _check_callable(activation, "the activation")
-        check_flag("bias", bias)
         self.activation = activation
         self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
         self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
@@ -349,8 +343,5 @@ def _check_callable(layer: Any, role: str) -> None:
     if isinstance(layer, type):
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
     if not callable(layer):
-        star = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
-        star = "; write Sequential(*layers.values())" if isinstance(layer, dict) else star
-        raise TypeError(
-            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{star}"
-        )
+        hint = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+        raise TypeError(f"{role} must be a module or a function, not {layer!r:.60}{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, field
+from typing import ClassVar
 
 from minigrad import functional
 from minigrad.checks import check_above_0, check_probability
@@ -16,10 +17,8 @@ __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSEL
 class Loss(FunctionModule):
     """Base class of losses, with a reduction "mean", "sum" or "none"."""
 
+    _checks: ClassVar = {"reduction": check_reduction}
     reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        check_reduction(self.reduction)
 
 
 class MSELoss(Loss):
@@ -51,12 +50,8 @@ class HuberLoss(Loss):
         TypeError: if `delta` is not a number.
     """
 
-    function = functional.huber
+    function, _checks = functional.huber, {**Loss._checks, "delta": check_above_0}
     delta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_above_0("HuberLoss: delta", self.delta)
 
 
 class BCEWithLogitsLoss(Loss):
@@ -95,15 +90,13 @@ class CrossEntropyLoss(Loss):
     """
 
     function = functional.cross_entropy
+    _checks: ClassVar = {
+        **Loss._checks, "ignore_index": check_ignore_index, "label_smoothing": check_probability,
+    }  # fmt: skip
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ignore_index(self.ignore_index)
-        check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
 
 class NLLLoss(Loss):
@@ -116,11 +109,7 @@ class NLLLoss(Loss):
         ValueError, TypeError: as in `CrossEntropyLoss`; when called, as by `nll`.
     """
 
-    function = functional.nll
+    function, _checks = functional.nll, {**Loss._checks, "ignore_index": check_ignore_index}
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ignore_index(self.ignore_index)

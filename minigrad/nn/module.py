@@ -376,11 +376,17 @@ class FunctionModule(Module):
 
     function: ClassVar[Callable[..., Any]]
     _options: ClassVar[tuple[str, ...]] = ()
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of options, by name
 
     def __init_subclass__(cls, **options: Any) -> None:
         dataclass(repr=False, eq=False)(cls)
         super().__init_subclass__(**options)  # with the constructor of the dataclass
         cls._options = tuple(field.name for field in fields(cls))
+
+    @named_errors
+    def __post_init__(self) -> None:
+        for name, check in self._checks.items():
+            check(name, getattr(self, name))
 
     @named_errors
     def forward(self, *tensors: Any, **named: Any) -> Any:
@@ -389,15 +395,8 @@ class FunctionModule(Module):
         Raises:
             TypeError: if an option is given, which belongs in the call of the class.
         """
-        for name in self._options:
-            if name in named:
-                kind = type(self).__name__
-                raise TypeError(
-                    f"{kind}: {name} is set when the module is made, as in "
-                    f"{kind}({name}={named[name]!r:.60}), and not when it is called"
-                )
-            named[name] = getattr(self, name)
-        return type(self).function(*tensors, **named)
+        options = {name: getattr(self, name) for name in self._options}
+        return type(self).function(*tensors, **named, **options)
 
     def extra_repr(self) -> str:
         """Return the options without arrays; keyword-only ones only if not the default."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_positive, check_range
+from minigrad.checks import check_flag, check_positive, check_range, for_each_axis
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.creation import or_float32
@@ -279,12 +279,10 @@ class GroupNorm(Module):
 
 
 def _checked_sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    if not sizes:
+    count = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+    if count == 0:
         raise ValueError("normalized_shape must name at least one axis, not ()")
-    for size in sizes:
-        check_positive("each size of normalized_shape", size)
-    return tuple(sizes)
+    return for_each_axis("each size of normalized_shape", normalized_shape, count)
 
 
 def _affine_pair(

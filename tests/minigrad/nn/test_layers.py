@@ -139,13 +139,9 @@ def test_a_layer_of_a_sequential_can_be_replaced():
         net[0] = 3
 
 
-@pytest.mark.parametrize(
-    ("layers", "hint"),
-    [([minigrad.tanh], "Sequential(*layers)"), ({"0": minigrad.tanh}, "(*layers.values())")],
-)
-def test_a_list_of_layers_is_unpacked(layers, hint):
-    with pytest.raises(TypeError, match=re.escape(hint)):
-        Sequential(layers)
+def test_a_list_of_layers_is_unpacked():
+    with pytest.raises(TypeError, match=re.escape("Sequential(*layers)")):
+        Sequential([minigrad.tanh])
 
 
 def test_mlp_has_its_activation_between_layers_and_none_at_the_end(rng):
@@ -350,9 +346,8 @@ def test_an_option_is_set_when_a_module_is_made_and_not_when_it_is_called(rng):
         (nn.CrossEntropyLoss(), [x, target], {"ignore_index": 0}),
         (nn.MSELoss(), [x, x], {"reduction": "sum"}),
     ):
-        kind, ((name, value),) = type(module).__name__, option.items()
-        message = f"{kind}: {name} is set when the module is made, as in {kind}({name}={value!r})"
-        with pytest.raises(TypeError, match=re.escape(message)):
+        (name,) = option
+        with pytest.raises(TypeError, match=f"{type(module).__name__}: .* argument '{name}'"):
             module(*operands, **option)
 
 
