@@ -39,10 +39,9 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
         x, axis = ops.reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
     taken = as_integers("indices", indices)
-    if taken.ndim != x.ndim or any(
-        i != axis and 1 != a != b != 1
-        for i, (a, b) in enumerate(zip(taken.shape, x.shape, strict=True))
-    ):
+    pairs = zip(taken.shape, x.shape, strict=False)
+    others = [pair for i, pair in enumerate(pairs) if i != axis]
+    if taken.ndim != x.ndim or any(1 != a != b != 1 for a, b in others):
         raise ValueError(
             f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"

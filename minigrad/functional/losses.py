@@ -141,15 +141,13 @@ def cross_entropy(
         if weights is not None:
             terms = terms * _along(axis, weights, logits.ndim)
         return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
-    usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
-    if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        labels = _as_int64(as_array(target))
-        if labels is not None:
-            options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
-            counts, divisor = observed(label_weights, labels, *options)
-            return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
+    labels = _labels(target, logits, axis)
+    if logits.ndim == 2 and logits.size and not (label_smoothing and weight is not None):
+        options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
+        counts, divisor = observed(label_weights, labels, *options)
+        return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
     scores = ops.log_softmax(logits, axis)
-    options = axis, target, weights, ignore_index, reduction, label_smoothing
+    options = axis, labels, weights, ignore_index, reduction, label_smoothing
     return narrowed(_label_losses(scores, *options), given)
 
 
@@ -201,13 +199,11 @@ def linear_cross_entropy(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
         )
     smoothing = float(label_smoothing)
-    given = ops.reshape(given, -1)
-    labels = _as_int64(given)
-    trained = is_differentiated(weight)
+    labels = ops.astype(ops.reshape(given, -1), np.int64)
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
-    if trained or not same_floats or labels is None:
+    if is_differentiated(weight) or not same_floats:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
-        losses = cross_entropy(stored_linear(rows, weight), given, reduction, **options)
+        losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
         counts, divisor = observed(
             label_weights, labels, weight.shape[0], ignore_index, None, x.dtype, reduction
@@ -240,7 +236,8 @@ def nll(
     check_ignore_index("ignore_index", ignore_index)
     scores = widened(log_probabilities)
     axis, weights = _classes(scores, weight)
-    losses = _label_losses(scores, axis, target, weights, ignore_index, reduction)
+    labels = _labels(target, scores, axis)
+    losses = _label_losses(scores, axis, labels, weights, ignore_index, reduction)
     return narrowed(losses, log_probabilities)
 
 
@@ -291,30 +288,28 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     return ops.astype(weight, t.dtype)
 
 
-def _label_losses(
-    scores: Array,
-    axis: int,
-    target: Array,
-    class_weights: NDArray[Any] | None,
-    ignore_index: int,
-    reduction: Reduction,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Check class indices against the scores, and return the losses.
-
-    The scores are log-probabilities, with the classes along `axis`.
-    """
-    labels, classes = as_array(target), scores.shape[axis]
+def _labels(target: Array, scores: Array, axis: int) -> Any:
+    """Check class indices against scores with the classes along `axis`; return them as int64."""
+    labels: Any = as_array(target)
+    expected = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"targets are integer classes (or, for cross_entropy, floats of shape "
             f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
         )
-    expected = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.shape != expected:
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
+    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
+
+
+def _label_losses(
+    scores: Array, axis: int, labels: NDArray[np.int64], class_weights: NDArray[Any] | None,
+    ignore_index: int, reduction: Reduction, smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Return the losses of labels for log-probabilities with the classes along `axis`."""
+    classes = scores.shape[axis]
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
     # A label with weight 0 has the loss 0, even if its score is infinite.
@@ -331,21 +326,10 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _as_int64(labels: Any) -> Any:
-    """Return integers as int64, for which kernels exist; None if int64 cannot hold them."""
-    if labels.dtype.kind not in "iu" or labels.dtype == np.uint64:
-        return None
-    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
-
-
 def label_weights(
-    labels: NDArray[np.int64],
-    classes: int,
-    ignore_index: int,
-    class_weights: NDArray[Any] | None,
-    dtype: np.dtype[Any],
-    reduction: Reduction,
-) -> tuple[NDArray[Any], float | None]:
+    labels: NDArray[np.int64], classes: int, ignore_index: int, class_weights: NDArray[Any] | None,
+    dtype: np.dtype[Any], reduction: Reduction,
+) -> tuple[NDArray[Any], float | None]:  # fmt: skip
     """Return the weight of each label, 0 if it is ignored, and the divisor of the loss.
 
     Raises:
@@ -362,21 +346,14 @@ def label_weights(
 
 
 def chosen_scores(
-    labels: NDArray[Any],
-    axis: int,
-    classes: int,
-    ignore_index: int,
-    class_weights: NDArray[Any] | None,
-    reduction: Reduction,
-) -> tuple[Any, ...]:
+    labels: NDArray[Any], axis: int, classes: int, ignore_index: int,
+    class_weights: NDArray[Any] | None, reduction: Reduction,
+) -> tuple[Any, ...]:  # fmt: skip
     """Return which labels count, their weights, and where their scores are.
 
-    Returns:
-        Which labels are not ignored, which of these have a weight above 0, the weights (None for
-        1), the sum of the weights, and the index of the scores, an array for each of their axes.
-
-    Raises:
-        ValueError: if a label is not a class, or all labels are ignored in a mean.
+    These are: which labels are not ignored, which of these have a weight above 0, the weights (None
+    for 1), the sum of the weights, and the index of the scores, an array for each of their axes.
+    For errors see `label_weights`.
     """
     counted = labels != ignore_index
     labels = np.where(counted, labels, 0)
@@ -396,10 +373,8 @@ def chosen_scores(
 def check_from_0_to_1(values: NDArray[Any]) -> None:
     """Raise a ValueError unless all targets are from 0 to 1."""
     if not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(
-            f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
-            f"{values.max()}"
-        )
+        found = f"{values.min()} to {values.max()}"
+        raise ValueError(f"targets are probabilities, from 0 to 1; these run from {found}")
 
 
 def check_not_negative(values: NDArray[Any], message: str) -> None:
@@ -422,10 +397,9 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
         return axis, None
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise TypeError("the weights of classes are constants; pass weight.detach()")
-    if weight.shape != scores.shape[axis : axis + 1]:
-        raise ValueError(
-            f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
-        )
+    count = scores.shape[axis]
+    if weight.shape != (count,):
+        raise ValueError(f"there are {count} classes, but weights of shape {weight.shape}")
     values: NDArray[Any] = as_array(weight, scores.dtype)
     observed(check_not_negative, values, "weights of classes must be at least 0, not {}")
     return axis, values
@@ -500,14 +474,9 @@ def label_loss(
 
 @label_loss.vjp("logits", cost=lambda logits: 4 * logits.size)
 def _label_loss_logits(
-    g: Array,
-    logits: Array,
-    labels: Array,
-    weights: Array,
-    smoothing: float,
-    divisor: float | None,
-    residuals: Array,
-) -> Array:
+    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float,
+    divisor: float | None, residuals: Array,
+) -> Array:  # fmt: skip
     if divisor is not None:
         g = np.full(len(labels), g / divisor, logits.dtype)
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
@@ -571,10 +540,8 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     A float64 target would make a float32 model compute in float64, which is slower.
     """
     if target.shape != prediction.shape:
-        raise ValueError(
-            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
-            f"the same"
-        )
+        shapes = f"{prediction.shape}, the target {target.shape}"
+        raise ValueError(f"the prediction has shape {shapes}; they must be the same")
     prediction = widened(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)

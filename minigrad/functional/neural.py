@@ -106,16 +106,9 @@ def check_padding_idx(padding_idx: int, count: int) -> int:
 
 
 def _attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array = None,
-    added: Array = None,
-    offset: int | None = None,
-    scale: float = 1.0,
-    dropout_p: float = 0.0,
-    rng: Rng = None,
-) -> Tensor:
+    query: Array, key: Array, value: Array, allowed: Array = None, added: Array = None,
+    offset: int | None = None, scale: float = 1.0, dropout_p: float = 0.0, rng: Rng = None,
+) -> Tensor:  # fmt: skip
     """softmax(q k^T scale + added) v where allowed; 0 if a query may attend to no key."""
     heads = query.shape[-3:-2]
     key, value = (
@@ -169,14 +162,9 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
     nonfinite_hint=_attention_hint,
 )
 def fused_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Booleans | None = None,
-    added: Array = None,
-    offset: int | None = None,
-    scale: float = 1.0,
-) -> tuple[Array, Array]:
+    query: Array, key: Array, value: Array, allowed: Booleans | None = None, added: Array = None,
+    offset: int | None = None, scale: float = 1.0,
+) -> tuple[Array, Array]:  # fmt: skip
     """Attention that never stores all weights in memory (see `minigrad.kernels.attention`).
 
     Its residual is one number for each query, log(sum(e^scores)).
@@ -264,11 +252,9 @@ def scaled_dot_product_attention(
     shape = _attention_shape(query, key, value, enable_gqa)
     offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1])
-    else:
-        check_range("scale", scale, -math.inf, math.inf)
-        scale = float(scale)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    check_range("scale", scale, -math.inf, math.inf)
+    scale = float(scale)
     given = query
     if query.dtype == key.dtype == value.dtype == np.float16:  # their products could overflow
         query, key, value = (widened(x) for x in (query, key, value))
@@ -284,22 +270,20 @@ def scaled_dot_product_attention(
 def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
     """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     shapes = query.shape, key.shape, value.shape
-    if any(len(shape) < 2 for shape in shapes):
-        raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise ValueError(
-            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
-            f"not {shapes}"
-        )
+    if (
+        any(len(shape) < 2 for shape in shapes)
+        or query.shape[-1] != key.shape[-1]
+        or key.shape[-2] != value.shape[-2]
+    ):
+        wanted = "(..., L, d), (..., S, d) and (..., S, d_v)"
+        raise ValueError(f"query, key and value have shapes {wanted}, not {shapes}")
     if 0 in key.shape[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
     axes = [shape[:-2] for shape in shapes]
     if enable_gqa:
         if not all(axes) or any(n[-1] == 0 or axes[0][-1] % n[-1] for n in axes[1:]):
-            wanted = (
-                "with enable_gqa, the heads, axis -3, of key and value divide those of the query"
-            )
-            raise ValueError(f"{wanted}, not as in shapes {shapes}")
+            wanted = "the heads, axis -3, of key and value divide those of the query"
+            raise ValueError(f"with enable_gqa, {wanted}, not as in shapes {shapes}")
         axes = [(*n[:-1], axes[0][-1]) for n in axes]
     try:
         leading = np.broadcast_shapes(*axes)
@@ -316,9 +300,7 @@ def _mask(
     if attn_mask is None:
         return None, None
     if is_causal:
-        raise ValueError(
-            "give a mask or is_causal, not both; for both, pass mask & a lower triangle"
-        )
+        raise ValueError("give a mask or is_causal; for both, pass mask & a lower triangle")
     values = as_array(attn_mask)
     if not fits(values.shape, shape):
         raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
