@@ -70,10 +70,8 @@ def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
     """Raise an error unless x and the weight have the right numbers of axes."""
     axes = len(kernel.split(", "))
     if x.ndim not in (axes + 1, axes + 2) or weight.ndim != axes + 2:
-        raise ValueError(
-            f"takes {images} and a weight (O, C / groups, {kernel}); the shapes are {x.shape} and "
-            f"{weight.shape}"
-        )
+        wanted = f"{images} and a weight (O, C / groups, {kernel})"
+        raise ValueError(f"takes {wanted}; the shapes are {x.shape} and {weight.shape}")
 
 
 def _padded(
@@ -96,10 +94,6 @@ def _padded(
 def check_padding(padding: str, stride: tuple[int, ...]) -> None:
     """Raise an error if the padding is unknown, or is "same" and a stride is not 1."""
     if padding not in ("same", "valid"):
-        raise ValueError(
-            f"padding must be integers of at least 0, 'same' or 'valid', not {padding!r:.60}"
-        )
+        raise ValueError(f"padding is integers, 'same' or 'valid', not {padding!r:.60}")
     if padding == "same" and set(stride) != {1}:
-        raise ValueError(
-            f"padding='same' is offered for a stride of 1, not of {', '.join(map(str, stride))}"
-        )
+        raise ValueError(f"padding='same' is offered for a stride of 1, not of {stride}")

@@ -130,10 +130,10 @@ def _check_smaller(
     if indices.ndim != len(shape) or any(
         i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
     ):
-        larger = "may not be larger" if axis is None else f"only along axis {axis} may be larger"
+        but = "" if axis is None else f", except along axis {axis}"
         raise ValueError(
-            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they need "
-            f"as many axes as {name}, and {larger}"
+            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they have "
+            f"as many axes, and are not larger{but}"
         )
 
 
@@ -295,10 +295,8 @@ def check_below(
 ) -> None:
     """Raise an error unless all integers are from 0 to `count` - 1, as indices of `what`."""
     if values.size and not (values.min() >= 0 and values.max() < count):
-        raise error(
-            f"{role} run from {values.min()} to {values.max()}, but there are {count} {what}, "
-            f"0 to {count - 1}"
-        )
+        found = f"{values.min()} to {values.max()}"
+        raise error(f"{role} run from {found}, but there are {count} {what}, 0 to {count - 1}")
 
 
 def as_integers(role: str, values: Array) -> Any:

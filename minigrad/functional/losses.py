@@ -18,7 +18,7 @@ from minigrad.functional.compositions import composition
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
-from minigrad.ops.shape import fits
+from minigrad.ops.shape import check_shape, fits
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -194,10 +194,7 @@ def linear_cross_entropy(
         raise TypeError(f"the weight is a matrix, not {weight!r:.60}")
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
-    if given.shape != x.shape[:-1]:
-        raise ValueError(
-            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
-        )
+    check_shape("the target", given, x.shape[:-1])
     smoothing = float(label_smoothing)
     labels = ops.astype(ops.reshape(given, -1), np.int64)
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
@@ -291,16 +288,12 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
 def _labels(target: Array, scores: Array, axis: int) -> Any:
     """Check class indices against scores with the classes along `axis`; return them as int64."""
     labels: Any = as_array(target)
-    expected = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"targets are integer classes (or, for cross_entropy, floats of shape "
             f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
         )
-    if labels.shape != expected:
-        raise ValueError(
-            f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
-        )
+    check_shape("the target", labels, scores.shape[:axis] + scores.shape[axis + 1 :])
     return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
 
 

@@ -76,9 +76,7 @@ class MultiHeadAttention(Module):
         for name, size in sizes.items():
             check_positive(name, size)
         if embed_dim % num_heads:
-            raise ValueError(
-                f"num_heads divides embed_dim, but {embed_dim} is not a multiple of {num_heads}"
-            )
+            raise ValueError(f"num_heads = {num_heads} does not divide embed_dim = {embed_dim}")
         check_probability("dropout", dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
@@ -131,9 +129,8 @@ class MultiHeadAttention(Module):
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for x, (name, size) in zip((query, key, value), sizes.items(), strict=True):
             if x.ndim < 2 or x.shape[-1] != size:
-                raise ValueError(
-                    f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
-                )
+                wanted = f"shape (..., length, {size})"
+                raise ValueError(f"MultiHeadAttention: the {name} has {wanted}, not {x.shape}")
         if attn_mask is not None:
             _check_mask(attn_mask, max(query.ndim, key.ndim, value.ndim) + 1)
             if is_causal:  # combine both into one mask, which also forbids keys after position i
@@ -223,10 +220,8 @@ class KVCache:
                 )
         end = self.length + k.shape[2]
         if end > capacity:
-            raise ValueError(
-                f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
-                f"memory for {capacity}; make the cache with a larger capacity"
-            )
+            hint = f"memory for {capacity}; make the cache with a larger capacity"
+            raise ValueError(f"KVCache: there would be {end} tokens, but there is {hint}")
         self._both[:, :, :, self.length : end] = as_array(k), as_array(v)
         self.length = end
         keys, values = self._both[:, :, :, :end]
@@ -240,9 +235,7 @@ class KVCache:
             TypeError: if `length` is not an integer.
         """
         if not 0 <= (length := operator.index(length)) <= self.length:
-            raise ValueError(
-                f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
-            )
+            raise ValueError(f"KVCache: cannot truncate {self.length} tokens to {length}")
         self.length = length
         mark_written(self._both)  # later tokens overwrite values that a graph may still need
 

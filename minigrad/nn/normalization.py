@@ -175,10 +175,8 @@ class BatchNorm1d(Module):
         """
         x = as_input(self, x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__} takes {self._shapes} with C = {self.num_features}, not "
-                f"shape {x.shape}"
-            )
+            wanted = f"{self._shapes} with C = {self.num_features}"
+            raise ValueError(f"{type(self).__name__} takes {wanted}, not shape {x.shape}")
         momentum, tracked = self.momentum, self.num_batches_tracked
         if self.training and tracked is not None and momentum is None:
             momentum = observed(share_of_batch, tracked._data)
@@ -267,9 +265,8 @@ class GroupNorm(Module):
         """
         x = as_input(self, x)
         if x.shape[1:2] != (self.num_channels,):
-            raise ValueError(
-                f"GroupNorm takes (N, C, ...) with C = {self.num_channels}, not shape {x.shape}"
-            )
+            wanted = f"(N, C, ...) with C = {self.num_channels}"
+            raise ValueError(f"GroupNorm takes {wanted}, not shape {x.shape}")
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:

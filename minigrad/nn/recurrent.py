@@ -20,6 +20,7 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, as_input
 from minigrad.ops.recurrent import CELLS
+from minigrad.ops.shape import check_shape
 from minigrad.random import Rng
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -63,10 +64,9 @@ class _Recurrent(Module):
     def _check_input(self, x: Tensor, axes: int) -> bool:
         """Return whether x is a batch, with `axes` axes; one sequence has one axis less."""
         if x.ndim not in (axes - 1, axes) or x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: x has {axes} axes, or {axes - 1} without a batch, and the "
-                f"last has size {self.input_size}; this one has shape {x.shape}"
-            )
+            size = self.input_size
+            wanted = f"{axes} axes, or {axes - 1} without a batch, the last of size {size}"
+            raise ValueError(f"{type(self).__name__}: x has {wanted}, not shape {x.shape}")
         return x.ndim == axes
 
     def _joined(
@@ -84,10 +84,7 @@ class _Recurrent(Module):
         shape = shape if batched else (*shape[:-2], shape[-1])
         parts = state if count == 2 else [state]
         for part in parts:
-            if np.shape(part) != shape:
-                raise ValueError(
-                    f"{name}: a state must have shape {shape}, but has {np.shape(part)}"
-                )
+            check_shape(f"{name}: a state", part, shape)
         joined = ops.concatenate(parts, -1) if count == 2 else state
         return joined if batched else functional.expand_dims(joined, -2)
 

@@ -18,7 +18,7 @@ from minigrad.core.tensor import Array
 from minigrad.ops.activation import relu, sigmoid
 from minigrad.ops.elementwise import tanh
 from minigrad.ops.products import linear
-from minigrad.ops.shape import concatenate, getitem, reshape
+from minigrad.ops.shape import check_shape, concatenate, getitem, reshape
 
 
 class Cell(NamedTuple):
@@ -120,14 +120,10 @@ def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> Non
         raise ValueError(f"{cell!r} takes a weight ({gates} H, H), not one of shape {weight.shape}")
     height, size = weight.shape
     if x.ndim != 3 or x.shape[2] != height or len(x) == 0:
-        raise ValueError(
-            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; for {cell!r} "
-            f"it is (L, N, {height}), with at least one step"
-        )
-    if state.shape != (shape := (x.shape[1], states * size)):
-        raise ValueError(f"state must have shape {shape}, but has {state.shape}")
-    if bias is not None and bias.shape != (height,):
-        raise ValueError(f"bias has shape {bias.shape}; it must be {(height,)}")
+        wanted = f"(L, N, {height}), with at least one step"
+        raise ValueError(f"x for a weight of shape {weight.shape} is {wanted}, not {x.shape}")
+    check_shape("state", state, (x.shape[1], states * size))
+    check_shape("bias", bias, (height,))
 
 
 def _inputs(

@@ -75,6 +75,12 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(n in (1, size) for n, size in pairs)
 
 
+def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError if an array does not have this shape; None passes."""
+    if value is not None and np.shape(value) != shape:
+        raise ValueError(f"{name} must have shape {shape}, but has {np.shape(value)}")
+
+
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` in the form that numpy accepts: a tuple instead of a list."""
     return tuple(axis) if isinstance(axis, list) else axis
@@ -312,10 +318,8 @@ def from_the_front(indices: Array, axis: int, shape: Sequence[int]) -> Array:
     size = shape[axis]
     least, most = (indices.min(), indices.max()) if indices.size else (0, -1)
     if not (least >= -size and most < size):
-        raise IndexError(
-            f"indices run from {least} to {most}, which is out of bounds for axis {axis} of shape "
-            f"{tuple(shape)}"
-        )
+        wrong = f"out of bounds for axis {axis} of shape {tuple(shape)}"
+        raise IndexError(f"indices run from {least} to {most}, which is {wrong}")
     indices = indices.astype(np.intp, copy=False)  # uint8 could not hold a position above 255
     return np.where(indices < 0, indices + size, indices) if least < 0 else indices
 
