@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -37,11 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T", bound=Tensor)
 
 
-class _Thread(threading.local):
-    skipping = False  # whether the functions of this module do nothing
-
-
-_thread = _Thread()
+_skipping = ContextVar("_skipping", default=False)  # whether these functions do nothing
 
 
 @contextmanager
@@ -55,11 +51,11 @@ def skipped() -> Iterator[None]:
     In this thread, the functions of this module do nothing. The operating system provides memory
     only when it is written, so uninitialised weights cost nothing.
     """
-    before, _thread.skipping = _thread.skipping, True
+    token = _skipping.set(True)
     try:
         yield
     finally:
-        _thread.skipping = before
+        _skipping.reset(token)
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
@@ -73,7 +69,7 @@ def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenat
             raise TypeError(f"fills a Tensor, not {tensor!r:.60}")
         if draws and tensor.dtype.kind != "f":
             raise TypeError(f"draws floats, and {tensor.describe()} is not of floats")
-        if not _thread.skipping:
+        if not _skipping.get():
             fill(tensor, *args, **options)
         return tensor
 

@@ -419,22 +419,19 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             problems.append(f"missing: {name} {tensor.shape}")
             continue
         try:
-            values[name] = as_array(state[name])
+            value = as_array(state[name])
         except (TypeError, ValueError) as error:
             problems.append(f"unusable: {name}: {error}")
             continue
-        if values[name].shape != tensor.shape:
-            problems.append(
-                f"mis-shaped: {name} is {values[name].shape} in the state, "
-                f"{tensor.shape} in the module"
-            )
-        elif not holds(tensor.dtype, values[name]):
+        if value.shape != tensor.shape:
+            shapes = f"{value.shape} in the state, {tensor.shape} in the module"
+            problems.append(f"mis-shaped: {name} is {shapes}")
+        elif not holds(tensor.dtype, value):
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
-        elif _memory(values[name]) in memory:  # writing to another tensor could change this value
-            values[name] = values[name].copy()
-    for name in state:
-        if name not in tensors:
-            problems.append(f"unexpected: {name}{nearest(str(name), tensors)}")
+        # Writing to another tensor could change a value that shares its memory.
+        values[name] = value.copy() if _memory(value) in memory else value
+    unknown = [name for name in state if name not in tensors]
+    problems += [f"unexpected: {name}{nearest(str(name), tensors)}" for name in unknown]
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
