@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import ops
 from minigrad.checks import check_flag, check_integer
 from minigrad.core.grad_mode import observed
+from minigrad.core.op import Op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.compositions import composition
 from minigrad.functional.shape import squeeze
@@ -182,8 +183,7 @@ def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
         ValueError: if the axis is empty or does not exist.
         TypeError: if `keepdims` is not True or False.
     """
-    keepdims = flag(keepdims)
-    return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmax, axis, keepdims)
 
 
 @composition
@@ -194,15 +194,13 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
         ValueError: if the axis is empty or does not exist.
         TypeError: if `keepdims` is not True or False.
     """
-    keepdims = flag(keepdims)
-    return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmin, axis, keepdims)
 
 
-def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIndices:
-    values = take_along_axis(x, indices, axis)
-    if keepdims:
-        return ValuesAndIndices(values, indices)
-    return ValuesAndIndices(squeeze(values, axis), squeeze(indices, axis))
+def _chosen(x: Array, arg: Op[Any], axis: int, keepdims: bool) -> ValuesAndIndices:
+    indices = arg(x, normalize_axis(axis, x.ndim), keepdims=True)
+    found = take_along_axis(x, indices, axis), indices
+    return ValuesAndIndices(*(found if flag(keepdims) else (squeeze(v, axis) for v in found)))
 
 
 @composition
@@ -285,9 +283,7 @@ def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
     if num_classes < 0:
         raise ValueError(f"num_classes must not be negative, but is {num_classes}")
     check_below("labels", classes, num_classes, "classes")
-    rows = np.zeros((classes.size, num_classes), np.int64)
-    rows[np.arange(classes.size), classes.ravel()] = 1
-    return rows.reshape(*classes.shape, num_classes)
+    return (classes[..., None] == np.arange(num_classes)).astype(np.int64)
 
 
 def check_below(

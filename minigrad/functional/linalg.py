@@ -49,8 +49,7 @@ def norm(
 def _norm(x: Array, ord: float | str | None, axis: Axis, keepdims: bool) -> Tensor:
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
-    euclidean = (count, ord) in ((1, 2), (2, "fro"))
-    if euclidean or (ord is None and (axis is None or count in (1, 2))):
+    if (count, ord) in ((1, 2), (1, None), (2, "fro"), (2, None)) or axis is ord is None:
         return root(ops.sum(ops.square(x), axes, keepdims))
     if count not in (1, 2):
         raise ValueError(f"takes vectors or matrices, not {count} axes of shape {x.shape}")

@@ -236,10 +236,10 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
         raise ValueError(f"reps must not be negative, but are {reps!r}")
     ndim = max(x.ndim, len(counts))
     sizes = (1,) * (ndim - x.ndim) + x.shape
-    counts = (1,) * (ndim - len(counts)) + counts
+    pairs = list(zip((1,) * (ndim - len(counts)) + counts, sizes, strict=True))
     apart = reshape(x, [n for size in sizes for n in (1, size)])
-    repeated = broadcast_to(apart, [n for pair in zip(counts, sizes, strict=True) for n in pair])
-    return reshape(repeated, [count * size for count, size in zip(counts, sizes, strict=True)])
+    repeated = broadcast_to(apart, [n for pair in pairs for n in pair])
+    return reshape(repeated, [count * size for count, size in pairs])
 
 
 @composition

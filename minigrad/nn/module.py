@@ -311,12 +311,11 @@ class Module(Owner):
         Raises:
             TypeError: if `dtype` is not a float dtype.
         """
-        target = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
-        if target is None or target.kind != "f":
-            raise TypeError(f"parameters are floats, and cannot become {target}")
+        if dtype is None or np.dtype(dtype).kind != "f":  # numpy takes None for float64
+            raise TypeError(f"parameters are floats, and cannot become {dtype!r}")
         for _, tensor in self.named_state():
             if tensor.dtype.kind == "f":
-                tensor.data = tensor.data.astype(target)
+                tensor.data = tensor.data.astype(dtype)
         return self
 
     # ----------------------------------------------------------------------------------------------

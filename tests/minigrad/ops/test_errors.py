@@ -137,7 +137,7 @@ def test_an_axis_that_is_not_there_or_no_integer_is_refused(name):
 @pytest.mark.parametrize("name", [name for name in OF_AXES if name not in ONCE_OR_MORE])
 def test_an_axis_named_twice_is_refused(name):
     for axes in ((0, 0), (1, -1)):
-        refused(name, (X, axes), ValueError, str(axes), function=OF_AXES[name])
+        refused(name, (X, axes), ValueError, function=OF_AXES[name])
 
 
 # Nothing to reduce
@@ -191,9 +191,9 @@ ATTENTION = "scaled_dot_product_attention"
 IMAGES = np.ones((1, 2, 4, 5))
 
 SHAPES = [
-    bad("expand_dims", (X, (0, 0)), ValueError, "(0, 0)"),
+    bad("expand_dims", (X, (0, 0)), ValueError, "repeated axis"),
     bad("squeeze", (X, 0), ValueError, "(2, 3)", "size 2"),
-    bad("moveaxis", (X, (0, 0), (0, 1)), ValueError, "(0, 0)"),
+    bad("moveaxis", (X, (0, 0), (0, 1)), ValueError, "repeated axis"),
     bad("moveaxis", (X, 0, 5), ValueError, "5"),
     bad("moveaxis", (X, (0, 1), 0), ValueError, "2", "1"),
     bad("transpose", (X, (0, 0)), ValueError, "(2, 3)", "(0, 0)"),
@@ -204,9 +204,9 @@ SHAPES = [
     bad("broadcast_to", (X, (2, 4)), ValueError, "(2, 3)", "(2, 4)"),
     bad("roll", (X, (1, 2, 3), (0, 1)), ValueError, "(1, 2, 3)", "(0, 1)"),
     bad("roll", (X, 1.5, 0), TypeError, "1.5"),
-    bad("diagonal", (X, 0, 1, -1), ValueError, "(1, -1)"),
+    bad("diagonal", (X, 0, 1, -1), ValueError, "repeated axis"),
     bad("diagonal", (ROW,), ValueError, "1"),
-    bad("trace", (X, 0, 1, -1), ValueError, "(1, -1)"),
+    bad("trace", (X, 0, 1, -1), ValueError, "repeated axis"),
     bad("diag", (STACK,), ValueError, "(2, 2, 2)"),
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
@@ -389,11 +389,11 @@ PRODUCTS = [
         bad("tensordot", (X, X, axes), ValueError, *words)
         for axes, words in [
             (1, ["(2, 3)", "do not align"]),
-            (3, ["(-3, -2, -1)"]),
+            (3, ["axis -3"]),
             (-1, ["-1"]),
             ((0, 5), ["5"]),
             ((0, (0, 1)), ["(0,)", "(0, 1)"]),
-            (((0, 0), (0, 1)), ["(0, 0)", "repeated"]),
+            (((0, 0), (0, 1)), ["repeated"]),
             ((0,), ["(0,)"]),
         ]
     ],
@@ -429,7 +429,7 @@ MATRICES = [
         for a in (X, ROW, NONE)
     ],
     bad("solve", (X, ROW), ValueError, "(2, 3)"),
-    bad("solve", (SQUARE, X), ValueError, "a of shape (3, 3)", "b of shape (2, 3)"),
+    bad("solve", (SQUARE, X), ValueError, "(3, 3) and (2, 3)"),
     bad("solve", (ROW, ROW), ValueError, "(3,)"),
     bad("solve", (SQUARE, np.ones((4, 1))), ValueError, "(3, 3)", "(4, 1)"),
     bad("solve", (SQUARE, NUMBER), ValueError, "(3, 3)", "()"),
@@ -648,7 +648,7 @@ def test_weights_of_classes_are_not_learned(name):
 
 def test_the_derivative_of_a_determinant_that_is_not_offered_is_refused():
     out = minigrad.det(Tensor(np.zeros((17, 17)), requires_grad=True))
-    with pytest.raises(ValueError, match=r"det: .* up to 16 x 16, not for 17 x 17"):
+    with pytest.raises(ValueError, match=r"det: .* if n > 16, and n = 17"):
         out.backward()
 
 
