@@ -90,10 +90,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     for i, array in enumerate(arrays):
         if array is None:
             raise TypeError(none_given(f"arrays[{i}]"))
-    shapes = {np.shape(array) for array in arrays}
-    if len(shapes) != 1:
-        raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")
-    axis = normalize_axis(axis, len(shapes.pop()) + 1)
+    axis = normalize_axis(axis, np.ndim(arrays[0]) + 1) if arrays else 0
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 

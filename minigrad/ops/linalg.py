@@ -131,8 +131,6 @@ def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array
         a = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     if rcond is None:
         rcond = max(a.shape[-2:]) * np.finfo(a.dtype).eps
-    elif np.asarray(rcond).dtype.kind not in "iuf":
-        raise TypeError(f"rcond is a number or None, not {rcond!r:.60}")
     return np.linalg.pinv(a, rcond, hermitian)
 
 

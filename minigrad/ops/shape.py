@@ -213,8 +213,6 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """
     if axis is None:
         raise ValueError("axis=None is not supported; reshape each to (-1,) first")
-    if len(arrays) == 0:
-        raise ValueError("takes at least one array, not none")
     return np.concatenate(arrays, axis)
 
 
