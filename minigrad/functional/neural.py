@@ -251,9 +251,9 @@ def scaled_dot_product_attention(
     shape = _attention_shape(query, key, value, enable_gqa)
     offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    check_range("scale", scale, -math.inf, math.inf)
-    scale = float(scale)
+    if scale is not None:
+        check_range("scale", scale, -math.inf, math.inf)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     given = query
     if query.dtype == key.dtype == value.dtype == np.float16:  # their products could overflow
         query, key, value = (widened(x) for x in (query, key, value))

@@ -241,9 +241,7 @@ class Sequential(Module):
             TypeError: if `index` is not an integer, or `layer` cannot be called.
         """
         check_integer("Sequential: the index of a layer", index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"Sequential: there is no layer {index}; it has {len(self)} layers")
-        name = str(index % len(self))
+        name = str(range(len(self))[index])
         _check_callable(layer, f"Sequential: layer {name}")
         setattr(self, name, layer)
 
