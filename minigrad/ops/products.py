@@ -176,15 +176,9 @@ def lora_linear(
 
 
 def _lora_linear_inputs(
-    g: Array,
-    needs_input_grad: Sequence[bool],
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    scale: float,
-    residuals: Array,
-) -> Sequence[Array]:
+    g: Array, needs_input_grad: Sequence[bool], x: Array, weight: Array, lora_a: Array,
+    lora_b: Array, scale: float, residuals: Array,
+) -> Sequence[Array]:  # fmt: skip
     rows, gs = as_rows(x), as_rows(g)
     need_x, need_weight, need_a, need_b, _ = needs_input_grad
     dx, da, db = kernels.lora.backward(
