@@ -60,8 +60,10 @@ def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
         return next((text for text, case in hint.items() if np.any(call_with(case, values))), None)
     if hint is None or isinstance(hint, str):
         return hint
-    text: str | None = call_with(hint, values)
-    return text
+    text = call_with(hint, values)
+    if text is None or isinstance(text, str):
+        return text
+    return f"a hint of this op returned {text!r:.60}; it should return a text or None"
 
 
 def call_with(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
