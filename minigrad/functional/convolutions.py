@@ -94,6 +94,8 @@ def _padded(
 def check_padding(padding: str, stride: tuple[int, ...]) -> None:
     """Raise an error if the padding is unknown, or is "same" and a stride is not 1."""
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding is integers, 'same' or 'valid', not {padding!r:.60}")
+        raise ValueError(
+            f"padding must be integers of at least 0, 'same' or 'valid', not {padding!r:.60}"
+        )
     if padding == "same" and set(stride) != {1}:
         raise ValueError(f"padding='same' is offered for a stride of 1, not of {stride}")

@@ -131,10 +131,10 @@ def _check_smaller(
     if indices.ndim != len(shape) or any(
         i != axis and n > size for i, (n, size) in enumerate(zip(indices.shape, shape, strict=True))
     ):
-        but = "" if axis is None else f", except along axis {axis}"
+        larger = "may not be larger" if axis is None else f"only along axis {axis} may be larger"
         raise ValueError(
-            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they have "
-            f"as many axes, and are not larger{but}"
+            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they need "
+            f"as many axes as {name}, and {larger}"
         )
 
 
@@ -199,8 +199,10 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
 
 def _chosen(x: Array, arg: Op[Any], axis: int, keepdims: bool) -> ValuesAndIndices:
     indices = arg(x, normalize_axis(axis, x.ndim), keepdims=True)
-    found = take_along_axis(x, indices, axis), indices
-    return ValuesAndIndices(*(found if flag(keepdims) else (squeeze(v, axis) for v in found)))
+    values = take_along_axis(x, indices, axis)
+    if flag(keepdims):
+        return ValuesAndIndices(values, indices)
+    return ValuesAndIndices(squeeze(values, axis), squeeze(indices, axis))
 
 
 @composition
@@ -283,7 +285,9 @@ def one_hot_rows(classes: Any, num_classes: int | None) -> Any:
     if num_classes < 0:
         raise ValueError(f"num_classes must not be negative, but is {num_classes}")
     check_below("labels", classes, num_classes, "classes")
-    return (classes[..., None] == np.arange(num_classes)).astype(np.int64)
+    rows = np.zeros((classes.size, num_classes), np.int64)
+    rows[np.arange(classes.size), classes.ravel()] = 1
+    return rows.reshape(*classes.shape, num_classes)
 
 
 def check_below(

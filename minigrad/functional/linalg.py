@@ -13,8 +13,9 @@ from minigrad import ops
 from minigrad.checks import check_count, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
-from minigrad.functional.compositions import composition, narrowed, root, widened
+from minigrad.functional.compositions import composition
 from minigrad.functional.decompositions import svdvals
+from minigrad.functional.precision import narrowed, root, widened
 from minigrad.functional.shape import expand_dims, moveaxis
 from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import flag, normalize_axes
@@ -49,7 +50,8 @@ def norm(
 def _norm(x: Array, ord: float | str | None, axis: Axis, keepdims: bool) -> Tensor:
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
-    if (count, ord) in ((1, 2), (1, None), (2, "fro"), (2, None)) or axis is ord is None:
+    euclidean = (count, ord) in ((1, 2), (2, "fro"))
+    if euclidean or (ord is None and (axis is None or count in (1, 2))):
         return root(ops.sum(ops.square(x), axes, keepdims))
     if count not in (1, 2):
         raise ValueError(f"takes vectors or matrices, not {count} axes of shape {x.shape}")
@@ -295,8 +297,11 @@ def _parsed(
     try:
         order = np.einsum_path(subscripts, *(np.broadcast_to(0, shape) for shape in shapes))[0][1:]
     except (IndexError, ValueError) as error:
-        text = f"{subscripts!r} does not describe operands of shapes {list(shapes)}: {error}"
-        raise ValueError(text.rstrip(".")) from None
+        raise ValueError(
+            f"{subscripts!r} does not describe operands of shapes {list(shapes)}: "
+            f"{str(error).rstrip('.')}; an operand has a letter for each axis, and at most one ... "
+            f"for further ones, and the output has some of these letters, each once"
+        ) from None
     left, arrow, right = subscripts.replace(" ", "").partition("->")
     inputs = []
     sizes: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition, narrowed, widened
+from minigrad.functional.compositions import composition
 from minigrad.functional.indexing import as_integers, check_below
+from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
-from minigrad.ops.shape import check_shape, fits
+from minigrad.ops.shape import fits
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -141,7 +143,8 @@ def cross_entropy(
             terms = terms * _along(axis, weights, logits.ndim)
         return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
     labels = _labels(target, logits, axis)
-    if logits.ndim == 2 and logits.size and not (label_smoothing and weight is not None):
+    usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
+    if usual and not (label_smoothing and weight is not None):
         options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
         counts, divisor = observed(label_weights, labels, *options)
         return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
@@ -193,9 +196,12 @@ def linear_cross_entropy(
         raise TypeError(f"the weight is a matrix, not {weight!r:.60}")
     check_linear(x, weight, None)
     rows, given = as_rows(x), as_integers("targets", target)
-    check_shape("the target", given, x.shape[:-1])
+    if given.shape != x.shape[:-1]:
+        raise ValueError(
+            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
+        )
     smoothing = float(label_smoothing)
-    labels = ops.astype(ops.reshape(given, -1), np.int64)
+    labels = _as_int64(ops.reshape(given, -1))
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
     if is_differentiated(weight) or not same_floats:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
@@ -292,14 +298,28 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
             f"targets are integer classes (or, for cross_entropy, floats of shape "
             f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
         )
-    check_shape("the target", labels, scores.shape[:axis] + scores.shape[axis + 1 :])
+    expected = scores.shape[:axis] + scores.shape[axis + 1 :]
+    if labels.shape != expected:
+        raise ValueError(
+            f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
+        )
+    return _as_int64(labels)
+
+
+def _as_int64(labels: Any) -> Any:
+    """Return integers as int64, for which kernels exist."""
     return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
 
 
 def _label_losses(
-    scores: Array, axis: int, labels: NDArray[np.int64], class_weights: NDArray[Any] | None,
-    ignore_index: int, reduction: Reduction, smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+    scores: Array,
+    axis: int,
+    labels: NDArray[np.int64],
+    class_weights: NDArray[Any] | None,
+    ignore_index: int,
+    reduction: Reduction,
+    smoothing: float = 0.0,
+) -> Tensor:
     """Return the losses of labels for log-probabilities with the classes along `axis`."""
     classes = scores.shape[axis]
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
@@ -319,9 +339,13 @@ def _label_losses(
 
 
 def label_weights(
-    labels: NDArray[np.int64], classes: int, ignore_index: int, class_weights: NDArray[Any] | None,
-    dtype: np.dtype[Any], reduction: Reduction,
-) -> tuple[NDArray[Any], float | None]:  # fmt: skip
+    labels: NDArray[np.int64],
+    classes: int,
+    ignore_index: int,
+    class_weights: NDArray[Any] | None,
+    dtype: np.dtype[Any],
+    reduction: Reduction,
+) -> tuple[NDArray[Any], float | None]:
     """Return the weight of each label, 0 if it is ignored, and the divisor of the loss.
 
     Raises:
@@ -338,14 +362,21 @@ def label_weights(
 
 
 def chosen_scores(
-    labels: NDArray[Any], axis: int, classes: int, ignore_index: int,
-    class_weights: NDArray[Any] | None, reduction: Reduction,
-) -> tuple[Any, ...]:  # fmt: skip
+    labels: NDArray[Any],
+    axis: int,
+    classes: int,
+    ignore_index: int,
+    class_weights: NDArray[Any] | None,
+    reduction: Reduction,
+) -> tuple[Any, ...]:
     """Return which labels count, their weights, and where their scores are.
 
-    These are: which labels are not ignored, which of these have a weight above 0, the weights (None
-    for 1), the sum of the weights, and the index of the scores, an array for each of their axes.
-    For errors see `label_weights`.
+    Returns:
+        Which labels are not ignored, which of these have a weight above 0, the weights (None for
+        1), the sum of the weights, and the index of the scores, an array for each of their axes.
+
+    Raises:
+        ValueError: if a label is not a class, or all labels are ignored in a mean.
     """
     counted = labels != ignore_index
     labels = np.where(counted, labels, 0)
@@ -429,6 +460,15 @@ def _squared_error_target(g: Array, prediction: Array, target: Array, divisor: f
     return _squared_error_prediction(g, target, prediction, divisor)
 
 
+@squared_error.jvp
+def _squared_error_tangent(
+    tangents: Sequence[Array], prediction: Array, target: Array, divisor: float
+) -> Array:
+    difference = prediction - target
+    signed = [(1.0, tangents[0]), (-1.0, tangents[1])]
+    return sum(sign * np.vdot(difference, v) for sign, v in signed if v is not None) * 2 / divisor
+
+
 def _label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
@@ -466,12 +506,33 @@ def label_loss(
 
 @label_loss.vjp("logits", cost=lambda logits: 4 * logits.size)
 def _label_loss_logits(
-    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float,
-    divisor: float | None, residuals: Array,
-) -> Array:  # fmt: skip
+    g: Array,
+    logits: Array,
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+    residuals: Array,
+) -> Array:
     if divisor is not None:
         g = np.full(len(labels), g / divisor, logits.dtype)
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
+
+
+@label_loss.jvp
+def _label_loss_tangent(
+    tangents: Sequence[Array],
+    logits: Array,
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+) -> Array:
+    given = logits, labels, weights, smoothing
+    _, sums = kernels.losses.cross_entropy(*given)
+    g = np.ones(len(labels), logits.dtype)
+    losses = np.sum(kernels.losses.cross_entropy_gradient(g, *given, sums) * tangents[0], axis=1)
+    return losses if divisor is None else np.add.reduce(losses) / divisor
 
 
 @op(

@@ -13,8 +13,9 @@ from minigrad.checks import check_count, check_flag, check_integer, check_probab
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition, narrowed, widened
+from minigrad.functional.compositions import composition
 from minigrad.functional.indexing import as_integers, check_below
+from minigrad.functional.precision import narrowed, widened
 from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
 from minigrad.ops.shape import fits
@@ -105,9 +106,16 @@ def check_padding_idx(padding_idx: int, count: int) -> int:
 
 
 def _attention(
-    query: Array, key: Array, value: Array, allowed: Array = None, added: Array = None,
-    offset: int | None = None, scale: float = 1.0, dropout_p: float = 0.0, rng: Rng = None,
-) -> Tensor:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array = None,
+    added: Array = None,
+    offset: int | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    rng: Rng = None,
+) -> Tensor:
     """softmax(q k^T scale + added) v where allowed; 0 if a query may attend to no key."""
     heads = query.shape[-3:-2]
     key, value = (
@@ -161,9 +169,14 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
     nonfinite_hint=_attention_hint,
 )
 def fused_attention(
-    query: Array, key: Array, value: Array, allowed: Booleans | None = None, added: Array = None,
-    offset: int | None = None, scale: float = 1.0,
-) -> tuple[Array, Array]:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    offset: int | None = None,
+    scale: float = 1.0,
+) -> tuple[Array, Array]:
     """Attention that never stores all weights in memory (see `minigrad.kernels.attention`).
 
     Its residual is one number for each query, log(sum(e^scores)).
@@ -251,9 +264,11 @@ def scaled_dot_product_attention(
     shape = _attention_shape(query, key, value, enable_gqa)
     offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
-    if scale is not None:
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1])
+    else:
         check_range("scale", scale, -math.inf, math.inf)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        scale = float(scale)
     given = query
     if query.dtype == key.dtype == value.dtype == np.float16:  # their products could overflow
         query, key, value = (widened(x) for x in (query, key, value))
@@ -299,7 +314,9 @@ def _mask(
     if attn_mask is None:
         return None, None
     if is_causal:
-        raise ValueError("give a mask or is_causal; for both, pass mask & a lower triangle")
+        raise ValueError(
+            "give a mask or is_causal, not both; for both, pass mask & a lower triangle"
+        )
     values = as_array(attn_mask)
     if not fits(values.shape, shape):
         raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")

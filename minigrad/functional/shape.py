@@ -90,7 +90,10 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     for i, array in enumerate(arrays):
         if array is None:
             raise TypeError(none_given(f"arrays[{i}]"))
-    axis = normalize_axis(axis, np.ndim(arrays[0]) + 1) if arrays else 0
+    shapes = {np.shape(array) for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")
+    axis = normalize_axis(axis, len(shapes.pop()) + 1)
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 
@@ -314,7 +317,10 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
             return padded
         limits = np.iinfo(x.dtype) if x.dtype.kind in "iu" else None
         if limits and not limits.min <= constant_values <= limits.max:
-            raise ValueError(f"constant_values = {constant_values!r} does not fit into {x.dtype}")
+            raise ValueError(
+                f"constant_values is a number that {x.dtype} can store, from {limits.min} to "
+                f"{limits.max}, not {constant_values!r}; convert x first"
+            )
         filling = observed(np.full, (), constant_values, x.dtype).item()
         return where(observed(outside_of, shape, inside), filling, padded)
     padded_axes = [axis for axis, width in enumerate(widths) if any(width)]

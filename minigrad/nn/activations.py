@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import ClassVar
 
 from minigrad import ops
 from minigrad.checks import check_above_0, check_range
@@ -13,7 +14,7 @@ from minigrad.nn.module import FunctionModule, Module
 __all__ = ["ELU", "GELU", "Identity", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid"]
 __all__ += ["Softmax", "Softplus", "Tanh"]
 
-check_finite = partial(check_range, low=-math.inf, high=math.inf)
+_check_finite = partial(check_range, low=-math.inf, high=math.inf)
 
 
 class ReLU(FunctionModule):
@@ -30,7 +31,8 @@ class LeakyReLU(FunctionModule):
         TypeError: if it is not a number.
     """
 
-    function, _checks = ops.leaky_relu, {"negative_slope": check_finite}
+    function = ops.leaky_relu
+    _checks: ClassVar = {"negative_slope": _check_finite}
     negative_slope: float = 0.01
 
 
@@ -42,7 +44,8 @@ class ELU(FunctionModule):
         TypeError: if it is not a number.
     """
 
-    function, _checks = ops.elu, {"alpha": check_finite}
+    function = ops.elu
+    _checks: ClassVar = {"alpha": _check_finite}
     alpha: float = 1.0
 
 
@@ -78,7 +81,8 @@ class Softplus(FunctionModule):
         TypeError: if `beta` is not a number.
     """
 
-    function, _checks = ops.softplus, {"beta": check_above_0}
+    function = ops.softplus
+    _checks: ClassVar = {"beta": check_above_0}
     beta: float = 1.0
 
 

@@ -18,8 +18,9 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.creation import or_float32
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, Linear
-from minigrad.nn.module import Module, as_input
+from minigrad.nn.module import Module, as_input, unusual
 from minigrad.nn.normalization import LayerNorm, RMSNorm
+from minigrad.ops.shape import fits
 from minigrad.random import Rng
 from minigrad.renamed import with_hints
 from minigrad.versions import mark_written
@@ -81,10 +82,10 @@ class MultiHeadAttention(Module):
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout, self.rng = dropout, rng
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            Linear(size, embed_dim, bias, dtype=dtype, rng=rng)
-            for size in (embed_dim, kdim, vdim, embed_dim)
-        )
+        self.q_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
         # PyTorch initialises three maps of equal size as one matrix, whose fan_out is three times
         # as large.
         gain = math.sqrt(1 / 2) if kdim == vdim == embed_dim else 1.0
@@ -132,13 +133,15 @@ class MultiHeadAttention(Module):
                 wanted = f"shape (..., length, {size})"
                 raise ValueError(f"MultiHeadAttention: the {name} has {wanted}, not {x.shape}")
         if attn_mask is not None:
-            _check_mask(attn_mask, max(query.ndim, key.ndim, value.ndim) + 1)
+            _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
             if is_causal:  # combine both into one mask, which also forbids keys after position i
                 past = observed(np.tri, query.shape[-2], key.shape[-2], 0, np.bool_)
                 forbidden = False if as_array(attn_mask).dtype == np.bool_ else -math.inf
-                attn_mask, is_causal = ops.where(past, attn_mask, forbidden), False
-        projections = (self.q_proj, query), (self.k_proj, key), (self.v_proj, value)
-        q, k, v = (self._heads(projection(x)) for projection, x in projections)
+                attn_mask = ops.where(past, attn_mask, forbidden)
+                is_causal = False
+        q = self._heads(self.q_proj(query))
+        k = self._heads(self.k_proj(key))
+        v = self._heads(self.v_proj(value))
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask, self.dropout if self.training else 0.0, is_causal, rng=self.rng
         )
@@ -146,27 +149,37 @@ class MultiHeadAttention(Module):
         joined = ops.reshape(out, (*out.shape[:-2], self.embed_dim))
         return self.out_proj(joined)  # type: ignore[no-any-return]  # a module returns Any
 
-    def extra_repr(self) -> str:
-        """Return the sizes and the probability of dropout."""
-        usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
-        others = [f", {n}={getattr(self, n)}" for n in usual if getattr(self, n) != usual[n]]
-        return f"{self.embed_dim}, num_heads={self.num_heads}{''.join(others)}"
-
     def _heads(self, y: Tensor) -> Tensor:
         """Return a view with an axis of heads: `(..., L, embed_dim) -> (..., heads, L, d)`."""
         heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
         return functional.swapaxes(heads, -2, -3)
 
+    def extra_repr(self) -> str:
+        """Return the sizes and the probability of dropout."""
+        usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
+        return f"{self.embed_dim}, num_heads={self.num_heads}{unusual(self, usual)}"
 
-def _check_mask(mask: Array, ndim: int) -> None:
-    """Raise an error unless a mask has two axes, or all `ndim` axes of the scores."""
-    dtype, shape = as_array(mask).dtype, np.shape(mask)
-    if dtype.kind not in "bf":
-        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {dtype}")
-    if len(shape) not in (2, ndim):
+
+def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
+    """Raise an error unless the mask fits the scores; `shapes` are those of query, key, value."""
+    values = as_array(mask)
+    if values.dtype.kind not in "bf":
+        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {values.dtype}")
+    ndim = max(map(len, shapes)) + 1
+    if values.ndim not in (2, ndim):
         raise ValueError(
             f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
-            f"(..., heads, L, S), not {shape}; mask[..., None, :, :] adds one for the heads"
+            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] adds one for the heads"
+        )
+    try:
+        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
+    except ValueError:
+        return  # a later check raises an error that names the shapes that do not match
+    scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
+    if not fits(values.shape, scores):
+        raise ValueError(
+            f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
+            f"{scores}"
         )
 
 
@@ -220,8 +233,10 @@ class KVCache:
                 )
         end = self.length + k.shape[2]
         if end > capacity:
-            hint = f"memory for {capacity}; make the cache with a larger capacity"
-            raise ValueError(f"KVCache: there would be {end} tokens, but there is {hint}")
+            raise ValueError(
+                f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
+                f"memory for {capacity}; make the cache with a larger capacity"
+            )
         self._both[:, :, :, self.length : end] = as_array(k), as_array(v)
         self.length = end
         keys, values = self._both[:, :, :, :end]

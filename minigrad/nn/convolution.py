@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -12,7 +10,7 @@ from minigrad.checks import check_flag, check_positive, for_each_axis
 from minigrad.core.tensor import Tensor
 from minigrad.functional.convolutions import check_padding
 from minigrad.nn.layers import weight_and_bias
-from minigrad.nn.module import Module
+from minigrad.nn.module import Module, unusual
 from minigrad.ops.convolutions import Sizes
 from minigrad.random import Rng
 
@@ -47,10 +45,6 @@ class Conv2d(Module):
     """
 
     _axes, _convolve = 2, staticmethod(functional.conv2d)
-    _looks = "{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-    _usual: ClassVar = {
-        "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "bias": True,
-    }  # fmt: skip
 
     def __init__(
         self,
@@ -112,6 +106,13 @@ class Conv2d(Module):
         options = self.stride, self.padding, self.dilation, self.groups
         return self._convolve(x, self.weight, self.bias, *options)
 
+    def extra_repr(self) -> str:
+        """Return the channels, the size of a filter, and options that differ from the defaults."""
+        ones, zeros = (1,) * self._axes, (0,) * self._axes
+        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1, "bias": True}
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return text + unusual(self, usual)
+
 
 class Conv1d(Conv2d):
     """A convolution of sequences: `(N, C, L)` or `(C, L)` -> `(N, O, L')` or `(O, L')`.
@@ -124,6 +125,3 @@ class Conv1d(Conv2d):
     """
 
     _axes, _convolve = 1, staticmethod(functional.conv1d)
-    _usual: ClassVar = {
-        "stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1, "bias": True,
-    }  # fmt: skip

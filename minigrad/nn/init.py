@@ -324,7 +324,8 @@ def _matrix(tensor: Tensor) -> tuple[int, int]:
 def _fan(tensor: Tensor, mode: Mode) -> int:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode is 'fan_in' or 'fan_out', not {mode!r}")
-    return _fans(tensor)[mode == "fan_out"]
+    fan_in, fan_out = _fans(tensor)
+    return fan_in if mode == "fan_in" else fan_out
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:

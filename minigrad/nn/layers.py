@@ -241,7 +241,9 @@ class Sequential(Module):
             TypeError: if `index` is not an integer, or `layer` cannot be called.
         """
         check_integer("Sequential: the index of a layer", index)
-        name = str(range(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Sequential: there is no layer {index}; it has {len(self)} layers")
+        name = str(index % len(self))
         _check_callable(layer, f"Sequential: layer {name}")
         setattr(self, name, layer)
 
@@ -342,4 +344,7 @@ def _check_callable(layer: Any, role: str) -> None:
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
     if not callable(layer):
         hint = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
-        raise TypeError(f"{role} must be a module or a function, not {layer!r:.60}{hint}")
+        hint = "; write Sequential(*layers.values())" if isinstance(layer, dict) else hint
+        raise TypeError(
+            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{hint}"
+        )

@@ -50,7 +50,8 @@ class HuberLoss(Loss):
         TypeError: if `delta` is not a number.
     """
 
-    function, _checks = functional.huber, {**Loss._checks, "delta": check_above_0}
+    function = functional.huber
+    _checks: ClassVar = {**Loss._checks, "delta": check_above_0}
     delta: float = 1.0
 
 
@@ -91,8 +92,10 @@ class CrossEntropyLoss(Loss):
 
     function = functional.cross_entropy
     _checks: ClassVar = {
-        **Loss._checks, "ignore_index": check_ignore_index, "label_smoothing": check_probability,
-    }  # fmt: skip
+        **Loss._checks,
+        "ignore_index": check_ignore_index,
+        "label_smoothing": check_probability,
+    }
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
@@ -109,7 +112,8 @@ class NLLLoss(Loss):
         ValueError, TypeError: as in `CrossEntropyLoss`; when called, as by `nll`.
     """
 
-    function, _checks = functional.nll, {**Loss._checks, "ignore_index": check_ignore_index}
+    function = functional.nll
+    _checks: ClassVar = {**Loss._checks, "ignore_index": check_ignore_index}
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100

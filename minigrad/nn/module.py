@@ -311,11 +311,12 @@ class Module(Owner):
         Raises:
             TypeError: if `dtype` is not a float dtype.
         """
-        if dtype is None or np.dtype(dtype).kind != "f":  # numpy takes None for float64
-            raise TypeError(f"parameters are floats, and cannot become {dtype!r}")
+        target = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
+        if target is None or target.kind != "f":
+            raise TypeError(f"parameters are floats, and cannot become {target}")
         for _, tensor in self.named_state():
             if tensor.dtype.kind == "f":
-                tensor.data = tensor.data.astype(dtype)
+                tensor.data = tensor.data.astype(target)
         return self
 
     # ----------------------------------------------------------------------------------------------
@@ -345,13 +346,7 @@ class Module(Owner):
 
     def extra_repr(self) -> str:
         """Return the options, such as sizes, that `repr` prints between the parentheses."""
-        options = self._looks.format(self=self)
-        for name, usual in self._usual.items():
-            value = getattr(self, name)
-            if usual is True:  # an attribute such as `bias` is a flag, or a parameter or None
-                value = value is not None and value is not False
-            if value != usual:
-                options += f", {name}={value!r}"
+        options = self._looks.format(self=self) + unusual(self, self._usual)
         return options.removeprefix(", ")
 
     def __repr__(self) -> str:
@@ -359,7 +354,7 @@ class Module(Owner):
         count = f"{total:,} parameters" if total != 1 else "1 parameter"
         if trainable != total:
             count += f", {trainable:,} trainable"
-        return "\n".join(_tree(self, f"  # {count}" if total else "", set()))
+        return "\n".join(_tree(self, f"  # {count}" if total else ""))
 
 
 add_hints(Module, "Module")
@@ -443,6 +438,18 @@ def _memory(array: NDArray[Any]) -> int:
     return id(owner if owner.base is None else owner.base)
 
 
+def unusual(module: Module, usual: Mapping[str, Any]) -> str:
+    """Return the options of a module that differ from their usual values, each after a comma."""
+    text = ""
+    for name, value in usual.items():
+        own = getattr(module, name)
+        if value is True:  # an attribute such as `bias` is a flag, or a parameter or None
+            own = own is not None and own is not False
+        if own != value:
+            text += f", {name}={own!r}"
+    return text
+
+
 def walk(
     value: Any, name: str, seen: set[int], every_path: bool = False
 ) -> Iterator[tuple[str, Any]]:
@@ -483,20 +490,23 @@ def generators_in(module: Module) -> Iterator[np.random.Generator]:
         yield from (each for each in held if isinstance(each, np.random.Generator))
 
 
-def _tree(module: Module, note: str, seen: set[int]) -> list[str]:
+def _tree(module: Module, note: str, around: tuple[int, ...] = ()) -> list[str]:
     """Return the lines of a module's repr: itself, and its direct children indented.
 
-    `seen` are the ids of what has been printed or counted.
+    `around` are the ids of the modules around it, to which it may refer.
     """
     children: list[str] = []
     own = 0
+    seen = {*around}
+    inner = *around, id(module)
     for name, part in walk(module, "", seen):
         if isinstance(part, Parameter):
             own += part.size
         elif isinstance(part, Module) and part is not module:
-            seen.remove(id(part))
-            first, *rest = _tree(part, "", seen)
+            first, *rest = _tree(part, "", inner)
             children += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
+            # What is inside the child is not a direct child, also if it has another path.
+            seen.update(id(each) for _, each in walk(part, "", {*inner}))
     options = module.extra_repr()
     note = note or (f"  # {own:,}" if own else "")
     if not children:

@@ -20,7 +20,6 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, as_input
 from minigrad.ops.recurrent import CELLS
-from minigrad.ops.shape import check_shape
 from minigrad.random import Rng
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -84,7 +83,10 @@ class _Recurrent(Module):
         shape = shape if batched else (*shape[:-2], shape[-1])
         parts = state if count == 2 else [state]
         for part in parts:
-            check_shape(f"{name}: a state", part, shape)
+            if np.shape(part) != shape:
+                raise ValueError(
+                    f"{name}: a state must have shape {shape}, but has {np.shape(part)}"
+                )
         joined = ops.concatenate(parts, -1) if count == 2 else state
         return joined if batched else functional.expand_dims(joined, -2)
 
@@ -107,8 +109,12 @@ class _Layers(_Recurrent):
     """Base class of layers, which run cells over a sequence in one direction or both."""
 
     _usual: ClassVar = {
-        "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False,
-    }  # fmt: skip
+        "num_layers": 1,
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0,
+        "bidirectional": False,
+    }
 
     def __init__(
         self,

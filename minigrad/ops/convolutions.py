@@ -72,7 +72,7 @@ def convolution(
         ValueError: as in `conv2d`.
     """
     geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
-    check_shape("bias", bias, weight.shape[:1])
+    check_shape("bias", bias, weight.shape[:1], ", one number for each filter")
     return kernels.convolution.convolve(x, weight, bias, geometry)
 
 
@@ -215,6 +215,10 @@ def _check_axes(**shapes: Shape) -> None:
 def _checked_result(y: Shape, x: Shape, weight: Shape, *options: Any) -> Geometry:
     """Return the options by axis; raise an error if y does not have the shape of the result."""
     geometry, size = _checked(x, weight, *options)
-    if y != (shape := (x[0], weight[0], *size)):
-        raise ValueError(f"for x {x} and weight {weight}, y must have shape {shape}, but has {y}")
+    shape = x[0], weight[0], *size
+    if y != shape:
+        raise ValueError(
+            f"y must have the shape of the result for images {x} and a weight {weight}, which is "
+            f"{shape}; it has shape {y}"
+        )
     return geometry

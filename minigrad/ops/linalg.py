@@ -70,10 +70,14 @@ def solve(a: Array, b: Array, left: bool = True) -> Array:
     a, b = np.asarray(a), np.asarray(b)
     vector = b.ndim == 1
     if b.ndim == 0 or a.ndim < 2 or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
-        matrices, stack = ("n, k", "None") if left else ("k, n", "None, :")
-        hint = f"; b[..., {stack}] is a stack of vectors" if b.shape == a.shape[:-1] else ""
-        wanted = f"(..., n, n) and (..., {matrices}) or (n,)"
-        raise ValueError(f"a and b are {wanted}, not {a.shape} and {b.shape}{hint}")
+        text = "(..., n, k)" if left else "(..., k, n)"
+        text = (
+            f"a of shape {a.shape} does not go with b of shape {b.shape}; they are (..., n, n) "
+            f"and {text} or (n,)"
+        )
+        if b.shape == a.shape[:-1]:
+            text += f"; b[..., {'None' if left else 'None, :'}] is a stack of vectors"
+        raise ValueError(text)
     if left:
         return _regular(np.linalg.solve, a, b)
     x = _regular(np.linalg.solve, np.swapaxes(a, -1, -2), b if vector else np.swapaxes(b, -1, -2))
@@ -131,6 +135,8 @@ def pinv(a: Array, rcond: float | None = None, hermitian: bool = False) -> Array
         a = 0.5 * (check_square(a) + np.swapaxes(a, -1, -2))
     if rcond is None:
         rcond = max(a.shape[-2:]) * np.finfo(a.dtype).eps
+    elif np.asarray(rcond).dtype.kind not in "iuf":
+        raise TypeError(f"rcond is a number or None, not {rcond!r:.60}")
     return np.linalg.pinv(a, rcond, hermitian)
 
 
@@ -173,7 +179,8 @@ def _det_a(g: Array, a: Array, out: Array) -> Array:
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:
-        text = f"no derivative at a singular matrix if n > {_MOST_COFACTORS}, and n = {n}"
+        most = f"{_MOST_COFACTORS} x {_MOST_COFACTORS}, not for {n} x {n}"
+        text = f"the derivative at a singular matrix is offered up to {most}"
         raise op_error(ValueError, "det", text)
     flat = reshape(a, (-1, n, n))
     few, many = np.flatnonzero(singular), np.flatnonzero(~singular)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.checks import check_integer, check_range
+from minigrad.checks import check_range
 from minigrad.core.node import Cost
 from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
-from minigrad.ops.shape import check_shape
 
 Sizes = int | Sequence[int]
 
@@ -89,20 +88,48 @@ def rms_norm(
 
 
 def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
-    """Define the VJP of a norm. Both norms use the same kernel, with or without a mean.
+    """Define the VJP and the JVP of a norm. Both norms use the same kernel, with or without a mean.
 
     The gradients of x and of the weight share the FLOPs of standardising x again.
     """
 
-    def gradients(
-        g: Array, needs_input_grad: Sequence[bool], x: Array, normalized_shape: Sizes,
-        weight: Array, eps: float | None,
-    ) -> Sequence[Array]:  # fmt: skip
+    def settings(x: Array, normalized_shape: Sizes, eps: float | None) -> tuple[Any, float]:
+        """Return the sizes of the axes, and eps, for the kernels."""
         sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-        eps = _least(x) if eps is None else eps
+        return sizes, _least(x) if eps is None else eps
+
+    def gradients(
+        g: Array,
+        needs_input_grad: Sequence[bool],
+        x: Array,
+        normalized_shape: Sizes,
+        weight: Array,
+        eps: float | None,
+    ) -> Sequence[Array]:
+        sizes, eps = settings(x, normalized_shape, eps)
         needed = (*needs_input_grad, False)[:3]  # rms_norm has no bias
         found = kernels.normalization.norm_gradients(g, x, sizes, weight, eps, centred, needed)
         return found[: len(inputs)]
+
+    def tangent(
+        tangents: Sequence[Array],
+        x: Array,
+        normalized_shape: Sizes,
+        weight: Array,
+        eps: float | None,
+    ) -> Array:
+        along_x, along_weight, along_bias = (*tangents, None)[:3]
+        sizes, eps = settings(x, normalized_shape, eps)
+        out = np.zeros(x.shape, x.dtype) if along_bias is None else along_bias
+        if along_weight is not None:
+            out = out + kernels.normalization.norm(x, sizes, along_weight, None, eps, centred)
+        if along_x is not None:  # the Jacobian of the standardised x is symmetric
+            only_x = True, False, False
+            moved, _, _ = kernels.normalization.norm_gradients(
+                along_x, x, sizes, None, eps, centred, only_x
+            )
+            out = out + (moved if weight is None else moved * weight)
+        return np.broadcast_to(out, x.shape)
 
     def flops(out: Array, normalized_shape: Sizes, elements: int, means: int) -> int:
         """The FLOPs, from those for each element, and those for the means of each row."""
@@ -123,6 +150,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         ),
     }
     norm.joint_vjp(inputs, gradients, cost={k: cost[k] for k in (*inputs, "shared")})
+    norm.jvp(tangent)  # the composition takes 10 times as long on 64 rows of 64 numbers
 
 
 _give_vjp(layer_norm, ("x", "weight", "bias"), centred=True)
@@ -146,13 +174,17 @@ def _checked_sizes(
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
     given = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    for size in given:
-        check_integer("a size in normalized_shape", size)
+    if not all(isinstance(size, (int, np.integer)) for size in given):
+        raise TypeError(
+            f"normalized_shape is the size of the last axis, or of the last axes in a tuple, not "
+            f"{normalized_shape!r:.60}"
+        )
     sizes = tuple(map(int, given))  # a product of int8 could be too large for int8
     if not sizes or 0 in sizes:
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for name, value in zip(("weight", "bias"), parameters, strict=False):
-        check_shape(name, value, sizes)
+        if value is not None and np.shape(value) != sizes:
+            raise ValueError(f"{name} must have shape {sizes}, but has {np.shape(value)}")
     return sizes

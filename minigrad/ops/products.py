@@ -169,16 +169,24 @@ def lora_linear(
     check_linear(x, weight, bias)
     d_out, d_in = weight.shape
     if lora_a.shape[1:] != (d_in,) or lora_b.shape != (d_out, len(lora_a)):
-        found = f"{lora_a.shape} and {lora_b.shape} for a weight of shape {weight.shape}"
-        raise ValueError(f"A and B have shapes (rank, d_in) and (d_out, rank), not {found}")
+        raise ValueError(
+            f"A and B must have shapes (rank, {d_in}) and ({d_out}, rank) for a weight of shape "
+            f"{weight.shape}, not {lora_a.shape} and {lora_b.shape}"
+        )
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
 def _lora_linear_inputs(
-    g: Array, needs_input_grad: Sequence[bool], x: Array, weight: Array, lora_a: Array,
-    lora_b: Array, scale: float, residuals: Array,
-) -> Sequence[Array]:  # fmt: skip
+    g: Array,
+    needs_input_grad: Sequence[bool],
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    scale: float,
+    residuals: Array,
+) -> Sequence[Array]:
     rows, gs = as_rows(x), as_rows(g)
     need_x, need_weight, need_a, need_b, _ = needs_input_grad
     dx, da, db = kernels.lora.backward(

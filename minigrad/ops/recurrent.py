@@ -102,13 +102,16 @@ def recurrence(
     Raises:
         ValueError: if the shapes do not match, the sequence is empty, or the cell is unknown.
     """
-    given = [v for v in (x, state, weight, bias) if v is not None]
-    dtype = np.result_type(*(np.asarray(v) for v in given))
-    x, state, weight = (np.asarray(v, dtype) for v in given[:3])
-    bias = None if bias is None else np.asarray(bias, dtype)
+    x, state, weight = np.asarray(x), np.asarray(state), np.asarray(weight)
+    bias = None if bias is None else np.asarray(bias)
     _check(x, state, weight, bias, cell)
     found = kernels.recurrent.forward(x, state, weight, bias, cell)
-    return (np.empty((len(x), *state.shape), dtype), None) if found is None else found
+    if found is None and x.size:  # the kernels take arrays of one dtype
+        dtype = np.result_type(x, state, weight, *([] if bias is None else [bias]))
+        x, state, weight = x.astype(dtype), state.astype(dtype), weight.astype(dtype)
+        bias = None if bias is None else bias.astype(dtype)
+        found = kernels.recurrent.forward(x, state, weight, bias, cell)
+    return (np.empty((len(x), *state.shape), x.dtype), None) if found is None else found
 
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
@@ -120,10 +123,12 @@ def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> Non
         raise ValueError(f"{cell!r} takes a weight ({gates} H, H), not one of shape {weight.shape}")
     height, size = weight.shape
     if x.ndim != 3 or x.shape[2] != height or len(x) == 0:
-        wanted = f"(L, N, {height}), with at least one step"
-        raise ValueError(f"x for a weight of shape {weight.shape} is {wanted}, not {x.shape}")
+        raise ValueError(
+            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; for {cell!r} "
+            f"it is (L, N, {height}), with at least one step"
+        )
     check_shape("state", state, (x.shape[1], states * size))
-    check_shape("bias", bias, (height,))
+    check_shape("bias", bias, (height,), ", one number for each gate unit")
 
 
 def _inputs(

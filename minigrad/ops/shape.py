@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+from numpy.exceptions import AxisError
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from minigrad import kernels
@@ -31,12 +32,17 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         TypeError: if an axis is not an integer.
         ValueError: if an axis does not exist or is repeated.
     """
-    if ndim == 0 and axis in (0, -1):
-        return ()
     try:
         return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
     except TypeError:
         raise TypeError(f"axis is an int or several of them, not {axis!r}") from None
+    except AxisError:
+        if ndim == 0 and axis in (0, -1):
+            return ()
+        wrong = f"out of bounds for an array of {ndim} axes"
+    except ValueError:
+        wrong = "repeated"
+    raise ValueError(f"axis {axis} is {wrong}")
 
 
 def normalize_axis(axis: int, ndim: int) -> int:
@@ -47,9 +53,12 @@ def normalize_axis(axis: int, ndim: int) -> int:
         ValueError: if the axis does not exist.
     """
     try:
-        return normalize_axis_index(operator.index(axis), ndim)
+        axes = normalize_axes(operator.index(axis), ndim)
     except TypeError:
         raise TypeError(f"axis is an int, not {axis!r}") from None
+    if not axes:
+        raise ValueError(f"axis {axis} is out of bounds for an array of 0 axes")
+    return axes[0]
 
 
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
@@ -66,10 +75,13 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(n in (1, size) for n, size in pairs)
 
 
-def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError if an array does not have this shape; None passes."""
+def check_shape(name: str, value: Any, shape: tuple[int, ...], meaning: str = "") -> None:
+    """Raise a ValueError if an array does not have this shape; None passes.
+
+    `meaning` is put behind the shape in the message, and begins with a comma.
+    """
     if value is not None and np.shape(value) != shape:
-        raise ValueError(f"{name} must have shape {shape}, but has {np.shape(value)}")
+        raise ValueError(f"{name} must have shape {shape}{meaning}, but has {np.shape(value)}")
 
 
 def as_tuple(axis: Axis) -> Any:

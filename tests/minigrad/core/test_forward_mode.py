@@ -520,6 +520,17 @@ def test_a_rule_for_tangents_that_cannot_be_one_is_refused():
         jvp(doubled, X, V)
 
 
+@pytest.mark.parametrize("norm", [minigrad.layer_norm, minigrad.rms_norm])
+def test_tangents_of_a_norm_are_those_of_its_composition(norm):
+    rng = np.random.default_rng(0)
+    x, v, weight, along_weight = rng.standard_normal((4, 5, 6))
+    weight, along_weight = weight[0], along_weight[0]
+    found = jvp(lambda x, w: norm(x, 6, w), (x, weight), (v, along_weight))[1]
+    with observe(Observer()):  # then the composition runs, for whoever looks at it
+        right = jvp(lambda x, w: norm(x, 6, w), (x, weight), (v, along_weight))[1]
+    assert_allclose(found.data, right.data, rtol=1e-12)
+
+
 def test_a_vjp_that_does_not_go_with_its_mark_is_an_error():
     @op(elementwise=True)
     def sign(x):

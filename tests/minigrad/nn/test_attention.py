@@ -285,6 +285,15 @@ def test_masks_that_do_not_fit_are_errors(mask, error, message, is_causal):
         MultiHeadAttention(4, 2)(minigrad.ones((2, 3, 4)), attn_mask=mask, is_causal=is_causal)
 
 
+def test_a_mask_that_does_not_fit_is_refused_before_anything_is_computed():
+    layer = MultiHeadAttention(4, 2)
+    del layer.q_proj.weight  # a call of it would fail by itself
+    with pytest.raises(
+        ValueError, match=r"\(3, 4\) does not go with scores of shape \(2, 2, 3, 3\)"
+    ):
+        layer(minigrad.ones((2, 3, 4)), attn_mask=np.ones((3, 4), bool))
+
+
 def test_splitting_and_joining_heads_copies_nothing(rng):
     layer = MultiHeadAttention(8, 2, rng=rng)
     x = minigrad.tensor(rng.standard_normal((2, 5, 8)).astype(np.float32))
@@ -569,7 +578,7 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is(rng):
     before = cache.append(k[:, :, :0], k[:, :, :0])[0].numpy().copy()
     trained = minigrad.tensor(k[:, :, :1], requires_grad=True)
     for error, message, keys, values in (
-        (ValueError, "there would be 6 tokens, but there is memory for 5", k, k),
+        (ValueError, "3 tokens and 3 more are 6, but there is memory for 5", k, k),
         (ValueError, r"are \(1, 2, L, 4\) of float32, not \(2, 3, 4\)", k[0], k[0]),
         (ValueError, r"and \(1, 2, 2, 4\)", k[:, :, :1], k[:, :, :2]),
         (ValueError, "of float32, not .* of float64", k[:, :, :1].astype(float), k[:, :, :1]),

@@ -88,7 +88,7 @@ def test_a_float64_target_does_not_widen_a_float32_model(loss):
         ([0.0, 1.0], TypeError, "integer classes"),
         ([0, 3], ValueError, r"there are 3 classes"),
         ([-1, 0], ValueError, r"from -1 to 0"),
-        ([[0], [1]], ValueError, r"must have shape \(2,\), but has \(2, 1\)"),
+        ([[0], [1]], ValueError, r"have shape \(2,\), not \(2, 1\)"),
     ],
 )
 def test_targets_that_are_no_classes_are_errors(target, error, message):
@@ -303,7 +303,7 @@ def test_no_more_than_a_chunk_of_logits_is_in_memory(rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": np.zeros(3, int)}, r"the target must have shape \(4,\), but has"),
+        ({"target": np.zeros(3, int)}, r"targets for x of shape \(4, 7\) have shape \(4,\), not"),
         ({"target": np.full(4, 11)}, "11"),
         ({"target": np.full(4, -100)}, "no target counts"),
         ({"target": np.zeros(4)}, "targets must be integers, not float64"),

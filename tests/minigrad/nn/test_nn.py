@@ -557,6 +557,21 @@ def test_repr_of_a_child_that_knows_its_parent_ends():
     ]
 
 
+def test_a_module_is_printed_in_each_module_that_contains_it():
+    first = Linear(2, 2)
+    net = Module()
+    net.first, net.chain = first, Sequential(first, nn.ReLU())
+    assert repr(net).splitlines() == [
+        "Module(  # 6 parameters",
+        "  (first): Linear(2, 2)  # 6",
+        "  (chain): Sequential(",
+        "    (0): Linear(2, 2)  # 6",
+        "    (1): ReLU()",
+        "  )",
+        ")",
+    ]
+
+
 def test_repr_of_thousands_of_layers_takes_no_time():
     net = Sequential(*(Sequential(nn.ReLU(), nn.ReLU()) for _ in range(4000)))
     start = time.process_time()

@@ -137,7 +137,7 @@ def test_an_axis_that_is_not_there_or_no_integer_is_refused(name):
 @pytest.mark.parametrize("name", [name for name in OF_AXES if name not in ONCE_OR_MORE])
 def test_an_axis_named_twice_is_refused(name):
     for axes in ((0, 0), (1, -1)):
-        refused(name, (X, axes), ValueError, function=OF_AXES[name])
+        refused(name, (X, axes), ValueError, str(axes), function=OF_AXES[name])
 
 
 # Nothing to reduce
@@ -191,9 +191,9 @@ ATTENTION = "scaled_dot_product_attention"
 IMAGES = np.ones((1, 2, 4, 5))
 
 SHAPES = [
-    bad("expand_dims", (X, (0, 0)), ValueError, "repeated axis"),
+    bad("expand_dims", (X, (0, 0)), ValueError, "(0, 0)"),
     bad("squeeze", (X, 0), ValueError, "(2, 3)", "size 2"),
-    bad("moveaxis", (X, (0, 0), (0, 1)), ValueError, "repeated axis"),
+    bad("moveaxis", (X, (0, 0), (0, 1)), ValueError, "(0, 0)"),
     bad("moveaxis", (X, 0, 5), ValueError, "5"),
     bad("moveaxis", (X, (0, 1), 0), ValueError, "2", "1"),
     bad("transpose", (X, (0, 0)), ValueError, "(2, 3)", "(0, 0)"),
@@ -204,9 +204,9 @@ SHAPES = [
     bad("broadcast_to", (X, (2, 4)), ValueError, "(2, 3)", "(2, 4)"),
     bad("roll", (X, (1, 2, 3), (0, 1)), ValueError, "(1, 2, 3)", "(0, 1)"),
     bad("roll", (X, 1.5, 0), TypeError, "1.5"),
-    bad("diagonal", (X, 0, 1, -1), ValueError, "repeated axis"),
+    bad("diagonal", (X, 0, 1, -1), ValueError, "(1, -1)"),
     bad("diagonal", (ROW,), ValueError, "1"),
-    bad("trace", (X, 0, 1, -1), ValueError, "repeated axis"),
+    bad("trace", (X, 0, 1, -1), ValueError, "(1, -1)"),
     bad("diag", (STACK,), ValueError, "(2, 2, 2)"),
     bad("diag", (NUMBER,), ValueError, "()"),
     bad("tril", (ROW,), ValueError, "(3,)"),
@@ -240,7 +240,7 @@ SHAPES = [
     bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),
     bad("concatenate", ([X, X], None), ValueError, "None"),
-    bad("stack", ([],), ValueError, "at least one array"),
+    bad("stack", ([],), ValueError, "none"),
     bad("stack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("split", (X, 2, 1), ValueError, "3", "2"),
     *[bad("array_split", (X, parts), ValueError, str(parts)) for parts in (0, -1, 1.5)],
@@ -289,7 +289,7 @@ PLACES = [
         ValueError,
         "(2, 3)",
         "(3, 1)",
-        "not larger, except along axis 1",
+        "only along axis 1 may be larger",
     ),
     bad("gather", (X, 1, np.zeros((2, 1))), TypeError, "float64"),
     *[bad("scatter", (X, 1, places([i]), X), IndexError, str(i), "axis 1") for i in (3, -4)],
@@ -301,7 +301,7 @@ PLACES = [
         "src",
         "(2, 1)",
         "(1, 2)",
-        "not larger",
+        "may not be larger",
     ),
     bad("scatter", (X, 1, places([0]), ROW), ValueError, "src", "(3,)"),
     bad("scatter", (X, 1, np.zeros((1, 1)), X), TypeError, "float64"),
@@ -389,11 +389,11 @@ PRODUCTS = [
         bad("tensordot", (X, X, axes), ValueError, *words)
         for axes, words in [
             (1, ["(2, 3)", "do not align"]),
-            (3, ["axis -3"]),
+            (3, ["(-3, -2, -1)"]),
             (-1, ["-1"]),
             ((0, 5), ["5"]),
             ((0, (0, 1)), ["(0,)", "(0, 1)"]),
-            (((0, 0), (0, 1)), ["repeated"]),
+            (((0, 0), (0, 1)), ["(0, 0)", "repeated"]),
             ((0,), ["(0,)"]),
         ]
     ],
@@ -429,7 +429,7 @@ MATRICES = [
         for a in (X, ROW, NONE)
     ],
     bad("solve", (X, ROW), ValueError, "(2, 3)"),
-    bad("solve", (SQUARE, X), ValueError, "(3, 3) and (2, 3)"),
+    bad("solve", (SQUARE, X), ValueError, "a of shape (3, 3)", "b of shape (2, 3)"),
     bad("solve", (ROW, ROW), ValueError, "(3,)"),
     bad("solve", (SQUARE, np.ones((4, 1))), ValueError, "(3, 3)", "(4, 1)"),
     bad("solve", (SQUARE, NUMBER), ValueError, "(3, 3)", "()"),
@@ -452,7 +452,7 @@ MATRICES = [
         for name in ("eigh", "eigvalsh")
     ],
     bad("pinv", (X,), ValueError, "(2, 3)", hermitian=True),
-    bad("pinv", (X, "a"), TypeError, "multiply"),
+    bad("pinv", (X, "a"), TypeError, "rcond is a number or None, not 'a'"),
     *[
         bad(name, (X, 1.5), TypeError, "offset is an integer, not 1.5")
         for name in ("diagonal", "trace")
@@ -648,7 +648,7 @@ def test_weights_of_classes_are_not_learned(name):
 
 def test_the_derivative_of_a_determinant_that_is_not_offered_is_refused():
     out = minigrad.det(Tensor(np.zeros((17, 17)), requires_grad=True))
-    with pytest.raises(ValueError, match=r"det: .* if n > 16, and n = 17"):
+    with pytest.raises(ValueError, match=r"det: .* up to 16 x 16, not for 17 x 17"):
         out.backward()
 
 
