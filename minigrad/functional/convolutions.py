@@ -70,10 +70,8 @@ def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
     """Raise an error unless x and the weight have the right numbers of axes."""
     axes = len(kernel.split(", "))
     if x.ndim not in (axes + 1, axes + 2) or weight.ndim != axes + 2:
-        raise ValueError(
-            f"takes {images} and a weight (O, C / groups, {kernel}); the shapes are {x.shape} and "
-            f"{weight.shape}"
-        )
+        wanted = f"{images} and a weight (O, C / groups, {kernel})"
+        raise ValueError(f"takes {wanted}; the shapes are {x.shape} and {weight.shape}")
 
 
 def _padded(
@@ -100,6 +98,4 @@ def check_padding(padding: str, stride: tuple[int, ...]) -> None:
             f"padding must be integers of at least 0, 'same' or 'valid', not {padding!r:.60}"
         )
     if padding == "same" and set(stride) != {1}:
-        raise ValueError(
-            f"padding='same' is offered for a stride of 1, not of {', '.join(map(str, stride))}"
-        )
+        raise ValueError(f"padding='same' is offered for a stride of 1, not of {stride}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.compositions import composition
@@ -59,9 +60,8 @@ def nan_to_num(
         TypeError: if one of these is not a number.
     """
     for name, value in {"nan": nan, "posinf": posinf, "neginf": neginf}.items():
-        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not is_number and (value is not None or name == "nan"):
-            raise TypeError(f"{name} must be a number, not {value!r:.60}")
+        if value is not None or name == "nan":
+            check_number(name, value)
     if x.dtype.kind != "f":
         return x  # type: ignore[no-any-return]
     limits = np.finfo(x.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import ops
 from minigrad.checks import check_flag, check_integer
 from minigrad.core.grad_mode import observed
+from minigrad.core.op import Op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.compositions import composition
 from minigrad.functional.shape import squeeze
@@ -39,10 +40,9 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
         x, axis = ops.reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
     taken = as_integers("indices", indices)
-    if taken.ndim != x.ndim or any(
-        i != axis and 1 != a != b != 1
-        for i, (a, b) in enumerate(zip(taken.shape, x.shape, strict=True))
-    ):
+    pairs = zip(taken.shape, x.shape, strict=False)
+    others = [pair for i, pair in enumerate(pairs) if i != axis]
+    if taken.ndim != x.ndim or any(1 != a != b != 1 for a, b in others):
         raise ValueError(
             f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
@@ -183,8 +183,7 @@ def max_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
         ValueError: if the axis is empty or does not exist.
         TypeError: if `keepdims` is not True or False.
     """
-    keepdims = flag(keepdims)
-    return _chosen(x, ops.argmax(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmax, axis, keepdims)
 
 
 @composition
@@ -195,13 +194,13 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
         ValueError: if the axis is empty or does not exist.
         TypeError: if `keepdims` is not True or False.
     """
-    keepdims = flag(keepdims)
-    return _chosen(x, ops.argmin(x, normalize_axis(axis, x.ndim), keepdims=True), axis, keepdims)
+    return _chosen(x, ops.argmin, axis, keepdims)
 
 
-def _chosen(x: Array, indices: Tensor, axis: int, keepdims: bool) -> ValuesAndIndices:
+def _chosen(x: Array, arg: Op[Any], axis: int, keepdims: bool) -> ValuesAndIndices:
+    indices = arg(x, normalize_axis(axis, x.ndim), keepdims=True)
     values = take_along_axis(x, indices, axis)
-    if keepdims:
+    if flag(keepdims):
         return ValuesAndIndices(values, indices)
     return ValuesAndIndices(squeeze(values, axis), squeeze(indices, axis))
 
@@ -296,10 +295,8 @@ def check_below(
 ) -> None:
     """Raise an error unless all integers are from 0 to `count` - 1, as indices of `what`."""
     if values.size and not (values.min() >= 0 and values.max() < count):
-        raise error(
-            f"{role} run from {values.min()} to {values.max()}, but there are {count} {what}, "
-            f"0 to {count - 1}"
-        )
+        found = f"{values.min()} to {values.max()}"
+        raise error(f"{role} run from {found}, but there are {count} {what}, 0 to {count - 1}")
 
 
 def as_integers(role: str, values: Array) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -216,10 +217,11 @@ def tensordot(a: Array, b: Array, axes: int | Sequence[int | Sequence[int]] = 2)
     if isinstance(axes, (int, np.integer)):
         check_count("axes", axes)
         axes = tuple(range(-axes, 0)), tuple(range(axes))
+    wanted = "axes are an integer, or those of a and those of b"
     if not isinstance(axes, (Sequence, np.ndarray)):
-        raise TypeError(f"axes are an integer, or those of a and those of b, not {axes!r:.60}")
+        raise TypeError(f"{wanted}, not {axes!r:.60}")
     if len(axes) != 2:
-        raise ValueError(f"axes are a number, or those of a and those of b, not {axes!r}")
+        raise ValueError(f"{wanted}, not {axes!r}")
     of_a, of_b = normalize_axes(axes[0], a.ndim), normalize_axes(axes[1], b.ndim)
     sizes = [a.shape[i] for i in of_a]
     if sizes != [b.shape[i] for i in of_b]:
@@ -266,11 +268,8 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     if not isinstance(subscripts, str):
         raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
     values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
-    inputs, output, sizes = _parsed(subscripts, [x.shape for x in values])
+    inputs, output, sizes, order = _parsed(subscripts, tuple(x.shape for x in values))
     terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]
-    order: Sequence[Any] = [tuple(range(len(terms)))]
-    if len(terms) > 2:
-        order = np.einsum_path(subscripts, *(np.broadcast_to(0, x.shape) for x in values))[0][1:]
     for pair in order:
         chosen = [terms.pop(i) for i in sorted(pair, reverse=True)][::-1]
         while len(chosen) > 1:
@@ -287,48 +286,37 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
 Axes = list[str]
 
 
+@lru_cache(maxsize=1024)
 def _parsed(
-    subscripts: str, shapes: Sequence[tuple[int, ...]]
-) -> tuple[list[Axes], Axes, dict[str, int]]:
-    """Return the axes of each operand, those of the output, and the size of each axis.
+    subscripts: str, shapes: tuple[tuple[int, ...], ...]
+) -> tuple[list[Axes], Axes, dict[str, int], Sequence[Any]]:
+    """Return the axes of each operand, those of the output, the size of each axis, and the order.
 
     Along an axis, an operand may have size 1 if another one is larger: it is broadcast.
     """
+    try:
+        order = np.einsum_path(subscripts, *(np.broadcast_to(0, shape) for shape in shapes))[0][1:]
+    except (IndexError, ValueError) as error:
+        raise ValueError(
+            f"{subscripts!r} does not describe operands of shapes {list(shapes)}: "
+            f"{str(error).rstrip('.')}; an operand has a letter for each axis, and at most one ... "
+            f"for further ones, and the output has some of these letters, each once"
+        ) from None
     left, arrow, right = subscripts.replace(" ", "").partition("->")
-    parts = left.split(",")
-    if len(parts) != len(shapes):
-        raise ValueError(f"{subscripts!r} describes {len(parts)} operands, not {len(shapes)}")
     inputs = []
-    found: dict[str, set[int]] = {}  # the sizes of each axis
-    for part, shape in zip(parts, shapes, strict=True):
-        letters = part.replace("...", "", 1)
-        hidden = len(shape) - len(letters)
-        if not (letters.isalpha() or not letters) or hidden < 0 or (hidden and letters == part):
-            raise ValueError(
-                f"{part!r} in {subscripts!r} does not describe an operand of shape {shape};"
-                f" it has a letter for each axis, and at most one ... for further ones"
-            )
+    sizes: dict[str, int] = {}
+    for part, shape in zip(left.split(","), shapes, strict=True):
         before, _, after = part.partition("...")
+        hidden = len(shape) - len(before) - len(after)
         inputs.append([*before, *(str(i) for i in range(-hidden, 0)), *after])
         for axis, size in zip(inputs[-1], shape, strict=True):
-            found.setdefault(axis, set()).add(size)
-    for axis, sizes in found.items():
-        if len(sizes - {1}) > 1:
-            raise ValueError(
-                f"axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
-                f"shapes {list(shapes)}"
-            )
-    ellipsis = sorted((axis for axis in found if not axis.isalpha()), key=int)
+            sizes[axis] = size if sizes.get(axis, 1) == 1 else sizes[axis]
     if not arrow:
-        letters = "".join(parts).replace("...", "")
+        letters = left.replace("...", "").replace(",", "")
         right = "..." + "".join(sorted(a for a in letters if letters.count(a) == 1))
     before, dots, after = right.partition("...")
-    output = [*before, *(ellipsis if dots else []), *after]
-    if len(set(output)) != len(output) or not set(output) <= set(found):
-        raise ValueError(
-            f"the output {right!r} of {subscripts!r} must name axes of the operands, each once"
-        )
-    return inputs, output, {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}
+    ellipsis = sorted((axis for axis in sizes if not axis.isalpha()), key=int) if dots else []
+    return inputs, [*before, *ellipsis, *after], sizes, order
 
 
 def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:

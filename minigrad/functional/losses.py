@@ -44,7 +44,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
         ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
             Also if the reduction is unknown, or there is nothing to average.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     wide, target = _alike(prediction, target)
     if reduction != "none" and wide.dtype in _FLOATS and wide.size:
         loss = squared_error(wide, target, float(wide.size) if reduction == "mean" else 1.0)
@@ -63,7 +63,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Raises:
         ValueError: as in `mse`.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     wide, target = _alike(prediction, target)
     return narrowed(_reduced(ops.abs(wide - target), reduction), prediction)
 
@@ -80,7 +80,7 @@ def huber(
         ValueError: as in `mse`, or if `delta` is not positive.
         TypeError: if `delta` is not a number.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     check_above_0("delta", delta)
     wide, target = _alike(prediction, target)
     d = wide - target
@@ -124,8 +124,8 @@ def cross_entropy(
             no target counts in a mean. Also if an `ignore_index` of at least 0 is given for class
             probabilities.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
     given, logits = logits, widened(logits)
@@ -142,15 +142,14 @@ def cross_entropy(
         if weights is not None:
             terms = terms * _along(axis, weights, logits.ndim)
         return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
+    labels = _labels(target, logits, axis)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
-    if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        labels = _as_int64(as_array(target))
-        if labels is not None:
-            options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
-            counts, divisor = observed(label_weights, labels, *options)
-            return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
+    if usual and not (label_smoothing and weight is not None):
+        options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
+        counts, divisor = observed(label_weights, labels, *options)
+        return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
     scores = ops.log_softmax(logits, axis)
-    options = axis, target, weights, ignore_index, reduction, label_smoothing
+    options = axis, labels, weights, ignore_index, reduction, label_smoothing
     return narrowed(_label_losses(scores, *options), given)
 
 
@@ -187,8 +186,8 @@ def linear_cross_entropy(
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
             impossible value, or no target counts in a mean.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
     if isinstance(weight, (list, tuple)):  # `composition` converts only arguments marked Array
@@ -202,13 +201,11 @@ def linear_cross_entropy(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
         )
     smoothing = float(label_smoothing)
-    given = ops.reshape(given, -1)
-    labels = _as_int64(given)
-    trained = is_differentiated(weight)
+    labels = _as_int64(ops.reshape(given, -1))
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
-    if trained or not same_floats or labels is None:
+    if is_differentiated(weight) or not same_floats:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
-        losses = cross_entropy(stored_linear(rows, weight), given, reduction, **options)
+        losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
         counts, divisor = observed(
             label_weights, labels, weight.shape[0], ignore_index, None, x.dtype, reduction
@@ -237,11 +234,12 @@ def nll(
     Raises:
         TypeError, ValueError: as in `cross_entropy`.
     """
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
+    check_reduction("reduction", reduction)
+    check_ignore_index("ignore_index", ignore_index)
     scores = widened(log_probabilities)
     axis, weights = _classes(scores, weight)
-    losses = _label_losses(scores, axis, target, weights, ignore_index, reduction)
+    labels = _labels(target, scores, axis)
+    losses = _label_losses(scores, axis, labels, weights, ignore_index, reduction)
     return narrowed(losses, log_probabilities)
 
 
@@ -270,7 +268,7 @@ def binary_cross_entropy_with_logits(
         ValueError: if the shapes differ, a weight is negative or cannot be broadcast to them, a
             target is not in [0, 1], the reduction is unknown, or there is nothing to average.
     """
-    check_reduction(reduction)
+    check_reduction("reduction", reduction)
     x, t = _alike(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
@@ -292,20 +290,9 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     return ops.astype(weight, t.dtype)
 
 
-def _label_losses(
-    scores: Array,
-    axis: int,
-    target: Array,
-    class_weights: NDArray[Any] | None,
-    ignore_index: int,
-    reduction: Reduction,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Check class indices against the scores, and return the losses.
-
-    The scores are log-probabilities, with the classes along `axis`.
-    """
-    labels, classes = as_array(target), scores.shape[axis]
+def _labels(target: Array, scores: Array, axis: int) -> Any:
+    """Check class indices against scores with the classes along `axis`; return them as int64."""
+    labels: Any = as_array(target)
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"targets are integer classes (or, for cross_entropy, floats of shape "
@@ -316,6 +303,25 @@ def _label_losses(
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
+    return _as_int64(labels)
+
+
+def _as_int64(labels: Any) -> Any:
+    """Return integers as int64, for which kernels exist."""
+    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
+
+
+def _label_losses(
+    scores: Array,
+    axis: int,
+    labels: NDArray[np.int64],
+    class_weights: NDArray[Any] | None,
+    ignore_index: int,
+    reduction: Reduction,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the losses of labels for log-probabilities with the classes along `axis`."""
+    classes = scores.shape[axis]
     chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
     counted, used, weights, total, *index = chosen
     # A label with weight 0 has the loss 0, even if its score is infinite.
@@ -330,13 +336,6 @@ def _label_losses(
     if reduction == "mean" and labels.size:
         return narrowed(ops.sum(widened(losses)) / total, losses)
     return _reduced(losses, reduction)
-
-
-def _as_int64(labels: Any) -> Any:
-    """Return integers as int64, for which kernels exist; None if int64 cannot hold them."""
-    if labels.dtype.kind not in "iu" or labels.dtype == np.uint64:
-        return None
-    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
 
 
 def label_weights(
@@ -397,10 +396,8 @@ def chosen_scores(
 def check_from_0_to_1(values: NDArray[Any]) -> None:
     """Raise a ValueError unless all targets are from 0 to 1."""
     if not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(
-            f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
-            f"{values.max()}"
-        )
+        found = f"{values.min()} to {values.max()}"
+        raise ValueError(f"targets are probabilities, from 0 to 1; these run from {found}")
 
 
 def check_not_negative(values: NDArray[Any], message: str) -> None:
@@ -423,10 +420,9 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
         return axis, None
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise TypeError("the weights of classes are constants; pass weight.detach()")
-    if weight.shape != scores.shape[axis : axis + 1]:
-        raise ValueError(
-            f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
-        )
+    count = scores.shape[axis]
+    if weight.shape != (count,):
+        raise ValueError(f"there are {count} classes, but weights of shape {weight.shape}")
     values: NDArray[Any] = as_array(weight, scores.dtype)
     observed(check_not_negative, values, "weights of classes must be at least 0, not {}")
     return axis, values
@@ -597,27 +593,23 @@ def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     A float64 target would make a float32 model compute in float64, which is slower.
     """
     if target.shape != prediction.shape:
-        raise ValueError(
-            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
-            f"the same"
-        )
+        shapes = f"{prediction.shape}, the target {target.shape}"
+        raise ValueError(f"the prediction has shape {shapes}; they must be the same")
     prediction = widened(prediction)
     same = target.dtype == prediction.dtype
     return prediction, target if same else ops.astype(target, prediction.dtype)
 
 
-def check_ignore_index(value: Any) -> None:
+def check_ignore_index(name: str, value: Any) -> None:
     """Raise a TypeError unless the target to ignore is an integer."""
-    check_integer("ignore_index (by default -100, which is not a class)", value)
+    check_integer(f"{name} (by default -100, which is not a class)", value)
 
 
-def check_reduction(reduction: str) -> None:
+def check_reduction(name: str, value: Any) -> None:
     """Raise a ValueError unless the reduction is "mean", "sum" or "none"."""
-    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed by "
-            f"name, as in weight=...)"
-        )
+    if not isinstance(value, str) or value not in ("mean", "sum", "none"):
+        hint = "weights are passed by name, as in weight=..."
+        raise ValueError(f"{name} is 'mean', 'sum' or 'none', not {value!r:.60} ({hint})")
 
 
 def _reduced(losses: Any, reduction: Reduction) -> Tensor:

@@ -85,13 +85,19 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     observed(check_below, "indices", integers, count, "rows", IndexError)
     if padding_idx is None:
         return getitem(weight, integers)
+    row = check_padding_idx(padding_idx, count)
+    rows = getitem(weight, integers)
+    constant = rows._data if isinstance(rows, Tensor) else rows
+    is_padding = observed(np.equal, integers, row)
+    return where(getitem(is_padding, (..., None)), constant, rows)
+
+
+def check_padding_idx(padding_idx: int, count: int) -> int:
+    """Return the index of a row of padding from the front; an error if there is no such row."""
     check_integer("padding_idx", padding_idx)
     if not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
-    rows = getitem(weight, integers)
-    constant = rows._data if isinstance(rows, Tensor) else rows
-    is_padding = observed(np.equal, integers, padding_idx % count)
-    return where(getitem(is_padding, (..., None)), constant, rows)
+    return padding_idx % count
 
 
 # --------------------------------------------------------------------------------------------------
@@ -278,22 +284,20 @@ def scaled_dot_product_attention(
 def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
     """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     shapes = query.shape, key.shape, value.shape
-    if any(len(shape) < 2 for shape in shapes):
-        raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise ValueError(
-            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
-            f"not {shapes}"
-        )
+    if (
+        any(len(shape) < 2 for shape in shapes)
+        or query.shape[-1] != key.shape[-1]
+        or key.shape[-2] != value.shape[-2]
+    ):
+        wanted = "(..., L, d), (..., S, d) and (..., S, d_v)"
+        raise ValueError(f"query, key and value have shapes {wanted}, not {shapes}")
     if 0 in key.shape[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
     axes = [shape[:-2] for shape in shapes]
     if enable_gqa:
         if not all(axes) or any(n[-1] == 0 or axes[0][-1] % n[-1] for n in axes[1:]):
-            wanted = (
-                "with enable_gqa, the heads, axis -3, of key and value divide those of the query"
-            )
-            raise ValueError(f"{wanted}, not as in shapes {shapes}")
+            wanted = "the heads, axis -3, of key and value divide those of the query"
+            raise ValueError(f"with enable_gqa, {wanted}, not as in shapes {shapes}")
         axes = [(*n[:-1], axes[0][-1]) for n in axes]
     try:
         leading = np.broadcast_shapes(*axes)

@@ -15,6 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.compositions import composition
 from minigrad.ops import hints, mean, reshape, rsqrt
+from minigrad.ops.shape import check_shape
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
@@ -109,10 +110,8 @@ def batch_norm(
     for name, value in running.items():
         of_floats = isinstance(value, (Tensor, np.ndarray)) and value.dtype.kind == "f"
         if value is not None and (not of_floats or getattr(value, "requires_grad", False)):
-            raise TypeError(
-                f"{name} is a Tensor or an array of floats, which is written to and has no "
-                f"gradient, not {value!r:.60}"
-            )
+            wanted = "a Tensor or an array of floats, which is written to and has no gradient"
+            raise TypeError(f"{name} is {wanted}, not {value!r:.60}")
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed if training is not True")
@@ -184,5 +183,4 @@ def _check(x: Array, eps: float, **of_channels: Any) -> None:
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"x must have shape (N, C, ...), where only N may be 0, but has {x.shape}")
     for name, value in of_channels.items():
-        if value is not None and np.shape(value) != x.shape[1:2]:
-            raise ValueError(f"{name} must have shape {x.shape[1:2]}, but has {np.shape(value)}")
+        check_shape(name, value, x.shape[1:2])

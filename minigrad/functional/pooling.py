@@ -130,10 +130,8 @@ def _max_windows(
     ends = np.minimum(starts + reach, size)
     starts = np.where(starts < 0, starts % dilation, starts)
     if (starts >= ends).any():
-        raise ValueError(
-            f"a window has no element, with padding = {padding} and dilation = {dilation} on an "
-            f"axis of size {size}"
-        )
+        options = f"padding = {padding} and dilation = {dilation}"
+        raise ValueError(f"a window has no element, with {options} on an axis of size {size}")
     return Windows.of(starts, ends, dilation)
 
 
@@ -340,10 +338,8 @@ def mean_options(
     check_flag("count_include_pad", count_include_pad)
     is_integer = isinstance(divisor_override, (int, np.integer)) and divisor_override is not True
     if divisor_override is not None and (not is_integer or divisor_override == 0):
-        raise ValueError(
-            f"divisor_override must be an integer other than 0, or None, not "
-            f"{divisor_override!r:.60}"
-        )
+        wanted = "an integer other than 0, or None"
+        raise ValueError(f"divisor_override must be {wanted}, not {divisor_override!r:.60}")
     return max_options(axes, kernel_size, stride, padding, 1, ceil_mode)[:3]
 
 

@@ -236,10 +236,10 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
         raise ValueError(f"reps must not be negative, but are {reps!r}")
     ndim = max(x.ndim, len(counts))
     sizes = (1,) * (ndim - x.ndim) + x.shape
-    counts = (1,) * (ndim - len(counts)) + counts
+    pairs = list(zip((1,) * (ndim - len(counts)) + counts, sizes, strict=True))
     apart = reshape(x, [n for size in sizes for n in (1, size)])
-    repeated = broadcast_to(apart, [n for pair in zip(counts, sizes, strict=True) for n in pair])
-    return reshape(repeated, [count * size for count, size in zip(counts, sizes, strict=True)])
+    repeated = broadcast_to(apart, [n for pair in pairs for n in pair])
+    return reshape(repeated, [count * size for count, size in pairs])
 
 
 @composition
@@ -261,10 +261,8 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     if counts.dtype.kind not in "iu":
         raise TypeError(f"takes integers, not {repeats!r:.60}")
     if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
-        raise ValueError(
-            f"takes a number of repeats, or one for each of {size} elements, none of them "
-            f"negative; not {repeats!r:.60}"
-        )
+        wanted = f"a number of repeats of at least 0, or one for each of {size} elements"
+        raise ValueError(f"takes {wanted}, not {repeats!r:.60}")
     if counts.size == 1:  # broadcasting is faster: the VJP of an index adds element by element
         count = int(counts.reshape(()))
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
@@ -306,6 +304,9 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise ValueError(f"widths must not be negative, but are {pad_width!r}; use an index to cut")
     if not isinstance(constant_values, (int, float, np.number)):
         raise TypeError(f"constant_values is one number, not {constant_values!r:.60}")
+    modes = "constant", "edge", "reflect", "symmetric", "wrap"
+    if mode not in modes:
+        raise ValueError(f"mode is one of {', '.join(map(repr, modes))}, not {mode!r}")
     if mode != "constant" and constant_values != 0:
         raise ValueError(f"constant_values is for mode 'constant', not for {mode!r}")
     if mode == "constant":
@@ -314,19 +315,14 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         padded = scatter_add(x, inside, shape)
         if constant_values == 0:
             return padded
-        if x.dtype.kind in "iu":
-            least, most = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
-            if not least <= constant_values <= most:
-                raise ValueError(
-                    f"constant_values is a number that {x.dtype} can store, from {least} to "
-                    f"{most}, not {constant_values!r}; convert x first"
-                )
+        limits = np.iinfo(x.dtype) if x.dtype.kind in "iu" else None
+        if limits and not limits.min <= constant_values <= limits.max:
+            raise ValueError(
+                f"constant_values is a number that {x.dtype} can store, from {limits.min} to "
+                f"{limits.max}, not {constant_values!r}; convert x first"
+            )
         filling = observed(np.full, (), constant_values, x.dtype).item()
         return where(observed(outside_of, shape, inside), filling, padded)
-    if mode not in ("edge", "reflect", "symmetric", "wrap"):
-        raise ValueError(
-            f"mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
-        )
     padded_axes = [axis for axis, width in enumerate(widths) if any(width)]
     if any(x.shape[axis] == 0 for axis in padded_axes):
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import ClassVar
 
 from minigrad import ops
 from minigrad.checks import check_above_0, check_range
@@ -11,6 +13,8 @@ from minigrad.nn.module import FunctionModule, Module
 
 __all__ = ["ELU", "GELU", "Identity", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid"]
 __all__ += ["Softmax", "Softplus", "Tanh"]
+
+_check_finite = partial(check_range, low=-math.inf, high=math.inf)
 
 
 class ReLU(FunctionModule):
@@ -28,10 +32,8 @@ class LeakyReLU(FunctionModule):
     """
 
     function = ops.leaky_relu
+    _checks: ClassVar = {"negative_slope": _check_finite}
     negative_slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_range("LeakyReLU: negative_slope", self.negative_slope, -math.inf, math.inf)
 
 
 class ELU(FunctionModule):
@@ -43,10 +45,8 @@ class ELU(FunctionModule):
     """
 
     function = ops.elu
+    _checks: ClassVar = {"alpha": _check_finite}
     alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("ELU: alpha", self.alpha, -math.inf, math.inf)
 
 
 class GELU(FunctionModule):
@@ -82,10 +82,8 @@ class Softplus(FunctionModule):
     """
 
     function = ops.softplus
+    _checks: ClassVar = {"beta": check_above_0}
     beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_above_0("Softplus: beta", self.beta)
 
 
 class Tanh(FunctionModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -77,11 +77,8 @@ class MultiHeadAttention(Module):
         for name, size in sizes.items():
             check_positive(name, size)
         if embed_dim % num_heads:
-            raise ValueError(
-                f"num_heads divides embed_dim, but {embed_dim} is not a multiple of {num_heads}"
-            )
+            raise ValueError(f"num_heads = {num_heads} does not divide embed_dim = {embed_dim}")
         check_probability("dropout", dropout)
-        check_flag("bias", bias)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout, self.rng = dropout, rng
@@ -133,17 +130,14 @@ class MultiHeadAttention(Module):
         sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         for x, (name, size) in zip((query, key, value), sizes.items(), strict=True):
             if x.ndim < 2 or x.shape[-1] != size:
-                raise ValueError(
-                    f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
-                )
+                wanted = f"shape (..., length, {size})"
+                raise ValueError(f"MultiHeadAttention: the {name} has {wanted}, not {x.shape}")
         if attn_mask is not None:
             _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
             if is_causal:  # combine both into one mask, which also forbids keys after position i
                 past = observed(np.tri, query.shape[-2], key.shape[-2], 0, np.bool_)
-                if as_array(attn_mask).dtype == np.bool_:
-                    attn_mask = ops.logical_and(attn_mask, past)
-                else:
-                    attn_mask = ops.where(past, attn_mask, -math.inf)
+                forbidden = False if as_array(attn_mask).dtype == np.bool_ else -math.inf
+                attn_mask = ops.where(past, attn_mask, forbidden)
                 is_causal = False
         q = self._heads(self.q_proj(query))
         k = self._heads(self.k_proj(key))
@@ -256,9 +250,7 @@ class KVCache:
             TypeError: if `length` is not an integer.
         """
         if not 0 <= (length := operator.index(length)) <= self.length:
-            raise ValueError(
-                f"KVCache: cannot truncate to {length} tokens where there are {self.length}"
-            )
+            raise ValueError(f"KVCache: cannot truncate {self.length} tokens to {length}")
         self.length = length
         mark_written(self._both)  # later tokens overwrite values that a graph may still need
 
@@ -299,6 +291,8 @@ class TransformerBlock(Module):
             True or False.
     """
 
+    _usual: ClassVar = {"causal": False}
+
     def __init__(
         self,
         d_model: int,
@@ -315,7 +309,6 @@ class TransformerBlock(Module):
     ) -> None:
         check_positive("d_model", d_model)
         check_flag("causal", causal)
-        check_flag("bias", bias)
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.causal = causal
         self.norm1 = _norm(norm, d_model, bias, dtype)
@@ -338,10 +331,6 @@ class TransformerBlock(Module):
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """Return the options to print: whether the block is causal."""
-        return "causal=True" if self.causal else ""
 
 
 def _norm(kind: str, size: int, bias: bool, dtype: DTypeLike) -> LayerNorm | RMSNorm:

@@ -109,9 +109,9 @@ class Conv2d(Module):
     def extra_repr(self) -> str:
         """Return the channels, the size of a filter, and options that differ from the defaults."""
         ones, zeros = (1,) * self._axes, (0,) * self._axes
-        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
+        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1, "bias": True}
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        return text + unusual(self, usual) + ("" if self.bias is not None else ", bias=False")
+        return text + unusual(self, usual)
 
 
 class Conv1d(Conv2d):

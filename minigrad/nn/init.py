@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -24,6 +24,7 @@ import numpy as np
 from minigrad.checks import check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.creation import below
+from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
 
 __all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_"]
@@ -36,11 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T", bound=Tensor)
 
 
-class _Thread(threading.local):
-    skipping = False  # whether the functions of this module do nothing
-
-
-_thread = _Thread()
+_skipping = ContextVar("_skipping", default=False)  # whether these functions do nothing
 
 
 @contextmanager
@@ -54,24 +51,25 @@ def skipped() -> Iterator[None]:
     In this thread, the functions of this module do nothing. The operating system provides memory
     only when it is written, so uninitialised weights cost nothing.
     """
-    before, _thread.skipping = _thread.skipping, True
+    token = _skipping.set(True)
     try:
         yield
     finally:
-        _thread.skipping = before
+        _skipping.reset(token)
 
 
 def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[T, P], T]:
     """Decorate a function that fills a tensor: check the tensor, and do nothing under `skipped`."""
-    name, draws = fill.__name__, "rng" in inspect.signature(fill).parameters
+    draws = "rng" in inspect.signature(fill).parameters
 
+    @named_errors
     @wraps(fill)
     def filled(tensor: T, *args: P.args, **options: P.kwargs) -> T:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: fills a Tensor, not {tensor!r:.60}")
+            raise TypeError(f"fills a Tensor, not {tensor!r:.60}")
         if draws and tensor.dtype.kind != "f":
-            raise TypeError(f"{name}: draws floats, and {tensor.describe()} is not of floats")
-        if not _thread.skipping:
+            raise TypeError(f"draws floats, and {tensor.describe()} is not of floats")
+        if not _skipping.get():
             fill(tensor, *args, **options)
         return tensor
 
@@ -184,9 +182,9 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None)
             not a Tensor of floats, or `rng` is not a generator.
     """
     for name, bound in (("a", a), ("b", b)):
-        check_range(f"uniform_: {name}", bound, -math.inf, math.inf)
+        check_range(name, bound, -math.inf, math.inf)
     if not a <= b:
-        raise ValueError(f"uniform_: a must be at most b, but a={a} and b={b}")
+        raise ValueError(f"a must be at most b, but a={a} and b={b}")
     drawn = generator(rng).uniform(a, b, tensor.shape).astype(tensor.dtype)
     return tensor.copy_(below(drawn, b) if a < b else drawn)
 
@@ -199,8 +197,8 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = N
         ValueError: if std is negative, or one of them is infinite or nan.
         TypeError: if one of them is not a number.
     """
-    check_range("normal_: mean", mean, -math.inf, math.inf)
-    check_range("normal_: std", std, 0, math.inf)
+    check_range("mean", mean, -math.inf, math.inf)
+    check_range("std", std, 0, math.inf)
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 
@@ -223,12 +221,12 @@ def trunc_normal_(
             [a, b].
     """
     if not std > 0:
-        raise ValueError(f"trunc_normal_: std must be positive, not {std!r}")
+        raise ValueError(f"std must be positive, not {std!r}")
     root = std * math.sqrt(2)
     share = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2
     if not share >= 1e-3:
         raise ValueError(
-            f"trunc_normal_: of a normal distribution with mean {mean} and standard deviation "
+            f"of a normal distribution with mean {mean} and standard deviation "
             f"{std}, the share {share:.1g} is in [{a}, {b}]; move the bounds, or use uniform_"
         )
     rng = generator(rng)
@@ -248,7 +246,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor
     Raises:
         ValueError: if the tensor is not a matrix.
     """
-    rows, columns = _matrix("orthogonal_", tensor)
+    rows, columns = _matrix(tensor)
     gaussian = generator(rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(gaussian)
     q *= gain * np.copysign(1.0, np.diagonal(r))
@@ -266,9 +264,9 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
             or infinite.
         TypeError: if `sparsity` or std is not a number.
     """
-    rows, columns = _matrix("sparse_", tensor)
-    check_probability("sparse_: sparsity", sparsity)
-    check_range("sparse_: std", std, 0, math.inf)
+    rows, columns = _matrix(tensor)
+    check_probability("sparsity", sparsity)
+    check_range("std", std, 0, math.inf)
     rng = generator(rng)
     values = rng.normal(0.0, std, (rows, columns))
     # Sorting random numbers gives a random order of the rows, another one for each column.
@@ -284,7 +282,7 @@ def eye_(tensor: Tensor) -> Tensor:
     Raises:
         ValueError: if the tensor is not a matrix.
     """
-    return tensor.copy_(np.eye(*_matrix("eye_", tensor)))
+    return tensor.copy_(np.eye(*_matrix(tensor)))
 
 
 @_filling
@@ -317,17 +315,17 @@ def ones_(tensor: Tensor) -> Tensor:
     return tensor.copy_(np.ones(tensor.shape))
 
 
-def _matrix(name: str, tensor: Tensor) -> tuple[int, int]:
+def _matrix(tensor: Tensor) -> tuple[int, int]:
     if tensor.ndim != 2:
-        raise ValueError(f"{name}: fills matrices (d_out, d_in), not {tensor.describe()}")
+        raise ValueError(f"fills matrices (d_out, d_in), not {tensor.describe()}")
     return tensor.shape[0], tensor.shape[1]
 
 
 def _fan(tensor: Tensor, mode: Mode) -> int:
-    fans = dict(zip(("fan_in", "fan_out"), _fans(tensor), strict=True))
-    if mode not in fans:
+    if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode is 'fan_in' or 'fan_out', not {mode!r}")
-    return fans[mode]
+    fan_in, fan_out = _fans(tensor)
+    return fan_in if mode == "fan_in" else fan_out
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,8 +13,9 @@ from numpy.typing import DTypeLike
 from minigrad import functional, ops
 from minigrad.checks import check_flag, check_integer, check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
+from minigrad.functional.neural import check_padding_idx
 from minigrad.nn import init
-from minigrad.nn.module import FunctionModule, Module, Parameter, unusual
+from minigrad.nn.module import FunctionModule, Module, Parameter
 from minigrad.random import Rng
 
 __all__ = ["MLP", "Dropout", "Embedding", "Flatten", "GatedMLP", "Linear", "Sequential"]
@@ -39,6 +40,9 @@ class Linear(Module):
         TypeError: if `bias` is not True or False, `dtype` is not a float dtype, or `rng` is not a
             generator; the last two in all layers with parameters.
     """
+
+    _looks = "{self.in_features}, {self.out_features}"
+    _usual: ClassVar = {"bias": True}
 
     def __init__(
         self,
@@ -72,12 +76,6 @@ class Linear(Module):
         """
         return ops.linear(x, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        """Return the sizes, and whether there is no bias."""
-        return f"{self.in_features}, {self.out_features}" + (
-            "" if self.bias is not None else ", bias=False"
-        )
-
 
 def weight_and_bias(
     shape: tuple[int, ...], bias: bool, dtype: DTypeLike, rng: Rng
@@ -110,6 +108,9 @@ class Embedding(Module):
         TypeError: if `padding_idx` is not an integer.
     """
 
+    _looks = "{self.num_embeddings}, {self.embedding_dim}"
+    _usual: ClassVar = {"padding_idx": None}
+
     def __init__(
         self,
         num_embeddings: int,
@@ -122,12 +123,7 @@ class Embedding(Module):
         check_positive("num_embeddings", num_embeddings)
         check_positive("embedding_dim", embedding_dim)
         if padding_idx is not None:
-            check_integer("padding_idx", padding_idx)
-            if not -num_embeddings <= padding_idx < num_embeddings:
-                raise ValueError(
-                    f"padding_idx = {padding_idx}, but there are {num_embeddings} rows"
-                )
-            padding_idx %= num_embeddings
+            padding_idx = check_padding_idx(padding_idx, num_embeddings)
         self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
         init.normal_(self.weight, rng=rng)
         self.padding_idx = padding_idx
@@ -153,11 +149,6 @@ class Embedding(Module):
         """
         return functional.embedding(indices, self.weight, self.padding_idx)
 
-    def extra_repr(self) -> str:
-        """Return the sizes and, if there is one, `padding_idx`."""
-        options = unusual(self, {"padding_idx": None})
-        return f"{self.num_embeddings}, {self.embedding_dim}{options}"
-
 
 class Dropout(Module):
     """In training, set each element to 0 with probability `p`, and divide the others by 1 - p.
@@ -173,6 +164,8 @@ class Dropout(Module):
         TypeError: if `p` is not a number; when called, if `rng` is not a generator.
     """
 
+    _looks = "p={self.p}"
+
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         check_probability("p", p)
         self.p, self.rng = p, rng
@@ -180,10 +173,6 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x after dropout, as `minigrad.dropout` does; in evaluation, x itself."""
         return functional.dropout(x, self.p, self.training, rng=self.rng)
-
-    def extra_repr(self) -> str:
-        """Return the probability."""
-        return f"p={self.p}"
 
 
 def _flatten(x: Any, start_dim: int, end_dim: int) -> Tensor:
@@ -288,7 +277,6 @@ class MLP(Module):
         if not isinstance(sizes, Sequence):
             raise TypeError(f"sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
         _check_callable(activation, "the activation")
-        check_flag("bias", bias)
         check_probability("dropout", dropout)
         if len(sizes) < 2:
             raise ValueError(f"sizes are at least those of input and output, not {sizes!r}")
@@ -338,7 +326,6 @@ class GatedMLP(Module):
         rng: Rng = None,
     ) -> None:
         _check_callable(activation, "the activation")
-        check_flag("bias", bias)
         self.activation = activation
         self.gate_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
         self.up_proj = Linear(d_model, d_ff, bias, dtype=dtype, rng=rng)
@@ -356,8 +343,8 @@ def _check_callable(layer: Any, role: str) -> None:
     if isinstance(layer, type):
         raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
     if not callable(layer):
-        star = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
-        star = "; write Sequential(*layers.values())" if isinstance(layer, dict) else star
+        hint = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+        hint = "; write Sequential(*layers.values())" if isinstance(layer, dict) else hint
         raise TypeError(
-            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{star}"
+            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{hint}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, field
+from typing import ClassVar
 
 from minigrad import functional
 from minigrad.checks import check_above_0, check_probability
@@ -16,10 +17,8 @@ __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSEL
 class Loss(FunctionModule):
     """Base class of losses, with a reduction "mean", "sum" or "none"."""
 
+    _checks: ClassVar = {"reduction": check_reduction}
     reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        check_reduction(self.reduction)
 
 
 class MSELoss(Loss):
@@ -52,11 +51,8 @@ class HuberLoss(Loss):
     """
 
     function = functional.huber
+    _checks: ClassVar = {**Loss._checks, "delta": check_above_0}
     delta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_above_0("HuberLoss: delta", self.delta)
 
 
 class BCEWithLogitsLoss(Loss):
@@ -95,15 +91,15 @@ class CrossEntropyLoss(Loss):
     """
 
     function = functional.cross_entropy
+    _checks: ClassVar = {
+        **Loss._checks,
+        "ignore_index": check_ignore_index,
+        "label_smoothing": check_probability,
+    }
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ignore_index(self.ignore_index)
-        check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
 
 class NLLLoss(Loss):
@@ -117,10 +113,7 @@ class NLLLoss(Loss):
     """
 
     function = functional.nll
+    _checks: ClassVar = {**Loss._checks, "ignore_index": check_ignore_index}
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ignore_index(self.ignore_index)

@@ -121,6 +121,8 @@ class Module(Owner):
 
     training: bool = True
     _slots: ClassVar[tuple[str, ...]] = ()  # the names of the attributes in slots
+    _looks: ClassVar[str] = ""  # what `extra_repr` prints, a format string with `self`
+    _usual: ClassVar[Mapping[str, Any]] = {}  # attributes that it prints if they have other values
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -265,8 +267,6 @@ class Module(Owner):
 
         Raises:
             TypeError: if `mode` is not True or False.
-            ValueError: if a module with a `train` of its own has a module around it as an
-                attribute.
         """
         check_flag("train: mode", mode)
         seen: set[int] = set()
@@ -276,15 +276,8 @@ class Module(Owner):
             if part is self or type(part).train is Module.train:
                 part.training = mode
             else:
-                if any(each is self for each in part.modules()):
-                    raise ValueError(
-                        f"train: {type(part).__name__} defines train(), and has the module around "
-                        f"it as an attribute; keep that in a weakref.ref"
-                    )
                 part.train(mode)
-                seen.remove(id(part))
-                for _ in walk(part, "", seen):  # from now on, what is inside counts as seen
-                    pass
+                seen.update(map(id, part.modules()))  # what is inside is left as it is
         return self
 
     def eval(self: M) -> M:
@@ -353,7 +346,8 @@ class Module(Owner):
 
     def extra_repr(self) -> str:
         """Return the options, such as sizes, that `repr` prints between the parentheses."""
-        return ""
+        options = self._looks.format(self=self) + unusual(self, self._usual)
+        return options.removeprefix(", ")
 
     def __repr__(self) -> str:
         total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)
@@ -376,11 +370,17 @@ class FunctionModule(Module):
 
     function: ClassVar[Callable[..., Any]]
     _options: ClassVar[tuple[str, ...]] = ()
+    _checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of options, by name
 
     def __init_subclass__(cls, **options: Any) -> None:
         dataclass(repr=False, eq=False)(cls)
         super().__init_subclass__(**options)  # with the constructor of the dataclass
         cls._options = tuple(field.name for field in fields(cls))
+
+    @named_errors
+    def __post_init__(self) -> None:
+        for name, check in self._checks.items():
+            check(name, getattr(self, name))
 
     @named_errors
     def forward(self, *tensors: Any, **named: Any) -> Any:
@@ -389,15 +389,8 @@ class FunctionModule(Module):
         Raises:
             TypeError: if an option is given, which belongs in the call of the class.
         """
-        for name in self._options:
-            if name in named:
-                kind = type(self).__name__
-                raise TypeError(
-                    f"{kind}: {name} is set when the module is made, as in "
-                    f"{kind}({name}={named[name]!r:.60}), and not when it is called"
-                )
-            named[name] = getattr(self, name)
-        return type(self).function(*tensors, **named)
+        options = {name: getattr(self, name) for name in self._options}
+        return type(self).function(*tensors, **named, **options)
 
     def extra_repr(self) -> str:
         """Return the options without arrays; keyword-only ones only if not the default."""
@@ -420,22 +413,19 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             problems.append(f"missing: {name} {tensor.shape}")
             continue
         try:
-            values[name] = as_array(state[name])
+            value = as_array(state[name])
         except (TypeError, ValueError) as error:
             problems.append(f"unusable: {name}: {error}")
             continue
-        if values[name].shape != tensor.shape:
-            problems.append(
-                f"mis-shaped: {name} is {values[name].shape} in the state, "
-                f"{tensor.shape} in the module"
-            )
-        elif not holds(tensor.dtype, values[name]):
+        if value.shape != tensor.shape:
+            shapes = f"{value.shape} in the state, {tensor.shape} in the module"
+            problems.append(f"mis-shaped: {name} is {shapes}")
+        elif not holds(tensor.dtype, value):
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
-        elif _memory(values[name]) in memory:  # writing to another tensor could change this value
-            values[name] = values[name].copy()
-    for name in state:
-        if name not in tensors:
-            problems.append(f"unexpected: {name}{nearest(str(name), tensors)}")
+        # Writing to another tensor could change a value that shares its memory.
+        values[name] = value.copy() if _memory(value) in memory else value
+    unknown = [name for name in state if name not in tensors]
+    problems += [f"unexpected: {name}{nearest(str(name), tensors)}" for name in unknown]
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
@@ -452,28 +442,21 @@ def unusual(module: Module, usual: Mapping[str, Any]) -> str:
     """Return the options of a module that differ from their usual values, each after a comma."""
     text = ""
     for name, value in usual.items():
-        own = getattr(module, name, value)
+        own = getattr(module, name)
+        if value is True:  # an attribute such as `bias` is a flag, or a parameter or None
+            own = own is not None and own is not False
         if own != value:
-            text += f", {name}={own!r}" if isinstance(own, str) else f", {name}={own}"
+            text += f", {name}={own!r}"
     return text
 
 
 def walk(
-    value: Any,
-    name: str,
-    seen: set[int],
-    every_path: bool = False,
-    around: tuple[int, ...] = (),
+    value: Any, name: str, seen: set[int], every_path: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """List `value` and all modules, parameters and buffers inside it, each once, by dotted paths.
 
     With `every_path`, an object is listed once for each of its paths; the walk goes into a module
-    only along its first path. `seen` are the ids of what was walked through, and `around` those of
-    the containers around `value`, up to the next module.
-
-    Raises:
-        ValueError: with `every_path`, if a list, tuple or dict contains itself, because it has
-            paths without end.
+    only along its first path. `seen` are the ids of what was walked through.
     """
     if isinstance(value, Module) or not every_path:
         if id(value) in seen:
@@ -490,18 +473,10 @@ def walk(
         children = value.items()
     else:
         return
-    if isinstance(value, Module):
-        around = ()  # the walk goes into a module once, so a cycle through a module ends
-    elif id(value) in around:
-        raise ValueError(
-            f"{name} is a {type(value).__name__} that contains itself; keep its modules in it once"
-        )
-    else:
-        around = (*around, id(value))
     for key, child in children:
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             path = f"{name}.{key}" if name else str(key)
-            yield from walk(child, path, seen, every_path, around)
+            yield from walk(child, path, seen, every_path)
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
@@ -520,24 +495,21 @@ def _tree(module: Module, note: str, around: tuple[int, ...] = ()) -> list[str]:
 
     `around` are the ids of the modules around it, to which it may refer.
     """
-    children: list[tuple[str, Module]] = []
-    inside: set[int] = set()  # the ids of what is inside the children
+    children: list[str] = []
     own = 0
-    for name, part in walk(module, "", {*around}):
-        if id(part) in inside:
-            continue  # it is not a direct child
+    seen = {*around}
+    inner = *around, id(module)
+    for name, part in walk(module, "", seen):
         if isinstance(part, Parameter):
             own += part.size
         elif isinstance(part, Module) and part is not module:
-            children.append((name, part))
-            inside.update(id(each) for _, each in walk(part, "", {*around, id(module)}))
-    if not note and own:
-        note = f"  # {own:,}"
-    head = f"{type(module).__name__}({module.extra_repr()}"
+            first, *rest = _tree(part, "", inner)
+            children += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
+            # What is inside the child is not a direct child, also if it has another path.
+            seen.update(id(each) for _, each in walk(part, "", {*inner}))
+    options = module.extra_repr()
+    note = note or (f"  # {own:,}" if own else "")
     if not children:
-        return [f"{head}){note}"]
-    lines = [f"{head}{',' if module.extra_repr() else ''}{note}"]
-    for name, child in children:
-        first, *rest = _tree(child, "", (*around, id(module)))
-        lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
-    return [*lines, ")"]
+        return [f"{type(module).__name__}({options}){note}"]
+    comma = "," if options else ""
+    return [f"{type(module).__name__}({options}{comma}{note}", *children, ")"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_positive, check_range
+from minigrad.checks import check_flag, check_positive, check_range, for_each_axis
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.creation import or_float32
@@ -175,10 +175,8 @@ class BatchNorm1d(Module):
         """
         x = as_input(self, x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__} takes {self._shapes} with C = {self.num_features}, not "
-                f"shape {x.shape}"
-            )
+            wanted = f"{self._shapes} with C = {self.num_features}"
+            raise ValueError(f"{type(self).__name__} takes {wanted}, not shape {x.shape}")
         momentum, tracked = self.momentum, self.num_batches_tracked
         if self.training and tracked is not None and momentum is None:
             momentum = observed(share_of_batch, tracked._data)
@@ -267,9 +265,8 @@ class GroupNorm(Module):
         """
         x = as_input(self, x)
         if x.shape[1:2] != (self.num_channels,):
-            raise ValueError(
-                f"GroupNorm takes (N, C, ...) with C = {self.num_channels}, not shape {x.shape}"
-            )
+            wanted = f"(N, C, ...) with C = {self.num_channels}"
+            raise ValueError(f"GroupNorm takes {wanted}, not shape {x.shape}")
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
@@ -279,12 +276,10 @@ class GroupNorm(Module):
 
 
 def _checked_sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    if not sizes:
+    count = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+    if count == 0:
         raise ValueError("normalized_shape must name at least one axis, not ()")
-    for size in sizes:
-        check_positive("each size of normalized_shape", size)
-    return tuple(sizes)
+    return for_each_axis("each size of normalized_shape", normalized_shape, count)
 
 
 def _affine_pair(

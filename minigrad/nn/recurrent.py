@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +18,7 @@ from minigrad.checks import check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, as_input, unusual
+from minigrad.nn.module import Module, Parameter, as_input
 from minigrad.ops.recurrent import CELLS
 from minigrad.random import Rng
 
@@ -32,6 +32,8 @@ PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 class _Recurrent(Module):
     """Base class of recurrent layers and cells: sizes, parameters and states."""
 
+    _looks = "{self.input_size}, {self.hidden_size}"
+    _usual: ClassVar = {"bias": True}
     cell: str  # a key of `ops.recurrent.CELLS`
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
@@ -61,10 +63,9 @@ class _Recurrent(Module):
     def _check_input(self, x: Tensor, axes: int) -> bool:
         """Return whether x is a batch, with `axes` axes; one sequence has one axis less."""
         if x.ndim not in (axes - 1, axes) or x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: x has {axes} axes, or {axes - 1} without a batch, and the "
-                f"last has size {self.input_size}; this one has shape {x.shape}"
-            )
+            size = self.input_size
+            wanted = f"{axes} axes, or {axes - 1} without a batch, the last of size {size}"
+            raise ValueError(f"{type(self).__name__}: x has {wanted}, not shape {x.shape}")
         return x.ndim == axes
 
     def _joined(
@@ -98,12 +99,6 @@ class _Recurrent(Module):
         )
         return (h, *c) if c else h
 
-    def extra_repr(self) -> str:
-        """Return the sizes, and the options that differ from their defaults."""
-        flags = {"batch_first": False, "dropout": 0.0, "bidirectional": False}
-        options = unusual(self, {"num_layers": 1, "bias": True, **flags})
-        return f"{self.input_size}, {self.hidden_size}{options}"
-
 
 # --------------------------------------------------------------------------------------------------
 # Sequences
@@ -112,6 +107,14 @@ class _Recurrent(Module):
 
 class _Layers(_Recurrent):
     """Base class of layers, which run cells over a sequence in one direction or both."""
+
+    _usual: ClassVar = {
+        "num_layers": 1,
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0,
+        "bidirectional": False,
+    }
 
     def __init__(
         self,

@@ -45,16 +45,18 @@ logical_or = logical(
     "logical_or",
     "a or b, element by element, broadcast. Raises a TypeError unless both are booleans.",
 )
+_OF_BOOLEANS = (
+    "Raises a TypeError unless x holds booleans and `keepdims` is True or False, and a ValueError "
+    "if an axis does not exist."
+)
 any = logical_reducer(
     "any",
-    "True if any element over `axis` is True; False for an empty axis. Raises a TypeError unless x "
-    "holds booleans and `keepdims` is True or False, and a ValueError if an axis does not exist.",
+    f"True if any element over `axis` is True; False for an empty axis. {_OF_BOOLEANS}",
     "logical_or",
 )
 all = logical_reducer(
     "all",
-    "True if all elements over `axis` are True, and for an empty axis. Raises a TypeError unless x "
-    "holds booleans and `keepdims` is True or False, and a ValueError if an axis does not exist.",
+    f"True if all elements over `axis` are True, and for an empty axis. {_OF_BOOLEANS}",
     "logical_and",
 )
 
@@ -73,18 +75,13 @@ def logical_not(x: Array) -> Array:
 # The order of elements by size
 # --------------------------------------------------------------------------------------------------
 
-argmax = index(
-    "argmax",
-    "The index of the largest element along `axis`, or in the flattened array; the first one, if "
+_INDEX = (
+    "The index of the {} element along `axis`, or in the flattened array; the first one, if "
     "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
-    "elements, or the axis does not exist, and a TypeError if `keepdims` is not True or False.",
+    "elements, or the axis does not exist, and a TypeError if `keepdims` is not True or False."
 )
-argmin = index(
-    "argmin",
-    "The index of the smallest element along `axis`, or in the flattened array; the first one, if "
-    "several are equal, and the first nan, if there is one. Raises a ValueError if there are no "
-    "elements, or the axis does not exist, and a TypeError if `keepdims` is not True or False.",
-)
+argmax = index("argmax", _INDEX.format("largest"))
+argmin = index("argmin", _INDEX.format("smallest"))
 
 
 def _comparisons(x: Array, axis: int | None) -> int:

@@ -22,7 +22,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.ops.reduction import sum
-from minigrad.ops.shape import reshape
+from minigrad.ops.shape import check_shape, reshape
 
 Sizes = int | Sequence[int]
 
@@ -72,11 +72,7 @@ def convolution(
         ValueError: as in `conv2d`.
     """
     geometry, _ = _checked(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
-    if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape {weight.shape[:1]}, one number for each filter; it has shape "
-            f"{np.shape(bias)}"
-        )
+    check_shape("bias", bias, weight.shape[:1], ", one number for each filter")
     return kernels.convolution.convolve(x, weight, bias, geometry)
 
 
@@ -191,10 +187,10 @@ def _checked(
     if 0 in weight:
         raise ValueError("weight must not be empty")
     if x[1] != weight[1] * groups or weight[0] % groups:
+        found = f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels"
         raise ValueError(
-            f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels do not go with "
-            f"groups={groups}: groups must divide the filters, and x must have groups times as "
-            f"many channels as a filter"
+            f"{found} do not go with groups={groups}: groups must divide the filters, and x must "
+            f"have groups times as many channels as a filter"
         )
     size = geometry.result_size(x[2:], weight[2:])
     if min(size) < 1:
@@ -212,18 +208,17 @@ def _check_axes(**shapes: Shape) -> None:
     """Raise an error unless all shapes have four axes, as images and filters do."""
     for name, shape in shapes.items():
         if len(shape) != 4:
-            raise ValueError(
-                f"{name} must have 4 axes, those of images (N, C, H, W) or of filters "
-                f"(O, C / groups, h, w); it has shape {shape}"
-            )
+            wanted = "those of images (N, C, H, W) or of filters (O, C / groups, h, w)"
+            raise ValueError(f"{name} must have 4 axes, {wanted}; it has shape {shape}")
 
 
 def _checked_result(y: Shape, x: Shape, weight: Shape, *options: Any) -> Geometry:
     """Return the options by axis; raise an error if y does not have the shape of the result."""
     geometry, size = _checked(x, weight, *options)
-    if y != (x[0], weight[0], *size):
+    shape = x[0], weight[0], *size
+    if y != shape:
         raise ValueError(
             f"y must have the shape of the result for images {x} and a weight {weight}, which is "
-            f"{(x[0], weight[0], *size)}; it has shape {y}"
+            f"{shape}; it has shape {y}"
         )
     return geometry

@@ -26,7 +26,6 @@ def where(condition: Array, x: Array, y: Array) -> Array:
         ValueError: if the shapes cannot be broadcast, or one operand holds integers, and the other
             is an integer out of their range.
     """
-    x, y = _as_dtype_of(x, y), _as_dtype_of(y, x)
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
         return kernels.elementwise.where(condition, x, y)
     return np.where(condition, x, y)
@@ -35,29 +34,18 @@ def where(condition: Array, x: Array, y: Array) -> Array:
 _MANY = 4096  # elements, from which minigrad's own loop is faster
 
 
-def _as_dtype_of(number: Array, array: Array) -> Array:
-    """Convert a number to the dtype of an integer array; an error if it is out of range."""
-    if isinstance(number, int) and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
-        return np.asarray(number, array.dtype)
-    return number
-
-
 where.vjp("x", lambda g, condition: where(condition, g, 0.0))
 where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
-maximum = binary(
-    "maximum",
-    "The larger of a and b, broadcast. Where they are equal, each gets half of the gradient; where "
-    "one is nan, the result is nan, and the gradient goes to both.",
+_EXTREME = (
+    "The {} of a and b, broadcast. Where they are equal, each gets half of the gradient; where one "
+    "is nan, the result is nan, and the gradient goes to both."
 )
+maximum = binary("maximum", _EXTREME.format("larger"))
 maximum.vjp("a", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 maximum.vjp("b", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 
-minimum = binary(
-    "minimum",
-    "The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient; "
-    "where one is nan, the result is nan, and the gradient goes to both.",
-)
+minimum = binary("minimum", _EXTREME.format("smaller"))
 minimum.vjp("a", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 

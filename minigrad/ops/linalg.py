@@ -230,10 +230,8 @@ def cholesky(a: Array) -> Array:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(symmetric)[..., 0]
-        raise ValueError(
-            f"{_the_matrix(lowest)} is not positive definite; its smallest eigenvalue is "
-            f"{lowest.min():.3g}"
-        ) from None
+        found = f"its smallest eigenvalue is {lowest.min():.3g}"
+        raise ValueError(f"{_the_matrix(lowest)} is not positive definite; {found}") from None
 
 
 @cholesky.vjp("a")

@@ -173,22 +173,18 @@ def _checked_sizes(
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
-    sizes = (
-        tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    )
-    if not all(isinstance(size, (int, np.integer)) for size in sizes):
+    given = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    if not all(isinstance(size, (int, np.integer)) for size in given):
         raise TypeError(
             f"normalized_shape is the size of the last axis, or of the last axes in a tuple, not "
             f"{normalized_shape!r:.60}"
         )
-    sizes = tuple(map(int, sizes))  # a product of int8 could be too large for int8
-    if not sizes or math.prod(sizes) == 0:
+    sizes = tuple(map(int, given))  # a product of int8 could be too large for int8
+    if not sizes or 0 in sizes:
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
-    for parameter in parameters:
-        if parameter is not None and np.shape(parameter) != sizes:
-            raise ValueError(
-                f"weight and bias must have shape {sizes}, but one has {np.shape(parameter)}"
-            )
+    for name, value in zip(("weight", "bias"), parameters, strict=False):
+        if value is not None and np.shape(value) != sizes:
+            raise ValueError(f"{name} must have shape {sizes}, but has {np.shape(value)}")
     return sizes

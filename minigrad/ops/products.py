@@ -168,11 +168,11 @@ def lora_linear(
         x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
     check_linear(x, weight, bias)
     d_out, d_in = weight.shape
-    if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
-        raise ValueError("A does not go with B; shapes are (rank, d_in) and (d_out, rank)")
-    if lora_a.shape[1] != d_in or len(lora_b) != d_out:
-        product = len(lora_b), lora_a.shape[1]
-        raise ValueError(f"B A has shape {product}, but the weight has {weight.shape}")
+    if lora_a.shape[1:] != (d_in,) or lora_b.shape != (d_out, len(lora_a)):
+        raise ValueError(
+            f"A and B must have shapes (rank, {d_in}) and ({d_out}, rank) for a weight of shape "
+            f"{weight.shape}, not {lora_a.shape} and {lora_b.shape}"
+        )
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), h
 

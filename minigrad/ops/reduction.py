@@ -80,20 +80,13 @@ def _mean_x(g: Array, x_shape: Sequence[int], axis: Axis) -> Array:
     return _spread(share, x_shape, axis)
 
 
-max = reducer(
-    "max",
-    "The largest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements, or an axis does not exist, and a TypeError if "
-    "`keepdims` is not True or False.",
-    "maximum",
+_EXTREME = (
+    "The {} element over `axis`, or nan if there is one; equal elements share the gradient. Raises "
+    "a ValueError if there are no elements, or an axis does not exist, and a TypeError if "
+    "`keepdims` is not True or False."
 )
-min = reducer(
-    "min",
-    "The smallest element over `axis`, or nan if there is one; equal elements share the gradient. "
-    "Raises a ValueError if there are no elements, or an axis does not exist, and a TypeError if "
-    "`keepdims` is not True or False.",
-    "minimum",
-)
+max = reducer("max", _EXTREME.format("largest"), "maximum")
+min = reducer("min", _EXTREME.format("smallest"), "minimum")
 
 
 @max.vjp("x")

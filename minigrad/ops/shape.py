@@ -75,6 +75,15 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(n in (1, size) for n, size in pairs)
 
 
+def check_shape(name: str, value: Any, shape: tuple[int, ...], meaning: str = "") -> None:
+    """Raise a ValueError if an array does not have this shape; None passes.
+
+    `meaning` is put behind the shape in the message, and begins with a comma.
+    """
+    if value is not None and np.shape(value) != shape:
+        raise ValueError(f"{name} must have shape {shape}{meaning}, but has {np.shape(value)}")
+
+
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` in the form that numpy accepts: a tuple instead of a list."""
     return tuple(axis) if isinstance(axis, list) else axis
@@ -216,8 +225,6 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """
     if axis is None:
         raise ValueError("axis=None is not supported; reshape each to (-1,) first")
-    if len(arrays) == 0:
-        raise ValueError("takes at least one array, not none")
     return np.concatenate(arrays, axis)
 
 
@@ -312,10 +319,8 @@ def from_the_front(indices: Array, axis: int, shape: Sequence[int]) -> Array:
     size = shape[axis]
     least, most = (indices.min(), indices.max()) if indices.size else (0, -1)
     if not (least >= -size and most < size):
-        raise IndexError(
-            f"indices run from {least} to {most}, which is out of bounds for axis {axis} of shape "
-            f"{tuple(shape)}"
-        )
+        wrong = f"out of bounds for axis {axis} of shape {tuple(shape)}"
+        raise IndexError(f"indices run from {least} to {most}, which is {wrong}")
     indices = indices.astype(np.intp, copy=False)  # uint8 could not hold a position above 255
     return np.where(indices < 0, indices + size, indices) if least < 0 else indices
 

@@ -183,9 +183,6 @@ def test_labels_of_any_integer_dtype(dtype, rng):
     labels = np.array([0, 2, 1, 1], dtype)
     expected = minigrad.cross_entropy(logits.astype(np.float64), labels.astype(np.int64))
     assert_allclose(minigrad.cross_entropy(logits, labels), expected, rtol=1e-6)  # float32: 6e-8
-    if dtype == np.uint64:
-        with pytest.raises(ValueError, match="targets"):  # is -100 as int64
-            minigrad.cross_entropy(logits, np.array([2**64 - 100, 0, 0, 0], np.uint64))
 
 
 def test_second_derivatives_of_the_fused_losses_go_through_the_composition(rng):

@@ -350,9 +350,8 @@ def test_an_option_is_set_when_a_module_is_made_and_not_when_it_is_called(rng):
         (nn.CrossEntropyLoss(), [x, target], {"ignore_index": 0}),
         (nn.MSELoss(), [x, x], {"reduction": "sum"}),
     ):
-        kind, ((name, value),) = type(module).__name__, option.items()
-        message = f"{kind}: {name} is set when the module is made, as in {kind}({name}={value!r})"
-        with pytest.raises(TypeError, match=re.escape(message)):
+        (name,) = option
+        with pytest.raises(TypeError, match=f"{type(module).__name__}: .* argument '{name}'"):
             module(*operands, **option)
 
 

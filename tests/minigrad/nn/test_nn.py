@@ -255,9 +255,6 @@ def test_a_module_inside_may_decide_for_itself_and_what_is_in_it():
     assert np.array_equal(net[1].running_mean.data, before)
     net.eval()
     assert [m.training for m in net.modules()] == [*[False] * 4, True, True, False]
-    net[1].parent = net
-    with pytest.raises(ValueError, match=r"Frozen defines train\(\).*keep that in a weakref"):
-        net.train()
 
 
 class Backbone(Sequential):
@@ -555,6 +552,21 @@ def test_repr_of_a_child_that_knows_its_parent_ends():
         "    (0): Scale(  # 2",
         "      (brother): Scale()  # 3",
         "    )",
+        "  )",
+        ")",
+    ]
+
+
+def test_a_module_is_printed_in_each_module_that_contains_it():
+    first = Linear(2, 2)
+    net = Module()
+    net.first, net.chain = first, Sequential(first, nn.ReLU())
+    assert repr(net).splitlines() == [
+        "Module(  # 6 parameters",
+        "  (first): Linear(2, 2)  # 6",
+        "  (chain): Sequential(",
+        "    (0): Linear(2, 2)  # 6",
+        "    (1): ReLU()",
         "  )",
         ")",
     ]

@@ -403,7 +403,11 @@ def test_a_nonlinearity_is_tanh_or_relu():
         ([(0, 1, 8), (1, 4), (8, 2)], "lstm", "at least one step"),
         ([(2, 1, 8), (1, 2), (8, 2)], "lstm", r"state must have shape \(1, 4\), but has \(1, 2\)"),
         ([(2, 1, 6), (2, 2), (6, 2)], "gru", r"state must have shape \(1, 2\), but has \(2, 2\)"),
-        ([(2, 1, 8), (1, 4), (8, 2), (2,)], "lstm", r"bias has shape \(2,\); it must be \(8,\)"),
+        (
+            [(2, 1, 8), (1, 4), (8, 2), (2,)],
+            "lstm",
+            r"bias must have shape \(8,\), one number for each gate unit, but has \(2,\)",
+        ),
     ],
 )
 def test_a_recurrence_of_shapes_that_do_not_match_is_refused(shapes, cell, part):

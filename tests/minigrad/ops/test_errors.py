@@ -215,7 +215,7 @@ SHAPES = [
     bad("leaky_relu", (X, "1"), TypeError, "negative_slope must be a number, not '1'"),
     bad("elu", (X, None), TypeError, "alpha must be a number, not None"),
     *[
-        bad(name, ([],), ValueError, "at least one array, not none")
+        bad(name, ([],), ValueError, "at least one array")
         for name in ("concatenate", "vstack", "hstack", "column_stack")
     ],
     bad("vstack", ([X, np.ones(2)],), ValueError, "called with [(2, 3) float64, (2,) float64]"),
@@ -399,25 +399,25 @@ PRODUCTS = [
     ],
     bad("tensordot", (X, X, 1.0), TypeError, "axes are an integer, or those of a", "1.0"),
     *[
-        bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), *words)
-        for subscripts, operands, words in [
-            ("ij,jk", [X], ["2 operands", "1"]),
-            ("ij", [], ["0"]),
-            ("ij...->i", [X, ROW], ["1 operands", "2"]),
-            ("", [X], ["(2, 3)"]),
-            ("ijk->i", [X], ["'ijk'", "(2, 3)"]),
-            ("i->i", [X], ["'i'", "(2, 3)"]),
-            ("i2->i", [X], ["'i2'"]),
-            ("i.j->i", [X], ["'i.j'"]),
-            ("i...j...->i", [X], ["'i...j...'"]),
-            ("ij,jk-ik", [X, SQUARE], ["'jk-ik'"]),
-            ("ij->ik", [X], ["'ik'"]),
-            ("ij->ii", [X], ["'ii'"]),
-            ("ij->i->j", [X], ["'i->j'"]),
-            ("...->...i", [X], ["'...i'"]),
-            ("ij,jk->ik", [X, X], ["'j'", "[2, 3]", "(2, 3)"]),
-            ("ii->i", [X], ["'i'", "[2, 3]"]),
-            ("...ij,...i", [STACK, np.ones((3, 2))], ["[2, 3]"]),
+        bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), "operands of shapes")
+        for subscripts, operands in [
+            ("ij,jk", [X]),
+            ("ij", []),
+            ("ij...->i", [X, ROW]),
+            ("", [X]),
+            ("ijk->i", [X]),
+            ("i->i", [X]),
+            ("i2->i", [X]),
+            ("i.j->i", [X]),
+            ("i...j...->i", [X]),
+            ("ij,jk-ik", [X, SQUARE]),
+            ("ij->ik", [X]),
+            ("ij->ii", [X]),
+            ("ij->i->j", [X]),
+            ("...->...i", [X]),
+            ("ij,jk->ik", [X, X]),
+            ("ii->i", [X]),
+            ("...ij,...i", [STACK, np.ones((3, 2))]),
         ]
     ],
     bad("einsum", (X, "ij->i"), TypeError),

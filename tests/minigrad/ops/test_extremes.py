@@ -216,6 +216,7 @@ def test_threads_that_share_one_no_grad_each_come_back_to_their_own_mode():
         (lambda: minigrad.mean(2.0), 2.0),
         (lambda: minigrad.std([1, 3]), 1.0),
         (lambda: minigrad.stack([minigrad.tensor(1.0), 2.0]), [1.0, 2.0]),
+        (lambda: minigrad.stack(np.eye(2)), np.eye(2)),
         (lambda: minigrad.sort([3, 1, 2]), [1, 2, 3]),
         (lambda: minigrad.argsort([3, 1, 2], descending=True), [0, 2, 1]),
         (lambda: minigrad.argsort(2.0, None, descending=True), [0]),
