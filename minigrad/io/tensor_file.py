@@ -16,6 +16,7 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 from __future__ import annotations
 
 import json
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -163,7 +164,6 @@ class TensorFile(Tensors):
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a safetensors file, is incomplete, or its header is invalid.
         OSError: if it cannot be opened, for example because too many files are open.
-        MemoryError: if the limit of the address space is smaller than the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -196,11 +196,6 @@ class TensorFile(Tensors):
         except FileNotFoundError:  # safetensors says this of any error that `open` has
             with open(self.path, "rb"):  # raises the true one
                 raise
-        except MemoryError as error:
-            raise MemoryError(
-                f"{self.location} cannot be mapped into memory ({error}); raise the limit of the "
-                f"address space (ulimit -v)"
-            ) from None
         except SafetensorError as error:
             raise ValueError(
                 f"{self.location} is not a complete safetensors file: {error}; fetch or save it "
@@ -276,19 +271,6 @@ class TensorFile(Tensors):
             )
 
 
-def check_text(text: Any) -> None:
-    """Raise an error unless `text`, of the header of a file, is a string that UTF-8 can encode."""
-    if not isinstance(text, str):
-        raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{text!r:.60} in the names of tensors or the metadata has half of a surrogate pair, "
-            f"which UTF-8 cannot encode; take it out"
-        ) from None
-
-
 class TensorWriter:
     """Write tensors to an open file; `writing` makes a writer for a path.
 
@@ -312,8 +294,9 @@ class TensorWriter:
     ) -> None:
         self._file: Any = file  # the annotations of BinaryIO lack a method that `file_digest` calls
         listed = list(tensors)
-        for given in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
-            check_text(given)
+        for text in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
+            if not isinstance(text, str):
+                raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
         self._tensors = {tensor.name: tensor for tensor in listed}
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]
@@ -334,17 +317,17 @@ class TensorWriter:
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % _ALIGNED)
-        if len(text) > _LARGEST_HEADER:
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        content += b" " * (-len(content) % _ALIGNED)
+        if len(content) > _LARGEST_HEADER:
             raise ValueError(
-                f"the names and metadata take {len(text):,} bytes, and no reader of safetensors "
+                f"the names and metadata take {len(content):,} bytes, and no reader of safetensors "
                 f"accepts more than {_LARGEST_HEADER:,}; store large metadata as tensors, or in a "
                 f"file of their own"
             )
-        self._data = 8 + len(text)
+        self._data = 8 + len(content)
         self._end = self._data + end
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(content).to_bytes(8, "little") + content)
 
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or some of its rows, rounded to the dtype that was given at the start.
@@ -360,9 +343,7 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        if not isinstance(first_row, (int, np.integer)):
-            raise TypeError(f"{name}: first_row must be an integer, not {first_row!r:.60}")
-        first_row = int(first_row)  # products with an integer of 16 bits would overflow
+        first_row = operator.index(first_row)  # products with a numpy integer may overflow
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row
@@ -394,14 +375,9 @@ class TensorWriter:
         tensor = self._announced(name)
         span = range(tensor.nbytes)
         self._begin(name, span)
-        left = tensor.nbytes
-        for part in parts:
-            left -= len(part)
-            if left < 0:
-                break
-            self._file.write(part)
-        if left:
-            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not with others")
+        written = sum(self._file.write(part) for part in parts)
+        if written != tensor.nbytes:
+            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not {written}")
         self._written[name].append(span)
 
     def _begin(self, name: str, span: range) -> None:
@@ -484,17 +460,14 @@ def save_state(
     for name, given in arrays.items():
         if isinstance(given, np.ma.MaskedArray):
             raise TypeError(f"{name} has a mask, which a file cannot have; save its .filled(value)")
-        try:
-            plain[name] = array = np.asarray(given)
-        except ValueError:  # arrays of different shapes in a list
-            array = np.empty(0, object)
-        if isinstance(given, (Mapping, list, tuple)) and array.dtype == object:
+        plain[name] = array = np.asarray(given)
+        if isinstance(given, Mapping):
             raise TypeError(
                 f"save_state: {name} is a {type(given).__name__}, and a file has one dict "
                 f"of arrays: give each array a name of its own, such as 'exp_avg.0', or let "
                 f"Trainer(..., checkpoint=path) save the model with its optimiser"
             )
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        if array.dtype.kind not in "biuf":
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
     infos = [TensorInfo(name, array.dtype.name, array.shape) for name, array in plain.items()]
     with writing(path, infos, metadata) as writer:

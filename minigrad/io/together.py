@@ -15,9 +15,9 @@ have priority, and a folder that was downloaded does not match by chance. The ne
 does not find the entry does not read the other files.
 
 A reader that uses `find` sees only old files or only new files at any time, and writes nothing.
-Other readers do too, except between two renames. If only one file differs, there is only one
-rename. If more than two files differ, the entry is removed before the renames: a missing entry is
-an error for readers, but a mixture of old and new files would look like a model.
+Other readers do too, except between two renames. If there are more than two files, the entry is
+removed before the renames: a missing entry is an error for readers, but a mixture of old and new
+files would look like a model.
 
 A long save may have a plan: a hash of its inputs and of what it does, which becomes a part of the
 name of its folder. If the process is killed, the next save with the same plan continues with the
@@ -56,8 +56,6 @@ SAVED = ".saved"
 
 _SAVING = ".saving-"
 _MANIFEST = ".manifest.json"
-_LARGEST_MANIFEST = 1 << 24  # bytes; enough for a hundred thousand files
-_SMALL = 1 << 24  # bytes; up to this size, a new file is compared with the old one
 _PAUSE = 0.01  # seconds
 
 
@@ -148,7 +146,7 @@ def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
             return {}, False
         if has_manifest := os.path.lexists(saved / _MANIFEST):
             for name, (old, new) in _manifest(saved).items():
-                left, there = _identity(saved, name), _identity(target, name)
+                left, there = _identity(saved / name), _identity(target / name)
                 is_moved = left is None and there == new
                 if not is_moved and (left != new or there not in (None, old, new)):
                     return {}, True
@@ -158,41 +156,27 @@ def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
             names = _files(saved)
             if any(not os.path.lexists(target / name) for name in names):
                 found = {name: saved / name for name in names}
-        return (found if all(map(_is_plain, found.values())) else {}), has_manifest
+        return found, has_manifest
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}, False  # it is being written, belongs to another user, or has no valid manifest
 
 
 def _manifest(saved: Path) -> Any:
     """Read a manifest: by file name, the identities of the old file and of the new file."""
-    if not _is_plain(saved / _MANIFEST):
-        raise ValueError("a manifest is a file")
-    with open(saved / _MANIFEST, "rb") as file:
-        return json.loads(file.read(_LARGEST_MANIFEST))
+    manifest = json.loads((saved / _MANIFEST).read_bytes())
+    for name in manifest:
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise ValueError(f"{name!r} leads out of the folder")
+    return manifest
 
 
-def _identity(root: Path, name: str) -> list[int] | None:
-    """Return the size and time of a file in a folder; None if the file does not exist.
-
-    A ValueError is raised if the name leads out of the folder, for example through a link.
-    """
-    path = root / name
-    is_inside = path.parent.resolve() == root.resolve() / PurePosixPath(name).parent
-    if not is_inside or not path.is_relative_to(root):
-        raise ValueError(
-            f"{name!r} leads out of {os.fspath(root)!r} through a link; take it away, or name "
-            f"another folder"
-        )
+def _identity(path: Path) -> list[int] | None:
+    """Return the size and time of a file; None if the file does not exist."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return None
     return [found.st_size, found.st_mtime_ns]
-
-
-def _is_plain(path: Path) -> bool:
-    """Return whether a path is a regular file, and not a link or a pipe."""
-    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _new_stage(target: Path, plan: str | None) -> Path:
@@ -260,15 +244,8 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
     saved, end = target / SAVED, time.monotonic() + PATIENCE
     while True:
         if os.path.lexists(saved):
-            try:
+            with suppress(FileNotFoundError):  # another save does the same
                 _complete(target, written)
-            except FileNotFoundError:  # another save does the same
-                pass
-            except PermissionError as error:
-                raise PermissionError(
-                    f"{os.fspath(saved)!r} belongs to a save by another user that has not ended; "
-                    f"wait, ask them to save again, or name another folder ({error})"
-                ) from error
         try:
             os.rename(stage, saved)
         except OSError as error:
@@ -290,19 +267,14 @@ def _complete(target: Path, written: Sequence[str]) -> None:
     If its process is alive, do nothing.
     """
     saved = target / SAVED
-    text = repr(os.fspath(saved))
     before = saved.lstat()
-    if not stat.S_ISDIR(before.st_mode):
-        raise FileExistsError(
-            f"{text} is a link or no folder, and no save has made it; take it away"
-        )
-    if not os.path.lexists(saved / _MANIFEST):
+    is_folder = stat.S_ISDIR(before.st_mode)
+    if not is_folder or not os.path.lexists(saved / _MANIFEST):
         if not os.path.samestat(before, saved.lstat()):
             return  # the other save has ended, and a third save is running
-        if strange := [file for file in _files(saved) if file not in written]:
+        if not is_folder or not set(_files(saved)) <= set(written):
             raise FileExistsError(
-                f"{text} has files in it that no save of these has made, {', '.join(strange)[:200]}"
-                f"; take it away"
+                f"{os.fspath(saved)!r} is not what a save of these files has left; take it away"
             )
         _give_up_turn(target)
         return
@@ -322,31 +294,20 @@ def _give_up_turn(target: Path) -> None:
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
     with suppress(OSError):  # the next save does it
-        remove(rest, rest / _MANIFEST)
+        remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
     """Write the manifest, which makes the files in `.saved` valid, and move them."""
     saved = target / SAVED
-    changed = [
-        file for file in written if file != entry and not _is_same(saved / file, target / file)
-    ]
-    if len(changed) > 1 or not _is_same(saved / entry, target / entry):
-        changed.append(entry)
-    manifest = {file: (_identity(target, file), _identity(saved, file)) for file in changed}
+    files = [*(file for file in written if file != entry), entry]
+    manifest = {file: (_identity(target / file), _identity(saved / file)) for file in files}
     with open(saved / _MANIFEST, "r+b") as opened:
         opened.write(json.dumps(manifest).encode())
         flush(opened)
     flush_folder(saved)
     flush_folder(target)
-    _move(target, changed)
-
-
-def _is_same(new: Path, old: Path) -> bool:
-    """Return whether a small file equals the old one, so that it need not be replaced."""
-    if old.is_symlink() or not old.is_file() or old.stat().st_size != new.stat().st_size:
-        return False
-    return new.stat().st_size <= _SMALL and new.read_bytes() == old.read_bytes()
+    _move(target, files)
 
 
 def _move(target: Path, files: Sequence[str]) -> None:
@@ -380,12 +341,9 @@ def _end(target: Path, stage: Path) -> None:
         with suppress(ValueError):  # the manifest is not filled in
             manifest = _manifest(target / SAVED)
             left = [file for file in manifest if os.path.lexists(target / SAVED / file)]
-            gone = [
-                file for file, (old, _) in manifest.items()
-                if old is not None and not os.path.lexists(target / file)
-            ]  # fmt: skip
-            if gone or len(left) < len(manifest):
+            replaced = [file for file, (old, _) in manifest.items() if old]
+            if len(left) < len(manifest) or not all((target / file).exists() for file in replaced):
                 _move(target, left)
         os.rename(target / SAVED, stage)
     with suppress(OSError):  # the next save does it
-        remove(stage, stage / _MANIFEST)
+        remove(stage)
