@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import site
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,15 +79,13 @@ def _modules_beside(script: str) -> Iterator[tuple[str, str]]:
         return
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
-    installed = sys.prefix, sys.base_prefix, site.getusersitepackages(), Path(__file__).parents[1]
-    others = {Path(each).resolve() for each in installed}
-    starts = tuple(f"{each}{os.sep}" for each in installed)  # of the paths of most modules
+    installed = tuple(f"{each}{os.sep}" for each in (sys.prefix, Path(__file__).parents[1]))
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and name != "__main__" and not file.startswith(starts):
-            parents = {*Path(file).resolve().parents}
-            if folder in parents and not parents & others:
-                yield name, file
+        if not isinstance(file, str) or name == "__main__" or file.startswith(installed):
+            continue
+        if Path(file).resolve().is_relative_to(folder):
+            yield name, file
 
 
 def _digest_of_files(paths: Iterable[str | Path]) -> str:

@@ -25,7 +25,7 @@ if sys.platform != "win32":
 
 _PARTIAL = ".partial"
 _TRIES = 10
-_ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lock is dead
+_ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover is dead, without locks
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
@@ -135,18 +135,17 @@ def try_lock(file: BinaryIO) -> bool:
 def remove_dead(left: Path, lock: Path) -> None:
     """Remove a file or a folder if the process that wrote it is dead, so its lock is free.
 
-    If there is no lock, as in folders of version 0.1, remove it if it is empty, or if nothing was
-    written to it for a day.
+    A folder without the file of its lock was being removed. If there are no locks, remove what
+    nothing was written to for a day.
     """
     try:
         with open(lock, "r+b") as file:
             if try_lock(file):
                 remove(left)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):  # another process may remove it too, or another user may own it
-            inside = list(left.rglob("*"))
-            last = max(each.lstat().st_mtime for each in (left, *inside))
-            if last < time.time() - _ABANDONED or (left != lock and not inside):
+            last = max(each.lstat().st_mtime for each in (left, *left.rglob("*")))
+            if isinstance(error, FileNotFoundError) or last < time.time() - _ABANDONED:
                 remove(left)
 
 

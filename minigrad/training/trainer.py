@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.checks import check_flag, check_positive
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
@@ -38,15 +38,24 @@ from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_va
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.training import checkpoint_file, ranks, saved_state
+from minigrad.training import checkpoint_file, ranks
 from minigrad.training.counted_loss import Loss, loss_and_count
 from minigrad.training.evaluation import mean_loss, prediction
-from minigrad.training.history import History, as_record
-from minigrad.training.saved_state import UnfinishedEpoch
+from minigrad.training.history import RESERVED, History, as_record
 from minigrad.training.step import TrainingStep
-from minigrad.training.training_data import Data, MicroBatches, Rows, as_data, prepared
+from minigrad.training.training_data import (
+    Data,
+    MicroBatches,
+    Rows,
+    UnfinishedEpoch,
+    as_data,
+    prepared,
+)
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""The errors that a part may raise if its state has values of wrong types or sizes."""
 
 
 class Trainer(TrainingStep):
@@ -133,8 +142,11 @@ class Trainer(TrainingStep):
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
-        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-        for name, number in {"patience": patience, **every}.items():
+        for name, number in (
+            ("patience", patience),
+            ("validate_every", validate_every),
+            ("checkpoint_every", checkpoint_every),
+        ):
             if number is not None:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
@@ -148,10 +160,7 @@ class Trainer(TrainingStep):
         self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        # The remainder of a large number by an integer of 8 bits would overflow.
-        self.validate_every, self.checkpoint_every = (
-            None if number is None else int(number) for number in every.values()
-        )
+        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of the model before a step that is checked
@@ -322,13 +331,11 @@ class Trainer(TrainingStep):
             ValueError: if no best weights are saved: without `patience`, before the first
                 comparison, or if the loss was never finite.
         """
-        if not self._best and self._epochs_since_best:
-            raise ValueError(
-                "no best weights are saved, because the loss that `patience` compares, of the "
-                "validation if there is one, was never finite; look for nan and inf in its data"
-            )
         if not self._best:
-            raise ValueError("no best weights are saved; train with `patience` to save them")
+            raise ValueError(
+                "no best weights are saved: the trainer has no `patience`, or the loss that it "
+                "compares, of the validation if there is one, was never finite"
+            )
         self._set_weights(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
@@ -370,12 +377,7 @@ class Trainer(TrainingStep):
             loss, _ = loss_and_count(self.loss(Tensor(output), given.y))
         named = {name: metric(output, given.y) for name, metric in self.metrics.items()}
         for name, value in named.items():
-            if shape := np.shape(value):
-                raise TypeError(
-                    f"the metric {name} returned an array of shape {shape}, and not one "
-                    f"number; take its mean, for example"
-                )
-            if np.asarray(value).dtype.kind not in "biufOV" or not hasattr(value, "__float__"):
+            if np.shape(value) or np.asarray(value).dtype.kind not in "biufV":
                 raise TypeError(f"the metric {name} returned {value!r:.60}, and not a number")
         return {"loss": loss.item(), **named}
 
@@ -468,7 +470,6 @@ class Trainer(TrainingStep):
     def _check_and_save(self) -> None:
         """Check that all ranks have the same state, and write the checkpoint, if there is one."""
         self._check_same(self._trained(), {})
-        self._drop_unfit_best()
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
@@ -493,7 +494,6 @@ class Trainer(TrainingStep):
         """Save the weights if the loss is the best so far; stop if `patience` has run out."""
         if self.patience is None:
             return
-        self._drop_unfit_best()
         if loss < self._best_loss:
             self._best_loss, self._epochs_since_best = float(loss), 0
             self._best = self._weights()
@@ -501,11 +501,6 @@ class Trainer(TrainingStep):
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop(at_once=True)
-
-    def _drop_unfit_best(self) -> None:
-        """Forget the best weights if those to save have other names or shapes by now."""
-        if self._best and _shapes(self._best) != _shapes(self._saved()):
-            self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Check data, and return them as `Rows` or `MicroBatches`."""
@@ -556,15 +551,14 @@ class Trainer(TrainingStep):
         """
         try:
             self._load(state)
-        except saved_state.MISFITS as error:
+        except _MISFITS as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Load a state; if it does not fit, raise one of `MISFITS` and change nothing."""
-        check_state("a Trainer", state, saved_state.PARTS)
+        """Load a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -573,17 +567,16 @@ class Trainer(TrainingStep):
                     f"{own or 'none'}"
                 )
         history = History(list(state["steps"]), list(state["epochs"]))
-        saved_state.check_records(history.steps, {"step", *saved_state.RECORDED})
-        saved_state.check_records(history.epochs, saved_state.RECORDED)
         best, best_loss = dict(state["best"]), state["best_loss"]
-        if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
-            raise ValueError(
-                f"a best loss of {best_loss} does not go with {len(best)} best weights"
-            )
-        check_count("epochs_since_best", state["epochs_since_best"])
+        epochs_since_best = state["epochs_since_best"]
+        unfinished = None if state["pass"] is None else UnfinishedEpoch(**state["pass"])
+        if unfinished is not None:
+            unfinished.order = np.array(unfinished.order)  # older files have it as a list
         generators = [generator.bit_generator for generator in self._generators()]
-        saved_state.check_generators(state["generators"], generators)
-        unfinished = saved_state.unfinished_epoch(state["pass"], history.steps)
+        kinds = [saved["bit_generator"] for saved in state["generators"]]
+        own_kinds = [bits.state["bit_generator"] for bits in generators]
+        if kinds != own_kinds:
+            raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
         weights = self._weights()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
@@ -593,24 +586,18 @@ class Trainer(TrainingStep):
                 )
         with ExitStack() as undo:
             undo.callback(self._set_weights, weights)
-            if best:
-                self._set_weights(best)  # only to check them; the next line replaces them
             self._set_weights(state["model"])
             for name in ("optimizer", "scheduler", "ema"):
                 part = getattr(self, name)
                 if part is not None:
                     undo.callback(part.load_state_dict, part.state_dict())
                     part.load_state_dict(state[name])
-            if (scheduler := self.scheduler) is not None:
-                for base_lr in scheduler.base_lrs:
-                    rate = scheduler.lr(scheduler.last_epoch + 1, base_lr)
-                    check_range("the next lr of the scheduler", rate, 0, math.inf)
             for bits, saved in zip(generators, state["generators"], strict=True):
                 undo.callback(setattr, bits, "state", bits.state)
                 bits.state = saved
             undo.pop_all()  # there was no error, so undo nothing
         self._best, self._best_loss = best, best_loss
-        self._epochs_since_best = state["epochs_since_best"]
+        self._epochs_since_best = epochs_since_best
         self.history, self._unfinished = history, unfinished
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
@@ -676,7 +663,7 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
         raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
     for name in names:
         is_free = isinstance(name, str) and not name.startswith("validation_")
-        if not is_free or name in saved_state.RESERVED:
+        if not is_free or name in RESERVED:
             raise ValueError(
                 f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
@@ -686,7 +673,3 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
-
-
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}

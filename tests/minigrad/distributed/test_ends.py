@@ -201,7 +201,7 @@ def test_ranks_that_catch_an_interrupt_do_not_go_on_together():
         ended = ranks.end(within=20)
     assert ended.status != 0
     assert "good" not in "".join(ended.out)
-    assert any("cannot come to 'barrier', since it was interrupted" in text for text in ended.err)
+    assert any("KeyboardInterrupt" in text for text in ended.err)
 
 
 @needs_mpi

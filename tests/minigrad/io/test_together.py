@@ -376,14 +376,20 @@ def test_what_a_kill_has_left_is_removed_at_the_next_save(tmp_path, put_and_be_k
     assert hidden(tmp_path) == []
 
 
-def test_what_has_no_lock_is_removed_when_it_is_a_day_old(tmp_path):
+def test_without_locks_what_is_a_day_old_is_removed(tmp_path, monkeypatch):
+    def lock(file):
+        raise OSError
+
+    monkeypatch.setattr("minigrad.io.atomic.try_lock", lock)
     old, new = tmp_path / ".saving-old", tmp_path / ".saving-new"
     for path in (old / "in", new / "in"):
         path.mkdir(parents=True)
         (path / "side").write_text("x")
+    for path in (old / ".manifest.json", new / ".manifest.json"):
+        path.touch()
     past = time.time() - 2 * 24 * 3600
     # A folder is as new as what is in it.
-    for path in (old, old / "in", old / "in" / "side", new, new / "in"):
+    for path in (*old.rglob("*"), old, new / ".manifest.json", new / "in", new):
         os.utime(path, (past, past))
     put(tmp_path, "x")
     assert hidden(tmp_path) == [".saving-new"]
