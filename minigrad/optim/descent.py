@@ -126,10 +126,9 @@ class Adam(Optimizer):
         """Raise an error if an option has an impossible value."""
         check_all_but(group, "betas")
         betas = group["betas"]
-        is_pair = isinstance(betas, (tuple, list))
-        if not is_pair or len(betas) != 2:
-            message = f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}"
-            raise ValueError(message) if is_pair else TypeError(message)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            kind = TypeError if np.ndim(betas) == 0 else ValueError
+            raise kind(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
 

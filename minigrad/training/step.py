@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs
-from minigrad.checks import check_flag
+from minigrad.checks import check_above_0, check_flag
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
@@ -28,7 +28,6 @@ from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.optim.clip import check_bound
 from minigrad.training.counted_loss import Loss, count_or_rows, loss_and_count, rows_of
 from minigrad.training.history import History
 from minigrad.training.ranks import MicroBatchFacts, sum_of_all
@@ -54,7 +53,7 @@ class TrainingStep:
         capture: bool,
     ) -> None:
         if clip_norm is not None:
-            check_bound("clip_norm", clip_norm)
+            check_above_0("clip_norm", clip_norm)
         check_flag("capture", capture)
         parts_of_classes: list[tuple[str, Any, type, str]] = [
             ("model", model, Module, ""),
