@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,38 +54,24 @@ def facts_of_process() -> dict[str, str]:
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     script = getattr(sys.modules["__main__"], "__file__", None) or ""
-    folder = Path(__file__).parents[1]
+    folder = os.path.dirname(os.path.realpath(script))
+    files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
+    beside = {
+        name: _digest_of_files([file])
+        for name, file in files.items()
+        if script and file and os.path.dirname(file) == folder and name != "__main__"
+    }
+    library = Path(__file__).parents[1]
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": _digest_of_files([script]),
-        **{
-            f"the module {name} beside the script": _digest_of_files([file])
-            for name, file in _modules_beside(script)
-        },
+        **{f"the module {name} beside the script": digest for name, digest in beside.items()},
         # The package may be a clone of another commit.
-        "the code of the library": _digest_of_files(sorted(folder.rglob("*.py"))),
+        "the code of the library": _digest_of_files(sorted(library.rglob("*.py"))),
     }
-
-
-def _modules_beside(script: str) -> Iterator[tuple[str, str]]:
-    """Yield the names and files of the modules that were imported from the script's folder.
-
-    For `python -m a.b`, this is the folder of `a`. Installed packages and minigrad are left out.
-    """
-    if not script:  # of `python -c`
-        return
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
-    installed = tuple(f"{each}{os.sep}" for each in (sys.prefix, Path(__file__).parents[1]))
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or name == "__main__" or file.startswith(installed):
-            continue
-        if Path(file).resolve().is_relative_to(folder):
-            yield name, file
 
 
 def _digest_of_files(paths: Iterable[str | Path]) -> str:

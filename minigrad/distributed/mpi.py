@@ -11,6 +11,7 @@ import atexit
 import faulthandler
 import math
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -25,7 +26,6 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, Launch, end_others
-from minigrad.distributed.message import Message, decoded, encoded, sendable
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
@@ -39,6 +39,7 @@ _PIECE = 2**20  # bytes that are sent at once; on a slow link, heartbeats wait f
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has no sched_yield
+_ALIGNMENT = 64  # bytes, as in memory that numpy allocates
 _CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what ranks exchange at a call
 
 
@@ -143,7 +144,7 @@ class MPIWorld(World):
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
-        mine = encoded(value)
+        mine = _encoded(value)
         sizes = self._rendezvous(call, len(mine))
         every = np.empty(sum(sizes), np.uint8)
         parts = np.split(every, np.cumsum(sizes)[:-1])
@@ -154,13 +155,13 @@ class MPIWorld(World):
             parts[self.rank][:] = mine
             for rank, part in enumerate(parts):
                 self._broadcast(part, rank)
-        return [decoded(part) for part in parts]
+        return [_decoded(part) for part in parts]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
-        content = encoded(value if self.is_first else None)
+        content = _encoded(value if self.is_first else None)
         size, *_ = self._rendezvous(call, len(content))
-        return decoded(self._broadcast(content if self.is_first else np.empty(size, np.uint8), 0))
+        return _decoded(self._broadcast(content if self.is_first else np.empty(size, np.uint8), 0))
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Send the bytes of rank `root` to all others, which receive them in `content`."""
@@ -176,9 +177,9 @@ class MPIWorld(World):
         if self.is_first:
             try:
                 outcome = function(), None
-                encoded(outcome)  # only to raise an error if it cannot be sent
+                _encoded(outcome)  # only to raise an error if it cannot be sent
             except Exception as error:
-                outcome, failure = (None, sendable(error)), error
+                outcome, failure = (None, _sendable(error)), error
         value, problem = self.broadcast(outcome, call)
         if problem is not None:
             raise failure or problem
@@ -196,7 +197,7 @@ class MPIWorld(World):
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
-        message = Message(like)
+        message = _Message(like)
         self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
@@ -287,6 +288,62 @@ class MPIWorld(World):
         """End the heartbeats and MPI; if a rank does not end, tracebacks show this name."""
         self._heartbeat.close()
         self._mpi.Finalize()
+
+
+def _encoded(value: Any) -> Array:
+    """Return a value as bytes."""
+    return np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
+
+
+def _decoded(content: Array) -> Any:
+    """Return the value from the bytes that `_encoded` made."""
+    return pickle.loads(content)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that other ranks can read: a RuntimeError if pickle cannot copy this one."""
+    try:
+        _decoded(_encoded(error))
+    except Exception:  # the constructor of an error may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _Message:
+    """The format of a list of arrays as bytes; shapes and dtypes are known, arrays may be None.
+
+    Args:
+        like: arrays or Tensors with the same shapes and dtypes.
+
+    Attributes:
+        size: the number of bytes.
+    """
+
+    def __init__(self, like: Sequence[Any]) -> None:
+        self._like = [(each.shape, each.dtype) for each in like]
+        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
+        self.size = len(like)
+        for each in like:
+            self.size += -self.size % _ALIGNMENT
+            self._first.append(self.size)
+            self.size += each.size * each.dtype.itemsize
+
+    def packed(self, arrays: Sequence[Array | None]) -> Array:
+        """Return the bytes of arrays."""
+        content = np.zeros(self.size, np.uint8)
+        for i, array in enumerate(arrays):
+            if array is not None:
+                content[i] = 1
+                self._part(content, i)[...] = array
+        return content
+
+    def unpacked(self, content: Array) -> list[Array | None]:
+        """Return arrays that share the memory of their bytes."""
+        return [self._part(content, i) if content[i] else None for i in range(len(self._like))]
+
+    def _part(self, content: Array, i: int) -> Array:
+        shape, dtype = self._like[i]
+        return np.ndarray(shape, dtype, content, self._first[i])
 
 
 def _pieces(content: Array) -> Iterator[Array]:

@@ -30,9 +30,7 @@ import errno
 import json
 import os
 import secrets
-import stat
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -97,7 +95,7 @@ def replacing_together(
                     with open(stage / file, "rb+") as opened:
                         flush(opened)
                     keep_mode(target / file, stage / file)
-                _take_turn(target, stage, written)
+                _take_turn(target, stage)
                 _swap(target, written, entry)
             except ChildProcessError:
                 is_kept = plan is not None
@@ -124,41 +122,20 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the paths of the valid files that an interrupted save has left in `.saved`, by name.
 
     The result is empty if the files in the folder are not those in the manifest, because something
-    newer was saved. Missing files do not matter. A save of version 0.1 has no manifest: its files
-    are valid if a target of them is missing, and a UserWarning says so.
+    newer was saved. Missing files do not matter.
     """
-    found, has_manifest = _unfinished(Path(folder))
-    if found and not has_manifest:
-        warnings.warn(
-            f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from its "
-            f"folder {SAVED}, which an interrupted save of version 0.1 has left; save again, or "
-            f"move the files out of it",
-            stacklevel=2,
-        )
-    return found
-
-
-def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
-    """Return the result of `unfinished`, and whether there was a manifest; give no warning."""
-    saved, found, has_manifest = target / SAVED, {}, False
+    target, saved, found = Path(folder), Path(folder) / SAVED, {}
     try:
-        if not stat.S_ISDIR(saved.lstat().st_mode):  # a link, for example
-            return {}, False
-        if has_manifest := os.path.lexists(saved / _MANIFEST):
-            for name, (old, new) in _manifest(saved).items():
-                left, there = _identity(saved / name), _identity(target / name)
-                is_moved = left is None and there == new
-                if not is_moved and (left != new or there not in (None, old, new)):
-                    return {}, True
-                if left is not None:
-                    found[name] = saved / name
-        else:
-            names = _files(saved)
-            if any(not os.path.lexists(target / name) for name in names):
-                found = {name: saved / name for name in names}
-        return found, has_manifest
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}, False  # it is being written, belongs to another user, or has no valid manifest
+        for name, (old, new) in _manifest(saved).items():
+            left, there = _identity(saved / name), _identity(target / name)
+            is_moved = left is None and there == new
+            if not is_moved and (left != new or there not in (None, old, new)):
+                return {}
+            if left is not None:
+                found[name] = saved / name
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # it is being written, belongs to another user, or has no valid manifest
+    return found
 
 
 def _manifest(saved: Path) -> Any:
@@ -190,25 +167,17 @@ def _new_stage(target: Path, plan: str | None) -> Path:
 
 
 def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
-    """Find the folder that a save with this plan has left, and lock its manifest.
+    """Lock and empty the manifest of the folder that a killed save with this plan has left.
 
     Other leftovers are removed.
     """
-    found = None
+    planned = target / f"{_SAVING}{plan}"
     for left in target.glob(f"{_SAVING}*"):
-        is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
-        lock = _take_over(left / _MANIFEST) if is_ours else None
-        if lock is None:
+        if left != planned:
             remove_dead(left, left / _MANIFEST)
-        found = found or lock
-    return found
-
-
-def _take_over(manifest: Path) -> BinaryIO | None:
-    """Lock and empty the manifest that a killed save has left; return None if there is none."""
     with ExitStack() as stack, suppress(OSError):
-        lock = stack.enter_context(open(manifest, "r+b"))
-        if try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(manifest)):
+        lock = stack.enter_context(open(planned / _MANIFEST, "r+b"))
+        if try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
             return lock
@@ -239,13 +208,12 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
                 )
 
 
-def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
+def _take_turn(target: Path, stage: Path) -> None:
     """Rename the stage to `.saved`; only one save at a time can do this."""
     saved, end = target / SAVED, time.monotonic() + PATIENCE
     while True:
-        if os.path.lexists(saved):
-            with suppress(FileNotFoundError):  # another save does the same
-                _complete(target, written)
+        with suppress(FileNotFoundError):  # there is none, or another save does the same
+            _complete(target)
         try:
             os.rename(stage, saved)
         except OSError as error:
@@ -255,29 +223,18 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
             return
         if time.monotonic() > end:
             raise TimeoutError(
-                f"another process is saving into {os.fspath(target)!r} and has not ended for "
-                f"{PATIENCE:g} seconds; wait until it has, or name another folder"
+                f"another process is saving into {os.fspath(target)!r}, or has left its folder "
+                f"{SAVED}, for {PATIENCE:g} seconds; wait until it has ended, or take that away"
             )
         time.sleep(_PAUSE)
 
 
-def _complete(target: Path, written: Sequence[str]) -> None:
+def _complete(target: Path) -> None:
     """Complete the save that has left `.saved`, or discard it if it is not valid.
 
     If its process is alive, do nothing.
     """
     saved = target / SAVED
-    before = saved.lstat()
-    is_folder = stat.S_ISDIR(before.st_mode)
-    if not is_folder or not os.path.lexists(saved / _MANIFEST):
-        if not os.path.samestat(before, saved.lstat()):
-            return  # the other save has ended, and a third save is running
-        if not is_folder or not set(_files(saved)) <= set(written):
-            raise FileExistsError(
-                f"{os.fspath(saved)!r} is not what a save of these files has left; take it away"
-            )
-        _give_up_turn(target)
-        return
     with open(saved / _MANIFEST, "r+b") as lock:
         found = os.fstat(lock.fileno())
         try:
@@ -285,16 +242,11 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         except OSError:  # without locks, after such a long time, assume that it was killed
             is_free = found.st_mtime < time.time() - PATIENCE
         if is_free and os.path.samestat(found, os.stat(saved / _MANIFEST)):
-            _give_up_turn(target)
-
-
-def _give_up_turn(target: Path) -> None:
-    """Move the valid files in `.saved` to their targets, and remove the rest."""
-    _move(target, list(_unfinished(target)[0]))
-    rest = target / f"{_SAVING}{secrets.token_hex(4)}"
-    os.rename(target / SAVED, rest)
-    with suppress(OSError):  # the next save does it
-        remove(rest)
+            _move(target, list(unfinished(target)))
+            rest = target / f"{_SAVING}{secrets.token_hex(4)}"
+            os.rename(saved, rest)
+            with suppress(OSError):  # the next save does it
+                remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:

@@ -1,17 +1,13 @@
 """How the ranks of a training run work together.
 
-They have the same start, the same model in an evaluation, sums of gradients, and files.
-
-With a single process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields
-the path, and the Trainer does not call the other functions.
+They have the same start, the same model in an evaluation, and sums of gradients. With a single
+process, `check_ranks` and `check_same_model` return at once, and the Trainer does not call the
+other functions.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -77,7 +73,7 @@ _OF_FROZEN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def digests_of_attributes(model: Module) -> dict[str, str]:
-    """Return digests of the attributes of modules, without parameters and their mode, by name.
+    """Return digests of the attributes of modules, without parameters and their mode.
 
     These attributes are arrays (also frozen weights of 4 and 16 bits), numbers and texts, also in
     lists and dicts. Other objects, such as a cache, are left out.
@@ -98,30 +94,25 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
         return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return {
-        f"{name}.{key}".lstrip("."): digest([beside(value)])
+        f"the attribute {f'{name}.{key}'.lstrip('.')} of the model": digest([beside(value)])
         for name, module in model.named_modules()
         for key, value in module._attributes()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 
 
-def digests_of_model(
-    parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
-) -> dict[str, str]:
-    """Return digests of parameters and of the other attributes of modules, with full names."""
-    return {
-        **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
-        **{f"the attribute {n} of the model": value for n, value in attributes.items()},
-    }
+def digests_of_weights(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Return digests of parameters."""
+    return {f"the weights of {name}": digest([p]) for name, p in parameters.items()}
 
 
 def check_same_model(ranks: World, model: Module, data: Any) -> None:
     """Raise an error on all ranks if their models or their data differ."""
     if ranks.size > 1:
-        parameters, attributes = dict(model.named_parameters()), digests_of_attributes(model)
+        digests = digests_of_weights(dict(model.named_parameters())) | digests_of_attributes(model)
         check_agreement(
             ranks,
-            {"the data": digest([data]), **digests_of_model(parameters, attributes)},
+            {"the data": digest([data]), **digests},
             "the ranks would not evaluate the same; give all of them the same data and the "
             "same model: made from one seed (manual_seed), loaded, or trained by fit",
         )
@@ -133,9 +124,9 @@ def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
     changed = [name for name, value in now.items() if before.get(name) != value]
     if changed:
         raise ValueError(
-            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means or of "
-            f"a counter does. Each rank has other micro-batches, so the model would differ from "
-            f"rank to rank; train it in one process"
+            f"the forward pass changes {', '.join(changed)[:300]}, such as a running mean or a "
+            f"counter. Each rank has other micro-batches, so the model would differ from rank to "
+            f"rank; train it in one process"
         )
 
 
@@ -173,26 +164,3 @@ def sum_of_all(
                 f"from a generator of its own, numpy.random.default_rng(seed)"
             )
     return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
-
-
-@contextmanager
-def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """Yield a path of rank 0's file: on rank 0 itself the path, elsewhere that of a temporary copy.
-
-    An OSError is raised on all ranks if rank 0 cannot find or read the file.
-    """
-    if ranks.size == 1:
-        yield path
-        return
-    seeing = [rank for rank, sees in enumerate(ranks.gather(os.path.exists(path))) if sees]
-    if 0 not in seeing:
-        others = f"; only ranks {seeing} see one" if seeing else ""
-        raise FileNotFoundError(
-            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
-        )
-    content = ranks.on_first(lambda: np.fromfile(path, np.uint8), "load")
-    with tempfile.TemporaryDirectory() as folder:
-        if not ranks.is_first:
-            path = os.path.join(folder, os.path.basename(path))
-            content.tofile(path)
-        yield path

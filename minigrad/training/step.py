@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs
-from minigrad.checks import check_above_0, check_flag
+from minigrad.checks import check_above_0, check_flag, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
@@ -28,11 +29,12 @@ from minigrad.distributed.tree import Part, block, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.training.counted_loss import Loss, count_or_rows, loss_and_count, rows_of
 from minigrad.training.history import History
 from minigrad.training.ranks import MicroBatchFacts, sum_of_all
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import MicroBatch
+
+Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 
 
 class TrainingStep:
@@ -67,12 +69,7 @@ class TrainingStep:
                     f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
                     f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
-        if isinstance(loss, type):
-            raise TypeError(
-                f"loss must be a function of prediction and target, not the class "
-                f"{loss.__name__}; pass an object of it, such as {loss.__name__}()"
-            )
-        if not callable(loss):
+        if not callable(loss) or isinstance(loss, type):  # such as MSELoss instead of MSELoss()
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.clip_norm, self.scheduler, self.ema = clip_norm, scheduler, ema
@@ -248,3 +245,47 @@ class TrainingStep:
                 f"learning rate, {remedy} without nan, inf and extreme values may help"
             )
         return number
+
+
+def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
+    """Check the result of a loss function; return the loss and its count, or None without one.
+
+    Raises:
+        TypeError: if the result is neither a Tensor of one element, nor such a Tensor and a number.
+        ValueError: if the count is negative or not finite.
+    """
+    loss, count = result, None
+    if isinstance(loss, tuple) and len(loss) == 2:
+        loss, count = loss
+        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+        check_range("the count of a loss", count, 0, math.inf)
+        count = float(count)
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+        raise TypeError(
+            f"the loss must return a Tensor of one element, or that and a count, not {what}"
+        )
+    return loss, count
+
+
+def rows_of(target: Any) -> float:
+    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
+    if isinstance(target, (tuple, Mapping, str)):
+        return math.nan
+    try:
+        return len(target)
+    except TypeError:
+        return math.nan
+
+
+def count_or_rows(count: float | None, target: Any) -> float:
+    """Return the count of a loss, or if it returned only a mean, the number of rows.
+
+    A TypeError is raised if there is no count, and the target has no rows.
+    """
+    found = rows_of(target) if count is None else count
+    if math.isnan(found):
+        raise TypeError(
+            f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
+        )
+    return found

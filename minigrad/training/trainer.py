@@ -39,10 +39,9 @@ from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
 from minigrad.training import checkpoint_file, ranks
-from minigrad.training.counted_loss import Loss, loss_and_count
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import RESERVED, History, as_record
-from minigrad.training.step import TrainingStep
+from minigrad.training.step import Loss, TrainingStep, loss_and_count
 from minigrad.training.training_data import (
     Data,
     MicroBatches,
@@ -312,7 +311,7 @@ class Trainer(TrainingStep):
             "the step": len(self.history.steps),
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
-        digests |= ranks.digests_of_model(parameters, self._digests)
+        digests |= ranks.digests_of_weights(parameters) | self._digests
         text = ",".join(f"{name}={value}" for name, value in options.items())
         check_agreement(self._world, {"the options of the trainer": text, **further, **digests})
 
@@ -635,12 +634,13 @@ class Trainer(TrainingStep):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
+        Only rank 0 reads the file.
+
         Raises:
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
-        with ranks.file_of_first(world(), path) as file:
-            state = checkpoint_file.read(file)
+        state = world().on_first(lambda: checkpoint_file.read(path), "load")
         self.load_state_dict(state, source=repr(os.fspath(path)))
 
 

@@ -205,7 +205,7 @@ def with_too_few_micro_batches_in_all():
 def with_a_checkpoint_that_only_rank_1_sees():
     file = FOLDER / f"{RANK}.safetensors"
     file.write_bytes(b"x") if RANK else None
-    trainer().load(FOLDER / "1.safetensors" if RANK else FOLDER / "there is none")
+    trainer().load(FOLDER / "1.safetensors" if RANK else FOLDER / "0.safetensors")
 
 
 def with_a_damaged_checkpoint():

@@ -434,7 +434,7 @@ def test_parts_in_another_order_are_refused():
         Trainer(model, minigrad.mse, optimizer)
     with pytest.raises(TypeError, match="model must be of class Module, not "):
         Trainer(optimizer, model, minigrad.mse)
-    with pytest.raises(TypeError, match=r"not the class MSELoss; pass an object .* MSELoss\(\)"):
+    with pytest.raises(TypeError, match="function of prediction and target, not <class"):
         Trainer(model, optimizer, minigrad.nn.MSELoss)
 
 

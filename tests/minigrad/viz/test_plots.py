@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import re
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.testing import assert_array_equal
 
@@ -386,14 +384,13 @@ def test_norms_at_the_ends_of_float64_are_drawn(norms):
 def test_bad_gradients_are_refused(tmp_path):
     empty = viz.GradientRecorder(nn.Linear(2, 1))
     for gradients, error, says in (
-        ([1.0], TypeError, "a GradientRecorder, or a dict of norms by name, not list"),
+        ([1.0], TypeError, "a GradientRecorder, or a dict of lists of norms by name"),
         (empty, ValueError, "no steps to plot yet; train inside of"),
         ({}, ValueError, "no steps to plot yet"),
         ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, "different numbers of steps: {'a': 1, 'b': 2}"),
         ({"a": [-1.0]}, ValueError, "cannot be negative"),
-        ({1: [1.0]}, TypeError, r"a list of norms for each name, not \[1.0\] for 1"),
-        ({"a": 1.0}, TypeError, "a list of norms for each name, not 1.0 for 'a'"),
-        ({"a": [[1.0]]}, TypeError, "a list of norms for each name, not"),
+        ({"a": 1.0}, TypeError, "a dict of lists of norms by name, not {'a': 1.0}"),
+        ({"a": [[1.0]]}, TypeError, "a dict of lists of norms by name"),
     ):
         with pytest.raises(error, match=says):
             viz.plot_gradients(gradients, tmp_path / "none.png")
@@ -413,18 +410,6 @@ def test_a_picture_is_saved_as_its_ending_says(tmp_path, ending, start):
     viz.plot_gradients({"a": [1.0]}, tmp_path / f"picture.{ending}")
     assert (tmp_path / f"picture.{ending}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.full
-def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
-    name = "$x$ $_per_$"
-    records = [{"epoch": n, "loss": 10.0**n, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
-    pictures = viz.plot_history(History(epochs=records)), viz.plot_gradients({name: [1.0, 100.0]})
-    with rc_context({"svg.fonttype": "none"}):
-        for picture in pictures:
-            text = picture.rendered("svg").decode()
-            assert name in text
-            assert "mathdefault" not in re.sub("<!--.*?-->", "", text)
 
 
 def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
