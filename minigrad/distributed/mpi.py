@@ -146,22 +146,16 @@ class MPIWorld(World):
         """Return the values of all ranks, on each of them."""
         mine = _encoded(value)
         sizes = self._rendezvous(call, len(mine))
-        every = np.empty(sum(sizes), np.uint8)
-        parts = np.split(every, np.cumsum(sizes)[:-1])
-        if len(every) <= _PIECE:
-            self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
-            self.sent += len(mine)
-        else:
-            parts[self.rank][:] = mine
-            for rank, part in enumerate(parts):
-                self._broadcast(part, rank)
-        return [_decoded(part) for part in parts]
+        parts = [np.empty(size, np.uint8) for size in sizes]
+        parts[self.rank] = mine
+        return [pickle.loads(self._broadcast(part, rank)) for rank, part in enumerate(parts)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
         content = _encoded(value if self.is_first else None)
         size, *_ = self._rendezvous(call, len(content))
-        return _decoded(self._broadcast(content if self.is_first else np.empty(size, np.uint8), 0))
+        content = content if self.is_first else np.empty(size, np.uint8)
+        return pickle.loads(self._broadcast(content, 0))
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Send the bytes of rank `root` to all others, which receive them in `content`."""
@@ -295,15 +289,10 @@ def _encoded(value: Any) -> Array:
     return np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
 
 
-def _decoded(content: Array) -> Any:
-    """Return the value from the bytes that `_encoded` made."""
-    return pickle.loads(content)
-
-
 def _sendable(error: Exception) -> Exception:
     """Return an error that other ranks can read: a RuntimeError if pickle cannot copy this one."""
     try:
-        _decoded(_encoded(error))
+        pickle.loads(_encoded(error))
     except Exception:  # the constructor of an error may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

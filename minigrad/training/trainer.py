@@ -20,7 +20,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -548,16 +548,18 @@ class Trainer(TrainingStep):
             ValueError: if the state does not fit the model, optimiser, scheduler, averages or
                 random generators, or has an impossible value. Nothing is changed then.
         """
+        before = self.state_dict()
         try:
             self._load(state)
         except _MISFITS as error:
+            self._load(before)
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Load a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
+        """Load a state; if it does not fit, raise one of `_MISFITS`, perhaps half-way."""
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -565,39 +567,31 @@ class Trainer(TrainingStep):
                     f"it was saved with {saved or f'no {title}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
-        history = History(list(state["steps"]), list(state["epochs"]))
-        best, best_loss = dict(state["best"]), state["best_loss"]
-        epochs_since_best = state["epochs_since_best"]
-        unfinished = None if state["pass"] is None else UnfinishedEpoch(**state["pass"])
-        if unfinished is not None:
-            unfinished.order = np.array(unfinished.order)  # older files have it as a list
         generators = [generator.bit_generator for generator in self._generators()]
         kinds = [saved["bit_generator"] for saved in state["generators"]]
         own_kinds = [bits.state["bit_generator"] for bits in generators]
         if kinds != own_kinds:
             raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
-        weights = self._weights()
+        own_weights = self._saved()
         for name, value in state["model"].items():
-            if name in weights and value.dtype != weights[name].dtype:
+            if name in own_weights and value.dtype != own_weights[name].dtype:
                 raise ValueError(
-                    f"it has {name} as {value.dtype}, and this model as {weights[name].dtype}; "
+                    f"it has {name} as {value.dtype}, and this model as {own_weights[name].dtype}; "
                     f"convert the model with astype first"
                 )
-        with ExitStack() as undo:
-            undo.callback(self._set_weights, weights)
-            self._set_weights(state["model"])
-            for name in ("optimizer", "scheduler", "ema"):
-                part = getattr(self, name)
-                if part is not None:
-                    undo.callback(part.load_state_dict, part.state_dict())
-                    part.load_state_dict(state[name])
-            for bits, saved in zip(generators, state["generators"], strict=True):
-                undo.callback(setattr, bits, "state", bits.state)
-                bits.state = saved
-            undo.pop_all()  # there was no error, so undo nothing
-        self._best, self._best_loss = best, best_loss
-        self._epochs_since_best = epochs_since_best
-        self.history, self._unfinished = history, unfinished
+        self._set_weights(state["model"])
+        for name in ("optimizer", "scheduler", "ema"):
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+        for bits, saved in zip(generators, state["generators"], strict=True):
+            bits.state = saved
+        self._best, self._best_loss = dict(state["best"]), state["best_loss"]
+        self._epochs_since_best = state["epochs_since_best"]
+        self.history = History(list(state["steps"]), list(state["epochs"]))
+        self._unfinished = None
+        if (begun := state["pass"]) is not None:
+            order, counts = np.array(begun["order"]), list(begun["counts"])
+            self._unfinished = UnfinishedEpoch(order, begun["position"], counts)
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
         """Return the parameters that are saved, and all buffers, by name."""
