@@ -186,9 +186,8 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
 
 def _files(folder: Path) -> list[str]:
     """List the files in a folder and its subfolders, without hidden files, as relative paths."""
-    found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    shown = (each for each in found if not each.name.startswith("."))
-    return sorted(each.relative_to(folder).as_posix() for each in shown)
+    files = (each for each in folder.rglob("*") if each.is_file() and each.name[0] != ".")
+    return sorted(each.relative_to(folder).as_posix() for each in files)
 
 
 def _check(target: Path, written: Sequence[str], entry: str) -> None:
@@ -263,23 +262,14 @@ def _swap(target: Path, written: Sequence[str], entry: str) -> None:
 
 
 def _move(target: Path, files: Sequence[str]) -> None:
-    """Move files from `.saved` to their targets, with as little time as possible between renames.
-
-    The old files are kept open until the end. Otherwise each rename would also free the disk blocks
-    of the old file, which takes a tenth of a second for a few hundred megabytes.
-    """
+    """Move files from `.saved` to their targets, with little time between the renames."""
     moves = [(target / SAVED / file, target / file) for file in files]
     for _, path in moves:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for _, path in moves:
-            if os.name != "nt" and path.is_file():  # Windows cannot replace open files
-                with suppress(OSError):  # too many may be open, or this one is not readable
-                    stack.enter_context(open(path, "rb"))
-        if len(moves) > 2:
-            moves[-1][1].unlink(missing_ok=True)
-        for source, path in moves:
-            os.replace(source, path)
+    if len(moves) > 2:
+        moves[-1][1].unlink(missing_ok=True)
+    for source, path in moves:
+        os.replace(source, path)
     for folder in {path.parent for _, path in moves}:
         flush_folder(folder)
 

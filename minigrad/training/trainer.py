@@ -8,9 +8,8 @@ The data may also be a list of micro-batches, tuples `(*inputs, target)` of any 
 Every training step has four parts: a prediction, a loss, a backward pass and a step of the
 optimiser (see `training.step`). This file repeats the step, and adds the rest: batches in random
 order, records, validation, early stopping and checkpoints. A run that is resumed from a checkpoint
-gives the same bits as a run without interruption. The checkpoint has no `requires_grad`: a layer
-that a callback froze must be frozen again before the run goes on. Under `mpiexec`, the ranks share
-the micro-batches of a step (see `minigrad.distributed`).
+gives the same bits as a run without interruption (see `training.checkpoint_file`). Under `mpiexec`,
+the ranks share the micro-batches of a step (see `minigrad.distributed`).
 """
 
 from __future__ import annotations

@@ -17,8 +17,10 @@ from minigrad.io.atomic import check_target, write_atomically
 try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
@@ -61,6 +63,18 @@ class Picture(Figure):
                     f"{os.fspath(path)!r} is not a picture; it may end in {', '.join(endings)}"
                 )
             check_target(path, "the picture: ")
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure; only ticks may have formulas, because names may have dollar signs."""
+        axis_texts = {
+            text
+            for axis in self.findobj(Axis)
+            for text in axis.findobj(Text)
+            if text is not axis.label
+        }
+        for text in self.findobj(Text):
+            text.set_parse_math(text.get_parse_math() and text in axis_texts)
+        super().draw(renderer)
 
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""

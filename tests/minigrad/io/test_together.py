@@ -206,23 +206,6 @@ def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, messag
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@posix
-def test_more_old_files_than_may_be_open_are_replaced(tmp_path):
-    import resource  # Windows has none
-
-    names = [ENTRY, *map(str, range(100))]
-    put(tmp_path, "old", names)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as lowest:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 20, hard))
-        try:
-            put(tmp_path, "new", names)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert {(tmp_path / name).read_text() for name in names} == {"new"}
-    assert hidden(tmp_path) == []
-
-
 # ----------------------------------------------------------------------------------------------
 # What lies in the folder
 # ----------------------------------------------------------------------------------------------

@@ -116,6 +116,13 @@ def test_what_is_not_finite_not_saved_or_empty():
     assert {"empty", "not saved", "↓ nan"} <= set(written)
 
 
+def test_dollar_signs_are_no_formula():
+    x = mg.tensor(1.0, requires_grad=True)
+    picture = picture_of(mg.viz.explore(x * 2, title="$_$ costs $2").data)
+    assert picture.rendered("png").startswith(b"\x89PNG")
+    assert texts(picture)[0] == "$_$ costs $2"
+
+
 def test_the_same_page_has_the_same_picture():
     pictures = {picture_of(diamond().data).rendered("png") for _ in range(2)}
     assert len(pictures) == 1

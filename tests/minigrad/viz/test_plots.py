@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.testing import assert_array_equal
 
@@ -410,6 +412,18 @@ def test_a_picture_is_saved_as_its_ending_says(tmp_path, ending, start):
     viz.plot_gradients({"a": [1.0]}, tmp_path / f"picture.{ending}")
     assert (tmp_path / f"picture.{ending}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.full
+def test_dollar_signs_in_names_are_no_formulas_and_powers_of_ten_are():
+    name = "$x$ $_per_$"
+    records = [{"epoch": n, "loss": 10.0**n, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
+    pictures = viz.plot_history(History(epochs=records)), viz.plot_gradients({name: [1.0, 100.0]})
+    with rc_context({"svg.fonttype": "none"}):
+        for picture in pictures:
+            text = picture.rendered("svg").decode()
+            assert name in text
+            assert "mathdefault" not in re.sub("<!--.*?-->", "", text)
 
 
 def test_a_bad_path_is_refused_and_the_old_file_stays(tmp_path):
