@@ -17,7 +17,7 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, owner
+from minigrad.distributed.tree import Part
 from minigrad.distributed.worlds import Arrays
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA
@@ -144,23 +144,16 @@ def sum_of_all(
     facts about its micro-batches. `marks` has a number (a digest) for each thing that must be the
     same on all ranks; a ValueError is raised if one differs.
     """
-    own_marks = [float(mark % 2**53) for mark in marks.values()]
-    table = np.zeros((count, 3 + len(marks)))  # a row per micro-batch; 0 for those of other ranks
-    lists = {}
-    remaining = iter(facts)
-    for part, gradients in own.items():
-        rows = table.copy()
-        for item in range(*part):
-            rows[item] = *next(remaining), *own_marks
-        lists[part] = [rows, *gradients]
-    every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
-    assert every is not None
-    for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
-        if len(items := np.flatnonzero(column != mark)):
-            raise ValueError(
-                f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
-                f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
-                f"function that is called on one rank only, as below `if world().rank == 0`, draw "
-                f"from a generator of its own, numpy.random.default_rng(seed)"
-            )
-    return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
+    summed = ranks.sum_parts(count, own, parameters)
+    plain = [[*map(float, fact)] for fact in facts]  # `capture` has classes of its own for floats
+    every = ranks.gather([plain, marks], "a step")
+    for rank, (_, others) in enumerate(every):
+        for name, mark in marks.items():
+            if others[name] != mark:
+                raise ValueError(
+                    f"rank {rank} has other {name} than rank {ranks.rank}. Give all ranks the same "
+                    f"data and the same seeds, and let a function that is called on one rank only, "
+                    f"as below `if world().rank == 0`, draw from a generator of its own, "
+                    f"numpy.random.default_rng(seed)"
+                )
+    return summed, [MicroBatchFacts(*fact) for of_rank, _ in every for fact in of_rank]
