@@ -35,13 +35,12 @@ class MicroBatchFacts(NamedTuple):
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
     """Raise a ValueError if some ranks would never get a micro-batch."""
     most = min(micro_batches, accumulation_steps)
-    if most >= ranks.size:
-        return
-    found = "in all" if micro_batches == most else f"in a step (accumulation_steps={most})"
-    raise ValueError(
-        f"{ranks.size} ranks are to share {most} micro-batch{'es' * (most > 1)} {found}; "
-        f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
-    )
+    if most < ranks.size:
+        raise ValueError(
+            f"{ranks.size} ranks are to share the micro-batches of a step, {most} of "
+            f"{micro_batches} in all (accumulation_steps={accumulation_steps}); start at most "
+            f"{counted(most, 'rank')}, or take more and smaller micro-batches"
+        )
 
 
 def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA | None) -> None:

@@ -348,7 +348,7 @@ class Trainer(TrainingStep):
         """
         array = as_data(x, self._dtype())
         ranks.check_same_model(world(), self.model, array)
-        return prediction(self.model, array, self.batch_size, self._generators)
+        return prediction(self.model, array, self.batch_size, self._generators())
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model on some data, as a dict.
@@ -369,8 +369,8 @@ class Trainer(TrainingStep):
         if given is not data:  # `fit` passes prepared data, which it has compared already
             ranks.check_same_model(world(), self.model, given.compared())
         if isinstance(given, MicroBatches):
-            return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
-        output = prediction(self.model, given.x, self.batch_size, self._generators)
+            return {"loss": mean_loss(self.model, self.loss, given, self._generators())}
+        output = prediction(self.model, given.x, self.batch_size, self._generators())
         with no_grad():
             loss, _ = loss_and_count(self.loss(Tensor(output), given.y))
         named = {name: metric(output, given.y) for name, metric in self.metrics.items()}

@@ -37,17 +37,6 @@ class Noise(nn.Module):
         return x + self.rng.standard_normal(x.shape).astype(np.float32)
 
 
-class FreshNoise(nn.Module):
-    """Adds noise from a generator that each call makes anew, with a seed of the system."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(0)
-
-    def forward(self, x):
-        self.rng = np.random.default_rng()
-        return x + self.rng.standard_normal(x.shape).astype(np.float32)
-
-
 class RunningMean(nn.Module):
     def __init__(self):
         self.mean = np.zeros(4, np.float32)
@@ -179,10 +168,6 @@ def with_seeds_on_one_rank():
 
 def with_draws_in_an_evaluation():
     trainer(model(0, Noise(1))).predict(X)
-
-
-def with_a_new_generator_in_an_evaluation():
-    trainer(model(0, FreshNoise())).predict(X)
 
 
 def with_a_generator_in_the_loss():

@@ -82,14 +82,16 @@ def found(tmp_path_factory):
         ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
         ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
         ("draws_in_an_evaluation", "ValueError: the model draws random numbers in an evaluation"),
-        ("a_new_generator_in_an_evaluation", "ValueError: the model draws random numbers in an ev"),
         (
             "a_generator_in_the_loss",
             "ValueError: dropout: a training step on several ranks draws from a",
         ),
         ("a_folder_as_checkpoint", "FileNotFoundError: there is no file"),
         ("too_few_micro_batches_in_a_step", "accumulation_steps=1.; start at most 1 rank,"),
-        ("too_few_micro_batches_in_all", "share 1 micro-batch in all; start at most 1 rank,"),
+        (
+            "too_few_micro_batches_in_all",
+            "step, 1 of 1 in all .accumulation_steps=2.; start at most 1 rank,",
+        ),
         ("a_checkpoint_that_only_rank_1_sees", "FileNotFoundError: there is no file"),
         ("a_damaged_checkpoint", "ValueError: .*damaged' is not a complete safetensors file"),
         ("no_folder_for_the_checkpoint", "FileNotFoundError: checkpoint: there is no folder"),
