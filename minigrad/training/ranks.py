@@ -1,14 +1,13 @@
 """How the ranks of a training run work together.
 
-They have the same start, the same model in an evaluation, and sums of gradients. With a single
-process, `check_ranks` and `check_same_model` return at once, and the Trainer does not call the
-other functions.
+They have the same start, and the same model in an evaluation. With a single process, `check_ranks`
+and `check_same_model` return at once, and the Trainer does not call the other functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,19 +16,9 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part
-from minigrad.distributed.worlds import Arrays
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
-
-
-class MicroBatchFacts(NamedTuple):
-    """Facts about a micro-batch after its forward pass."""
-
-    loss: float
-    weight: float  # of this loss in the mean of the step: the count of the loss, or of the rows
-    is_counted: bool  # whether the loss function returned the count
 
 
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
@@ -127,32 +116,3 @@ def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
             f"counter. Each rank has other micro-batches, so the model would differ from rank to "
             f"rank; train it in one process"
         )
-
-
-def sum_of_all(
-    ranks: World,
-    count: int,
-    own: Mapping[Part, Arrays],
-    facts: Sequence[Sequence[float]],
-    parameters: Sequence[Any],
-    marks: Mapping[str, int],
-) -> tuple[Arrays, list[MicroBatchFacts]]:
-    """Return the sum of the gradients of a step, and the facts of all its `count` micro-batches.
-
-    This rank has the sums `own` of gradients of these parameters, by part of the tree, and the
-    facts about its micro-batches. `marks` has a number (a digest) for each thing that must be the
-    same on all ranks; a ValueError is raised if one differs.
-    """
-    summed = ranks.sum_parts(count, own, parameters)
-    plain = [[*map(float, fact)] for fact in facts]  # `capture` has classes of its own for floats
-    every = ranks.gather([plain, marks], "a step")
-    for rank, (_, others) in enumerate(every):
-        for name, mark in marks.items():
-            if others[name] != mark:
-                raise ValueError(
-                    f"rank {rank} has other {name} than rank {ranks.rank}. Give all ranks the same "
-                    f"data and the same seeds, and let a function that is called on one rank only, "
-                    f"as below `if world().rank == 0`, draw from a generator of its own, "
-                    f"numpy.random.default_rng(seed)"
-                )
-    return summed, [MicroBatchFacts(*fact) for of_rank, _ in every for fact in of_rank]

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,18 @@ from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.training.history import History
-from minigrad.training.ranks import MicroBatchFacts, sum_of_all
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import MicroBatch
 
 Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
+
+
+class MicroBatchFacts(NamedTuple):
+    """Facts about a micro-batch after its forward pass."""
+
+    loss: float
+    weight: float  # of this loss in the mean of the step: the count of the loss, or of the rows
+    is_counted: bool  # whether the loss function returned the count
 
 
 class TrainingStep:
@@ -222,11 +229,24 @@ class TrainingStep:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others."""
-        parameters = self._parameters()
-        sums_of = dict(zip(own, sums, strict=True))
+        """Add the sums and the facts of this rank to those of the others.
+
+        A ValueError is raised if ranks have drawn other random numbers, or have other data.
+        """
+        ranks = self._world
+        summed = ranks.sum_parts(count, dict(zip(own, sums, strict=True)), self._parameters())
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
+        plain = [[*map(float, fact)] for fact in facts]  # `capture` has classes of its own
+        gathered = ranks.gather([plain, marks], "a step")
+        for rank, (_, others) in enumerate(gathered):
+            if wrong := [name for name in marks if others[name] != marks[name]]:
+                raise ValueError(
+                    f"rank {rank} has other {wrong[0]} than rank {ranks.rank}. Give all ranks the "
+                    f"same data and the same seeds, and let a function that is called on one rank "
+                    f"only, as below `if world().rank == 0`, draw from a generator of its own, "
+                    f"numpy.random.default_rng(seed)"
+                )
+        every = [MicroBatchFacts(*fact) for of_rank, _ in gathered for fact in of_rank]
         for fact in every:
             self._finite("loss", fact.loss)
         return summed, [fact.loss for fact in every], every

@@ -468,6 +468,7 @@ class Trainer(TrainingStep):
     def _check_and_save(self) -> None:
         """Check that all ranks have the same state, and write the checkpoint, if there is one."""
         self._check_same(self._trained(), {})
+        self._drop_unfit_best()
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
@@ -492,6 +493,7 @@ class Trainer(TrainingStep):
         """Save the weights if the loss is the best so far; stop if `patience` has run out."""
         if self.patience is None:
             return
+        self._drop_unfit_best()
         if loss < self._best_loss:
             self._best_loss, self._epochs_since_best = float(loss), 0
             self._best = self._weights()
@@ -499,6 +501,12 @@ class Trainer(TrainingStep):
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop(at_once=True)
+
+    def _drop_unfit_best(self) -> None:
+        """Forget the best weights if those to save have other names or shapes by now."""
+        saved = {name: tensor.shape for name, tensor in self._saved().items()}
+        if self._best and {name: array.shape for name, array in self._best.items()} != saved:
+            self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
         """Check data, and return them as `Rows` or `MicroBatches`."""

@@ -722,6 +722,21 @@ def test_the_best_weights_come_back_on_demand_where_no_patience_ran_out():
     assert trainer.model.w.item() != weights[-1]
 
 
+@pytest.mark.parametrize("rows", [2, 3])
+def test_best_weights_of_a_model_that_has_changed_since_are_forgotten(tmp_path, rows):
+    def replace(trainer):
+        if len(trainer.history) == 2:
+            trainer.model.added = Linear(rows, 1)
+
+    trainer = slope(lr=0.5, patience=2, on_epoch=[replace], checkpoint=tmp_path / "run")
+    trainer.model.added = Linear(2, 1) if rows == 3 else None
+    # From the first epoch on, w is farther from the validation target, so `patience` runs out.
+    history = trainer.fit((ONES, ONES), epochs=9, validation=(ONES, -ONES))
+    assert len(history) == 2 + 3  # the third epoch is the first one with the new model
+    assert trainer.model.w.item() == pytest.approx(1.0, abs=0.2)
+    trainer.load(tmp_path / "run")
+
+
 def test_best_weights_that_were_not_kept_cannot_be_restored():
     with pytest.raises(ValueError, match="patience"):
         slope(lr=0.1).restore_best()
