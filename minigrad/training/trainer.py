@@ -598,6 +598,8 @@ class Trainer(TrainingStep):
         self._unfinished = None
         if (begun := state["pass"]) is not None:
             order, counts = np.array(begun["order"]), list(begun["counts"])
+            if not np.array_equal(np.sort(order), np.arange(len(order))):
+                raise ValueError("the order of the unfinished epoch is not one of its items")
             self._unfinished = UnfinishedEpoch(order, begun["position"], counts)
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
