@@ -57,7 +57,7 @@ def facts_of_process() -> dict[str, str]:
     folder = os.path.dirname(os.path.realpath(script))
     files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
     beside = {
-        name: _digest_of_files([file])
+        f"the module {name} beside the script": _digest_of_files([file])
         for name, file in files.items()
         if script and file and os.path.dirname(file) == folder and name != "__main__"
     }
@@ -68,7 +68,7 @@ def facts_of_process() -> dict[str, str]:
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": _digest_of_files([script]),
-        **{f"the module {name} beside the script": digest for name, digest in beside.items()},
+        **beside,
         # The package may be a clone of another commit.
         "the code of the library": _digest_of_files(sorted(library.rglob("*.py"))),
     }
