@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import site
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,12 +55,9 @@ def facts_of_process() -> dict[str, str]:
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     script = getattr(sys.modules["__main__"], "__file__", None) or ""
-    folder = os.path.dirname(os.path.realpath(script))
-    files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
     beside = {
         f"the module {name} beside the script": _digest_of_files([file])
-        for name, file in files.items()
-        if script and file and os.path.dirname(file) == folder and name != "__main__"
+        for name, file in _modules_beside(script).items()
     }
     library = Path(__file__).parents[1]
     return {
@@ -71,6 +69,30 @@ def facts_of_process() -> dict[str, str]:
         **beside,
         # The package may be a clone of another commit.
         "the code of the library": _digest_of_files(sorted(library.rglob("*.py"))),
+    }
+
+
+def _modules_beside(script: str) -> dict[str, str]:
+    """Return the files of modules that were imported from the script's folder and those inside.
+
+    For `python -m a.b`, this is the folder of `a`. Installed packages and minigrad are left out.
+    """
+    if not script:  # of `python -c`
+        return {}
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
+    inside = os.path.join(folder, "")  # with a separator at the end
+    library = Path(__file__).parents[1]
+    installed = [sys.prefix, sys.base_prefix, site.getusersitepackages(), str(library)]
+    starts = tuple(f"{f}{os.sep}" for each in installed for f in (each, os.path.realpath(each)))
+    files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
+    return {
+        name: file
+        for name, file in files.items()
+        if file
+        and name != "__main__"
+        and not file.startswith(starts)
+        and os.path.realpath(file).startswith(inside)
     }
 
 

@@ -8,10 +8,10 @@ an endless wait. A waiting rank sleeps between its checks, so that other process
 from __future__ import annotations
 
 import atexit
+import builtins
 import faulthandler
 import math
 import os
-import pickle
 import socket
 import sys
 import threading
@@ -26,6 +26,7 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, Launch, end_others
+from minigrad.distributed.message import as_builtin, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
@@ -112,7 +113,8 @@ class MPIWorld(World):
         """Exchange a number with all ranks; an error if they do not make the same call."""
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)
-        self._wait(self._comm.Iallgather(mine.view(np.uint8), every.view(np.uint8)))
+        with self._together():
+            self._wait(self._comm.Iallgather(mine.view(np.uint8), every.view(np.uint8)))
         calls = [name.decode(errors="replace") for name in every["name"].tolist()]
         if len(set(calls)) > 1:
             if _LEFT in calls and call != _LEFT:
@@ -126,36 +128,48 @@ class MPIWorld(World):
             )
         return every["number"].tolist()
 
-    def _wait(self, request: Any) -> None:
-        """Wait until a request is done, and sleep between checks.
-
-        An interrupt ends all ranks, because other ranks would then be in other calls.
-        """
-        started = time.monotonic()
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """End all ranks if the block is interrupted: other ranks would be in other MPI calls."""
         try:
-            while not request.Test():
-                elapsed = time.monotonic() - started
-                if elapsed < _SPIN:
-                    _yield_core()
-                else:
-                    time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
+            yield
         except KeyboardInterrupt as error:
             self._end_all(error)
 
+    def _wait(self, request: Any) -> None:
+        """Wait until a request is done, and sleep between checks."""
+        started = time.monotonic()
+        while not request.Test():
+            elapsed = time.monotonic() - started
+            if elapsed < _SPIN:
+                _yield_core()
+            else:
+                time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
+
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
-        mine = _encoded(value)
+        mine = encoded(value)
         sizes = self._rendezvous(call, len(mine))
-        parts = [np.empty(size, np.uint8) for size in sizes]
-        parts[self.rank] = mine
-        return [pickle.loads(self._broadcast(part, rank)) for rank, part in enumerate(parts)]
+        with self._together():
+            every = np.empty(sum(sizes), np.uint8)
+            parts = np.split(every, np.cumsum(sizes)[:-1])
+            if len(every) <= _PIECE:
+                self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
+                self.sent += len(mine)
+            else:
+                parts[self.rank][:] = mine
+                for rank, part in enumerate(parts):
+                    self._broadcast(part, rank)
+        return [decoded(part) for part in parts]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
-        content = _encoded(value if self.is_first else None)
+        content = encoded(value if self.is_first else None)
         size, *_ = self._rendezvous(call, len(content))
-        content = content if self.is_first else np.empty(size, np.uint8)
-        return pickle.loads(self._broadcast(content, 0))
+        with self._together():
+            content = content if self.is_first else np.empty(size, np.uint8)
+            self._broadcast(content, 0)
+        return decoded(content)
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Send the bytes of rank `root` to all others, which receive them in `content`."""
@@ -166,18 +180,20 @@ class MPIWorld(World):
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, and return its result, or raise its error, on all."""
-        outcome: Any = None
-        failure = None
+        value, failure = None, None
         if self.is_first:
             try:
-                outcome = function(), None
-                _encoded(outcome)  # only to raise an error if it cannot be sent
+                value = function()
+                encoded(value)  # only to raise an error if it cannot be sent
             except Exception as error:
-                outcome, failure = (None, _sendable(error)), error
-        value, problem = self.broadcast(outcome, call)
+                failure = error
+        problem = self.broadcast(None if failure is None else as_builtin(failure), call)
+        if failure is not None:
+            raise failure
         if problem is not None:
-            raise failure or problem
-        return value
+            name, arguments = problem
+            raise getattr(builtins, name)(*arguments)
+        return self.broadcast(value, call)
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
@@ -216,9 +232,10 @@ class MPIWorld(World):
                 upper = message.unpacked(content)
             return add_lists(lower, upper)
 
-        total, root = from_ranks(0, count), owner(0, count, self.size)
-        content = message.packed(total) if total else np.empty(message.size, np.uint8)
-        return message.unpacked(self._broadcast(content, root))
+        with self._together():
+            total, root = from_ranks(0, count), owner(0, count, self.size)
+            content = message.packed(total) if total else np.empty(message.size, np.uint8)
+            return message.unpacked(self._broadcast(content, root))
 
     # ----------------------------------------------------------------------------------------------
     # The end
@@ -282,20 +299,6 @@ class MPIWorld(World):
         """End the heartbeats and MPI; if a rank does not end, tracebacks show this name."""
         self._heartbeat.close()
         self._mpi.Finalize()
-
-
-def _encoded(value: Any) -> Array:
-    """Return a value as bytes."""
-    return np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-
-
-def _sendable(error: Exception) -> Exception:
-    """Return an error that other ranks can read: a RuntimeError if pickle cannot copy this one."""
-    try:
-        pickle.loads(_encoded(error))
-    except Exception:  # the constructor of an error may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 class _Message:

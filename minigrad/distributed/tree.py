@@ -1,9 +1,9 @@
 """Sums over micro-batches in a fixed order, for any number of ranks.
 
-Items are added in the order of a binary tree, which depends only on the number of items:
-`((0 + 1) + (2 + 3))` for four items, and halves for any other number. Each rank gets a block of
-consecutive items, computes the sums of the tree inside its block, and sends them. The sums above
-have operands from different ranks.
+A sum of floats depends on the order of its additions. So items are added in the order of a binary
+tree, which depends only on the number of items: `((0 + 1) + (2 + 3))` for four items, and halves
+for any other number. Each rank gets a block of consecutive items, computes the sums of the tree
+inside its block, and sends them. The sums above have operands from different ranks.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.distributed.message import check_array, decoded, encoded
 from minigrad.distributed.tree import Part
 
 Array = NDArray[Any]
@@ -37,32 +38,35 @@ class World:
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return a list of the values of all ranks, on each rank.
 
-        A value is an array, a number, a text, or anything else that pickle can copy. `call` is the
-        name of the call in error messages.
+        A value is an array, or a value that JSON can represent: None, a number, a text, or a list
+        or dict of them (a tuple becomes a list). `call` is the name of the call in error messages.
 
         Raises:
+            TypeError: if the value is another one, such as an array in a list.
             RuntimeError: if the ranks do not make the same call; also in the other methods.
         """
-        return [value]
+        return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
-        """Return the value of rank 0 on each rank; for values see `gather`.
+        """Return the value of rank 0 on each rank: an array, or a value that JSON can represent.
 
         Raises:
-            RuntimeError: as in `gather`.
+            TypeError, RuntimeError: as in `gather`.
         """
-        return value
+        if isinstance(value, np.ndarray):  # do not copy an array, which may be large
+            check_array(value)
+            return np.asarray(value)
+        return decoded(encoded(value))  # a tuple becomes a list, as on several ranks
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function only on rank 0, for example to write a file; return its result on all.
 
-        If it raises an error, all ranks raise it; on other ranks, an error that pickle cannot copy
-        is a RuntimeError.
+        If it raises an error, all ranks raise it; on other ranks it has the nearest built-in class.
 
         Raises:
-            RuntimeError: as in `gather`.
+            TypeError, RuntimeError: as in `gather`.
         """
-        return function()
+        return self.broadcast(function())
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""

@@ -25,7 +25,7 @@ from minigrad.nn.module import Module
 from minigrad.training.step import count_or_rows, loss_and_count
 from minigrad.training.training_data import MicroBatches
 
-Generators = Sequence[np.random.Generator]
+Generators = Callable[[], Sequence[np.random.Generator]]  # lists those that a model may use now
 
 
 @contextmanager
@@ -101,9 +101,9 @@ def _without_draws(ranks: World, generators: Generators) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    before = [[g.bit_generator.state for g in generators], random.states_of_global_generators()]
+    before = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
     yield
-    after = [[g.bit_generator.state for g in generators], random.states_of_global_generators()]
+    after = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
     if digest(before) != digest(after):
         raise ValueError(
             "the model draws random numbers in an evaluation, and each rank would draw others; "

@@ -1,12 +1,16 @@
 """How the ranks of a training run work together.
 
-They have the same start, and the same model in an evaluation. With a single process, `check_ranks`
-and `check_same_model` return at once, and the Trainer does not call the other functions.
+They have the same start, the same model in an evaluation, and the files of rank 0. With a single
+process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields the path, and
+the Trainer does not call the other functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,9 +30,9 @@ def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> No
     most = min(micro_batches, accumulation_steps)
     if most < ranks.size:
         raise ValueError(
-            f"{ranks.size} ranks are to share the micro-batches of a step, {most} of "
-            f"{micro_batches} in all (accumulation_steps={accumulation_steps}); start at most "
-            f"{counted(most, 'rank')}, or take more and smaller micro-batches"
+            f"{ranks.size} ranks are to share the micro-batches of a step, and it has only {most} "
+            f"(accumulation_steps={accumulation_steps}, and the data have {micro_batches} in all); "
+            f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
         )
 
 
@@ -61,7 +65,7 @@ _OF_FROZEN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def digests_of_attributes(model: Module) -> dict[str, str]:
-    """Return digests of the attributes of modules, without parameters and their mode.
+    """Return digests of the attributes of modules, without parameters and their mode, by name.
 
     These attributes are arrays (also frozen weights of 4 and 16 bits), numbers and texts, also in
     lists and dicts. Other objects, such as a cache, are left out.
@@ -90,7 +94,7 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
 
 
 def digests_of_weights(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return digests of parameters."""
+    """Return digests of parameters, by name."""
     return {f"the weights of {name}": digest([p]) for name, p in parameters.items()}
 
 
@@ -112,7 +116,32 @@ def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
     changed = [name for name, value in now.items() if before.get(name) != value]
     if changed:
         raise ValueError(
-            f"the forward pass changes {', '.join(changed)[:300]}, such as a running mean or a "
-            f"counter. Each rank has other micro-batches, so the model would differ from rank to "
-            f"rank; train it in one process"
+            f"the forward pass changes {', '.join(changed)[:300]}, as that of running means or of "
+            f"a counter does. Each rank has other micro-batches, so the model would differ from "
+            f"rank to rank; train it in one process"
         )
+
+
+@contextmanager
+def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """Yield a path of rank 0's file: on rank 0 itself the path, elsewhere that of a temporary copy.
+
+    An OSError is raised on all ranks if rank 0 cannot find or read the file.
+    """
+    if ranks.size == 1:
+        yield path
+        return
+    seeing = [rank for rank, sees in enumerate(ranks.gather(os.path.exists(path))) if sees]
+    if 0 not in seeing:
+        others = (
+            f"; only ranks {seeing} see one: copy it to the machine of rank 0" if seeing else ""
+        )
+        raise FileNotFoundError(
+            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
+        )
+    content = ranks.on_first(lambda: np.fromfile(path, np.uint8), "load")
+    with tempfile.TemporaryDirectory() as folder:
+        if not ranks.is_first:
+            path = os.path.join(folder, os.path.basename(path))
+            content.tofile(path)
+        yield path

@@ -25,7 +25,7 @@ from minigrad.checks import check_above_0, check_flag, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
-from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.tree import Part, block, owner, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
@@ -76,7 +76,12 @@ class TrainingStep:
                     f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
                     f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
-        if not callable(loss) or isinstance(loss, type):  # such as MSELoss instead of MSELoss()
+        if isinstance(loss, type):
+            raise TypeError(
+                f"loss must be a function of prediction and target, not the class "
+                f"{loss.__name__}; pass an object of it, such as {loss.__name__}()"
+            )
+        if not callable(loss):
             raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.clip_norm, self.scheduler, self.ema = clip_norm, scheduler, ema
@@ -229,24 +234,33 @@ class TrainingStep:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others.
+        """Add the sums and the facts of this rank to those of the others, in one message.
 
         A ValueError is raised if ranks have drawn other random numbers, or have other data.
         """
         ranks = self._world
-        summed = ranks.sum_parts(count, dict(zip(own, sums, strict=True)), self._parameters())
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        plain = [[*map(float, fact)] for fact in facts]  # `capture` has classes of its own
-        gathered = ranks.gather([plain, marks], "a step")
-        for rank, (_, others) in enumerate(gathered):
-            if wrong := [name for name in marks if others[name] != marks[name]]:
+        own_marks = [float(mark % 2**53) for mark in marks.values()]
+        # The table has a row per micro-batch, which is 0 on ranks that do not have it.
+        zeros = np.zeros((count, 3 + len(marks)))
+        lists: dict[Part, Arrays] = {}
+        remaining = iter(facts)
+        for part, gradients in zip(own, sums, strict=True):
+            table = zeros.copy()
+            for item in range(*part):
+                table[item] = *next(remaining), *own_marks
+            lists[part] = [table, *gradients]
+        every_row, *summed = ranks.sum_parts(count, lists, [zeros, *self._parameters()])
+        assert every_row is not None
+        for name, column, mark in zip(marks, every_row[:, 3:].T, own_marks, strict=True):
+            if len(items := np.flatnonzero(column != mark)):
                 raise ValueError(
-                    f"rank {rank} has other {wrong[0]} than rank {ranks.rank}. Give all ranks the "
-                    f"same data and the same seeds, and let a function that is called on one rank "
-                    f"only, as below `if world().rank == 0`, draw from a generator of its own, "
-                    f"numpy.random.default_rng(seed)"
+                    f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                    f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                    f"function that is called on one rank only, as below `if world().rank == 0`, "
+                    f"draw from a generator of its own, numpy.random.default_rng(seed)"
                 )
-        every = [MicroBatchFacts(*fact) for of_rank, _ in gathered for fact in of_rank]
+        every = [MicroBatchFacts(*row) for row in every_row[:, :3].tolist()]
         for fact in every:
             self._finite("loss", fact.loss)
         return summed, [fact.loss for fact in every], every

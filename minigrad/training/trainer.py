@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_flag, check_positive
+from minigrad.checks import check_flag, check_positive, check_state
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
@@ -331,8 +331,9 @@ class Trainer(TrainingStep):
         """
         if not self._best:
             raise ValueError(
-                "no best weights are saved: the trainer has no `patience`, or the loss that it "
-                "compares, of the validation if there is one, was never finite"
+                "no best weights are saved; train with `patience` to save them. If this was done, "
+                "the loss that it compares, of the validation if there is one, was never finite: "
+                "look for nan and inf in its data"
             )
         self._set_weights(self._best)
 
@@ -348,7 +349,7 @@ class Trainer(TrainingStep):
         """
         array = as_data(x, self._dtype())
         ranks.check_same_model(world(), self.model, array)
-        return prediction(self.model, array, self.batch_size, self._generators())
+        return prediction(self.model, array, self.batch_size, self._generators)
 
     def evaluate(self, data: Data | Rows | MicroBatches) -> dict[str, float]:
         """Return the loss and the metrics of the model on some data, as a dict.
@@ -369,13 +370,18 @@ class Trainer(TrainingStep):
         if given is not data:  # `fit` passes prepared data, which it has compared already
             ranks.check_same_model(world(), self.model, given.compared())
         if isinstance(given, MicroBatches):
-            return {"loss": mean_loss(self.model, self.loss, given, self._generators())}
-        output = prediction(self.model, given.x, self.batch_size, self._generators())
+            return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
+        output = prediction(self.model, given.x, self.batch_size, self._generators)
         with no_grad():
             loss, _ = loss_and_count(self.loss(Tensor(output), given.y))
         named = {name: metric(output, given.y) for name, metric in self.metrics.items()}
         for name, value in named.items():
-            if np.shape(value) or np.asarray(value).dtype.kind not in "biufV":
+            if shape := np.shape(value):
+                raise TypeError(
+                    f"the metric {name} returned an array of shape {shape}, and not one number; "
+                    f"take its mean, for example"
+                )
+            if np.asarray(value).dtype.kind not in "biufV":
                 raise TypeError(f"the metric {name} returned {value!r:.60}, and not a number")
         return {"loss": loss.item(), **named}
 
@@ -557,6 +563,7 @@ class Trainer(TrainingStep):
         """
         before = self.state_dict()
         try:
+            check_state("a Trainer", state, before)
             self._load(state)
         except _MISFITS as error:
             self._load(before)
@@ -637,13 +644,14 @@ class Trainer(TrainingStep):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
-        Only rank 0 reads the file.
+        Ranks load the file that rank 0 sees.
 
         Raises:
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
-        state = world().on_first(lambda: checkpoint_file.read(path), "load")
+        with ranks.file_of_first(world(), path) as file:
+            state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
 
 

@@ -37,6 +37,17 @@ class Noise(nn.Module):
         return x + self.rng.standard_normal(x.shape).astype(np.float32)
 
 
+class FreshNoise(nn.Module):
+    """Adds noise from a generator that each call makes anew, with a seed of the system."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, x):
+        self.rng = np.random.default_rng()
+        return x + self.rng.standard_normal(x.shape).astype(np.float32)
+
+
 class RunningMean(nn.Module):
     def __init__(self):
         self.mean = np.zeros(4, np.float32)
@@ -170,6 +181,10 @@ def with_draws_in_an_evaluation():
     trainer(model(0, Noise(1))).predict(X)
 
 
+def with_a_new_generator_in_an_evaluation():
+    trainer(model(0, FreshNoise())).predict(X)
+
+
 def with_a_generator_in_the_loss():
     rng = np.random.default_rng(0)
     fit(trainer(loss=lambda x, y: minigrad.mse(minigrad.dropout(x, 0.5, rng=rng), y)))
@@ -190,7 +205,7 @@ def with_too_few_micro_batches_in_all():
 def with_a_checkpoint_that_only_rank_1_sees():
     file = FOLDER / f"{RANK}.safetensors"
     file.write_bytes(b"x") if RANK else None
-    trainer().load(FOLDER / "1.safetensors" if RANK else FOLDER / "0.safetensors")
+    trainer().load(FOLDER / "1.safetensors" if RANK else FOLDER / "there is none")
 
 
 def with_a_damaged_checkpoint():

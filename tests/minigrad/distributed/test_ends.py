@@ -221,6 +221,21 @@ def test_ranks_that_were_suspended_together_go_on():
 
 @needs_mpi
 @pytest.mark.full
+@pytest.mark.parametrize("lost", [0, 2])
+def test_all_others_name_the_rank_that_is_lost(lost):
+    with started(3, "-c", START + LONG, MINIGRAD_PATIENCE="2") as ranks:
+        for rank in range(3):
+            ranks.wait_for(rank, "begun")
+        pid = ranks.pid(lost)
+        os.kill(pid, signal.SIGSTOP)
+        ended = ranks.end(within=20)
+    assert ended.status != 0
+    for rank in {0, 1, 2} - {lost}:
+        assert f"rank {rank}: rank {lost} (process {pid} on" in ended.err[rank]
+
+
+@needs_mpi
+@pytest.mark.full
 def test_a_rank_that_was_suspended_for_long_does_not_wait_longer_for_others():
     with started(2, "-c", START + LONG, MINIGRAD_PATIENCE="1") as ranks:
         for rank in range(2):

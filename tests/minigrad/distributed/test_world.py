@@ -18,6 +18,7 @@ def test_calls_give_what_one_process_has():
 
 def test_a_world_of_one_process_has_these_calls_too():
     calls.gather_and_broadcast()
+    calls.refusals()
     calls.errors_of_the_first()
     calls.barrier_and_any()
     assert copy.deepcopy(calls.world) is calls.world

@@ -434,13 +434,13 @@ def test_parts_in_another_order_are_refused():
         Trainer(model, minigrad.mse, optimizer)
     with pytest.raises(TypeError, match="model must be of class Module, not "):
         Trainer(optimizer, model, minigrad.mse)
-    with pytest.raises(TypeError, match="function of prediction and target, not <class"):
+    with pytest.raises(TypeError, match=r"not the class MSELoss; pass an object .* MSELoss\(\)"):
         Trainer(model, optimizer, minigrad.nn.MSELoss)
 
 
 def test_a_metric_of_several_numbers_is_named(data):
     trainer = make(metrics={"error": lambda prediction, target: prediction - target})
-    with pytest.raises(TypeError, match=r"the metric error returned array\("):
+    with pytest.raises(TypeError, match=r"the metric error returned an array of shape \(40, 1\)"):
         trainer.fit(data, epochs=1)
 
 
