@@ -184,7 +184,8 @@ def staging_set(
     for file in shards:
         _check_plain(file, "there cannot be a file")
     for name in [*shards, *(others or {})]:
-        if any(not part or part.startswith(".") for part in name.split("/")):
+        is_plain = "\\" not in name and not Path(name).drive  # which lead out of it on Windows
+        if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
             raise ValueError(
                 f"there cannot be a file {name!r}; a name leads to a file in the folder, with / "
                 f"after each folder, and no part of it begins with a dot"

@@ -16,7 +16,6 @@ aligned when the file is memory-mapped. Last, a checksum replaces zeros in the h
 from __future__ import annotations
 
 import json
-import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import holds, nearest
+from minigrad.checks import check_integer, holds, nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -164,6 +163,7 @@ class TensorFile(Tensors):
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a safetensors file, is incomplete, or its header is invalid.
         OSError: if it cannot be opened, for example because too many files are open.
+        MemoryError: if the limit of the address space is smaller than the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -196,6 +196,11 @@ class TensorFile(Tensors):
         except FileNotFoundError:  # safetensors says this of any error that `open` has
             with open(self.path, "rb"):  # raises the true one
                 raise
+        except MemoryError as error:
+            raise MemoryError(
+                f"{self.location} cannot be mapped into memory ({error}); raise the limit of the "
+                f"address space (ulimit -v)"
+            ) from None
         except SafetensorError as error:
             raise ValueError(
                 f"{self.location} is not a complete safetensors file: {error}; fetch or save it "
@@ -343,7 +348,8 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        first_row = operator.index(first_row)  # products with a numpy integer may overflow
+        check_integer(f"{name}: first_row", first_row)
+        first_row = int(first_row)  # products with a numpy integer may overflow
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row
@@ -460,8 +466,11 @@ def save_state(
     for name, given in arrays.items():
         if isinstance(given, np.ma.MaskedArray):
             raise TypeError(f"{name} has a mask, which a file cannot have; save its .filled(value)")
-        plain[name] = array = np.asarray(given)
-        if isinstance(given, Mapping):
+        try:
+            plain[name] = array = np.asarray(given)
+        except ValueError:  # arrays of different shapes in a list
+            array = np.empty(0, object)
+        if isinstance(given, (Mapping, list, tuple)) and array.dtype == object:
             raise TypeError(
                 f"save_state: {name} is a {type(given).__name__}, and a file has one dict "
                 f"of arrays: give each array a name of its own, such as 'exp_avg.0', or let "

@@ -30,7 +30,9 @@ import errno
 import json
 import os
 import secrets
+import stat
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -95,7 +97,7 @@ def replacing_together(
                     with open(stage / file, "rb+") as opened:
                         flush(opened)
                     keep_mode(target / file, stage / file)
-                _take_turn(target, stage)
+                _take_turn(target, stage, written)
                 _swap(target, written, entry)
             except ChildProcessError:
                 is_kept = plan is not None
@@ -122,12 +124,25 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the paths of the valid files that an interrupted save has left in `.saved`, by name.
 
     The result is empty if the files in the folder are not those in the manifest, because something
-    newer was saved. Missing files do not matter.
+    newer was saved. Missing files do not matter. A save of version 0.1 has no manifest: its files
+    are valid if a target of them is missing, and a UserWarning says so.
     """
     target, saved, found = Path(folder), Path(folder) / SAVED, {}
+    if saved.is_symlink():  # no save has made it
+        return {}
     try:
+        if not os.path.lexists(saved / _MANIFEST):
+            found = _left_by_version_0_1(target)
+            if found:
+                warnings.warn(
+                    f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from "
+                    f"its folder {SAVED}, which an interrupted save of version 0.1 has left; save "
+                    f"again, or move the files out of it",
+                    stacklevel=2,
+                )
+            return found
         for name, (old, new) in _manifest(saved).items():
-            left, there = _identity(saved / name), _identity(target / name)
+            left, there = _identity(saved, name), _identity(target, name)
             is_moved = left is None and there == new
             if not is_moved and (left != new or there not in (None, old, new)):
                 return {}
@@ -138,17 +153,30 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return found
 
 
+def _left_by_version_0_1(target: Path) -> dict[str, Path]:
+    """Return the paths of the files in a `.saved` without a manifest, if a target is missing."""
+    names = _files(target / SAVED)
+    is_valid = not all(os.path.lexists(target / name) for name in names)
+    return {name: target / SAVED / name for name in names if is_valid}
+
+
 def _manifest(saved: Path) -> Any:
     """Read a manifest: by file name, the identities of the old file and of the new file."""
-    manifest = json.loads((saved / _MANIFEST).read_bytes())
-    for name in manifest:
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise ValueError(f"{name!r} leads out of the folder")
-    return manifest
+    return json.loads((saved / _MANIFEST).read_bytes())
 
 
-def _identity(path: Path) -> list[int] | None:
-    """Return the size and time of a file; None if the file does not exist."""
+def _identity(root: Path, name: str) -> list[int] | None:
+    """Return the size and time of a file in a folder; None if the file does not exist.
+
+    A ValueError is raised if the name leads out of the folder, for example through a link.
+    """
+    path = root / name
+    is_inside = path.parent.resolve() == root.resolve() / PurePosixPath(name).parent
+    if not is_inside or not path.is_relative_to(root):
+        raise ValueError(
+            f"{name!r} leads out of {os.fspath(root)!r} through a link; take it away, or name "
+            f"another folder"
+        )
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -173,7 +201,7 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
     """
     planned = target / f"{_SAVING}{plan}"
     for left in target.glob(f"{_SAVING}*"):
-        if left != planned:
+        if left != planned or left.is_symlink():
             remove_dead(left, left / _MANIFEST)
     with ExitStack() as stack, suppress(OSError):
         lock = stack.enter_context(open(planned / _MANIFEST, "r+b"))
@@ -207,12 +235,19 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
                 )
 
 
-def _take_turn(target: Path, stage: Path) -> None:
+def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
     """Rename the stage to `.saved`; only one save at a time can do this."""
     saved, end = target / SAVED, time.monotonic() + PATIENCE
     while True:
-        with suppress(FileNotFoundError):  # there is none, or another save does the same
-            _complete(target)
+        try:
+            _complete(target, written)
+        except FileNotFoundError:  # there is none, or another save does the same
+            pass
+        except PermissionError as error:
+            raise PermissionError(
+                f"{os.fspath(saved)!r} belongs to a save by another user that has not ended; "
+                f"wait, ask them to save again, or name another folder ({error})"
+            ) from error
         try:
             os.rename(stage, saved)
         except OSError as error:
@@ -222,18 +257,34 @@ def _take_turn(target: Path, stage: Path) -> None:
             return
         if time.monotonic() > end:
             raise TimeoutError(
-                f"another process is saving into {os.fspath(target)!r}, or has left its folder "
-                f"{SAVED}, for {PATIENCE:g} seconds; wait until it has ended, or take that away"
+                f"another process is saving into {os.fspath(target)!r} and has not ended for "
+                f"{PATIENCE:g} seconds; wait until it has, or name another folder"
             )
         time.sleep(_PAUSE)
 
 
-def _complete(target: Path) -> None:
+def _complete(target: Path, written: Sequence[str]) -> None:
     """Complete the save that has left `.saved`, or discard it if it is not valid.
 
     If its process is alive, do nothing.
     """
     saved = target / SAVED
+    before = saved.lstat()
+    if not stat.S_ISDIR(before.st_mode):
+        raise FileExistsError(
+            f"{os.fspath(saved)!r} is a link or no folder, and no save has made it; take it away"
+        )
+    if not os.path.lexists(saved / _MANIFEST):
+        strange = [file for file in _files(saved) if file not in written]
+        if not os.path.samestat(before, saved.lstat()):
+            return  # the other save has ended, and a third save is running
+        if strange:
+            raise FileExistsError(
+                f"{os.fspath(saved)!r} has files in it that no save of these has made, "
+                f"{', '.join(strange)[:200]}; take it away"
+            )
+        _give_up_turn(target, [*_left_by_version_0_1(target)])
+        return
     with open(saved / _MANIFEST, "r+b") as lock:
         found = os.fstat(lock.fileno())
         try:
@@ -241,18 +292,23 @@ def _complete(target: Path) -> None:
         except OSError:  # without locks, after such a long time, assume that it was killed
             is_free = found.st_mtime < time.time() - PATIENCE
         if is_free and os.path.samestat(found, os.stat(saved / _MANIFEST)):
-            _move(target, list(unfinished(target)))
-            rest = target / f"{_SAVING}{secrets.token_hex(4)}"
-            os.rename(saved, rest)
-            with suppress(OSError):  # the next save does it
-                remove(rest)
+            _give_up_turn(target, [*unfinished(target)])
+
+
+def _give_up_turn(target: Path, valid: Sequence[str]) -> None:
+    """Move the valid files in `.saved` to their targets, and remove the rest."""
+    _move(target, valid)
+    rest = target / f"{_SAVING}{secrets.token_hex(4)}"
+    os.rename(target / SAVED, rest)
+    with suppress(OSError):  # the next save does it
+        remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
     """Write the manifest, which makes the files in `.saved` valid, and move them."""
     saved = target / SAVED
     files = [*(file for file in written if file != entry), entry]
-    manifest = {file: (_identity(target / file), _identity(saved / file)) for file in files}
+    manifest = {file: (_identity(target, file), _identity(saved, file)) for file in files}
     with open(saved / _MANIFEST, "r+b") as opened:
         opened.write(json.dumps(manifest).encode())
         flush(opened)

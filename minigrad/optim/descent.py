@@ -140,8 +140,9 @@ class Adam(_Descent):
         """Raise an error if an option has an impossible value."""
         super().check_options(group)
         betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            kind = TypeError if np.ndim(betas) == 0 else ValueError
+        is_pair = isinstance(betas, (tuple, list))
+        if not is_pair or len(betas) != 2:
+            kind = ValueError if is_pair else TypeError
             raise kind(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)

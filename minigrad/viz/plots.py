@@ -254,11 +254,15 @@ def plot_gradients(
     from minigrad.viz.figure import Picture, name_rows, open_frame
 
     columns = gradients.norms if isinstance(gradients, GradientRecorder) else gradients
-    if not isinstance(columns, Mapping) or not all(np.ndim(x) == 1 for x in columns.values()):
+    if not isinstance(columns, Mapping):
         raise TypeError(
-            f"plot_gradients draws a GradientRecorder, or a dict of lists of norms by name, not "
-            f"{gradients!r:.60}"
+            f"plot_gradients draws a GradientRecorder, or a dict of norms by name, not "
+            f"{type(gradients).__name__}"
         )
+    for name, column in columns.items():
+        if not isinstance(name, str) or np.ndim(column) != 1:
+            what = f"{column!r:.60} for {name!r:.40}"
+            raise TypeError(f"plot_gradients draws a list of norms for each name, not {what}")
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the layers have different numbers of steps: {counts}")

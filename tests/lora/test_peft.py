@@ -1286,6 +1286,19 @@ def test_saving_over_an_adapter_leaves_other_files(saved):
     assert np.array_equal(output(other), output(model))
 
 
+def test_what_a_killed_save_of_version_0_1_had_completed_is_what_is_loaded(saved, tmp_path):
+    new = adapted(rank=1, alpha=9.0)
+    lora.save(new, tmp_path / "new")
+    shutil.copytree(tmp_path / "new", saved / ".saved")
+    (saved / CONFIG).unlink()
+    model = model_of("mlp")
+    with pytest.warns(UserWarning, match="version 0.1"):
+        lora.load(model, saved)
+    assert np.array_equal(output(model), output(new))
+    lora.save(new, saved)
+    assert sorted(os.listdir(saved)) == [CONFIG, WEIGHTS]
+
+
 def test_a_folder_in_an_adapter_does_not_override_it(saved, tmp_path):
     old = model_of("mlp")
     lora.load(old, saved)

@@ -312,7 +312,9 @@ def test_states_in_a_dict_of_dicts_are_saved_elsewhere(tmp_path):
     assert not (tmp_path / "all").exists()
 
 
-def test_arrays_with_a_mask_are_refused_by_name(path):
+def test_arrays_with_a_mask_and_lists_of_arrays_are_refused_by_name(path):
     with pytest.raises(TypeError, match=r"^a has a mask, which a file cannot have; .*filled"):
         save_state(path, {"a": np.ma.array([1.0, 2.0], mask=[False, True])})
+    with pytest.raises(TypeError, match="exp_avg is a list, and a file has one dict of arrays"):
+        save_state(path, {"exp_avg": [np.zeros(2), np.zeros(3)]})
     assert not path.exists()

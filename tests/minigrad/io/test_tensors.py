@@ -298,6 +298,24 @@ def test_too_many_open_files_are_an_error_that_says_so(has_room, path):
     assert found.value.errno == errno.EMFILE
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit what is mapped")
+def test_a_file_that_cannot_be_mapped_is_an_error_that_names_the_limit(path):
+    size = 1 << 36  # of a sparse file
+    raw(path, {"x": entry("F32", (size >> 2,), 0, size)})
+    os.truncate(path, path.stat().st_size + size)
+    script = f"""
+    import resource
+    from minigrad.io import TensorFile
+    resource.setrlimit(resource.RLIMIT_AS, ({size >> 1}, resource.RLIM_INFINITY))
+    TensorFile({str(path)!r})
+    """
+    code = textwrap.dedent(script)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1].startswith("MemoryError: ")
+    assert f"{str(path)!r} cannot be mapped into memory" in ended.stderr
+    assert "raise the limit of the address space (ulimit -v)" in ended.stderr
+
+
 @pytest.mark.full
 def test_reading_takes_the_memory_of_one_tensor(path):
     size = 1 << 22
@@ -619,7 +637,7 @@ def test_shards_that_are_not_complete_leave_nothing(tmp_path):
     "name",
     [
         ".gitattributes", "../out.txt", "../../out.txt", "/out.txt", "a/../../b", "a//b", "a/",
-        ".saved/x", "a/.b", "", ".", INDEX, "model.safetensors", "a.safetensors",
+        ".saved/x", "a/.b", "", ".", "a\\b", INDEX, "model.safetensors", "a.safetensors",
     ],
 )  # fmt: skip
 def test_other_files_stay_in_the_folder_and_take_no_name_of_weights(tmp_path, name):

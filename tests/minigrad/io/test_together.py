@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -206,6 +207,34 @@ def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, messag
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@posix
+def test_a_link_that_leads_out_is_told_with_what_to_do(tmp_path):
+    folder, other = tmp_path / "out", tmp_path / "other"
+    put(folder, "old")
+    (folder / "in").rename(other)
+    (folder / "in").symlink_to(other)
+    with pytest.raises(ValueError, match=r"'in/side' leads out of .*through a link; take it away"):
+        put(folder, "new")
+    assert seen(folder) == [("old", "old")] * 2
+
+
+@posix
+def test_more_old_files_than_may_be_open_are_replaced(tmp_path):
+    import resource  # Windows has none
+
+    names = [ENTRY, *map(str, range(100))]
+    put(tmp_path, "old", names)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 20, hard))
+        try:
+            put(tmp_path, "new", names)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {(tmp_path / name).read_text() for name in names} == {"new"}
+    assert hidden(tmp_path) == []
+
+
 # ----------------------------------------------------------------------------------------------
 # What lies in the folder
 # ----------------------------------------------------------------------------------------------
@@ -220,7 +249,7 @@ def test_a_link_to_another_folder_is_neither_read_nor_emptied(tmp_path):
     (folder / ENTRY).unlink()
     assert seen(folder)[0] == (None, "old")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(NotADirectoryError, match=r"\.saved"):
+    with pytest.raises(FileExistsError, match=r"\.saved' is a link or no folder.*take it away"):
         put(folder, "new")
     assert sorted(tmp_path.rglob("*")) == before
     assert seen(other) == [("theirs", "theirs")] * 2
@@ -260,12 +289,63 @@ def test_a_manifest_that_is_none_does_not_count(unfinished, content):
     assert hidden(unfinished) == []
 
 
+def left_by_version_0_1(folder, names=(ENTRY, OTHER)):
+    for name in names:
+        write_inside(folder / ".saved" / name, "of 0.1")
+
+
+def test_what_version_0_1_left_counts_where_files_are_missing_and_is_announced(tmp_path):
+    left_by_version_0_1(tmp_path)
+    with pytest.warns(UserWarning, match=r"entry.*\.saved.*version 0\.1"):
+        assert seen(tmp_path) == [("of 0.1", "of 0.1"), (None, None)]
+    put(tmp_path, "new")
+    assert seen(tmp_path) == [("new", "new")] * 2
+    assert hidden(tmp_path) == []
+
+
+def test_what_version_0_1_left_does_not_count_where_files_are_there(tmp_path):
+    put(tmp_path, "downloaded")
+    left_by_version_0_1(tmp_path)
+    assert seen(tmp_path) == [("downloaded", "downloaded")] * 2
+    put(tmp_path, "new")
+    assert seen(tmp_path) == [("new", "new")] * 2
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_of_that_name_with_other_files_stays(tmp_path):
+    put(tmp_path, "old")
+    left_by_version_0_1(tmp_path, [ENTRY, "letters"])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match=r"\.saved' has files.*letters.*take it away"):
+        put(tmp_path, "new")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @posix
 def test_other_users_may_read_what_is_not_finished(unfinished):
     mask = os.umask(0)
     os.umask(mask)
     modes = [stat.S_IMODE(each.stat().st_mode) for each in (unfinished / ".saved", unfinished)]
     assert modes == [0o777 & ~mask] * 2
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
+def test_another_user_reads_what_was_there_if_the_new_may_not_be_read():
+    import pwd
+
+    with tempfile.TemporaryDirectory() as name:  # unlike pytest's, its parents are open to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        put(folder, "old")
+        left_by_version_0_1(folder)
+        (folder / ".saved").chmod(0o700)
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+        try:
+            text = io.find(folder, "entry").read_text()
+        finally:
+            os.seteuid(0)
+    assert text == "old"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -531,6 +611,19 @@ def test_what_a_save_of_another_plan_has_left_is_removed(plan, left):
         write_inside(stage / ENTRY, "second")
     assert seen(left) == [("second", None)] * 2
     assert hidden(left) == []
+
+
+@posix
+def test_a_link_is_not_gone_on_with(left, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x"
+    [name] = hidden(left)
+    os.rename(left / name, elsewhere)
+    (left / name).symlink_to(elsewhere)
+    before = sorted(each.name for each in elsewhere.rglob("*"))
+    with io.replacing_together(left, ENTRY, "one") as stage:
+        assert not (stage / OTHER).exists()
+        write_inside(stage / ENTRY, "second")
+    assert sorted(each.name for each in elsewhere.rglob("*")) == before
 
 
 @pytest.mark.sampled(3)

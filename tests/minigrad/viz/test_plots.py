@@ -386,13 +386,14 @@ def test_norms_at_the_ends_of_float64_are_drawn(norms):
 def test_bad_gradients_are_refused(tmp_path):
     empty = viz.GradientRecorder(nn.Linear(2, 1))
     for gradients, error, says in (
-        ([1.0], TypeError, "a GradientRecorder, or a dict of lists of norms by name"),
+        ([1.0], TypeError, "a GradientRecorder, or a dict of norms by name, not list"),
         (empty, ValueError, "no steps to plot yet; train inside of"),
         ({}, ValueError, "no steps to plot yet"),
         ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, "different numbers of steps: {'a': 1, 'b': 2}"),
         ({"a": [-1.0]}, ValueError, "cannot be negative"),
-        ({"a": 1.0}, TypeError, "a dict of lists of norms by name, not {'a': 1.0}"),
-        ({"a": [[1.0]]}, TypeError, "a dict of lists of norms by name"),
+        ({1: [1.0]}, TypeError, r"a list of norms for each name, not \[1.0\] for 1"),
+        ({"a": 1.0}, TypeError, "a list of norms for each name, not 1.0 for 'a'"),
+        ({"a": [[1.0]]}, TypeError, "a list of norms for each name, not"),
     ):
         with pytest.raises(error, match=says):
             viz.plot_gradients(gradients, tmp_path / "none.png")
