@@ -1,10 +1,11 @@
-"""Values as bytes, for messages between ranks. They never contain code, as pickles can."""
+"""Messages between ranks: values as bytes. They never contain code, as pickles can."""
 
 from __future__ import annotations
 
 import builtins
 import io
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from minigrad.checks import python_number
 
 Array = NDArray[Any]
+
+_ALIGNMENT = 64  # bytes, as in memory that numpy allocates
 
 _SEND = (
     "cannot go from rank to rank; send a plain array of numpy's numbers or texts alone, or numbers "
@@ -75,3 +78,40 @@ def as_builtin(error: Exception) -> tuple[str, list[Any]]:
                     if str(kind(*sent)) == text:
                         return kind.__name__, sent
     return "Exception", [text]
+
+
+class Message:
+    """The format of a list of arrays as bytes; shapes and dtypes are known, arrays may be None.
+
+    Args:
+        like: arrays or Tensors with the same shapes and dtypes.
+
+    Attributes:
+        size: the number of bytes.
+    """
+
+    def __init__(self, like: Sequence[Any]) -> None:
+        self._like = [(each.shape, each.dtype) for each in like]
+        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
+        self.size = len(like)
+        for each in like:
+            self.size += -self.size % _ALIGNMENT
+            self._first.append(self.size)
+            self.size += each.size * each.dtype.itemsize
+
+    def packed(self, arrays: Sequence[Array | None]) -> Array:
+        """Return the bytes of arrays."""
+        content = np.zeros(self.size, np.uint8)
+        for i, array in enumerate(arrays):
+            if array is not None:
+                content[i] = 1
+                self._part(content, i)[...] = array
+        return content
+
+    def unpacked(self, content: Array) -> list[Array | None]:
+        """Return arrays that share the memory of their bytes."""
+        return [self._part(content, i) if content[i] else None for i in range(len(self._like))]
+
+    def _part(self, content: Array, i: int) -> Array:
+        shape, dtype = self._like[i]
+        return np.ndarray(shape, dtype, content, self._first[i])

@@ -26,7 +26,7 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, Launch, end_others
-from minigrad.distributed.message import as_builtin, decoded, encoded
+from minigrad.distributed.message import Message, as_builtin, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
@@ -40,7 +40,6 @@ _PIECE = 2**20  # bytes that are sent at once; on a slow link, heartbeats wait f
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has no sched_yield
-_ALIGNMENT = 64  # bytes, as in memory that numpy allocates
 _CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what ranks exchange at a call
 
 
@@ -207,7 +206,7 @@ class MPIWorld(World):
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
-        message = _Message(like)
+        message = Message(like)
         self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
@@ -299,43 +298,6 @@ class MPIWorld(World):
         """End the heartbeats and MPI; if a rank does not end, tracebacks show this name."""
         self._heartbeat.close()
         self._mpi.Finalize()
-
-
-class _Message:
-    """The format of a list of arrays as bytes; shapes and dtypes are known, arrays may be None.
-
-    Args:
-        like: arrays or Tensors with the same shapes and dtypes.
-
-    Attributes:
-        size: the number of bytes.
-    """
-
-    def __init__(self, like: Sequence[Any]) -> None:
-        self._like = [(each.shape, each.dtype) for each in like]
-        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
-        self.size = len(like)
-        for each in like:
-            self.size += -self.size % _ALIGNMENT
-            self._first.append(self.size)
-            self.size += each.size * each.dtype.itemsize
-
-    def packed(self, arrays: Sequence[Array | None]) -> Array:
-        """Return the bytes of arrays."""
-        content = np.zeros(self.size, np.uint8)
-        for i, array in enumerate(arrays):
-            if array is not None:
-                content[i] = 1
-                self._part(content, i)[...] = array
-        return content
-
-    def unpacked(self, content: Array) -> list[Array | None]:
-        """Return arrays that share the memory of their bytes."""
-        return [self._part(content, i) if content[i] else None for i in range(len(self._like))]
-
-    def _part(self, content: Array, i: int) -> Array:
-        shape, dtype = self._like[i]
-        return np.ndarray(shape, dtype, content, self._first[i])
 
 
 def _pieces(content: Array) -> Iterator[Array]:

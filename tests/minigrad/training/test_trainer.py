@@ -1203,6 +1203,16 @@ def test_a_checkpoint_with_one_impossible_part_changes_nothing(data, tmp_path, p
     trainer.fit(data, epochs=1)
 
 
+def test_a_state_of_something_else_is_refused_with_the_parts_of_a_trainers(data):
+    trainer = make()
+    trainer.fit(data, epochs=1)
+    before = trainer.state_dict()
+    for state in (trainer.model.state_dict(), trainer.optimizer.state_dict(), None):
+        with pytest.raises(ValueError, match=r"a state of a Trainer is a dict of \['best', "):
+            trainer.load_state_dict(state)
+    np.testing.assert_equal(trainer.state_dict(), before)
+
+
 IMPOSSIBLE = {
     "a step that is not a number": lambda facts: facts["numbers"].update({"0.step": None}),
     "no numbers": lambda facts: facts.update(numbers=[]),
