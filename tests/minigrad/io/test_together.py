@@ -602,6 +602,13 @@ def test_a_save_goes_on_with_what_is_left(left):
     assert hidden(left) == []
 
 
+def test_a_planned_folder_without_a_manifest_is_removed(tmp_path):
+    (tmp_path / ".saving-one").mkdir()  # a save was killed before it made the manifest
+    with io.replacing_together(tmp_path, ENTRY, "one") as stage:
+        write_inside(stage / ENTRY, "new")
+    assert hidden(tmp_path) == []
+
+
 @posix
 @pytest.mark.parametrize("plan", ["two", "on", "", None])
 def test_what_a_save_of_another_plan_has_left_is_removed(plan, left):
