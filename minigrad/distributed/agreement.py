@@ -7,7 +7,7 @@ import os
 import platform
 import site
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,40 +55,45 @@ def facts_of_process() -> dict[str, str]:
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     script = getattr(sys.modules["__main__"], "__file__", None) or ""
-    folder = Path(__file__).parents[1]
+    beside = {
+        f"the module {name} beside the script": _digest_of_files([file])
+        for name, file in _modules_beside(script).items()
+    }
+    library = Path(__file__).parents[1]
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": _digest_of_files([script]),
-        **{
-            f"the module {name} beside the script": _digest_of_files([file])
-            for name, file in _modules_beside(script)
-        },
+        **beside,
         # The package may be a clone of another commit.
-        "the code of the library": _digest_of_files(sorted(folder.rglob("*.py"))),
+        "the code of the library": _digest_of_files(sorted(library.rglob("*.py"))),
     }
 
 
-def _modules_beside(script: str) -> Iterator[tuple[str, str]]:
-    """Yield the names and files of the modules that were imported from the script's folder.
+def _modules_beside(script: str) -> dict[str, str]:
+    """Return the files of modules that were imported from the script's folder and those inside.
 
     For `python -m a.b`, this is the folder of `a`. Installed packages and minigrad are left out.
     """
     if not script:  # of `python -c`
-        return
+        return {}
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
-    installed = sys.prefix, sys.base_prefix, site.getusersitepackages(), Path(__file__).parents[1]
-    others = {Path(each).resolve() for each in installed}
-    starts = tuple(f"{each}{os.sep}" for each in installed)  # of the paths of most modules
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if isinstance(file, str) and name != "__main__" and not file.startswith(starts):
-            parents = {*Path(file).resolve().parents}
-            if folder in parents and not parents & others:
-                yield name, file
+    inside = os.path.join(folder, "")  # with a separator at the end
+    library = Path(__file__).parents[1]
+    installed = [sys.prefix, sys.base_prefix, site.getusersitepackages(), str(library)]
+    starts = tuple(f"{f}{os.sep}" for each in installed for f in (each, os.path.realpath(each)))
+    files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
+    return {
+        name: file
+        for name, file in files.items()
+        if file
+        and name != "__main__"
+        and not file.startswith(starts)
+        and os.path.realpath(file).startswith(inside)
+    }
 
 
 def _digest_of_files(paths: Iterable[str | Path]) -> str:

@@ -18,53 +18,40 @@ Array = NDArray[Any]
 
 _ALIGNMENT = 64  # bytes, as in memory that numpy allocates
 
+_SEND = (
+    "cannot go from rank to rank; send a plain array of numpy's numbers or texts alone, or numbers "
+    "and texts, also in lists and in dicts with texts as keys"
+)
+
 
 def encoded(value: Any) -> Array:
     """Return an array, or a value that JSON can represent, as bytes; a TypeError for others."""
+    if not isinstance(value, np.ndarray):
+        return np.frombuffer(json.dumps(_plain(value)).encode(), np.uint8)
+    check_array(value)
     file = io.BytesIO()
-    if isinstance(value, np.ndarray):
-        check_array(value)
-        np.save(file, value, allow_pickle=False)
-    else:
-        file.write(json.dumps(_plain(value)).encode())
-    return np.frombuffer(file.getvalue(), np.uint8)
+    np.save(file, value, allow_pickle=False)
+    return np.frombuffer(file.getbuffer(), np.uint8)
 
 
 def check_array(array: Array) -> None:
-    """Raise a TypeError for masked arrays, and for arrays of objects or dtypes that numpy lacks."""
-    is_masked = isinstance(array, np.ma.MaskedArray)
-    fields = [kind for kind, *_ in (array.dtype.fields or {}).values()]
-    if is_masked or array.dtype.hasobject or any(x.isbuiltin == 2 for x in (array.dtype, *fields)):
-        name = "objects" if array.dtype.hasobject else array.dtype.name  # bfloat16, for example
-        what = "a masked array" if is_masked else f"an array of {name}"
-        raise TypeError(
-            f"{what} cannot go from rank to rank; send plain arrays of numpy's numbers or texts"
-        )
+    """Raise a TypeError for an array that a file of numpy cannot have, or has without its mask."""
+    if isinstance(array, np.ma.MaskedArray) or array.dtype.hasobject:
+        raise TypeError(f"a {type(array).__name__} of {array.dtype.name} {_SEND}")
+    if array.dtype.isbuiltin == 2:  # of another package, such as bfloat16
+        raise TypeError(f"an array of {array.dtype.name} {_SEND}: array.astype(numpy.float32)")
 
 
 def _plain(value: Any) -> Any:
     """Convert numpy numbers to Python numbers; an error for values that JSON does not have."""
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(
-                    f"the key {key!r:.60} of a dict cannot go from rank to rank; keys are texts"
-                )
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     number = python_number(value)
     if number is None or isinstance(number, (bool, int, float, str)):
         return number
-    if isinstance(value, np.ndarray):
-        raise TypeError(
-            "an array goes from rank to rank alone, not in a list or a dict; send one array after "
-            "the other, or numbers: array.tolist()"
-        )
-    raise TypeError(
-        f"a {type(value).__name__} cannot go from rank to rank; send an array, or numbers, texts, "
-        f"lists and dicts of them"
-    )
+    raise TypeError(f"{value!r:.60}, a {type(value).__name__}, {_SEND}")
 
 
 def decoded(content: Array) -> Any:
@@ -75,26 +62,22 @@ def decoded(content: Array) -> Any:
     return json.loads(text)
 
 
-def serialized_error(error: Exception) -> tuple[str, list[Any]]:
+def as_builtin(error: Exception) -> tuple[str, list[Any]]:
     """Return the class and the arguments of a built-in error with the same message.
 
     It is the nearest base class that can be made from numbers and texts.
     """
-    text = str(error)
+    text, own = str(error), list(error.args)
+    if isinstance(error, OSError) and error.filename is not None:
+        own = [error.errno, error.strerror, error.filename, None, error.filename2]
     for kind in type(error).__mro__:
-        for arguments in (_arguments(error), [text]):
-            if getattr(builtins, kind.__name__, None) is kind:
+        if getattr(builtins, kind.__name__, None) is kind:
+            for arguments in (own, [text]):
                 with suppress(Exception):  # a UnicodeDecodeError, for example, needs bytes
                     sent = decoded(encoded(arguments))
                     if str(kind(*sent)) == text:
                         return kind.__name__, sent
     return "Exception", [text]
-
-
-def _arguments(error: Exception) -> list[Any]:
-    if isinstance(error, OSError) and error.filename is not None:
-        return [error.errno, error.strerror, error.filename, None, error.filename2]
-    return list(error.args)
 
 
 class Message:

@@ -26,7 +26,7 @@ import numpy as np
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
 from minigrad.distributed.launcher import INSTALL, Launch, end_others
-from minigrad.distributed.message import Message, decoded, encoded, serialized_error
+from minigrad.distributed.message import Message, as_builtin, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
@@ -35,7 +35,7 @@ PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a heartbeat after which a rank counts as lost."""
 
 _LEFT = "an error"  # the name of the call of a rank that has an error
-_GRACE = 5.0  # seconds after which a rank reports its error, or ends if it was interrupted
+_GRACE = 5.0  # seconds after which a rank that waits with an error reports it
 _PIECE = 2**20  # bytes that are sent at once; on a slow link, heartbeats wait for them
 _SPIN = 2e-4  # seconds of waiting before the first sleep
 _LONGEST_SLEEP = 1e-3
@@ -57,8 +57,6 @@ class MPIWorld(World):
         self._forget = forget
         self._patience = patience()
         self._mpi = _mpi(launch)
-        self._requests: list[Any] = []  # kept alive: MPI uses their memory even after an interrupt
-        self._was_interrupted = False
         # No heartbeats are possible before MPI runs, and its start waits for missing ranks.
         with _time_limit(5 * self._patience):
             self._wait_for_all_ranks_to_start(launch)
@@ -94,7 +92,7 @@ class MPIWorld(World):
                 f"which heartbeats need; use another build"
             )
         comm = mpi.COMM_WORLD
-        self._comm, self._leaving = comm.Dup(), comm.Dup()
+        self._comm = comm.Dup()
         names = self.gather(f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})")
         self._heartbeat = Heartbeat(comm.Dup(), names, self._patience)
 
@@ -112,14 +110,9 @@ class MPIWorld(World):
 
     def _rendezvous(self, call: str, number: int = 0) -> list[int]:
         """Exchange a number with all ranks; an error if they do not make the same call."""
-        if self._was_interrupted:
-            raise RuntimeError(
-                f"this rank cannot come to {call!r}, since it was interrupted, and other ranks may "
-                f"be elsewhere; start all ranks again"
-            )
         mine = np.array([(number, call.encode()[:40])], _CALL)
         every = np.empty(self.size, _CALL)
-        with self._uninterrupted():
+        with self._together():
             self._wait(self._comm.Iallgather(mine.view(np.uint8), every.view(np.uint8)))
         calls = [name.decode(errors="replace") for name in every["name"].tolist()]
         if len(set(calls)) > 1:
@@ -135,31 +128,28 @@ class MPIWorld(World):
         return every["number"].tolist()
 
     @contextmanager
-    def _uninterrupted(self) -> Iterator[None]:
-        """Record if the block is interrupted: then ranks may be in different MPI calls."""
+    def _together(self) -> Iterator[None]:
+        """End all ranks if the block is interrupted: other ranks would be in other MPI calls."""
         try:
             yield
-        except BaseException:
-            self._was_interrupted = True
-            raise
+        except KeyboardInterrupt as error:
+            self._end_all(error)
 
     def _wait(self, request: Any) -> None:
         """Wait until a request is done, and sleep between checks."""
         started = time.monotonic()
-        self._requests.append(request)
         while not request.Test():
             elapsed = time.monotonic() - started
             if elapsed < _SPIN:
                 _yield_core()
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
-        self._requests.pop()
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
         sizes = self._rendezvous(call, len(mine))
-        with self._uninterrupted():
+        with self._together():
             every = np.empty(sum(sizes), np.uint8)
             parts = np.split(every, np.cumsum(sizes)[:-1])
             if len(every) <= _PIECE:
@@ -175,7 +165,7 @@ class MPIWorld(World):
         """Return the value of rank 0 on each rank."""
         content = encoded(value if self.is_first else None)
         size, *_ = self._rendezvous(call, len(content))
-        with self._uninterrupted():
+        with self._together():
             content = content if self.is_first else np.empty(size, np.uint8)
             self._broadcast(content, 0)
         return decoded(content)
@@ -196,7 +186,7 @@ class MPIWorld(World):
                 encoded(value)  # only to raise an error if it cannot be sent
             except Exception as error:
                 failure = error
-        problem = self.broadcast(None if failure is None else serialized_error(failure), call)
+        problem = self.broadcast(None if failure is None else as_builtin(failure), call)
         if failure is not None:
             raise failure
         if problem is not None:
@@ -241,7 +231,7 @@ class MPIWorld(World):
                 upper = message.unpacked(content)
             return add_lists(lower, upper)
 
-        with self._uninterrupted():
+        with self._together():
             total, root = from_ranks(0, count), owner(0, count, self.size)
             content = message.packed(total) if total else np.empty(message.size, np.uint8)
             return message.unpacked(self._broadcast(content, root))
@@ -252,10 +242,6 @@ class MPIWorld(World):
 
     def check_left_together(self, error: BaseException) -> None:
         """Return if all ranks have an error; else print the error of this rank, and end all."""
-        self._was_interrupted |= isinstance(error, KeyboardInterrupt)
-        if self._was_interrupted:  # the other ranks may be in any call
-            self._check_left_in_time(error)
-            return
         trace = "".join(traceback.format_exception(error))
         text = f"rank {self.rank} waits for the others with an error:\n{trace}"
         note = threading.Timer(_GRACE, os.write, (2, text.encode(errors="replace")))
@@ -267,15 +253,6 @@ class MPIWorld(World):
             self._end_all(error)
         finally:
             note.cancel()
-
-    def _check_left_in_time(self, error: BaseException) -> None:
-        """End all ranks, unless the others also have an error within `_GRACE` seconds."""
-        request = self._leaving.Ibarrier()
-        deadline = time.monotonic() + _GRACE
-        while not request.Test():
-            time.sleep(_LONGEST_SLEEP)
-            if time.monotonic() > deadline:
-                self._end_all(error)
 
     def _report(self, kind: Any, error: BaseException, trace: Any) -> None:
         """Print an uncaught error: only on rank 0 if all ranks have one, else on this rank."""
@@ -313,10 +290,6 @@ class MPIWorld(World):
         try:
             self._rendezvous("the end of its script")
         except RuntimeError as error:
-            if self._was_interrupted:
-                self.check_left_together(error)
-                sys.stdout.flush()
-                os._exit(1)  # MPI cannot end while interrupted calls are open
             self._end_all(error)
         with _time_limit(self._patience):
             self._wait_for_all_ranks_to_end()

@@ -24,9 +24,8 @@ if sys.platform != "win32":
     import fcntl
 
 _PARTIAL = ".partial"
-_LONGEST_STEM = 255 - len(f"..{0:08x}{_PARTIAL}")  # bytes; the name of a file may have 255
 _TRIES = 10
-_ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover without lock is dead
+_ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover is dead, without locks
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
@@ -40,8 +39,6 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
         raise FileNotFoundError(f"{role}there is no folder {str(target.parent)!r}; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{role}{os.fspath(path)!r} is a folder; name a file in it")
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, f"{role}{os.fspath(path)!r} is a link that leads back to itself")
     if target.exists() and not target.is_file():
         raise FileExistsError(
             f"{role}{os.fspath(path)!r} is a pipe, a socket or a device, which would be replaced; "
@@ -67,12 +64,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             (an IsADirectoryError).
     """
     target = check_target(path)
-    stem = os.fsencode(target.name)[:_LONGEST_STEM].decode(errors="ignore")
-    for left in target.parent.glob(f".{glob.escape(stem)}.*{_PARTIAL}"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
         remove_dead(left, left)
 
     def partial() -> Path:
-        return target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}")
+        return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
 
     with create_locked(partial) as file:
         try:
@@ -137,35 +133,28 @@ def try_lock(file: BinaryIO) -> bool:
 
 
 def remove_dead(left: Path, lock: Path) -> None:
-    """Remove a leftover (see `remove`) if the process that wrote it is dead, so its lock is free.
+    """Remove a file or a folder if the process that wrote it is dead, so its lock is free.
 
-    If there is no lock, as in folders of version 0.1, remove it if it is empty, or if nothing was
-    written to it for a day.
+    A folder without the file of its lock was being removed. If there are no locks, remove what
+    nothing was written to for a day.
     """
     try:
         with open(lock, "r+b") as file:
             if try_lock(file):
-                remove(left, lock)
-    except OSError:
+                remove(left)
+    except OSError as error:
         with suppress(OSError):  # another process may remove it too, or another user may own it
-            inside = list(left.rglob("*"))
-            last = max(each.lstat().st_mtime for each in (left, *inside))
-            if last < time.time() - _ABANDONED or (left != lock and not inside):
-                remove(left, lock)
+            last = max(each.lstat().st_mtime for each in (left, *left.rglob("*")))
+            if isinstance(error, FileNotFoundError) or last < time.time() - _ABANDONED:
+                remove(left)
 
 
-def remove(left: Path, lock: Path) -> None:
-    """Remove a file, which is its own lock; or a folder, whose lock is removed last."""
+def remove(left: Path) -> None:
+    """Remove a file or a link, or a folder with its files."""
     if left.is_symlink() or not left.is_dir():
         left.unlink()
-        return
-    for each in left.iterdir():
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each)
-        elif each != lock:
-            each.unlink()
-    lock.unlink(missing_ok=True)
-    left.rmdir()
+    else:
+        shutil.rmtree(left)
 
 
 def keep_mode(old: Path, new: str | Path) -> None:

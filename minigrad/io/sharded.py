@@ -25,8 +25,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """The name of the index: a JSON file that says in which file of the folder each tensor is."""
 
-_LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
-
 
 class TensorSet(Tensors):
     """The tensors of one or several files, as if they were in one file. `open_tensors` makes it.
@@ -104,16 +102,12 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
 
 def _open_index(folder: Path, name: str) -> TensorSet:
     index = find(folder, name)
-    if index.stat().st_size > _LARGEST_INDEX:
-        raise ValueError(f"{os.fspath(index)!r} is larger than any index")
     try:
         weight_map: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"].items())
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{os.fspath(index)!r} is not an index of tensors, with a weight_map: {error!r:.200}"
         ) from None
-    if not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
     for tensor, file in weight_map.items():
         _check_plain(file, f"{os.fspath(index)!r} says that {tensor!r} is in")
     with ExitStack() as stack:  # closes the files if there is an error
@@ -131,9 +125,13 @@ def _open_index(folder: Path, name: str) -> TensorSet:
     return TensorSet(opened)
 
 
-def _check_plain(file: str, what: str) -> None:
-    plain = file == Path(file).name and "\\" not in file and "\0" not in file
-    if not plain or not file.endswith(".safetensors"):
+def _check_plain(file: Any, what: str) -> None:
+    if (
+        not isinstance(file, str)
+        or file != Path(file).name
+        or "\\" in file
+        or not file.endswith(".safetensors")
+    ):
         raise ValueError(f"{what} {file!r}, which does not name a safetensors file in its folder")
 
 
@@ -186,7 +184,7 @@ def staging_set(
     for file in shards:
         _check_plain(file, "there cannot be a file")
     for name in [*shards, *(others or {})]:
-        is_plain = "\\" not in name and "\0" not in name and not Path(name).drive
+        is_plain = "\\" not in name and not Path(name).drive  # which lead out of it on Windows
         if not is_plain or any(not part or part.startswith(".") for part in name.split("/")):
             raise ValueError(
                 f"there cannot be a file {name!r}; a name leads to a file in the folder, with / "

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import holds, nearest
+from minigrad.checks import check_integer, holds, nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -276,19 +276,6 @@ class TensorFile(Tensors):
             )
 
 
-def check_text(text: Any) -> None:
-    """Raise an error unless `text`, of the header of a file, is a string that UTF-8 can encode."""
-    if not isinstance(text, str):
-        raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{text!r:.60} in the names of tensors or the metadata has half of a surrogate pair, "
-            f"which UTF-8 cannot encode; take it out"
-        ) from None
-
-
 class TensorWriter:
     """Write tensors to an open file; `writing` makes a writer for a path.
 
@@ -312,8 +299,9 @@ class TensorWriter:
     ) -> None:
         self._file: Any = file  # the annotations of BinaryIO lack a method that `file_digest` calls
         listed = list(tensors)
-        for given in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
-            check_text(given)
+        for text in [*(tensor.name for tensor in listed), *chain(*(metadata or {}).items())]:
+            if not isinstance(text, str):
+                raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
         self._tensors = {tensor.name: tensor for tensor in listed}
         if len(self._tensors) < len(listed):
             names = [tensor.name for tensor in listed]
@@ -334,17 +322,17 @@ class TensorWriter:
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % _ALIGNED)
-        if len(text) > _LARGEST_HEADER:
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        content += b" " * (-len(content) % _ALIGNED)
+        if len(content) > _LARGEST_HEADER:
             raise ValueError(
-                f"the names and metadata take {len(text):,} bytes, and no reader of safetensors "
+                f"the names and metadata take {len(content):,} bytes, and no reader of safetensors "
                 f"accepts more than {_LARGEST_HEADER:,}; store large metadata as tensors, or in a "
                 f"file of their own"
             )
-        self._data = 8 + len(text)
+        self._data = 8 + len(content)
         self._end = self._data + end
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(content).to_bytes(8, "little") + content)
 
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or some of its rows, rounded to the dtype that was given at the start.
@@ -360,9 +348,8 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        if not isinstance(first_row, (int, np.integer)):
-            raise TypeError(f"{name}: first_row must be an integer, not {first_row!r:.60}")
-        first_row = int(first_row)  # products with an integer of 16 bits would overflow
+        check_integer(f"{name}: first_row", first_row)
+        first_row = int(first_row)  # products with a numpy integer may overflow
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row
@@ -394,14 +381,9 @@ class TensorWriter:
         tensor = self._announced(name)
         span = range(tensor.nbytes)
         self._begin(name, span)
-        left = tensor.nbytes
-        for part in parts:
-            left -= len(part)
-            if left < 0:
-                break
-            self._file.write(part)
-        if left:
-            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not with others")
+        written = sum(self._file.write(part) for part in parts)
+        if written != tensor.nbytes:
+            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not {written}")
         self._written[name].append(span)
 
     def _begin(self, name: str, span: range) -> None:
@@ -494,7 +476,7 @@ def save_state(
                 f"of arrays: give each array a name of its own, such as 'exp_avg.0', or let "
                 f"Trainer(..., checkpoint=path) save the model with its optimiser"
             )
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        if array.dtype.kind not in "biuf":
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
     infos = [TensorInfo(name, array.dtype.name, array.shape) for name, array in plain.items()]
     with writing(path, infos, metadata) as writer:

@@ -15,9 +15,9 @@ have priority, and a folder that was downloaded does not match by chance. The ne
 does not find the entry does not read the other files.
 
 A reader that uses `find` sees only old files or only new files at any time, and writes nothing.
-Other readers do too, except between two renames. If only one file differs, there is only one
-rename. If more than two files differ, the entry is removed before the renames: a missing entry is
-an error for readers, but a mixture of old and new files would look like a model.
+Other readers do too, except between two renames. If there are more than two files, the entry is
+removed before the renames: a missing entry is an error for readers, but a mixture of old and new
+files would look like a model.
 
 A long save may have a plan: a hash of its inputs and of what it does, which becomes a part of the
 name of its folder. If the process is killed, the next save with the same plan continues with the
@@ -56,8 +56,6 @@ SAVED = ".saved"
 
 _SAVING = ".saving-"
 _MANIFEST = ".manifest.json"
-_LARGEST_MANIFEST = 1 << 24  # bytes; enough for a hundred thousand files
-_SMALL = 1 << 24  # bytes; up to this size, a new file is compared with the old one
 _PAUSE = 0.01  # seconds
 
 
@@ -129,46 +127,42 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
     newer was saved. Missing files do not matter. A save of version 0.1 has no manifest: its files
     are valid if a target of them is missing, and a UserWarning says so.
     """
-    found, has_manifest = _unfinished(Path(folder))
-    if found and not has_manifest:
-        warnings.warn(
-            f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from its "
-            f"folder {SAVED}, which an interrupted save of version 0.1 has left; save again, or "
-            f"move the files out of it",
-            stacklevel=2,
-        )
+    target, saved, found = Path(folder), Path(folder) / SAVED, {}
+    if saved.is_symlink():  # no save has made it
+        return {}
+    try:
+        if not os.path.lexists(saved / _MANIFEST):
+            found = _left_by_version_0_1(target)
+            if found:
+                warnings.warn(
+                    f"{os.fspath(folder)!r} lacks files, so {', '.join(found)[:200]} are read from "
+                    f"its folder {SAVED}, which an interrupted save of version 0.1 has left; save "
+                    f"again, or move the files out of it",
+                    stacklevel=2,
+                )
+            return found
+        for name, (old, new) in _manifest(saved).items():
+            left, there = _identity(saved, name), _identity(target, name)
+            is_moved = left is None and there == new
+            if not is_moved and (left != new or there not in (None, old, new)):
+                return {}
+            if left is not None:
+                found[name] = saved / name
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # it is being written, belongs to another user, or has no valid manifest
     return found
 
 
-def _unfinished(target: Path) -> tuple[dict[str, Path], bool]:
-    """Return the result of `unfinished`, and whether there was a manifest; give no warning."""
-    saved, found, has_manifest = target / SAVED, {}, False
-    try:
-        if not stat.S_ISDIR(saved.lstat().st_mode):  # a link, for example
-            return {}, False
-        if has_manifest := os.path.lexists(saved / _MANIFEST):
-            for name, (old, new) in _manifest(saved).items():
-                left, there = _identity(saved, name), _identity(target, name)
-                is_moved = left is None and there == new
-                if not is_moved and (left != new or there not in (None, old, new)):
-                    return {}, True
-                if left is not None:
-                    found[name] = saved / name
-        else:
-            names = _files(saved)
-            if any(not os.path.lexists(target / name) for name in names):
-                found = {name: saved / name for name in names}
-        return (found if all(map(_is_plain, found.values())) else {}), has_manifest
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}, False  # it is being written, belongs to another user, or has no valid manifest
+def _left_by_version_0_1(target: Path) -> dict[str, Path]:
+    """Return the paths of the files in a `.saved` without a manifest, if a target is missing."""
+    names = _files(target / SAVED)
+    is_valid = not all(os.path.lexists(target / name) for name in names)
+    return {name: target / SAVED / name for name in names if is_valid}
 
 
 def _manifest(saved: Path) -> Any:
     """Read a manifest: by file name, the identities of the old file and of the new file."""
-    if not _is_plain(saved / _MANIFEST):
-        raise ValueError("a manifest is a file")
-    with open(saved / _MANIFEST, "rb") as file:
-        return json.loads(file.read(_LARGEST_MANIFEST))
+    return json.loads((saved / _MANIFEST).read_bytes())
 
 
 def _identity(root: Path, name: str) -> list[int] | None:
@@ -190,11 +184,6 @@ def _identity(root: Path, name: str) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _is_plain(path: Path) -> bool:
-    """Return whether a path is a regular file, and not a link or a pipe."""
-    return stat.S_ISREG(path.lstat().st_mode)
-
-
 def _new_stage(target: Path, plan: str | None) -> Path:
     """Make a folder for the new files, with the usual permissions of a new folder."""
     stage = target / f"{_SAVING}{plan or secrets.token_hex(4)}"
@@ -206,7 +195,7 @@ def _new_stage(target: Path, plan: str | None) -> Path:
 
 
 def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
-    """Find the folder that a save with this plan has left, and lock its manifest.
+    """Lock and empty the manifest of the folder that a killed save with this plan has left.
 
     Other leftovers are removed.
     """
@@ -224,7 +213,7 @@ def _take_over(manifest: Path) -> BinaryIO | None:
     """Lock and empty the manifest that a killed save has left; return None if there is none."""
     with ExitStack() as stack, suppress(OSError):
         lock = stack.enter_context(open(manifest, "r+b"))
-        if try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(manifest)):
+        if try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
             return lock
@@ -233,9 +222,8 @@ def _take_over(manifest: Path) -> BinaryIO | None:
 
 def _files(folder: Path) -> list[str]:
     """List the files in a folder and its subfolders, without hidden files, as relative paths."""
-    found = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    shown = (each for each in found if not each.name.startswith("."))
-    return sorted(each.relative_to(folder).as_posix() for each in shown)
+    files = (each for each in folder.rglob("*") if each.is_file() and each.name[0] != ".")
+    return sorted(each.relative_to(folder).as_posix() for each in files)
 
 
 def _check(target: Path, written: Sequence[str], entry: str) -> None:
@@ -259,16 +247,15 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
     """Rename the stage to `.saved`; only one save at a time can do this."""
     saved, end = target / SAVED, time.monotonic() + PATIENCE
     while True:
-        if os.path.lexists(saved):
-            try:
-                _complete(target, written)
-            except FileNotFoundError:  # another save does the same
-                pass
-            except PermissionError as error:
-                raise PermissionError(
-                    f"{os.fspath(saved)!r} belongs to a save by another user that has not ended; "
-                    f"wait, ask them to save again, or name another folder ({error})"
-                ) from error
+        try:
+            _complete(target, written)
+        except FileNotFoundError:  # there is none, or another save does the same
+            pass
+        except PermissionError as error:
+            raise PermissionError(
+                f"{os.fspath(saved)!r} belongs to a save by another user that has not ended; "
+                f"wait, ask them to save again, or name another folder ({error})"
+            ) from error
         try:
             os.rename(stage, saved)
         except OSError as error:
@@ -290,21 +277,21 @@ def _complete(target: Path, written: Sequence[str]) -> None:
     If its process is alive, do nothing.
     """
     saved = target / SAVED
-    text = repr(os.fspath(saved))
     before = saved.lstat()
     if not stat.S_ISDIR(before.st_mode):
         raise FileExistsError(
-            f"{text} is a link or no folder, and no save has made it; take it away"
+            f"{os.fspath(saved)!r} is a link or no folder, and no save has made it; take it away"
         )
     if not os.path.lexists(saved / _MANIFEST):
+        strange = [file for file in _files(saved) if file not in written]
         if not os.path.samestat(before, saved.lstat()):
             return  # the other save has ended, and a third save is running
-        if strange := [file for file in _files(saved) if file not in written]:
+        if strange:
             raise FileExistsError(
-                f"{text} has files in it that no save of these has made, {', '.join(strange)[:200]}"
-                f"; take it away"
+                f"{os.fspath(saved)!r} has files in it that no save of these has made, "
+                f"{', '.join(strange)[:200]}; take it away"
             )
-        _give_up_turn(target)
+        _give_up_turn(target, [*_left_by_version_0_1(target)])
         return
     with open(saved / _MANIFEST, "r+b") as lock:
         found = os.fstat(lock.fileno())
@@ -313,60 +300,40 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         except OSError:  # without locks, after such a long time, assume that it was killed
             is_free = found.st_mtime < time.time() - PATIENCE
         if is_free and os.path.samestat(found, os.stat(saved / _MANIFEST)):
-            _give_up_turn(target)
+            _give_up_turn(target, [*unfinished(target)])
 
 
-def _give_up_turn(target: Path) -> None:
+def _give_up_turn(target: Path, valid: Sequence[str]) -> None:
     """Move the valid files in `.saved` to their targets, and remove the rest."""
-    _move(target, list(_unfinished(target)[0]))
+    _move(target, valid)
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
     with suppress(OSError):  # the next save does it
-        remove(rest, rest / _MANIFEST)
+        remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
     """Write the manifest, which makes the files in `.saved` valid, and move them."""
     saved = target / SAVED
-    changed = [
-        file for file in written if file != entry and not _is_same(saved / file, target / file)
-    ]
-    if len(changed) > 1 or not _is_same(saved / entry, target / entry):
-        changed.append(entry)
-    manifest = {file: (_identity(target, file), _identity(saved, file)) for file in changed}
+    files = [*(file for file in written if file != entry), entry]
+    manifest = {file: (_identity(target, file), _identity(saved, file)) for file in files}
     with open(saved / _MANIFEST, "r+b") as opened:
         opened.write(json.dumps(manifest).encode())
         flush(opened)
     flush_folder(saved)
     flush_folder(target)
-    _move(target, changed)
-
-
-def _is_same(new: Path, old: Path) -> bool:
-    """Return whether a small file equals the old one, so that it need not be replaced."""
-    if old.is_symlink() or not old.is_file() or old.stat().st_size != new.stat().st_size:
-        return False
-    return new.stat().st_size <= _SMALL and new.read_bytes() == old.read_bytes()
+    _move(target, files)
 
 
 def _move(target: Path, files: Sequence[str]) -> None:
-    """Move files from `.saved` to their targets, with as little time as possible between renames.
-
-    The old files are kept open until the end. Otherwise each rename would also free the disk blocks
-    of the old file, which takes a tenth of a second for a few hundred megabytes.
-    """
+    """Move files from `.saved` to their targets, with little time between the renames."""
     moves = [(target / SAVED / file, target / file) for file in files]
     for _, path in moves:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for _, path in moves:
-            if os.name != "nt" and path.is_file():  # Windows cannot replace open files
-                with suppress(OSError):  # too many may be open, or this one is not readable
-                    stack.enter_context(open(path, "rb"))
-        if len(moves) > 2:
-            moves[-1][1].unlink(missing_ok=True)
-        for source, path in moves:
-            os.replace(source, path)
+    if len(moves) > 2:
+        moves[-1][1].unlink(missing_ok=True)
+    for source, path in moves:
+        os.replace(source, path)
     for folder in {path.parent for _, path in moves}:
         flush_folder(folder)
 
@@ -380,12 +347,9 @@ def _end(target: Path, stage: Path) -> None:
         with suppress(ValueError):  # the manifest is not filled in
             manifest = _manifest(target / SAVED)
             left = [file for file in manifest if os.path.lexists(target / SAVED / file)]
-            gone = [
-                file for file, (old, _) in manifest.items()
-                if old is not None and not os.path.lexists(target / file)
-            ]  # fmt: skip
-            if gone or len(left) < len(manifest):
+            replaced = [file for file, (old, _) in manifest.items() if old]
+            if len(left) < len(manifest) or not all((target / file).exists() for file in replaced):
                 _move(target, left)
         os.rename(target / SAVED, stage)
     with suppress(OSError):  # the next save does it
-        remove(stage, stage / _MANIFEST)
+        remove(stage)

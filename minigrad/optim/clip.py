@@ -33,14 +33,12 @@ def grad_norm(parameters: Module | Tensor | Iterable[Tensor]) -> float:
 
 
 def _gradients(parameters: Module | Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
-    if isinstance(parameters, Module):
-        parameters = parameters.parameters()
-    elif not isinstance(parameters, Iterable):
-        raise TypeError(f"the parameters are tensors or a Module, not {parameters!r:.60}")
-    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    given: Any = parameters.parameters() if isinstance(parameters, Module) else parameters
+    is_list = isinstance(given, Iterable) and not isinstance(given, Tensor)
+    tensors = list(given) if is_list else [given]
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
+            raise TypeError(f"the parameters are tensors or a Module, not {tensor!r:.60}")
     gradients = {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
     if not gradients:
         check_gradients_left(tensors)
@@ -50,13 +48,6 @@ def _gradients(parameters: Module | Tensor | Iterable[Tensor]) -> dict[Tensor, N
 def norm_of(gradients: list[NDArray[Any]]) -> float:
     """Return the Euclidean norm of arrays, as if they were one vector."""
     return math.sqrt(kernels.optim.square_sums(gradients))
-
-
-def check_bound(name: str, bound: Any) -> None:
-    """Raise an error unless `bound`, which may be infinite, is a plain number above 0."""
-    if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number, np.ndarray)):
-        raise TypeError(f"{name} must be a positive number, not {bound!r:.60}")
-    check_above_0(name, bound)
 
 
 @with_hints
@@ -82,7 +73,7 @@ def clip_grad_norm(
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
-    check_bound("clip_grad_norm: max_norm", max_norm)
+    check_above_0("clip_grad_norm: max_norm", max_norm)
     check_flag("clip_grad_norm: error_if_nonfinite", error_if_nonfinite)
     gradients = _gradients(parameters)
     norm, clipped = observed(
@@ -125,7 +116,7 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
             Module.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
-    check_bound("clip_grad_value: clip_value", clip_value)
+    check_above_0("clip_grad_value: clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     gradients = _gradients(parameters)
     clipped = observed(clipped_values, [*gradients.values()], limit)

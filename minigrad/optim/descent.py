@@ -17,8 +17,23 @@ from minigrad.optim.optimizer import Optimizer, Parameters, State, Stepped
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
+_FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}
+_RANGES = {"dampening": (-np.inf, np.inf), "alpha": (0.0, 1.0)}  # of others, from 0 to infinity
 
-class SGD(Optimizer):
+
+class _Descent(Optimizer):
+    """The base class of optimisers whose options are flags and numbers."""
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise an error if an option has an impossible value."""
+        for name, value in group.items():
+            if name in _FLAGS:
+                check_flag(name, value)
+            elif name not in ("params", "betas"):
+                check_range(name, value, *_RANGES.get(name, (0.0, np.inf)))
+
+
+class SGD(_Descent):
     """Gradient descent with momentum.
 
         g <- g + weight_decay x
@@ -59,8 +74,7 @@ class SGD(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        check_all_but(group, "dampening")
-        check_range("dampening", group["dampening"], -np.inf, np.inf)
+        super().check_options(group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
@@ -81,7 +95,7 @@ class SGD(Optimizer):
             kernels.optim.sgd(tables, gradients, options)
 
 
-class Adam(Optimizer):
+class Adam(_Descent):
     """Adam, adaptive moment estimation (Kingma and Ba, 2015, algorithm 1).
 
         g <- g + weight_decay x
@@ -124,12 +138,12 @@ class Adam(Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
-        check_all_but(group, "betas")
+        super().check_options(group)
         betas = group["betas"]
         is_pair = isinstance(betas, (tuple, list))
         if not is_pair or len(betas) != 2:
-            message = f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}"
-            raise ValueError(message) if is_pair else TypeError(message)
+            kind = ValueError if is_pair else TypeError
+            raise kind(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
         for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
 
@@ -188,7 +202,7 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)
 
 
-class RMSprop(Optimizer):
+class RMSprop(_Descent):
     """RMSprop: divide g by the root of a running mean of g^2 (Hinton, 2012, lecture 6e).
 
         g <- g + weight_decay x
@@ -226,11 +240,6 @@ class RMSprop(Optimizer):
             "momentum": momentum, "centered": centered, "maximize": maximize,
         })  # fmt: skip
 
-    def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise an error if an option has an impossible value."""
-        check_all_but(group, "alpha")
-        check_range("alpha", group["alpha"], 0.0, 1.0)
-
     def state_names(self, group: Mapping[str, Any]) -> list[str]:
         """Return the names of v, of m if centered, and of the velocity if there is momentum."""
         more = ["grad_avg"] * bool(group["centered"])
@@ -257,7 +266,7 @@ class RMSprop(Optimizer):
         update(tables, [g for _, g, _ in parameters], options)
 
 
-class Adagrad(Optimizer):
+class Adagrad(_Descent):
     """Adagrad: divide g by the root of the sum of all g^2 so far (Duchi et al., 2011).
 
         g <- g + weight_decay x
@@ -292,10 +301,6 @@ class Adagrad(Optimizer):
             "maximize": maximize,
         })  # fmt: skip
 
-    def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise an error if an option has an impossible value."""
-        check_all_but(group)
-
     def state_names(self, group: Mapping[str, Any]) -> Collection[str]:
         """Return the names of the step and of the sum of squares."""
         return {"step", "sum"}
@@ -307,15 +312,3 @@ class Adagrad(Optimizer):
         tables = last.tables(["sum"], group["initial_accumulator_value"])
         gradients = [g for _, g, _ in parameters]
         kernels.optim.adagrad(tables, gradients, (group["weight_decay"], group["eps"]), rates)
-
-
-FLAGS = {"nesterov", "amsgrad", "centered", "maximize"}
-
-
-def check_all_but(group: Mapping[str, Any], *others: str) -> None:
-    """Raise an error unless all options, except `others`, are flags or finite numbers >= 0."""
-    for name, value in group.items():
-        if name in FLAGS:
-            check_flag(name, value)
-        elif name not in ("params", *others):
-            check_range(name, value, 0.0, np.inf)

@@ -113,11 +113,7 @@ class Optimizer(ABC):
         hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
-        if isinstance(params, Tensor):
-            raise TypeError(
-                f"{type(self).__name__}: the parameters are a list, as in [tensor], not one tensor"
-            )
-        if isinstance(params, Module) or not isinstance(params, Iterable):
+        if isinstance(params, (Tensor, Module)) or not isinstance(params, Iterable):
             raise TypeError(
                 f"{type(self).__name__}: the parameters are a list of tensors, such as "
                 f"model.trainable_parameters(), not {params!r:.60}"
@@ -144,7 +140,9 @@ class Optimizer(ABC):
             TypeError: if it is set to something else than a number.
             AttributeError: if the optimiser has no option lr.
         """
-        rates = [group["lr"] for group in self._groups_with_rate()]
+        if "lr" not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} has no option lr")
+        rates = [group["lr"] for group in self.param_groups]
         if any(rate != rates[0] for rate in rates):
             raise ValueError(
                 f"{type(self).__name__}: the groups have different learning rates, {rates}; each "
@@ -154,15 +152,12 @@ class Optimizer(ABC):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        for group in self._groups_with_rate():
+        if "lr" not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} has no option lr")
+        for group in self.param_groups:
             self.check_options({**group, "lr": rate})
         for group in self.param_groups:
             group["lr"] = rate
-
-    def _groups_with_rate(self) -> list[dict[str, Any]]:
-        if "lr" not in self.defaults:
-            raise AttributeError(f"{type(self).__name__} has no option lr")
-        return self.param_groups
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and name in vars(self).get("defaults", ()):
@@ -392,28 +387,17 @@ class Optimizer(ABC):
                 options.
         """
         parameters = self._parameters()
-        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        try:
+            groups = [dict(group) for group in state_dict["param_groups"]]
+            sizes = [len(group["params"]) for group in groups]
+            found = {int(number): dict(state) for number, state in state_dict["state"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
-            )
-        groups = state_dict["param_groups"]
-        if not isinstance(groups, Sequence) or not all(
-            isinstance(g, Mapping) and isinstance(g.get("params"), Sequence) for g in groups
-        ):
-            raise ValueError(
-                f"load_state_dict: param_groups is a list of dicts that list their 'params', not "
-                f"{groups!r:.100}"
-            )
-        found = state_dict["state"]
-        if not isinstance(found, Mapping) or not all(
-            str(number).isdecimal() and isinstance(state, Mapping)
-            for number, state in found.items()
-        ):
-            raise ValueError(
-                f"load_state_dict: state is a dict of dicts by the numbers of parameters, not "
-                f"{found!r:.100}"
-            )
-        sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
+                f"load_state_dict: a state of an optimiser is a dict of 'state', a dict of dicts "
+                f"by the numbers of parameters, and 'param_groups', a list of dicts that list "
+                f"their 'params', not {state_dict!r:.100}"
+            ) from error
+        expected = [len(group["params"]) for group in self.param_groups]
         if sizes != expected:
             raise ValueError(
                 f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
@@ -429,15 +413,15 @@ class Optimizer(ABC):
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]
         for number, state in found.items():
-            if int(number) >= len(parameters):
+            if not 0 <= number < len(parameters):
                 raise ValueError(
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            parameter = parameters[int(number)]
+            parameter = parameters[number]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                names = self.state_names(options[int(number)])
+                names = self.state_names(options[number])
                 check_state(owner, state, {*names, *(self.unused_names & state.keys())})
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"

@@ -53,7 +53,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if isinstance(value, np.ndarray)
     }
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    text = as_json(known)
+    text = json.dumps(known, default=lambda value: value.tolist(), sort_keys=True)
     if len(text) > _LONGEST_TEXT:
         arrays[KEY], text = np.frombuffer(text.encode(), np.uint8), "in the array of this name"
     try:
@@ -64,11 +64,6 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if os.path.exists(path):
             error.add_note("the older checkpoint is unchanged, and `load` continues from it")
         raise
-
-
-def as_json(facts: Any) -> str:
-    """Return facts as JSON, with arrays (in states of generators) as lists."""
-    return json.dumps(facts, default=lambda value: value.tolist(), sort_keys=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -82,7 +77,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{file} is not a checkpoint of a Trainer")
     try:
         text = arrays.pop(KEY).tobytes() if KEY in arrays else metadata[KEY]
-        facts = json.loads(text, parse_int=_integer)
+        facts = json.loads(text)
         parts: dict[str, Any] = {n: {} for n in ("model", "best", "optimizer", "ema", "pass")}
         for name, value in arrays.items():
             part, _, rest = name.partition(".")
@@ -106,15 +101,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             # Older files have the order among the facts.
             "pass": {**facts["pass"], **parts["pass"]} if "pass" in facts else None,
         }
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is not a checkpoint of a Trainer, or one of another version: {error!r:.300}"
         ) from error
-
-
-def _integer(text: str) -> int:
-    """Parse an integer of the file; the longest are states of generators, with 128 bits."""
-    number = int(text)
-    if number.bit_length() > 128:
-        raise ValueError(f"an integer of {number.bit_length()} bits")
-    return number

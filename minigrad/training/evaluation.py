@@ -22,7 +22,7 @@ from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import block
 from minigrad.nn.module import Module
-from minigrad.training.counted_loss import count_or_rows, loss_and_count
+from minigrad.training.step import count_or_rows, loss_and_count
 from minigrad.training.training_data import MicroBatches
 
 Generators = Callable[[], Sequence[np.random.Generator]]  # lists those that a model may use now

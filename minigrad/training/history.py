@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, float]
 
+RESERVED = {"step", "epoch", "loss", "lr", "grad_norm", "seconds"}
+"""Names in the records that no metric can have."""
+
 
 @dataclass
 class History:

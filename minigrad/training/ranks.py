@@ -1,18 +1,17 @@
 """How the ranks of a training run work together.
 
-They have the same start, the same model in an evaluation, sums of gradients, and files.
-
-With a single process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields
-the path, and the Trainer does not call the other functions.
+They have the same start, the same model in an evaluation, and the files of rank 0. With a single
+process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields the path, and
+the Trainer does not call the other functions.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,31 +20,20 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.distributed.tree import Part, owner
-from minigrad.distributed.worlds import Arrays
 from minigrad.nn.module import Module, Parameter, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
 
 
-class MicroBatchFacts(NamedTuple):
-    """Facts about a micro-batch after its forward pass."""
-
-    loss: float
-    weight: float  # of this loss in the mean of the step: the count of the loss, or of the rows
-    is_counted: bool  # whether the loss function returned the count
-
-
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
     """Raise a ValueError if some ranks would never get a micro-batch."""
     most = min(micro_batches, accumulation_steps)
-    if most >= ranks.size:
-        return
-    found = "in all" if micro_batches == most else f"in a step (accumulation_steps={most})"
-    raise ValueError(
-        f"{ranks.size} ranks are to share {most} micro-batch{'es' * (most > 1)} {found}; "
-        f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
-    )
+    if most < ranks.size:
+        raise ValueError(
+            f"{ranks.size} ranks are to share the micro-batches of a step, and it has only {most} "
+            f"(accumulation_steps={accumulation_steps}, and the data have {micro_batches} in all); "
+            f"start at most {counted(most, 'rank')}, or take more and smaller micro-batches"
+        )
 
 
 def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA | None) -> None:
@@ -98,30 +86,25 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
         return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return {
-        f"{name}.{key}".lstrip("."): digest([beside(value)])
+        f"the attribute {f'{name}.{key}'.lstrip('.')} of the model": digest([beside(value)])
         for name, module in model.named_modules()
         for key, value in module._attributes()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 
 
-def digests_of_model(
-    parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
-) -> dict[str, str]:
-    """Return digests of parameters and of the other attributes of modules, with full names."""
-    return {
-        **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
-        **{f"the attribute {n} of the model": value for n, value in attributes.items()},
-    }
+def digests_of_weights(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Return digests of parameters, by name."""
+    return {f"the weights of {name}": digest([p]) for name, p in parameters.items()}
 
 
 def check_same_model(ranks: World, model: Module, data: Any) -> None:
     """Raise an error on all ranks if their models or their data differ."""
     if ranks.size > 1:
-        parameters, attributes = dict(model.named_parameters()), digests_of_attributes(model)
+        digests = digests_of_weights(dict(model.named_parameters())) | digests_of_attributes(model)
         check_agreement(
             ranks,
-            {"the data": digest([data]), **digests_of_model(parameters, attributes)},
+            {"the data": digest([data]), **digests},
             "the ranks would not evaluate the same; give all of them the same data and the "
             "same model: made from one seed (manual_seed), loaded, or trained by fit",
         )
@@ -139,42 +122,6 @@ def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
         )
 
 
-def sum_of_all(
-    ranks: World,
-    count: int,
-    own: Mapping[Part, Arrays],
-    facts: Sequence[Sequence[float]],
-    parameters: Sequence[Any],
-    marks: Mapping[str, int],
-) -> tuple[Arrays, list[MicroBatchFacts]]:
-    """Return the sum of the gradients of a step, and the facts of all its `count` micro-batches.
-
-    This rank has the sums `own` of gradients of these parameters, by part of the tree, and the
-    facts about its micro-batches. `marks` has a number (a digest) for each thing that must be the
-    same on all ranks; a ValueError is raised if one differs.
-    """
-    own_marks = [float(mark % 2**53) for mark in marks.values()]
-    table = np.zeros((count, 3 + len(marks)))  # a row per micro-batch; 0 for those of other ranks
-    lists = {}
-    remaining = iter(facts)
-    for part, gradients in own.items():
-        rows = table.copy()
-        for item in range(*part):
-            rows[item] = *next(remaining), *own_marks
-        lists[part] = [rows, *gradients]
-    every, *summed = ranks.sum_parts(count, lists, [table, *parameters])
-    assert every is not None
-    for name, column, mark in zip(marks, every[:, 3:].T, own_marks, strict=True):
-        if len(items := np.flatnonzero(column != mark)):
-            raise ValueError(
-                f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
-                f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
-                f"function that is called on one rank only, as below `if world().rank == 0`, draw "
-                f"from a generator of its own, numpy.random.default_rng(seed)"
-            )
-    return summed, [MicroBatchFacts(*row) for row in every[:, :3].tolist()]
-
-
 @contextmanager
 def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
     """Yield a path of rank 0's file: on rank 0 itself the path, elsewhere that of a temporary copy.
@@ -186,7 +133,9 @@ def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | 
         return
     seeing = [rank for rank, sees in enumerate(ranks.gather(os.path.exists(path))) if sees]
     if 0 not in seeing:
-        others = f"; only ranks {seeing} see one" if seeing else ""
+        others = (
+            f"; only ranks {seeing} see one: copy it to the machine of rank 0" if seeing else ""
+        )
         raise FileNotFoundError(
             f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
         )

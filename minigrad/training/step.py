@@ -13,27 +13,35 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs
-from minigrad.checks import check_flag
+from minigrad.checks import check_above_0, check_flag, check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
-from minigrad.distributed.tree import Part, block, pairwise, parts
+from minigrad.distributed.tree import Part, block, owner, pairwise, parts
 from minigrad.distributed.worlds import Arrays, add_lists
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
-from minigrad.optim.clip import check_bound
-from minigrad.training.counted_loss import Loss, count_or_rows, loss_and_count, rows_of
 from minigrad.training.history import History
-from minigrad.training.ranks import MicroBatchFacts, sum_of_all
 from minigrad.training.streams import Streams
 from minigrad.training.training_data import MicroBatch
+
+Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
+
+
+class MicroBatchFacts(NamedTuple):
+    """Facts about a micro-batch after its forward pass."""
+
+    loss: float
+    weight: float  # of this loss in the mean of the step: the count of the loss, or of the rows
+    is_counted: bool  # whether the loss function returned the count
 
 
 class TrainingStep:
@@ -54,7 +62,7 @@ class TrainingStep:
         capture: bool,
     ) -> None:
         if clip_norm is not None:
-            check_bound("clip_norm", clip_norm)
+            check_above_0("clip_norm", clip_norm)
         check_flag("capture", capture)
         parts_of_classes: list[tuple[str, Any, type, str]] = [
             ("model", model, Module, ""),
@@ -226,11 +234,33 @@ class TrainingStep:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others."""
-        parameters = self._parameters()
-        sums_of = dict(zip(own, sums, strict=True))
+        """Add the sums and the facts of this rank to those of the others, in one message.
+
+        A ValueError is raised if ranks have drawn other random numbers, or have other data.
+        """
+        ranks = self._world
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
-        summed, every = sum_of_all(self._world, count, sums_of, facts, parameters, marks)
+        own_marks = [float(mark % 2**53) for mark in marks.values()]
+        # The table has a row per micro-batch, which is 0 on ranks that do not have it.
+        zeros = np.zeros((count, 3 + len(marks)))
+        lists: dict[Part, Arrays] = {}
+        remaining = iter(facts)
+        for part, gradients in zip(own, sums, strict=True):
+            table = zeros.copy()
+            for item in range(*part):
+                table[item] = *next(remaining), *own_marks
+            lists[part] = [table, *gradients]
+        every_row, *summed = ranks.sum_parts(count, lists, [zeros, *self._parameters()])
+        assert every_row is not None
+        for name, column, mark in zip(marks, every_row[:, 3:].T, own_marks, strict=True):
+            if len(items := np.flatnonzero(column != mark)):
+                raise ValueError(
+                    f"rank {owner(int(items[0]), count, ranks.size)} has other {name} than rank "
+                    f"{ranks.rank}. Give all ranks the same data and the same seeds, and let a "
+                    f"function that is called on one rank only, as below `if world().rank == 0`, "
+                    f"draw from a generator of its own, numpy.random.default_rng(seed)"
+                )
+        every = [MicroBatchFacts(*row) for row in every_row[:, :3].tolist()]
         for fact in every:
             self._finite("loss", fact.loss)
         return summed, [fact.loss for fact in every], every
@@ -249,3 +279,47 @@ class TrainingStep:
                 f"learning rate, {remedy} without nan, inf and extreme values may help"
             )
         return number
+
+
+def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
+    """Check the result of a loss function; return the loss and its count, or None without one.
+
+    Raises:
+        TypeError: if the result is neither a Tensor of one element, nor such a Tensor and a number.
+        ValueError: if the count is negative or not finite.
+    """
+    loss, count = result, None
+    if isinstance(loss, tuple) and len(loss) == 2:
+        loss, count = loss
+        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+        check_range("the count of a loss", count, 0, math.inf)
+        count = float(count)
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+        raise TypeError(
+            f"the loss must return a Tensor of one element, or that and a count, not {what}"
+        )
+    return loss, count
+
+
+def rows_of(target: Any) -> float:
+    """Return the number of rows of a target; nan for a number, or a tuple or dict of parts."""
+    if isinstance(target, (tuple, Mapping, str)):
+        return math.nan
+    try:
+        return len(target)
+    except TypeError:
+        return math.nan
+
+
+def count_or_rows(count: float | None, target: Any) -> float:
+    """Return the count of a loss, or if it returned only a mean, the number of rows.
+
+    A TypeError is raised if there is no count, and the target has no rows.
+    """
+    found = rows_of(target) if count is None else count
+    if math.isnan(found):
+        raise TypeError(
+            f"the target {target!r:.60} has no rows to count; let the loss return (mean, count)"
+        )
+    return found

@@ -8,9 +8,8 @@ The data may also be a list of micro-batches, tuples `(*inputs, target)` of any 
 Every training step has four parts: a prediction, a loss, a backward pass and a step of the
 optimiser (see `training.step`). This file repeats the step, and adds the rest: batches in random
 order, records, validation, early stopping and checkpoints. A run that is resumed from a checkpoint
-gives the same bits as a run without interruption. The checkpoint has no `requires_grad`: a layer
-that a callback froze must be frozen again before the run goes on. Under `mpiexec`, the ranks share
-the micro-batches of a step (see `minigrad.distributed`).
+gives the same bits as a run without interruption (see `training.checkpoint_file`). Under `mpiexec`,
+the ranks share the micro-batches of a step (see `minigrad.distributed`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.checks import check_flag, check_positive, check_state
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
@@ -38,15 +37,23 @@ from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_va
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.training import checkpoint_file, ranks, saved_state
-from minigrad.training.counted_loss import Loss, loss_and_count
+from minigrad.training import checkpoint_file, ranks
 from minigrad.training.evaluation import mean_loss, prediction
-from minigrad.training.history import History, as_record
-from minigrad.training.saved_state import UnfinishedEpoch
-from minigrad.training.step import TrainingStep
-from minigrad.training.training_data import Data, MicroBatches, Rows, as_data, prepared
+from minigrad.training.history import RESERVED, History, as_record
+from minigrad.training.step import Loss, TrainingStep, loss_and_count
+from minigrad.training.training_data import (
+    Data,
+    MicroBatches,
+    Rows,
+    UnfinishedEpoch,
+    as_data,
+    prepared,
+)
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""The errors that a part may raise if its state has values of wrong types or sizes."""
 
 
 class Trainer(TrainingStep):
@@ -133,8 +140,11 @@ class Trainer(TrainingStep):
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
-        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-        for name, number in {"patience": patience, **every}.items():
+        for name, number in (
+            ("patience", patience),
+            ("validate_every", validate_every),
+            ("checkpoint_every", checkpoint_every),
+        ):
             if number is not None:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
@@ -148,10 +158,7 @@ class Trainer(TrainingStep):
         self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        # The remainder of a large number by an integer of 8 bits would overflow.
-        self.validate_every, self.checkpoint_every = (
-            None if number is None else int(number) for number in every.values()
-        )
+        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of the model before a step that is checked
@@ -303,7 +310,7 @@ class Trainer(TrainingStep):
             "the step": len(self.history.steps),
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
-        digests |= ranks.digests_of_model(parameters, self._digests)
+        digests |= ranks.digests_of_weights(parameters) | self._digests
         text = ",".join(f"{name}={value}" for name, value in options.items())
         check_agreement(self._world, {"the options of the trainer": text, **further, **digests})
 
@@ -322,13 +329,12 @@ class Trainer(TrainingStep):
             ValueError: if no best weights are saved: without `patience`, before the first
                 comparison, or if the loss was never finite.
         """
-        if not self._best and self._epochs_since_best:
-            raise ValueError(
-                "no best weights are saved, because the loss that `patience` compares, of the "
-                "validation if there is one, was never finite; look for nan and inf in its data"
-            )
         if not self._best:
-            raise ValueError("no best weights are saved; train with `patience` to save them")
+            raise ValueError(
+                "no best weights are saved; train with `patience` to save them. If this was done, "
+                "the loss that it compares, of the validation if there is one, was never finite: "
+                "look for nan and inf in its data"
+            )
         self._set_weights(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
@@ -372,10 +378,10 @@ class Trainer(TrainingStep):
         for name, value in named.items():
             if shape := np.shape(value):
                 raise TypeError(
-                    f"the metric {name} returned an array of shape {shape}, and not one "
-                    f"number; take its mean, for example"
+                    f"the metric {name} returned an array of shape {shape}, and not one number; "
+                    f"take its mean, for example"
                 )
-            if np.asarray(value).dtype.kind not in "biufOV" or not hasattr(value, "__float__"):
+            if np.asarray(value).dtype.kind not in "biufV":
                 raise TypeError(f"the metric {name} returned {value!r:.60}, and not a number")
         return {"loss": loss.item(), **named}
 
@@ -504,7 +510,8 @@ class Trainer(TrainingStep):
 
     def _drop_unfit_best(self) -> None:
         """Forget the best weights if those to save have other names or shapes by now."""
-        if self._best and _shapes(self._best) != _shapes(self._saved()):
+        saved = {name: tensor.shape for name, tensor in self._saved().items()}
+        if self._best and {name: array.shape for name, array in self._best.items()} != saved:
             self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
 
     def _prepared(self, data: Any, name: str) -> Rows | MicroBatches:
@@ -554,17 +561,19 @@ class Trainer(TrainingStep):
             ValueError: if the state does not fit the model, optimiser, scheduler, averages or
                 random generators, or has an impossible value. Nothing is changed then.
         """
+        before = self.state_dict()
         try:
+            check_state("a Trainer", state, before)
             self._load(state)
-        except saved_state.MISFITS as error:
+        except _MISFITS as error:
+            self._load(before)
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Load a state; if it does not fit, raise one of `MISFITS` and change nothing."""
-        check_state("a Trainer", state, saved_state.PARTS)
+        """Load a state; if it does not fit, raise one of `_MISFITS`, perhaps half-way."""
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -572,46 +581,33 @@ class Trainer(TrainingStep):
                     f"it was saved with {saved or f'no {title}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
-        history = History(list(state["steps"]), list(state["epochs"]))
-        saved_state.check_records(history.steps, {"step", *saved_state.RECORDED})
-        saved_state.check_records(history.epochs, saved_state.RECORDED)
-        best, best_loss = dict(state["best"]), state["best_loss"]
-        if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
-            raise ValueError(
-                f"a best loss of {best_loss} does not go with {len(best)} best weights"
-            )
-        check_count("epochs_since_best", state["epochs_since_best"])
         generators = [generator.bit_generator for generator in self._generators()]
-        saved_state.check_generators(state["generators"], generators)
-        unfinished = saved_state.unfinished_epoch(state["pass"], history.steps)
-        weights = self._weights()
+        kinds = [saved["bit_generator"] for saved in state["generators"]]
+        own_kinds = [bits.state["bit_generator"] for bits in generators]
+        if kinds != own_kinds:
+            raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
+        own_weights = self._saved()
         for name, value in state["model"].items():
-            if name in weights and value.dtype != weights[name].dtype:
+            if name in own_weights and value.dtype != own_weights[name].dtype:
                 raise ValueError(
-                    f"it has {name} as {value.dtype}, and this model as {weights[name].dtype}; "
+                    f"it has {name} as {value.dtype}, and this model as {own_weights[name].dtype}; "
                     f"convert the model with astype first"
                 )
-        with ExitStack() as undo:
-            undo.callback(self._set_weights, weights)
-            if best:
-                self._set_weights(best)  # only to check them; the next line replaces them
-            self._set_weights(state["model"])
-            for name in ("optimizer", "scheduler", "ema"):
-                part = getattr(self, name)
-                if part is not None:
-                    undo.callback(part.load_state_dict, part.state_dict())
-                    part.load_state_dict(state[name])
-            if (scheduler := self.scheduler) is not None:
-                for base_lr in scheduler.base_lrs:
-                    rate = scheduler.lr(scheduler.last_epoch + 1, base_lr)
-                    check_range("the next lr of the scheduler", rate, 0, math.inf)
-            for bits, saved in zip(generators, state["generators"], strict=True):
-                undo.callback(setattr, bits, "state", bits.state)
-                bits.state = saved
-            undo.pop_all()  # there was no error, so undo nothing
-        self._best, self._best_loss = best, best_loss
+        self._set_weights(state["model"])
+        for name in ("optimizer", "scheduler", "ema"):
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+        for bits, saved in zip(generators, state["generators"], strict=True):
+            bits.state = saved
+        self._best, self._best_loss = dict(state["best"]), state["best_loss"]
         self._epochs_since_best = state["epochs_since_best"]
-        self.history, self._unfinished = history, unfinished
+        self.history = History(list(state["steps"]), list(state["epochs"]))
+        self._unfinished = None
+        if (begun := state["pass"]) is not None:
+            order, counts = np.array(begun["order"]), list(begun["counts"])
+            if not np.array_equal(np.sort(order), np.arange(len(order))):
+                raise ValueError("the order of the unfinished epoch is not one of its items")
+            self._unfinished = UnfinishedEpoch(order, begun["position"], counts)
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
         """Return the parameters that are saved, and all buffers, by name."""
@@ -648,6 +644,8 @@ class Trainer(TrainingStep):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
+        Ranks load the file that rank 0 sees.
+
         Raises:
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
@@ -676,7 +674,7 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
         raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
     for name in names:
         is_free = isinstance(name, str) and not name.startswith("validation_")
-        if not is_free or name in saved_state.RESERVED:
+        if not is_free or name in RESERVED:
             raise ValueError(
                 f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
                 f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
@@ -686,7 +684,3 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
-
-
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -8,6 +8,7 @@ has made, so their inputs may have any shapes and types.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,15 @@ class MicroBatches:
                     f"{self.name}: a micro-batch is a tuple (*inputs, target), not {each!r:.60}"
                 )
         return taken
+
+
+@dataclass
+class UnfinishedEpoch:
+    """An epoch that has begun: the order of its items, how many are done, and the counts."""
+
+    order: Items
+    position: int = 0  # the number of items that are done
+    counts: list[float] = field(default_factory=list)  # the count of the loss in each step
 
 
 def _described(data: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -140,7 +141,5 @@ def _inside(
 
 
 def _quoted(*lines: str) -> str:
-    """Return a label in DOT with the lines that are not empty."""
-    text = "\n".join(filter(None, lines))
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    """Return a label in DOT, which quotes as JSON does, with the lines that are not empty."""
+    return json.dumps("\n".join(filter(None, lines)), ensure_ascii=False)

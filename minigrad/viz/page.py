@@ -11,7 +11,6 @@ import hashlib
 import html
 import inspect
 import json
-import math
 import os
 import re
 import sys
@@ -41,7 +40,8 @@ from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 LIMIT = 1_000_000  # the most bytes of a page
 
 _MOST = 4000  # the most nodes: more do not fit in a page, whatever they contain
-_COARSEST = 4  # the fewest rows and columns of a heat map
+# The rows and columns of a heat map, and how many numbers are written out: the finest that fit.
+_FINENESS = (LARGEST, FEW), (16, FEW), (8, FEW), (4, FEW), (LARGEST, 1), (8, 1), (4, 1)
 
 TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge", "page")
@@ -172,20 +172,14 @@ def _page(title: str, graph: GraphView, program: ProgramView | None) -> Page:
     with np.errstate(all="ignore"):  # what is not finite is on the page
         passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
     nudges = nudges_of(graph, passes[0].arrived) if passes else {}
-    for few in (FEW, 1) if passes else ():
-        side = LARGEST
-        while side >= _COARSEST:
-            previews = Previews(side, few)
-            data = _Writer(graph, previews).write(title, passes, program) | {"nudges": nudges}
-            text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-            parts["data"] = text.replace("<", "\\u003c")  # "</script>" would end the element
-            page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
-            size = len(page.encode())
-            if size <= LIMIT:
-                return Page(title, page, data)
-            maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
-            room = LIMIT - (size - sum(map(len, maps)))
-            side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
+    for side, few in _FINENESS if passes else ():
+        writer = _Writer(graph, Previews(side, few))
+        data = writer.write(title, passes, program) | {"nudges": nudges}
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+        parts["data"] = text.replace("<", "\\u003c")  # "</script>" would end the element
+        page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
+        if len(page.encode()) <= LIMIT:
+            return Page(title, page, data)
     raise ValueError(
         f"explore: a graph of {len(graph.nodes):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes, which has room for about 1,000; explore a part of the model, such as "

@@ -53,16 +53,16 @@ def gather_and_broadcast():
 def refusals():
     """What no rank can send is refused before any other rank waits for it."""
     for value, sentence in (
-        ({rank}, "a set cannot go from rank to rank; send an array"),
-        ([np.zeros(2)], "an array goes from rank to rank alone, not in a list or a dict"),
-        ({"a": np.zeros(2)}, "an array goes from rank to rank alone, not in a list or a dict"),
-        ({0: 5}, "the key 0 of a dict cannot go from rank to rank; keys are texts"),
-        ([{(1, 2): 5}], r"the key \(1, 2\) of a dict cannot go"),
-        (np.array(["a", None]), "an array of objects cannot go from rank to rank"),
-        (np.ma.masked_array([1.0, 2.0], [True, False]), "a masked array cannot go from rank"),
+        ({rank}, "a set, cannot go from rank to rank; send a plain array"),
+        ([np.zeros(2)], "a ndarray, cannot go from rank to rank; send a plain array .* alone"),
+        ({"a": np.zeros(2)}, "a ndarray, cannot go from rank to rank; send a plain array"),
+        ({0: 5}, "a dict, cannot go from rank to rank; .* dicts with texts as keys"),
+        ([{(1, 2): 5}], "a dict, cannot go from rank to rank"),
+        (np.array(["a", None]), "a ndarray of object cannot go from rank to rank"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "a MaskedArray of float64 cannot go"),
         (np.zeros(2, ml_dtypes.bfloat16), "an array of bfloat16 cannot go from rank to rank"),
-        (np.longdouble(0.1), "a longdouble cannot go from rank to rank"),
-        ([b"text"], "a bytes cannot go from rank to rank"),
+        (np.longdouble(0.1), "a longdouble, cannot go from rank to rank"),
+        ([b"text"], "a bytes, cannot go from rank to rank"),
     ):
         for call in (world.gather, lambda x: world.on_first(lambda: x)):
             with pytest.raises(TypeError, match=sentence):

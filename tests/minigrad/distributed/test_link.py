@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -55,7 +56,8 @@ class Link:
         for host in (self.a, self.b):
             left = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
             for pid in left.stdout.split():
-                os.kill(int(pid), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may have ended since
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", host], capture_output=True)
 
     def slow_down(self):
@@ -111,6 +113,7 @@ def test_hosts_with_a_link_have_the_bits_of_one_process(link, tmp_path):
 
 LARGE = """
 import time
+from contextlib import suppress
 import numpy as np
 import minigrad
 world = minigrad.distributed.world()
@@ -158,6 +161,7 @@ def test_a_cut_link_ends_both_sides(link, tmp_path):
 
 INTERRUPT = """
 import time
+from contextlib import suppress
 from minigrad.distributed import mpi, world
 mpi._GRACE = 0.5
 world()

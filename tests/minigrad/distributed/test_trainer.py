@@ -88,12 +88,18 @@ def found(tmp_path_factory):
             "ValueError: dropout: a training step on several ranks draws from a",
         ),
         ("a_folder_as_checkpoint", "IsADirectoryError: "),
-        ("too_few_micro_batches_in_a_step", "accumulation_steps=1.; start at most 1 rank,"),
-        ("too_few_micro_batches_in_all", "share 1 micro-batch in all; start at most 1 rank,"),
+        (
+            "too_few_micro_batches_in_a_step",
+            "only 1 .accumulation_steps=1.*; start at most 1 rank,",
+        ),
+        (
+            "too_few_micro_batches_in_all",
+            "only 1 .accumulation_steps=2, and the data have 1 in all.; start at most 1 rank,",
+        ),
         ("a_checkpoint_that_only_rank_1_sees", "FileNotFoundError: rank 0.*only ranks .1. see one"),
         ("a_damaged_checkpoint", "ValueError: .*damaged' is not a complete safetensors file"),
         ("no_folder_for_the_checkpoint", "FileNotFoundError: checkpoint: there is no folder"),
-        ("running_means", "ValueError: the forward pass changes 2.mean"),
+        ("running_means", "ValueError: the forward pass changes the attribute 2.mean"),
         ("a_loss_that_is_not_finite_on_rank_1", "FloatingPointError: the loss became nan at step"),
         ("draws_on_one_rank", "ValueError: rank . has other random numbers than rank ."),
         (
@@ -109,8 +115,11 @@ def found(tmp_path_factory):
         ("other_micro_batches", "ValueError: rank . has other data than rank ."),
         ("draws_from_numpy", "ValueError: a training step on several ranks draws from np.random"),
         ("draws_from_python", "draws from np.random or from Python's random"),
-        ("a_counter", "ValueError: the forward pass changes 2.calls, 2.parts"),
-        ("an_observer_that_a_callback_turns_on", "ValueError: the forward pass changes 2.largest"),
+        ("a_counter", "changes the attribute 2.calls of the model, the attribute 2.p"),
+        (
+            "an_observer_that_a_callback_turns_on",
+            "pass changes the attribute 2.largest",
+        ),
         ("an_observer_that_begins_late", "rank 1 differs from rank 0 in the attribute 2.largest"),
         ("other_numbers_of_epochs", "rank 0 in the length of fit: it has epochs=4; it lacks epo"),
         ("a_full_disk_on_rank_0", "OSError: .*No space left on device: '.*full'"),
@@ -147,19 +156,32 @@ def test_ranks_have_what_one_process_has(found, function):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("module", "name"), [("__main__", "the script"), ("helper", "the module helper beside")]
+    ("module", "name"),
+    [
+        ("__main__", "the script"),
+        ("helper", "the module helper beside"),
+        ("package.inside", "the module package.inside beside"),
+    ],
 )
-def test_a_rank_with_another_script_or_module_beside_it_is_named(tmp_path, module, name):
-    script, other = tmp_path / "script.py", tmp_path / "other.py"
+@pytest.mark.parametrize("is_module", [False, True])
+def test_a_rank_with_another_script_or_module_beside_it_is_named(
+    tmp_path, monkeypatch, module, name, is_module
+):
+    package = tmp_path / "package"
+    package.mkdir()
+    script, other = (package if is_module else tmp_path) / "script.py", tmp_path / "other.py"
     (tmp_path / "helper.py").touch()
+    (package / "inside.py").touch()
     other.write_text("# another content")
     script.write_text(
-        "import os, sys, helper, minigrad\n"
+        "import os, sys, helper, package.inside, minigrad\n"
         "if os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n"
         f"    sys.modules[{module!r}].__file__ = {str(other)!r}\n"
         "minigrad.distributed.world()\n"
     )
-    ended = run(2, script)
+    command = ["-m", "package.script"] if is_module else [script]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = run(2, *command)
     assert ended.status != 0
     assert f"rank 1 differs from rank 0 in {name}" in "".join(ended.err)
 

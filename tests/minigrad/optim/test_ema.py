@@ -393,13 +393,3 @@ def test_a_decay_is_in_the_unit_interval(decay):
 def test_options_of_another_kind_are_errors(options):
     with pytest.raises(TypeError, match=f"{next(iter(options))} must be"):
         EMA([leaf], **options)
-
-
-def test_a_copy_that_was_made_inside_of_applied_is_outside(rng):
-    model = MLP([2, 3, 1], rng=rng)
-    ema = EMA(model, 0.5)
-    with ema.applied():
-        other, copied = copy.deepcopy((model, ema))
-    copied.update()
-    assert copied.updates == ema.updates + 1
-    assert next(iter(copied.parameters.values())) is next(other.parameters())

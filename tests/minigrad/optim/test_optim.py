@@ -1098,7 +1098,7 @@ def test_the_limit_must_be_positive(max_norm):
 @pytest.mark.parametrize("bound", ["1", None, True, [1.0]])
 def test_the_limit_must_be_a_number(bound):
     for clip in (clip_grad_norm, clip_grad_value):
-        with pytest.raises(TypeError, match="must be a positive number, not "):
+        with pytest.raises(TypeError, match="must be a number, not "):
             clip([parameter([1.0], [1.0])], bound)
 
 
@@ -1229,24 +1229,6 @@ def test_a_state_of_another_form_is_refused_and_changes_nothing(change, message)
         optimizer.load_state_dict(state)
     optimizer.step()
     assert optimizer.state_dict()["state"][0]["step"] == 2
-
-
-@pytest.mark.parametrize("number", [0.5, True, "1_0", -1])
-def test_a_state_is_loaded_by_whole_numbers_of_parameters(number):
-    optimizer = Adam([parameter([1.0], [1.0])], lr=0.1)
-    optimizer.step()
-    saved = optimizer.state_dict()
-    state = {number: saved["state"][0]}
-    with pytest.raises(ValueError, match="dict of dicts by the numbers of parameters"):
-        optimizer.load_state_dict(saved | {"state": state})
-
-
-def test_groups_are_loaded_from_dicts_alone():
-    optimizer = SGD([parameter([1.0], [1.0])], lr=0.1)
-    saved = optimizer.state_dict()
-    pairs = [[*saved["param_groups"][0].items()]]
-    with pytest.raises(ValueError, match="param_groups is a list of dicts"):
-        optimizer.load_state_dict(saved | {"param_groups": pairs})
 
 
 @pytest.mark.parametrize(
