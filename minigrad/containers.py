@@ -8,8 +8,8 @@ and stays in its place.
     structure = flatten({"layers": [a, b]}, "argument 0", leaves)   # paths: ["layers"][0], ...
     rebuild(structure, [1, 2])                                      # {"layers": [1, 2]}
 
-- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes can be
-  flattened, but not rebuilt: they would keep their old values beside the new items.
+- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes is
+  refused: they would keep their old values beside the new items.
 - A dataclass is rebuilt by setting only its fields. `__init__` and `__post_init__` do not run,
   because they may compute with the leaves or reject them. Other attributes are missing in the
   result, because an old value could be wrong. A field with `metadata={"static": True}` is not a
@@ -55,38 +55,35 @@ class Container(NamedTuple):
 Structure = int | None | Container
 
 
-def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] = ()) -> Structure:
+def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> Structure:
     """Append the leaves in `value` to `leaves`, and return the structure of `value`.
 
-    `path` is the path of `value`, and `around` are the containers that it is in.
+    `path` is the path of `value`; `stays` is whether it is a parameter of an Owner.
 
     Raises:
-        ValueError: if a container contains itself.
+        TypeError: for a dict with attributes.
     """
     if value is None:
         return None
     opened = _open(value)
     if opened is None:
-        leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
+        leaves.append(Leaf(value, path, stays))
         return len(leaves) - 1
-    if any(value is outer for outer in around):
-        raise ValueError(f"{path} is a container that contains itself, so it has no end")
-    kind, items, make, owner = opened
     if isinstance(value, dict) and getattr(value, "__dict__", None):
-        make = _refusal(value, path)
+        raise TypeError(
+            f"{path} is of type {type(value).__name__}, a dict with attributes, which would keep "
+            f"their old values beside new items; use a plain dict or a dataclass"
+        )
+    kind, items, make, owner = opened
     contents = {
-        key: flatten(item, _at(path, key, kind, owner), leaves, (*around, value))
+        key: flatten(item, _at(path, key, kind, owner), leaves, owner is not None)
         for key, item in items.items()
     }
     return Container(kind, contents, make, owner)
 
 
 def rebuild(structure: Structure, leaves: Sequence[Any], owners: bool = False) -> Any:
-    """Return containers with this structure and these leaves; with `owners`, keep Owners.
-
-    Raises:
-        TypeError: for a dict with attributes.
-    """
+    """Return containers with this structure and these leaves; with `owners`, keep Owners."""
     if not isinstance(structure, Container):
         return None if structure is None else leaves[structure]
     if owners and structure.owner is not None:
@@ -138,8 +135,6 @@ def _open(value: Any) -> Container | None:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         named = dict(zip(kind._fields, value, strict=True))
         return Container(kind, named, lambda new: kind._make(new.values()), None)
-    if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # a named tuple made in C
-        return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if not hasattr(kind, "__dataclass_fields__"):
         return None
     fields: dict[str, Any] = {}
@@ -149,20 +144,6 @@ def _open(value: Any) -> Container | None:
             value, field.name
         )
     return Container(kind, fields, lambda new: _instance(kind, static | new), None)
-
-
-def _refusal(value: dict[Any, Any], path: str) -> Callable[[dict[Any, Any]], Any]:
-    """Return a function that refuses to rebuild a dict with attributes."""
-    message = (
-        f"{path} is of type {type(value).__name__}, a dict with attributes "
-        f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
-        f"use a plain dict or a dataclass"
-    )
-
-    def refuse(items: dict[Any, Any]) -> Any:
-        raise TypeError(message)
-
-    return refuse
 
 
 def _filled(mapping: Any, items: dict[Any, Any]) -> Any:

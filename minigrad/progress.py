@@ -6,11 +6,9 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, ClassVar, Self
-from weakref import WeakSet
+from typing import Any, Self
 
 from minigrad.locks import renewed_in_child
 
@@ -48,8 +46,7 @@ def progress_bar(
     it is not shown, a `NoBar` is returned. Without items, call its `update`. `what` describes the
     work, and `unit` is the name of one item. `options` are more options of tqdm, such as `total`;
     they override the settings that are made here. If TQDM_DISABLE is set, no bar is shown; tqdm
-    itself ignores this variable in a notebook with widgets. Where nothing can be written to
-    `sys.stderr`, the work goes on without a bar.
+    itself ignores this variable in a notebook with widgets.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
     is_lost = getattr(sys.stderr, "closed", sys.stderr is None)
@@ -71,38 +68,11 @@ def _bar_class() -> Any:
         from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """A tqdm bar with its own lock and its own list of bars.
+        """A tqdm bar with its own lock.
 
         tqdm's usual lock is shared with forked processes. If one of them is killed while it holds
         the lock, all others wait forever.
         """
-
-        _instances: ClassVar[WeakSet[Any]] = WeakSet()
-
-        def __init__(self, items: Iterable[Any] | None, **options: Any) -> None:
-            super().__init__(items, position=len(tqdm._instances), **options)  # below the user's
-            # tqdm draws a bar when an item is done, and the first one may take minutes.
-            self._timer = threading.Timer(self.delay, self._appear)
-            self._timer.daemon = True
-            if not hasattr(self, "container"):  # no widget, which only the cell's thread may show
-                self._timer.start()
-
-        def _appear(self) -> None:
-            with self.get_lock():
-                if not self.disable and self.last_print_n == self.initial:
-                    self.refresh(nolock=True)
-                    self.last_print_t = self._time()  # so that `close` clears what was drawn
-
-        def display(self, *args: Any, **options: Any) -> Any:
-            try:
-                return super().display(*args, **options)
-            except OSError:  # the disk is full, or the reader of a pipe has ended
-                self.disable = True
-
-        def close(self) -> None:
-            self._timer.cancel()
-            with suppress(OSError):
-                super().close()
 
     Bar.set_lock(renewed_in_child(Bar, "_lock", threading.RLock))  # the attribute that it sets
     return Bar

@@ -19,8 +19,6 @@ from minigrad.ops import clone, concatenate, reshape
 from minigrad.transforms.function_call import Call, described
 from minigrad.versions import clock
 
-_recorded = grad_mode(True)
-
 
 class _Departures(Observer):
     """Record whether the value of a node newer than `start` left the graph.
@@ -53,7 +51,7 @@ class Run:
                 self.out: Any = call.run(self.inputs)
             return
         self.inputs = []
-        with _recorded:
+        with grad_mode(True):
             for x in call.leaves:
                 # As the result of an op, f can neither write to it nor freeze it.
                 inner = identity(x)
@@ -92,7 +90,7 @@ class Run:
     def _is_constant(self) -> bool:
         """Run f again; return whether all values that depend on the inputs stayed in the graph."""
         departures = _Departures(self.start)
-        with _recorded, observe(departures):
+        with grad_mode(True), observe(departures):
             self.call.run(self.inputs)
         return not departures.found
 

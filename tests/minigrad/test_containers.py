@@ -1,7 +1,6 @@
 """Containers: leaves and their paths, rebuilding, and the transforms and `grad` of containers."""
 
 import threading
-import time
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,28 +86,17 @@ def test_a_dict_keeps_its_order_and_its_kind():
     assert rebuild(parts(default)[2], [1, 2, 3])["new"] == []
 
 
-def test_a_dict_with_attributes_cannot_be_rebuilt():
+def test_a_dict_with_attributes_is_refused():
     class Attributes(dict):
         def __init__(self, **items):
             super().__init__(**items)
             self.__dict__ = self
 
     assert rebuild(parts({"a": Attributes()})[2], []) == {"a": {}}
-    leaves, paths, structure = parts({"a": Attributes(w=1)})
-    assert (leaves, paths) == ([1], ['value["a"]["w"]'])
     with pytest.raises(
-        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
+        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes'
     ):
-        rebuild(structure, [2])
-
-
-def test_a_named_tuple_made_in_c_is_a_container():
-    value = time.struct_time(range(9))
-    leaves, paths, structure = parts(value)
-    assert leaves == list(range(9))
-    assert paths[:2] == ["value[0]", "value[1]"]
-    assert rebuild(structure, leaves) == value
-    assert type(rebuild(structure, leaves)) is time.struct_time
+        parts({"a": Attributes(w=1)})
 
 
 def test_a_dataclass_is_rebuilt_by_its_fields_alone():
@@ -147,13 +135,6 @@ def test_the_same_object_in_two_places_is_two_leaves():
     leaves, paths, _ = parts([shared, {"again": shared}])
     assert leaves[0] is leaves[1] is X
     assert paths == ["value[0][0]", 'value[1]["again"][0]']
-
-
-def test_a_cycle_is_named():
-    value = {"a": [1.0]}
-    value["a"].append((2.0, value))
-    with pytest.raises(ValueError, match=r'value\["a"\]\[1\]\[1\] is a .* contains itself'):
-        parts(value)
 
 
 STRUCTURE = parts({"a": [1, None], "b": Pair(2, 3)})[2]
@@ -568,8 +549,6 @@ TRANSFORMS = {
     "jacobian": lambda x: jacobian(never)(x),
     "hessian": lambda x: hessian(never)(x),
 }
-CYCLE: dict[str, Any] = {"x": X}
-CYCLE["self"] = CYCLE
 FROZEN = nn.Linear(2, 2).freeze()
 TIED = nn.Linear(2, 2)
 
@@ -586,7 +565,6 @@ BAD = {
         TypeError,
         r'0\["a"\].bias must be .* not a function',
     ),
-    "cycle": (CYCLE, ValueError, r'0\["self"\] is a container that contains itself'),
     "empty": ({}, TypeError, "0 must be a Tensor, .* not a dict without any"),
     "empty inside": ({"a": Pair(None, ())}, TypeError, "0 must be .* not a dict without any"),
     "frozen": (
@@ -650,15 +628,6 @@ def test_results_that_have_no_derivative_are_named(name):
         {"vjp": lambda: vjp(f, X), "jvp": lambda: jvp(f, X, V), "jacobian": lambda: jacobian(f)(X)}[
             name
         ]()
-
-
-def test_a_result_that_contains_itself_is_named():
-    endless = []
-    endless.append(endless)
-    with pytest.raises(
-        ValueError, match=r"jacobian: the result of f\[0\] is a container that cont"
-    ):
-        jacobian(lambda x: endless)(X)
 
 
 def test_tensors_in_any_container_beside_the_value_are_detached():

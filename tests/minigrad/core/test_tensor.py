@@ -3,7 +3,6 @@
 import copy
 import enum
 import itertools
-import json
 import math
 import operator
 import os
@@ -232,27 +231,6 @@ def test_masked_arrays_are_refused_by_ops(call):
     for requires_grad in (False, True):
         with pytest.raises(TypeError, match="no mask"):
             call(Tensor([1.0, 2.0], requires_grad))
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        *(operator.mul, operator.sub, operator.truediv, operator.pow, operator.lt),
-        lambda masked, x: np.ma.array(x),
-        lambda masked, x: np.ma.masked_invalid(x).mean(),
-        lambda masked, x: np.ma.concatenate([masked, x]),
-    ],
-)
-def test_numpy_ma_computes_with_a_constant_tensor_and_refuses_one_that_requires_a_gradient(call):
-    x = np.array([1.0, 2.0])
-    expected, found = call(MASKED, x), call(MASKED, tensor(x))
-    assert type(found) is type(expected)
-    np.testing.assert_array_equal(np.ma.getmaskarray(found), np.ma.getmaskarray(expected))
-    assert_array_equal(np.ma.filled(found, 7), np.ma.filled(expected, 7))
-    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
-        call(MASKED, Tensor(x, requires_grad=True))
-    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
-        minigrad.jvp(lambda t: tensor(call(MASKED, t).filled(0)), (x,), (x,))
 
 
 def test_ops_compute_with_subclasses_of_arrays_as_with_plain_ones():
@@ -502,21 +480,6 @@ def test_impossible_sizes_are_refused_by_name(name):
 def test_shape_facts():
     x = minigrad.zeros(2, 3)
     assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float32)
-
-
-@pytest.mark.parametrize(("axes", "instead"), [((), ".shape. "), ((1,), ".shape[1]. ")])
-def test_a_call_of_size_says_what_to_use(axes, instead):
-    with pytest.raises(TypeError, match=re.escape(f"use {instead}") + ".* number of elements, 6$"):
-        minigrad.zeros(2, 3).size(*axes)
-
-
-def test_size_is_a_plain_int_where_it_is_stored():
-    size = minigrad.zeros(2, 3).size
-    assert type(pickle.loads(pickle.dumps(size))) is type(copy.deepcopy(size)) is int
-    assert type(tensor(size).item()) is type(size + 1) is int
-    assert json.dumps([size]) == "[6]"
-    whole = minigrad.where(tensor([True, False]), size, tensor([1, 2], dtype="int8"))
-    assert (whole.dtype, whole.tolist()) == (np.int8, [6, 2])
 
 
 # ------------------------------------------------------------------------------------------------

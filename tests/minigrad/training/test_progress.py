@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -97,54 +96,19 @@ def test_work_without_a_bar_is_used_like_one():
 
 
 def test_a_bar_is_below_those_of_the_user(bars):
-    with tqdm.tqdm(total=1, file=sys.stderr), progress_bar(what="w", unit="u", shown=True):
-        pass
-    assert bars[-1]["position"] == 1
-
-
-class Lost(io.StringIO):
-    """A terminal that is gone: its disk is full, or its reader has ended."""
-
-    def write(self, text):
-        raise BrokenPipeError("no reader")
-
-
-def closed():
-    terminal = io.StringIO()
-    terminal.close()
-    return terminal
+    with tqdm.tqdm(total=1, file=sys.stderr), progress_bar(what="w", unit="u", shown=True) as bar:
+        assert abs(bar.pos) == 1
 
 
 @pytest.mark.parametrize("in_files", [True, False])
-@pytest.mark.parametrize("terminal", [lambda: None, Lost, closed])
-def test_work_goes_on_where_nothing_can_be_shown(terminal, in_files, monkeypatch):
-    monkeypatch.setattr(Lost, "isatty", lambda self: True)
-    monkeypatch.setattr(sys, "stderr", terminal())
-    options = {"what": "w", "unit": "u", "shown": True, "in_files": in_files}
-    for delay in (0.0, 0.01):
-        bar = progress_bar(range(3), **options, delay=delay, mininterval=0)
-        assert [time.sleep(0.02) or item for item in bar] == [0, 1, 2]
-        with progress_bar(total=3, **options, delay=delay, mininterval=0) as bar:
-            for _ in range(3):
-                bar.set_postfix_str("epoch 1", refresh=False)
-                bar.update()
-
-
-@pytest.mark.parametrize("delay", [0.01, 60.0])
-def test_a_bar_appears_while_the_first_item_is_worked_on(monkeypatch, delay):
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_work_goes_on_without_a_stream_for_errors(is_closed, in_files, monkeypatch):
+    terminal = io.StringIO() if is_closed else None
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress_bar(range(2), what="work", unit="part", shown=True, delay=delay) as bar:
-        items = iter(bar)
-        next(items)
-        for _ in range(100 if delay < 1 else 5):
-            if terminal.getvalue():
-                break
-            time.sleep(0.05)
-        assert ("work:   0%" in terminal.getvalue()) == (delay < 1)
-    *_, left = terminal.getvalue().rstrip("\r").split("\r")
-    assert not left.strip(), "it is cleared at the end"
+    if terminal is not None:
+        terminal.close()
+    bar = progress_bar(range(3), what="w", unit="u", shown=True, in_files=in_files, delay=0.0)
+    assert list(bar) == [0, 1, 2]
 
 
 AFTER_A_KILLED_CHILD = """
