@@ -51,7 +51,6 @@ R = TypeVar("R")
 
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
-MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
 MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
 
 
@@ -91,8 +90,6 @@ class Captured(Generic[P, R]):
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
-        self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
-        self._warned = False
 
     @property
     def programs(self) -> list[Program]:
@@ -147,11 +144,6 @@ class Captured(Generic[P, R]):
         """Make a step in a class a method; each object has its own programs."""
         if owner is None:
             return self
-        if not hasattr(owner, "__dict__"):
-            raise TypeError(
-                f"capture: an object of {type(owner).__name__} has no __dict__ to keep programs "
-                f"in; leave out its __slots__, or capture a function"
-            )
         # Another class may have a method of this name, and a copy of the object has its attributes.
         kept = f"_captured {getattr(self.step, '__qualname__', '')} {self._attribute}"
         bound: Captured[Any, Any] | None = vars(owner).get(kept)
@@ -208,34 +200,15 @@ class Captured(Generic[P, R]):
         """Run and record the step; after the second recording, make its program."""
         kinds = self._programs | self._first
         if key not in kinds and len(kinds) >= MOST_SHAPES:
-            if not self._warned:
-                warnings.warn(
-                    f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs "
-                    f"eagerly for others; pad them to a few shapes, and pass a number that changes "
-                    f"as a Tensor",
-                    stacklevel=3,
-                )
-            self._warned = True
+            warnings.warn(
+                f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs eagerly "
+                f"for others; pad them to a few shapes, and pass a number that changes as a Tensor",
+                stacklevel=3,
+            )
             return cast(R, _with_tensors(self._eager(args, kwargs)))
-        if key not in kinds:
-            shapes = tuple((array.shape, array.dtype) for _, array in arrays)
-            self._numbers[shapes] += 1
-            if self._numbers[shapes] == MOST_NUMBERS:
-                warnings.warn(
-                    f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
-                    f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
-                    stacklevel=3,
-                )
-        try:
-            classes = {type(value) for value in _contents([args, kwargs])}
-            surroundings = Surroundings(self.step, classes)
-        except RecursionError:
-            raise CaptureError(
-                "capture: the step reads something that is nested hundreds of levels deep, such as "
-                "a linked list, which cannot be compared before each run; make it flat, or pass "
-                "what the step needs of it as an argument"
-            ) from None
-        check_code(self.step, surroundings)
+        classes = {type(value) for value in _contents([args, kwargs])}
+        surroundings = Surroundings(self.step, classes)
+        check_code(self.step, surroundings.functions)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
@@ -250,7 +223,6 @@ class Captured(Generic[P, R]):
                 result = self._eager(args, kwargs, names.views)
             names.views.clear()  # a program keeps no array of its recording
             recorder.check_state()
-            recorder.check_written()
             returned = names.result(result)
             surroundings.add(names.others)
             program = Program(names, recorder.lines, returned)
@@ -307,21 +279,22 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     recorded: writing to a file or a log, for example, or `math.isfinite` of the norm that
     `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ. Some values are
     constants of the program: those that the step reads through C code or in objects of the standard
-    library, such as a context variable, a bytearray, a queue or an `operator.attrgetter`; through
-    `sys.modules`, `importlib`, `eval`, or `getattr` and `vars` with a name that it computes; those
+    library, such as a context variable, an iterator, a queue or an `operator.attrgetter`; through
+    `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name that it computes; those
     that functions of installed packages read, except for the packages of the step and of its
-    modules; and results of numpy, outside of the library, from arrays of more than 64 KB.
+    modules; and results of numpy, outside of the library, from arrays of more than 64 KB. So are
+    the class of an object, and what special methods such as `__mul__` read.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()` or `if`), prints, or reads an iterator, `os.environ` or `globals()`. It
-            uses hooks, `retain_grad`, `create_graph`, `hvp`, `checkpoint`, or an observer, such as
-            `detect_anomaly`. It writes to a numpy array, or to a list or dict in its arguments, or
-            gives a tensor other memory. It makes an array whose size depends on values. It sets an
-            option of an optimiser, or loads a state of an optimiser, a scheduler or averages. It
-            draws random numbers without minigrad. Or its second call differs from the first.
+            (by `item()` or `if`), or prints. It uses hooks, `retain_grad`, `create_graph`, `hvp`,
+            `checkpoint`, or an observer, such as `detect_anomaly`. It writes to a list or dict in
+            its arguments, or gives a tensor other memory. It makes an array whose size depends on
+            values. It sets an option of an optimiser, or loads a state of an optimiser, a scheduler
+            or averages. It draws random numbers without minigrad, or writes to a numpy array of at
+            most 64 KB. Or a call differs from the first, in its lines or in what it reads.
     """
     return Captured(step)
 
@@ -354,16 +327,10 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
             (k, type(k), text := repr(k), _key(v, f"{name}[{text}]", arrays))
             for k, v in value.items()
         ]
-    if isinstance(value, (list, tuple, dict)):
-        plain = next(each for each in (list, tuple, dict) if isinstance(value, each)).__name__
-        raise TypeError(
-            f"capture: {name} is a {kind.__name__}, and a program takes lists, tuples and dicts of "
-            f"no other class, named tuples apart; pass {plain}({name})"
-        )
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
-        f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "
-        f"outside of the step"
+        f"them (of no other class, named tuples apart), and {name} is a {kind.__name__}, "
+        f"{value!r:.60}; other objects are variables outside of the step"
     )
 
 

@@ -15,21 +15,17 @@ have computed with them in numpy.
 from __future__ import annotations
 
 import dis
-import io
 import pickle
-import random as stdlib_random
 import re
 import sys
-from collections import ChainMap, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, partial
 from itertools import chain
 from operator import attrgetter, call
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
-from weakref import WeakKeyDictionary, WeakValueDictionary
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,20 +35,16 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
-from minigrad.programs.code import FOREIGN, codes, is_known, package_of, special_methods, texts
+from minigrad.programs.code import FOREIGN, codes, is_known, package_of, texts
 from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
-_IMPLICIT = "forward", "function", "__getattr__"  # called without being named
-_CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
-_NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
+_IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__"  # called unnamed
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
-_MAPPINGS = dict, MappingProxyType, ChainMap, WeakKeyDictionary, WeakValueDictionary
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
-_LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, and records that only change together with layers.
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.attachment"
 
@@ -77,28 +69,18 @@ class Surroundings:
         self._paths: list[tuple[str, Sequence[Any]]] = []  # for each: its path, and names of values
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
         self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
-        self._callable: set[type] = set()  # classes that the functions may make objects of
-        self._objects: dict[str, Any] = {}  # objects of the user's classes, by path
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
-        self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
         self._sources: list[Any] = []  # sources of random numbers
-        self._iterators: list[str] = []  # the paths of iterators
-        self.printing: set[str] = set()  # further variables that are `print`
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
         self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
-        if self._objects:
-            names = [f"{path}.__class__" for path in self._objects]
-            self._compare("", names, partial(map, type, self._objects.values()))
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         self.add({})
         self.leave_out(self._arrays)
-        self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
-        self._plain = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
         self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
 
     def add(self, tensors: dict[str, Tensor]) -> None:
@@ -123,7 +105,7 @@ class Surroundings:
             and self.memory_holds()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
-            and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
+            and not self.written()
         )
 
     def memory_holds(self) -> bool:
@@ -142,8 +124,7 @@ class Surroundings:
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
-        plain = self._plain.items()
-        return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
+        return changed + self.written()
 
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the settings of optimisers, schedulers and averages, and states of generators.
@@ -157,14 +138,9 @@ class Surroundings:
             states += states_of_global_generators()
         return settings, states
 
-    def iterators(self) -> list[str]:
-        """Return the paths of the iterators that the functions use."""
-        names = [(path, re.sub(r"(\.\d+)+$", "", path)) for path in self._iterators]
-        return [path for path, name in names if name.rpartition(".")[2] in self._words]
-
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since the recording began."""
-        return [path for path, (x, before) in self._sums.items() if crc32(x.tobytes()) != before]
+        return [path for path, x in self._plain.items() if x.tobytes() != self._bytes[path]]
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
@@ -190,29 +166,24 @@ class Surroundings:
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
         """Walk through a value; if not `is_all`, only attributes that the functions name."""
-        is_scalar = isinstance(value, (int, float, str, Enum))
         if isinstance(value, (int, float)):
             self.numbers.add(value)
         elif isinstance(value, type):
-            self._callable.update(value.__mro__)
             self._walk_class(value, path)
             return
         if type(value) in (bool, int, float, str) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
+        is_scalar = isinstance(value, (int, float, str, Enum))
         if is_scalar or isinstance(value, (Tensor, list, tuple, dict)):
             self._walk_class(type(value), path)
-            if hasattr(value, "__dict__") and not (is_scalar and is_known(type(value).__module__)):
-                self._scopes.append((path, value))  # it may have attributes besides its elements
         if is_scalar:
             return
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.dtype == object:
-                self._enter(path, range(value.size), lambda: value.ravel().tolist())
-            elif value.nbytes <= _LARGEST_SUMMED:
+            if value.nbytes <= _LARGEST:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -222,23 +193,17 @@ class Surroundings:
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
-            if value is print and "." not in path:
-                self.printing.add(path)
             self._walk(value.__self__, path)
-        elif isinstance(value, stdlib_random.SystemRandom):
-            return  # it has no state
         elif isinstance(value, GENERATORS):
             self._sources.append(value)
-        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
-            self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
             for name in ("fget", "__func__", "func", "args", "keywords"):
                 self._walk(getattr(value, name, None), path)
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
-        elif isinstance(value, (list, set, deque, MappingView)):
+        elif isinstance(value, (list, set, deque)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
-        elif isinstance(value, _MAPPINGS):
+        elif isinstance(value, (dict, MappingProxyType)):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, Settable):
             self.settable[_unused(path, self.settable)] = value
@@ -251,13 +216,13 @@ class Surroundings:
             self._walk_object(value, path, is_all)
 
     def _walk_class(self, cls: type, path: str) -> None:
-        """Walk through the attributes of a class, of its bases, and of its metaclass."""
+        """Walk through the attributes of a class and of its bases."""
         if id(cls) not in self._seen:
             self._seen[id(cls)] = cls
             if not is_known(cls.__module__):
                 self._scopes.append((path, cls))
-                for each in (*cls.__bases__, type(cls)):
-                    self._walk_class(each, path)
+                for base in cls.__bases__:
+                    self._walk_class(base, path)
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
@@ -267,34 +232,27 @@ class Surroundings:
         if module.startswith(_NOT_COMPARED):
             return
         self._walk_class(type(value), path)
-        if not is_known(module):
-            self._objects[_unused(path, self._objects)] = value
-        declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
-        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
+        if isinstance(value, Module):
+            self._packages.add(package_of(module))
+            for name, parameter in value.named_parameters(path):
+                self._names.setdefault(id(parameter), name)
         is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
+        declared = [] if is_foreign else [vars(c).get("__slots__", ()) for c in type(value).__mro__]
+        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
+        if slots:
+            self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
         if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))
-            self._slots.append((path, value, slots))
-        elif not is_foreign:
-            if isinstance(value, Module):
-                self._packages.add(package_of(module))
-                for name, parameter in value.named_parameters(path):
-                    self._names.setdefault(id(parameter), name)
-            if slots:
-                self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
-            if attributes is not None:
-                self._enter(path, [*attributes], attributes.values)
+        elif attributes is not None:
+            self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
         """Walk through optimisers, and through attributes of classes and modules in the code."""
         known = -1
-        while known != len(self._seen) + len(self._words) + len(self._callable):
-            known = len(self._seen) + len(self._words) + len(self._callable)
+        while known != len(self._seen) + len(self._words):
+            known = len(self._seen) + len(self._words)
             for path, scope in self._scopes:  # the loop may append to them
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
-            for path, value, slots in self._slots:
-                named = [name for name in slots if name in self._words]
-                self._walk_all(path, [(name, getattr(value, name, None)) for name in named])
             for path, each in [*self.settable.items()]:  # after modules, which give better names
                 groups = getattr(each, "param_groups", ())
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
@@ -303,9 +261,6 @@ class Surroundings:
                 self._compare(path, names, partial(map, vars(scope).get, names))
             if not isinstance(scope, ModuleType):  # the code may name a new attribute
                 self._compare(path, ("a new attribute",), partial(_count, scope))
-        for path, value, slots in self._slots:
-            if named := [name for name in slots if name in self._words]:
-                self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
             self._compare_settings(path, partial(named_settings, each, self._words))
 
@@ -315,12 +270,8 @@ class Surroundings:
             self._compare(path, named, lambda: [value for _, value in read()])
 
     def _read(self, scope: Any) -> list[str]:
-        """List the attributes of an object that the code names, or calls as special methods."""
-        names = vars(scope).keys() & self._words
-        if isinstance(scope, type):
-            left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
-            names |= special_methods(scope) - left_out
-        return sorted(names)
+        """List the attributes of an object that the code names."""
+        return sorted(vars(scope).keys() & self._words)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
@@ -364,10 +315,6 @@ def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
 
 def _count(scope: Any) -> list[int]:
     return [min(len(vars(scope)), 256)]  # up to which an equal int is the same object
-
-
-def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
-    return [getattr(value, name, None) for name in names]
 
 
 def _joined(path: str, name: Any) -> str:
