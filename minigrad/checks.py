@@ -15,9 +15,6 @@ from numpy.typing import DTypeLike, NDArray
 LONGEST_LINE, MOST_LINES = 1000, 20
 """The largest number of characters of a line in a message, and the largest number of lines."""
 
-LONGEST_HINTED = 200
-"""The largest number of characters of a wrong name that is compared with known names."""
-
 
 def python_number(value: Any) -> Any:
     """Return a scalar of numpy as a number of Python, and anything else as it is."""
@@ -140,8 +137,6 @@ def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for a message: the known name most similar to `name`; empty if none is."""
-    if len(name) > LONGEST_HINTED:
-        return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

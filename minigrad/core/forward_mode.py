@@ -79,26 +79,9 @@ class ForwardMode(Observer):
         self._known[_give_node(identity, inner)] = _Known(tangents, from_outside)
         return inner
 
-    def _find(self, node: Node) -> _Known | None:
-        """Return what is known about a node.
-
-        Raises:
-            RuntimeError: if the node depends on the inputs, but this run did not see its op.
-        """
-        known = self._known.get(node)
-        if known is None and node.order > self._start:
-            for edge in node.edges or ():
-                parent = self._known.get(edge[0])
-                if parent is not None and parent.tangents is not None:
-                    raise RuntimeError(
-                        f"forward mode has not seen the call of `{node.name}`, because another "
-                        f"thread made it; call it in the thread that differentiates"
-                    )
-        return known
-
     def _of(self, result: Tensor) -> Tangents | None:
         """Return the tangents of a result, or None if it does not depend on an input."""
-        known = None if result.node is None else self._find(result.node)
+        known = None if result.node is None else self._known.get(result.node)
         return None if known is None else known.tangents
 
     def tangents(self, result: Tensor) -> list[Tensor]:
@@ -128,7 +111,7 @@ class ForwardMode(Observer):
             node = x.node if isinstance(x, Tensor) else None
             if node is None:
                 continue
-            known = self._find(node)
+            known = self._known.get(node)
             if known is None:
                 from_outside |= node.order < self._start and not node.forward_only
                 continue
@@ -251,10 +234,11 @@ class _Derivative:
         total = functools.reduce(operator.add, terms)
         found = np.shape(total)
         if found != self._result.shape:
-            if own is not None:
-                name, right = self._op.name, self._result.shape
-                raise ValueError(f"the JVP of `{name}` returned shape {found}, and not {right}")
-            raise self._wrong_mark(found)
+            raise ValueError(
+                f"the derivative of `{self._op.name}` in a direction has shape {found}, and its "
+                f"result {self._result.shape}; correct its JVP, or its VJPs and whether it is "
+                f"marked as elementwise or linear"
+            )
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
@@ -272,10 +256,7 @@ class _Derivative:
             if op.elementwise:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._unwatched else Tensor.broadcast_to
-                    try:
-                        v = spread(v, self._result.shape)
-                    except ValueError as error:
-                        raise self._wrong_mark(v.shape) from error
+                    v = spread(v, self._result.shape)
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 terms.append(self._of_linear(i, v))
@@ -289,13 +270,6 @@ class _Derivative:
         elif transposed:
             terms += self._by_transposition(transposed)
         return terms
-
-    def _wrong_mark(self, shape: tuple[int, ...]) -> ValueError:
-        return ValueError(
-            f"`{self._op.name}` is marked as elementwise or linear, but its derivative in a "
-            f"direction has shape {shape} by this, and its result {self._result.shape}; correct "
-            f"the VJP or the mark"
-        )
 
     def _of_linear(self, argnum: int, tangent: Any) -> Any:
         """Call the op on a tangent, without its bias."""

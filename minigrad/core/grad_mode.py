@@ -105,7 +105,7 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
             TypeError: if it is not a function, or is a generator or a coroutine, whose body would
                 run after the mode is restored.
         """
-        check_decorable(function)
+        check_whole(function, "be decorated with a mode")
 
         @functools.wraps(function)
         def decorated(*args: Any, **options: Any) -> Any:
@@ -115,23 +115,19 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
         return decorated  # type: ignore[return-value]
 
 
-def is_deferred(function: Callable[..., Any]) -> bool:
-    """Return whether a call does not run the body: that of a generator or a coroutine waits."""
-    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-    return any(is_one(function) for is_one in kinds)
-
-
-def check_decorable(function: Callable[..., Any]) -> None:
-    """Check that a call of a function runs its whole body, so that a mode can be set for it.
+def check_whole(function: Any, purpose: str) -> None:
+    """Check that a call of a function runs its whole body, so that it can "be decorated".
 
     Raises:
         TypeError: if it is not a function, or is a generator or a coroutine.
     """
-    if not callable(function) or isinstance(function, type) or is_deferred(function):
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    is_deferred = any(is_one(function) for is_one in kinds)
+    if not callable(function) or isinstance(function, type) or is_deferred:
         name = getattr(function, "__name__", repr(function))  # a partial has no name
         raise TypeError(
-            f"{name:.80} is not a function that runs from start to end in one go, so it cannot be "
-            f"decorated; write `with` around the code that needs it"
+            f"{name:.80} is not a function that runs from start to end in one go, so it cannot "
+            f"{purpose}; take one that does, or the parts of its body that need it"
         )
 
 

@@ -29,19 +29,19 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from types import BuiltinFunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from numpy import asarray, generic, ndarray
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
-from minigrad.core.grad_mode import is_deferred, mode
+from minigrad.core.grad_mode import check_whole, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
-from minigrad.programs.code_check import check_code
-from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
+from minigrad.programs.code import CaptureError, check_code
+from minigrad.programs.names import StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
 from minigrad.programs.surroundings import Surroundings
@@ -58,28 +58,12 @@ class Captured(Generic[P, R]):
     """A captured training step: calls run the program of `step`. `capture` makes it."""
 
     def __init__(self, step: Callable[P, R]) -> None:
-        try:
-            if isinstance(step, (type, BuiltinFunctionType)):
-                raise TypeError
-            parameters = inspect.signature(step).parameters.values()
-        except (TypeError, ValueError):
-            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
-        if is_deferred(step):
-            name = getattr(step, "__name__", repr(step))  # a partial has no name
-            raise TypeError(
-                f"capture: a step runs from start to end in one go, and {name:.80} is a "
-                f"generator or a coroutine; capture the function that makes one step"
-            )
+        check_whole(step, "be captured")
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        # Of each parameter for a positional argument: its name, and what stands for it in keys: the
-        # name, or its position if it is not a keyword, because the step may take any keyword.
-        self._positional = [
-            (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
-            for i, p in enumerate(parameters)
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        self._order = {p.name: i for i, p in enumerate(parameters)}
+        parameters = inspect.signature(step).parameters.values()
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        self._positional = [p.name for p in parameters if p.kind in kinds]
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
         self._lock = renewed_in_child(self, "_lock", threading.RLock)
         self.reset()
@@ -158,13 +142,11 @@ class Captured(Generic[P, R]):
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
         pairs = zip(args, self._positional, strict=False)
-        keys = [(label, _key(value, name, arrays)) for value, (name, label) in pairs]
+        keys = [_key(value, name, arrays) for value, name in pairs]
         if kwargs or len(args) > len(keys):
             others = range(len(keys), len(args))
-            keys += [(i, _key(args[i], f"argument{i}", arrays)) for i in others]
-            # The order of keywords without a parameter of their own counts: they come as a dict.
-            names = sorted(kwargs, key=lambda name: self._order.get(name, len(self._order)))
-            keys += [(name, _key(kwargs[name], name, arrays)) for name in names]
+            keys += [_key(args[i], f"argument{i}", arrays) for i in others]
+            keys += [(name, _key(value, name, arrays)) for name, value in kwargs.items()]
         key = tuple(keys)
         with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
@@ -206,57 +188,51 @@ class Captured(Generic[P, R]):
                 stacklevel=3,
             )
             return cast(R, _with_tensors(self._eager(args, kwargs)))
-        classes = {type(value) for value in _contents([args, kwargs])}
-        surroundings = Surroundings(self.step, classes)
+        surroundings = Surroundings(self.step)
         check_code(self.step, surroundings.functions)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
             others.remove(first)
         elif others and known is None:
-            self._count_change(key, others[0].surroundings)
+            self._changes[key] += 1
+            if self._changes[key] > MOST_CHANGES:
+                changes = ", ".join([*dict.fromkeys(others[0].surroundings.changes())][:5])
+                raise CaptureError(
+                    f"capture: the step reads {changes}, and that changes from call to call; make "
+                    f"it an argument, as a Tensor if it is a number, or return what it adds to it"
+                )
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
-        with recorder.errors_tell():
-            with observe(recorder):
-                result = self._eager(args, kwargs, names.views)
-            names.views.clear()  # a program keeps no array of its recording
-            recorder.check_state()
-            returned = names.result(result)
-            surroundings.add(names.others)
-            program = Program(names, recorder.lines, returned)
-            if known is not None:
-                self._programs[key].remove(known)
-                program.check_same(known)
-                self._programs[key].insert(0, known)
-                known.next_check *= 10
-                if known.zeroed.issuperset(before):  # the program leaves no gradients either
-                    for leaf in surroundings.with_gradients():
-                        leaf.grad = None
-            elif first is None or not surroundings.hold():
-                others.insert(0, program)
-            else:
-                program.check_same(first)
-                zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
-                program.compile(zeroed)
-                usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-                self._programs[key] = [program, *usable][:MOST_PROGRAMS]
-                self._last = program
-                self._changes.pop(key, None)
+        with observe(recorder):
+            result = self._eager(args, kwargs, names.views)
+        names.views.clear()  # a program keeps no array of its recording
+        recorder.check_state()
+        returned = names.result(result)
+        surroundings.add(names.others)
+        program = Program(names, recorder.lines, returned)
+        if known is not None:
+            self._programs[key].remove(known)
+            program.check_same(known)
+            self._programs[key].insert(0, known)
+            known.next_check *= 10
+            if known.zeroed.issuperset(before):  # the program leaves no gradients either
+                for leaf in surroundings.with_gradients():
+                    leaf.grad = None
+        elif first is None or not surroundings.hold():
+            others.insert(0, program)
+        else:
+            program.check_same(first)
+            zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
+            program.compile(zeroed)
+            usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+            self._programs[key] = [program, *usable][:MOST_PROGRAMS]
+            self._last = program
+            self._changes.pop(key, None)
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
-
-    def _count_change(self, key: Any, before: Surroundings) -> None:
-        """Count that the surroundings changed between two recordings."""
-        self._changes[key] += 1
-        if self._changes[key] > MOST_CHANGES:
-            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
-            raise CaptureError(
-                f"capture: the step reads {changes}, and that changes from call to call; make it "
-                f"an argument, as a Tensor if it is a number, or return what the step adds to it"
-            )
 
 
 def capture(step: Callable[P, R]) -> Captured[P, R]:

@@ -1,14 +1,18 @@
-"""What the code of functions names, and whether a module is the user's own."""
+"""What the code of functions names, what that of a step may not do, and whose module it is in."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import iscode
 from typing import Any
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
 LIBRARY = {"minigrad", "lora"}
+
+
+class CaptureError(RuntimeError):
+    """The step does something that cannot be captured; the message says what to do instead."""
 
 
 def codes(function: Any) -> Sequence[Any]:
@@ -36,3 +40,28 @@ def package_of(module: str | None) -> str:
 def is_known(module: Any) -> bool:
     """Return whether no class, function or variable of this module is compared."""
     return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY
+
+
+def check_code(step: Callable[..., Any], functions: Iterable[Any]) -> None:
+    """Raise a CaptureError if a step prints or reads values; `functions` are those that it calls.
+
+    The methods of other classes may only have the names of methods that the step calls. So if these
+    read values, the recorder raises the error when they do.
+    """
+    whole = getattr(step, "func", step)  # of a partial
+    named = whole if hasattr(whole, "__qualname__") else type(whole).__call__
+    own = {"", _owner(named.__qualname__)}
+    for function in functions:
+        name, owner = function.__qualname__, _owner(function.__qualname__)
+        is_own = owner in own or owner.endswith("<locals>")
+        refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
+        for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
+            raise CaptureError(
+                f"capture: {name} calls {each}(), which a program cannot do again; return the "
+                f"tensor, and call {each}() outside of the step"
+            )
+
+
+def _owner(name: str) -> str:
+    """Return the name of the class, or of the function, in which a function is defined."""
+    return name.rpartition(".")[0]

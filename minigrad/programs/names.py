@@ -23,16 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.code import FOREIGN, LIBRARY, package_of
+from minigrad.programs.code import FOREIGN, LIBRARY, CaptureError, package_of
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr escapes it, so no literal contains it
 EARLIER = "e"  # the prefix of names of gradients from before the step
-
-
-class CaptureError(RuntimeError):
-    """The step does something that cannot be captured; the message says what to do instead."""
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:

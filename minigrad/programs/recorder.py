@@ -9,7 +9,6 @@ with the same result in every step with equal shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +25,8 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
-from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
+from minigrad.programs.code import CaptureError
+from minigrad.programs.names import EARLIER, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
 
 DRAWS = (
@@ -42,7 +42,6 @@ class StepRecorder(Observer):
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings
         self.lines: list[ProgramLine] = []
-        self.has_stepped = False  # whether an optimiser has made its step
         self._running = 0  # passes and reported functions; calls inside are not lines
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the sum of gradients that have reached a node so far
@@ -267,19 +266,8 @@ class StepRecorder(Observer):
     # The update, and events that a program cannot repeat
     # ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def errors_tell(self) -> Iterator[None]:
-        """Add to a CaptureError that the optimiser has made its step, if it has."""
-        try:
-            yield
-        except CaptureError as error:
-            if self.has_stepped and "has been made" not in f"{error}":
-                error.args = (f"{error}; the step of the optimiser has been made",)
-            raise
-
     def on_step(self, optimizer: Optimizer) -> None:
         """Record the step of each group of an optimiser."""
-        self.has_stepped = True
         if type(optimizer).step is not Optimizer.step:
             raise CaptureError(
                 f"{type(optimizer).__name__} defines a step() of its own; define update() or "

@@ -50,14 +50,9 @@ _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.
 
 
 class Surroundings:
-    """Everything that a function reads besides its arguments.
+    """Everything that a function reads besides its arguments."""
 
-    Args:
-        function: the function.
-        classes: the classes of its arguments, whose methods it may call.
-    """
-
-    def __init__(self, function: Callable[..., Any], classes: Iterable[type] = ()) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
@@ -75,7 +70,6 @@ class Surroundings:
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
-        self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]

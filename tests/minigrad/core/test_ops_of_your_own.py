@@ -655,8 +655,12 @@ def test_replayed_without_a_composition_is_refused():
         ((1, 2), TypeError, r"the VJP of `bad` for its input x returned \(1, 2\)"),
         (np.ones(3), ValueError, r"gradient of shape \(3,\), which cannot be summed to .* \(2,\)"),
         (np.ones((1, 1)), ValueError, r"gradient of shape \(1, 1\), which cannot be summed"),
-        (np.ones(2) * 1j, TypeError, r"input x returned complex128; .* return its real part"),
-        (np.ones((3, 2)) * 1j, TypeError, r"input x returned complex128; .* return its real part"),
+        (np.ones(2) * 1j, TypeError, r"input x returned complex128; a gradient"),
+        (
+            np.ones((3, 2)) * 1j,
+            TypeError,
+            r"input x returned complex128; a gradient",
+        ),
         (np.array(["a", "b"]), TypeError, r"input x returned <U1; a gradient is of real numbers$"),
     ],
 )
