@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,21 +82,16 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
 
 
 def _number(text: str, name: str, line: int, column: str) -> float:
-    shown = f"{text!r:.100}"
-    where = f"{name}, line {line}, column {column!r:.200}"
-    if not text.strip():
-        raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
         value = float(text.replace("_", "?"))  # float() would accept 1_000
     except ValueError:
-        raise ValueError(
-            f"{where}: {shown} is not a number; encode text columns as numbers, or leave them out"
-        ) from None
-    if not abs(value) <= float(np.finfo(np.float32).max):
-        raise ValueError(
-            f"{where}: {shown} is not finite in float32; fill it in, scale it, or leave it out"
-        )
-    return value
+        value = math.inf
+    if abs(value) <= float(np.finfo(np.float32).max):
+        return value
+    raise ValueError(
+        f"{name}, line {line}, column {column!r:.200}: {text!r:.100} is no number finite in "
+        f"float32; fill it in, encode texts as numbers, or leave the row or the column out"
+    )
 
 
 def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> list[Arrays]:
