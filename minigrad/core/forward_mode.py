@@ -121,12 +121,11 @@ class ForwardMode(Observer):
         from_outside &= self._enabled
         if moving:
             before = grad_enabled, observers = mode.state
-            around: tuple[Observer, ...] = ()
-            needed = grad_enabled and self.is_in_no_grad_of_f()
-            if len(observers) > 1:
-                around = tuple(o for o in observers if not self._is_inside(o))
-                runs = (o for o in around if isinstance(o, ForwardMode))
-                needed |= grad_enabled and any(forward.is_in_no_grad_of_f() for forward in runs)
+            runs = [o for o in observers if isinstance(o, ForwardMode)]
+            inside = [o for o in runs if o._start >= self._start]  # this run, and runs inside it
+            around = tuple([o for o in observers if o not in inside])
+            runs_around = [self, *(o for o in runs if o not in inside)]
+            needed = grad_enabled and any(o.is_in_no_grad_of_f() for o in runs_around)
             mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
@@ -135,10 +134,6 @@ class ForwardMode(Observer):
             self._known[_give_node(op, result)] = _Known(tangents, from_outside)
         elif from_outside and result.node is not None:
             self._known[result.node] = _Known(None, True)
-
-    def _is_inside(self, observer: Observer) -> bool:
-        """Return whether an observer is this run, or a run inside it."""
-        return isinstance(observer, ForwardMode) and observer._start >= self._start
 
     def _push(
         self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
@@ -259,7 +254,12 @@ class _Derivative:
                     v = spread(v, self._result.shape)
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
-                terms.append(self._of_linear(i, v))
+                without_bias = [
+                    None if j in op.vjp_of and not op.is_required(j) else value
+                    for j, value in enumerate(self._values)
+                ]
+                without_bias[i] = v
+                terms.append(self._called(without_bias))
             else:
                 transposed[i] = v
         if transposed and op.takes_sequence and op.linear:
@@ -270,15 +270,6 @@ class _Derivative:
         elif transposed:
             terms += self._by_transposition(transposed)
         return terms
-
-    def _of_linear(self, argnum: int, tangent: Any) -> Any:
-        """Call the op on a tangent, without its bias."""
-        values = list(self._values)
-        for i in self._op.vjp_of:
-            if not self._op.is_required(i):
-                values[i] = None
-        values[argnum] = tangent
-        return self._called(values)
 
     def _called(self, values: Sequence[Any]) -> Any:
         """Call the op with a value for each of its parameters."""

@@ -66,7 +66,7 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
     Raises:
         TypeError: if `argnums` are not ints. When called, if f is not a function, a leaf of the
             argument is not of floats, the argument has no leaf, a dict in it has attributes, or f
-            does not return a Tensor or a constant of floats; with `has_aux`, a pair of one and aux.
+            does not return a Tensor of floats; with `has_aux`, a pair of one and aux.
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
             element, or two Modules share a parameter.
         RuntimeError: when called, if another thread differentiates by the same Module meanwhile.

@@ -641,5 +641,5 @@ def test_tensors_in_any_container_beside_the_value_are_detached():
 
 @pytest.mark.parametrize("transform", [value_and_grad, gradient, hessian])
 def test_a_scalar_function_that_returns_a_container_is_shown_the_way_out(transform):
-    with pytest.raises(TypeError, match=r"not a dict; add its parts up, or .* has_aux"):
+    with pytest.raises(TypeError, match=r"not a dict; .* add parts up, or .* has_aux"):
         transform(lambda x: {"loss": x.sum()})(X)
