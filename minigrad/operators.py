@@ -133,9 +133,9 @@ class Operators(Tensor):
         compute = _ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
-        _check_out(ufunc.__name__, *options.get("out", ()))
         if compute is not None and method == "__call__" and set(options) == {"out"}:
-            # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor.
+            # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor. An
+            # output that is a Tensor is read-only here, because graphs would not notice the write.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))
         raise TypeError(_use_instead(ufunc.__name__))
 
@@ -147,7 +147,6 @@ class Operators(Tensor):
             named = {name: x._data if isinstance(x, Tensor) else x for name, x in options.items()}
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **named)
         name, module = function.__name__, function.__module__
-        _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):
             raise TypeError(_use_instead(name, module))
         try:
@@ -241,15 +240,6 @@ class Operators(Tensor):
                 f"transpose: {order} does not order {self.ndim} axes; .swapaxes{order} swaps two"
             )
         return ops.transpose.call(self, order)
-
-
-def _check_out(name: str, *out: Any) -> None:
-    """Raise a TypeError if a function of numpy is to write into a Tensor."""
-    if any(isinstance(each, Tensor) for each in out):
-        raise TypeError(
-            f"numpy.{name} cannot write into a Tensor, out=tensor: a graph that has saved the "
-            f"tensor would not notice; use tensor.copy_(result)"
-        )
 
 
 def _unwrapped(value: Any) -> Any:

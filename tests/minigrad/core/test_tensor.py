@@ -670,17 +670,17 @@ def test_shape_functions_and_functions_that_we_lack_see_arrays():
 
 
 @pytest.mark.parametrize(
-    ("write", "error"),
+    "write",
     [
-        (lambda x: np.multiply([2.0, 2.0], [5.0, 5.0], out=x), TypeError),
-        (lambda x: np.median(np.ones((2, 2)), axis=0, out=x), TypeError),
-        (lambda x: np.copyto(x, [5.0, 5.0]), ValueError),
-        (lambda x: np.put(x, [0], [5.0]), ValueError),
+        lambda x: np.multiply([2.0, 2.0], [5.0, 5.0], out=x),
+        lambda x: np.median(np.ones((2, 2)), axis=0, out=x),
+        lambda x: np.copyto(x, [5.0, 5.0]),
+        lambda x: np.put(x, [0], [5.0]),
     ],
 )
-def test_numpys_functions_write_into_no_tensor(write, error):
+def test_numpys_functions_write_into_no_tensor(write):
     x = tensor([1.0, 2.0])
-    with pytest.raises(error, match=r"copy_|read-?only"):
+    with pytest.raises(ValueError, match=r"read-?only"):
         write(x)
     assert_array_equal(x.data, [1.0, 2.0])
 
