@@ -149,14 +149,6 @@ def load(target: str) -> Any:
     return found
 
 
-def start_numba(command: str) -> None:
-    """Import numba for a command; if this fails, print the reason and exit."""
-    try:
-        load_numba()
-    except RuntimeError as error:
-        sys.exit(f"minigrad {command}: {error}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` are by default those of the process."""
     parser = Parser(
@@ -233,22 +225,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))
-    if chosen.command == "warmup":
-        start_numba(chosen.command)
-        from minigrad.kernels.warmup import WarmupError, warmup
-
-        try:
-            compiled = warmup(double=chosen.all)
-            with printing():
-                print(compiled)
-        except WarmupError as error:
-            sys.exit(f"minigrad warmup: {error}")
-    elif chosen.command == "config":
-        start_numba(chosen.command)
+    if chosen.command is None:
+        parser.print_help()
+        return
+    try:
+        load_numba()
+    except RuntimeError as error:
+        sys.exit(f"minigrad {chosen.command}: {error}")
+    if chosen.command == "config":
         with printing():
             minigrad.show_config()
-    else:
-        parser.print_help()
+        return
+    from minigrad.kernels.warmup import WarmupError, warmup
+
+    try:
+        compiled = warmup(double=chosen.all)
+        with printing():
+            print(compiled)
+    except WarmupError as error:
+        sys.exit(f"minigrad warmup: {error}")
 
 
 if __name__ == "__main__":

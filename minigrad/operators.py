@@ -90,19 +90,13 @@ def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
 
 def _method(op: Op[Any]) -> Callable[..., Tensor]:
     """Make a method with the signature and the documentation of an op."""
-    method: Callable[..., Tensor]
-    if len(op.parameters) == 1:  # a call without *args and **options is faster
 
-        def method(self: Tensor) -> Tensor:
-            return op.call(self)
-    else:
-
-        def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-            try:
-                return op.call(self, *args, **options)
-            except TypeError as error:
-                op.check_keywords(error)
-                raise
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        try:
+            return op.call(self, *args, **options)
+        except TypeError as error:
+            op.check_keywords(error)
+            raise
 
     _, *options = op.signature.parameters.values()
     vars(method)["__signature__"] = op.signature.replace(

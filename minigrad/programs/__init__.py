@@ -6,9 +6,8 @@ names         the names of the values in a program
 program       a program: its lines, its source code and its function
 surroundings  what a step reads besides its arguments, and whether this has changed
 settings      the options and states that a program reads again in each run
-code          what the code of functions names, and what that of a step may not do
 """
 
 from minigrad.programs.captured import Captured as Captured
 from minigrad.programs.captured import capture as capture
-from minigrad.programs.code import CaptureError as CaptureError
+from minigrad.programs.names import CaptureError as CaptureError

@@ -28,7 +28,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -40,11 +40,10 @@ from minigrad.core.grad_mode import check_whole, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
-from minigrad.programs.code import CaptureError, check_code
-from minigrad.programs.names import StepNumber, ValueNames, is_named_tuple
+from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.surroundings import Surroundings, codes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -189,7 +188,7 @@ class Captured(Generic[P, R]):
             )
             return cast(R, _with_tensors(self._eager(args, kwargs)))
         surroundings = Surroundings(self.step)
-        check_code(self.step, surroundings.functions)
+        _check_code(self.step, surroundings.functions)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
@@ -341,3 +340,28 @@ def _contents(value: Any) -> Iterator[Any]:
         yield each
         if isinstance(each, (list, tuple, dict)):
             yield from _contents(each)
+
+
+def _check_code(step: Callable[..., Any], functions: Iterable[Any]) -> None:
+    """Raise a CaptureError if a step prints or reads values; `functions` are those that it calls.
+
+    The methods of other classes may only have the names of methods that the step calls. So if these
+    read values, the recorder raises the error when they do.
+    """
+    whole = getattr(step, "func", step)  # of a partial
+    named = whole if hasattr(whole, "__qualname__") else type(whole).__call__
+    own = {"", _owner(named.__qualname__)}
+    for function in functions:
+        name, owner = function.__qualname__, _owner(function.__qualname__)
+        is_own = owner in own or owner.endswith("<locals>")
+        refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
+        for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
+            raise CaptureError(
+                f"capture: {name} calls {each}(), which a program cannot do again; return the "
+                f"tensor, and call {each}() outside of the step"
+            )
+
+
+def _owner(name: str) -> str:
+    """Return the name of the class, or of the function, in which a function is defined."""
+    return name.rpartition(".")[0]

@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.code import CaptureError
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr escapes it, so no literal contains it
 EARLIER = "e"  # the prefix of names of gradients from before the step
+
+
+class CaptureError(RuntimeError):
+    """The step does something that cannot be captured; the message says what to do instead."""
 
 
 class StepNumber(float):

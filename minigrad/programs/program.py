@@ -14,8 +14,7 @@ import numpy as np
 
 from minigrad.checks import are_same
 from minigrad.core.node import Node
-from minigrad.programs.code import CaptureError
-from minigrad.programs.names import EARLIER, MARK, ValueNames
+from minigrad.programs.names import EARLIER, MARK, CaptureError, ValueNames
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")

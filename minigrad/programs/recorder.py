@@ -25,8 +25,7 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
-from minigrad.programs.code import CaptureError
-from minigrad.programs.names import EARLIER, StepNumber, ValueNames, as_tuple
+from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
 
 DRAWS = (

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, partial
+from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -35,11 +36,12 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
-from minigrad.programs.code import FOREIGN, codes, is_known, package_of, texts
 from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
+FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
+LIBRARY = {"minigrad", "lora"}
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__"  # called unnamed
@@ -317,3 +319,30 @@ def _joined(path: str, name: Any) -> str:
 
 def _unused(path: str, known: Mapping[str, Any]) -> str:
     return f"{path}_{len(known)}" if path in known else path
+
+
+def codes(function: Any) -> Sequence[Any]:
+    """List the code objects of a function and of the functions inside it."""
+    found = [function.__code__]
+    for code in found:  # the loop appends to it
+        found += filter(iscode, code.co_consts)
+    return found
+
+
+def texts(constants: Iterable[Any]) -> Iterator[str]:
+    """List the strings among the constants of a code object, also in tuples."""
+    for each in constants:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, (tuple, frozenset)):
+            yield from texts(each)
+
+
+def package_of(module: str | None) -> str:
+    """Return the name of the package that a module is in."""
+    return (module or "").partition(".")[0]
+
+
+def is_known(module: Any) -> bool:
+    """Return whether no class, function or variable of this module is compared."""
+    return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY
