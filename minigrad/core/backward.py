@@ -273,10 +273,6 @@ def _visit(
             parent = edge[0]
             if results is not None:
                 result = results.pop(0)
-            elif len(edge) == 4:  # the usual case; a call without * is faster
-                result = edge[2].derivative(g, edge[3])
-            elif len(edge) == 3:
-                result = edge[2].derivative(g)
             else:
                 result = edge[2].derivative(g, *edge[3:])
             if observers:
