@@ -74,8 +74,9 @@ def check(options: argparse.Namespace) -> int:
         low, high = options.range or (0.0, 1.0)
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
-        of = importlib.import_module("ml_dtypes") if options.dtype == "bfloat16" else np
-        arrays = [np.asarray(x).astype(getattr(of, options.dtype)) for x in inputs]
+        if options.dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401  # gives numpy this dtype
+        arrays = [np.asarray(x).astype(options.dtype) for x in inputs]
         settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
         if options.vjp is None:
             given = arrays_of(f, arrays, options.framework, options.dtype)
@@ -110,13 +111,13 @@ def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> l
     found = framework_of(f, []) if framework is None else None
     framework = found.framework if found else framework
     if framework == "torch":
-        torch = importlib.import_module("torch")
+        torch: Any = importlib.import_module(framework)
         parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
         own = next((p.dtype for p in parameters), getattr(torch, dtype))  # a Module's dtype
         wide = (x.astype(np.float64) for x in arrays)  # PyTorch accepts float64 from numpy
         return [torch.from_numpy(x).to(own).requires_grad_() for x in wide]
     if framework == "jax":
-        jax = importlib.import_module("jax.numpy")
+        jax: Any = importlib.import_module(framework).numpy
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
     return arrays
 
