@@ -144,4 +144,8 @@ def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
 
 def described(value: Any) -> str:
     """Describe a value in a few words, for a message."""
-    return value.describe() if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return value.describe()
+    library = type(value).__module__.partition(".")[0]
+    of = f" of {library}" if hasattr(value, "__dlpack__") and library != "numpy" else ""
+    return f"a {type(value).__name__}{of}"
