@@ -88,11 +88,9 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
 
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
-    kinds = int, float, np.integer, np.floating
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"{name} must be a number, not {value!r:.60}")
+    number = check_number(name, value)
     open_end = open_end or high == np.inf
-    if value == -np.inf or not (low <= value < high if open_end else low <= value <= high):
+    if number == -np.inf or not (low <= number < high if open_end else low <= number <= high):
         start, end = "(" if low == -np.inf else "[", ")" if open_end else "]"
         raise ValueError(f"{name} must be in {start}{low}, {high}{end}, not {value!r}")
 
