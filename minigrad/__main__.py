@@ -14,12 +14,12 @@ but it helps when building a container, or before a class.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +66,13 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def seed(text: str) -> int:
+    """Parse a seed of random numbers."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; it is an integer of at least 0")
+    return int(text)
+
+
 def check(options: argparse.Namespace) -> int:
     """Run gradcheck, print its report and return the exit status."""
     try:
@@ -75,7 +82,7 @@ def check(options: argparse.Namespace) -> int:
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
         if options.dtype == "bfloat16":
-            import ml_dtypes  # noqa: F401  # gives numpy this dtype
+            package("ml_dtypes")  # it gives numpy this dtype
         arrays = [np.asarray(x).astype(options.dtype) for x in inputs]
         settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
         if options.vjp is None:
@@ -111,15 +118,27 @@ def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> l
     found = framework_of(f, []) if framework is None else None
     framework = found.framework if found else framework
     if framework == "torch":
-        torch: Any = importlib.import_module(framework)
+        torch = package("torch")
         parameters = f.parameters() if isinstance(f, torch.nn.Module) else ()
         own = next((p.dtype for p in parameters), getattr(torch, dtype))  # a Module's dtype
         wide = (x.astype(np.float64) for x in arrays)  # PyTorch accepts float64 from numpy
         return [torch.from_numpy(x).to(own).requires_grad_() for x in wide]
     if framework == "jax":
-        jax: Any = importlib.import_module(framework).numpy
+        jax = package("jax").numpy
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
     return arrays
+
+
+def package(name: str) -> Any:
+    """Import a package, or raise a ModuleNotFoundError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            wanted = "'minigrad-lora[text]'" if name == "ml_dtypes" else name
+            text = f"{name} is not installed; python -m pip install {wanted}"
+            raise ModuleNotFoundError(text, name=name) from None
+        raise
 
 
 def load(target: str) -> Any:
@@ -127,12 +146,16 @@ def load(target: str) -> Any:
 
     Raises:
         ValueError: if `target` does not have this form, or its name is not a function.
+        FileNotFoundError: if the file does not exist.
     """
     source, colon, name = target.rpartition(":")
     if not (colon and source and name):
         raise ValueError(f"{target!r} is not of the form file.py:function")
     if source.endswith(".py"):
         path = Path(source).resolve()
+        if not path.is_file():
+            near = sorted(str(other.name) for other in path.parent.glob("*.py"))
+            raise FileNotFoundError(f"there is no {source}; beside it there are {near}")
         sys.path.insert(0, str(path.parent))  # so that it can import files of its folder
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
@@ -142,11 +165,20 @@ def load(target: str) -> Any:
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(source)
-    found = attrgetter(name)(module)
+    found: Any = module
+    for part in name.split("."):
+        known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
+        found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
-        raise ValueError(
-            f"{target} is not a function or an instance that can be called, but {found!r:.60}"
-        )
+        what = repr(found)[:60]
+        if isinstance(found, type):
+            instead = "its .apply" if hasattr(found, "apply") else "an instance of it"
+            what = f"a class; name {instead}"
+        raise ValueError(f"{target} cannot be checked: it is {what}")
     return found
 
 
@@ -208,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="the allowed relative difference between two calls with equal inputs (default: 0)",
     )  # fmt: skip
     checked.add_argument(
-        "--seed", type=int, default=0, help="the seed of the random inputs (default: 0)"
+        "--seed", type=seed, default=0, help="the seed of the random inputs (default: 0)"
     )
     help_text = "compile the kernels in advance, and save them for later programs"
     shared = (

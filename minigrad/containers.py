@@ -71,8 +71,9 @@ def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> S
         return len(leaves) - 1
     if isinstance(value, dict) and getattr(value, "__dict__", None):
         raise TypeError(
-            f"{path} is of type {type(value).__name__}, a dict with attributes, which would keep "
-            f"their old values beside new items; use a plain dict or a dataclass"
+            f"{path} is of type {type(value).__name__}, a dict with attributes "
+            f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
+            f"use a plain dict or a dataclass"
         )
     kind, items, make, owner = opened
     contents = {
@@ -135,6 +136,8 @@ def _open(value: Any) -> Container | None:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         named = dict(zip(kind._fields, value, strict=True))
         return Container(kind, named, lambda new: kind._make(new.values()), None)
+    if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # a named tuple made in C
+        return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if not hasattr(kind, "__dataclass_fields__"):
         return None
     fields: dict[str, Any] = {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +46,20 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
         ValueError: if there is no column `target` or no other column, a name of a column occurs
             twice, there are no rows, rows have different lengths, or a value is missing, not a
             number, or not finite in float32; the message names line and column. Also if the file is
-            not in UTF-8.
+            not in UTF-8, or a field is too long for Python's csv module.
     """
     name = os.fspath(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        lines = [(reader.line_num, row) for row in reader if row]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, row) for row in reader if row]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: the file is not UTF-8 text: {error}") from None
+    except csv.Error as error:
+        raise ValueError(
+            f"{name}, line {reader.line_num}: the line cannot be read: {error}; a table of numbers "
+            f"has short fields, so a quotation mark may be missing, or the file is not CSV"
+        ) from None
     if not lines:
         raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")
     header = [column.strip() for column in lines[0][1]]
@@ -82,16 +89,21 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
 
 
 def _number(text: str, name: str, line: int, column: str) -> float:
+    shown = f"{text!r:.100}"
+    where = f"{name}, line {line}, column {column!r:.200}"
+    if not text.strip():
+        raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
         value = float(text.replace("_", "?"))  # float() would accept 1_000
     except ValueError:
-        value = math.inf
-    if abs(value) <= float(np.finfo(np.float32).max):
-        return value
-    raise ValueError(
-        f"{name}, line {line}, column {column!r:.200}: {text!r:.100} is no number finite in "
-        f"float32; fill it in, encode texts as numbers, or leave the row or the column out"
-    )
+        raise ValueError(
+            f"{where}: {shown} is not a number; encode text columns as numbers, or leave them out"
+        ) from None
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"{where}: {shown} is not finite in float32; fill it in, scale it, or leave it out"
+        )
+    return value
 
 
 def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> list[Arrays]:
@@ -110,9 +122,13 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
+    try:
+        test_size = float(test_size)  # float16 could not hold a number of rows
+    except (TypeError, ValueError):
+        raise TypeError(f"test_size must be a number, not {test_size!r:.60}") from None
     if not 0 < test_size < 1:
         raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
-    n_test = round(n * float(test_size))  # float16 could not hold a number of rows
+    n_test = round(n * test_size)
     if not 0 < n_test < n:
         raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
     order = generator(rng).permutation(n)
@@ -214,14 +230,13 @@ def batches(
     Raises:
         ValueError: when the first batch is taken, as for all errors, if the lengths differ or are
             0, there are no arrays, or the batch size is not a positive integer.
-        TypeError: if `arrays` is a single array, not a sequence of arrays, a list in it does not
-            hold numbers, `shuffle` is not True or False, or `rng` is not a generator.
+        TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, a list in it
+            does not hold numbers, `shuffle` is not True or False, or `rng` is not a generator.
     """
-    if isinstance(arrays, (np.ndarray, Tensor)):
-        raise TypeError(
-            f"batches takes a list of arrays, not one of shape {arrays.shape}; write "
-            f"batches([x], ...)"
-        )
+    is_one = isinstance(arrays, (np.ndarray, Tensor))
+    if is_one or not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):
+        found = f"one of shape {np.shape(arrays)}" if is_one else f"{arrays!r:.60}"
+        raise TypeError(f"batches takes a list of arrays, not {found}; write batches([x], ...)")
     check_flag("batches: shuffle", shuffle)
     check_positive("batch_size", batch_size)
     batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow

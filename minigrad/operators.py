@@ -90,13 +90,19 @@ def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
 
 def _method(op: Op[Any]) -> Callable[..., Tensor]:
     """Make a method with the signature and the documentation of an op."""
+    method: Callable[..., Tensor]
+    if len(op.parameters) == 1:  # a call without *args and **options is faster
 
-    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        try:
-            return op.call(self, *args, **options)
-        except TypeError as error:
-            op.check_keywords(error)
-            raise
+        def method(self: Tensor) -> Tensor:
+            return op.call(self)
+    else:
+
+        def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+            try:
+                return op.call(self, *args, **options)
+            except TypeError as error:
+                op.check_keywords(error)
+                raise
 
     _, *options = op.signature.parameters.values()
     vars(method)["__signature__"] = op.signature.replace(
@@ -127,9 +133,9 @@ class Operators(Tensor):
         compute = _ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
+        _check_out(ufunc.__name__, *options.get("out", ()))
         if compute is not None and method == "__call__" and set(options) == {"out"}:
-            # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor. An
-            # output that is a Tensor is read-only here, because graphs would not notice the write.
+            # `w.data -= lr * w.grad`: arithmetic in place, on an array, with a constant tensor.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))
         raise TypeError(_use_instead(ufunc.__name__))
 
@@ -141,6 +147,7 @@ class Operators(Tensor):
             named = {name: x._data if isinstance(x, Tensor) else x for name, x in options.items()}
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **named)
         name, module = function.__name__, function.__module__
+        _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):
             raise TypeError(_use_instead(name, module))
         try:
@@ -234,6 +241,15 @@ class Operators(Tensor):
                 f"transpose: {order} does not order {self.ndim} axes; .swapaxes{order} swaps two"
             )
         return ops.transpose.call(self, order)
+
+
+def _check_out(name: str, *out: Any) -> None:
+    """Raise a TypeError if a function of numpy is to write into a Tensor."""
+    if any(isinstance(each, Tensor) for each in out):
+        raise TypeError(
+            f"numpy.{name} cannot write into a Tensor, out=tensor: a graph that has saved the "
+            f"tensor would not notice; use tensor.copy_(result)"
+        )
 
 
 def _unwrapped(value: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Self
@@ -46,7 +47,8 @@ def progress_bar(
     it is not shown, a `NoBar` is returned. Without items, call its `update`. `what` describes the
     work, and `unit` is the name of one item. `options` are more options of tqdm, such as `total`;
     they override the settings that are made here. If TQDM_DISABLE is set, no bar is shown; tqdm
-    itself ignores this variable in a notebook with widgets.
+    itself ignores this variable in a notebook with widgets. Where nothing can be written to
+    `sys.stderr`, the work goes on without a bar.
     """
     is_terminal = getattr(sys.stderr, "isatty", lambda: False)
     is_lost = getattr(sys.stderr, "closed", sys.stderr is None)
@@ -73,6 +75,16 @@ def _bar_class() -> Any:
         tqdm's usual lock is shared with forked processes. If one of them is killed while it holds
         the lock, all others wait forever.
         """
+
+        def display(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().display(*args, **options)
+            except OSError:  # the disk is full, or the reader of a pipe has ended
+                self.disable = True
+
+        def close(self) -> None:
+            with suppress(OSError):
+                super().close()
 
     Bar.set_lock(renewed_in_child(Bar, "_lock", threading.RLock))  # the attribute that it sets
     return Bar

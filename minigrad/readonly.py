@@ -47,12 +47,16 @@ def owner_of(array: Array) -> Array:
     bytearray, are all owners.
     """
     while (base := array.base) is not None:
-        if not isinstance(base, ndarray):
-            base = getattr(base, "base", None)  # as the helper of numpy's `as_strided` has one
-        if not isinstance(base, ndarray):
+        if not isinstance(base, ndarray) and (base := _array_behind(base)) is None:
             break
         array = base
     return array
+
+
+def _array_behind(base: Any) -> Array | None:
+    """Return the array that a memoryview shows, or the helper of numpy's `as_strided`, or None."""
+    array = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return array if isinstance(array, ndarray) else None
 
 
 class Holder(Protocol):
@@ -80,15 +84,17 @@ def hold(array: Array, holder: Holder) -> bool:
 
     Views that were made before stay writable. Writes to them through a Tensor are noticed; writes
     through numpy are not. Returns False if the memory cannot be held: it is read-only already, or
-    numpy might not make it writable again, because it belongs to something else than an array.
+    numpy could not make it writable again (memory of a bytes object, as after unpickling, or a view
+    by `as_strided`).
     """
+    owner = owner_of(array)
     views: list[Array] = []
-    owner: Any = array
-    while owner.base is not None:
-        if not isinstance(owner.base, ndarray):
-            return False
-        views.append(owner)
-        owner = owner.base
+    view: Any = array
+    while view is not owner:
+        views.append(view)
+        view = view.base if isinstance(view.base, ndarray) else _array_behind(view.base)
+    if not all(_is_writable_again(each.base) for each in (*views, owner)):
+        return False
     known = _holds.get(owner)
     if known is None:
         if not owner.flags.writeable:
@@ -101,6 +107,16 @@ def hold(array: Array, holder: Holder) -> bool:
             known.views.append(weakref.ref(view))
     owner.flags.writeable = False
     return True
+
+
+def _is_writable_again(base: Any) -> bool:
+    """Return whether numpy would make an array with this base writable again."""
+    if base is None or isinstance(base, ndarray):
+        return True
+    try:
+        return not memoryview(base).readonly  # a TypeError if it is no buffer
+    except (BufferError, TypeError):
+        return False
 
 
 def release(array: Array) -> bool:

@@ -15,6 +15,7 @@ from functools import cache, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.resources import files
+from inspect import getattr_static
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -88,10 +89,23 @@ def getattr_of(module: str) -> Callable[[str], NoReturn]:
     return __getattr__
 
 
+class _Elsewhere:
+    """A descriptor for a missing attribute: accessing it raises an error with a hint."""
+
+    def __init__(self, owner: str, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __get__(self, asked: Any, kind: type) -> Any:
+        if asked is not None:
+            raise missing(self._owner, self._name, asked)
+        raise AttributeError(f"type object {kind.__name__!r} has no attribute {self._name!r}")
+
+
 def add_hints(kind: Any, owner: str) -> None:
     """Add hints to a class: the errors for names that its objects do not have say what to use.
 
-    Python 3.11 looks up all attributes of a class with `__getattr__` more slowly, so it has none.
+    In Python 3.12 and later, `__getattr__` does this for any name. In 3.11, a class with
+    `__getattr__` looks up all attributes more slowly; there, it is done for the names in the table.
     """
     if sys.version_info >= (3, 12):
 
@@ -99,6 +113,16 @@ def add_hints(kind: Any, owner: str) -> None:
             raise missing(owner, name, self)
 
         kind.__getattr__ = __getattr__
+        return
+    for name in elsewhere()[owner]:
+        if not hasattr(kind, name):
+            setattr(kind, name, _Elsewhere(owner, name))
+
+    def listed(self: Any) -> list[str]:
+        names = object.__dir__(self)
+        return [n for n in names if not isinstance(getattr_static(self, n, None), _Elsewhere)]
+
+    kind.__dir__ = listed
 
 
 def instead_of_argument(error: TypeError) -> str:

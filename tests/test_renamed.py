@@ -131,8 +131,6 @@ def test_a_name_of_another_library_that_is_imported_gives_the_one_that_is_here(
 
 @pytest.mark.parametrize("owner", [*MODULES, *OBJECTS])
 def test_a_name_of_another_library_gives_the_one_that_is_here(owner):
-    if looks_up_slowly and owner in ("Tensor", "Module"):
-        pytest.skip("Python 3.11 would look up all attributes slower")
     asked = MODULES.get(owner) or OBJECTS.get(owner)
     problems = []
     for name, hint in (hints := elsewhere()[owner]).items():

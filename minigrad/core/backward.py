@@ -45,7 +45,7 @@ def backward(
     Raises:
         ValueError: if `gradient` is missing, but L has several elements, or it has a wrong shape;
             or if a hook returns something else than None or a Tensor of the right shape.
-        TypeError: if `gradient` does not hold real numbers.
+        TypeError: if `gradient` does not hold real numbers, or is a masked array.
         RuntimeError: if L does not require a gradient, an earlier pass has freed the graph, or an
             array that the graph saved was overwritten.
     """
@@ -127,7 +127,8 @@ def grad(
         ValueError: if a cotangent is missing for an output of several elements, its shape is not
             that of its output, or the numbers of cotangents and outputs differ.
         TypeError: if `outputs` is a function, `inputs` are missing, an input or an output is not a
-            Tensor, a cotangent does not hold real numbers, or is another container than its output.
+            Tensor, a cotangent does not hold real numbers, is a masked array, or is another
+            container than its output.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
@@ -273,6 +274,10 @@ def _visit(
             parent = edge[0]
             if results is not None:
                 result = results.pop(0)
+            elif len(edge) == 4:  # the usual case; a call without * is faster
+                result = edge[2].derivative(g, edge[3])
+            elif len(edge) == 3:
+                result = edge[2].derivative(g)
             else:
                 result = edge[2].derivative(g, *edge[3:])
             if observers:
@@ -357,9 +362,10 @@ def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
         result = total.reshape(parent.shape) if extra and keepdims else total
     if result.dtype != parent.dtype:
         if result.dtype.kind not in "biuf":
+            advice = "; return its real part" if result.dtype.kind == "c" else ""
             raise TypeError(
                 f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned "
-                f"{result.dtype}; a gradient is of real numbers"
+                f"{result.dtype}; a gradient is of real numbers{advice}"
             )
         result = result.astype(parent.dtype)
     return np.asarray(result) if isinstance(result, np.generic) else result
@@ -439,6 +445,10 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
             )
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
+    if isinstance(gradient, np.ma.MaskedArray):
+        raise TypeError(
+            f"{role}: a gradient has no mask; fill the array in first, with .filled(value)"
+        )
     array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     if array.shape != value.shape:
         raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")

@@ -438,10 +438,17 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     """Return the error of a forward function, with the op's name and operands in the message."""
     if op_of(error) == op.name:
         return error
+    text, named = str(error), dict(zip(op.parameters, values, strict=False))
+    if "boolean subtract" in text:  # numpy advises functions that are not here
+        text = f"{text.partition(', use ')[0]}; use not_equal"
+    elif text.startswith(("zero-size array", "attempt to get arg")) and "axis" in named:
+        text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
+    elif text.startswith("ufunc"):  # without a loop for these types
+        text = f"takes tensors, arrays and numbers; {text}"
     kind: type[Exception] = IndexError if isinstance(error, IndexError) else TypeError
     if isinstance(error, (OverflowError, ValueError)):  # AxisError is an IndexError as well
         kind = ValueError
-    return op_error(kind, op.name, str(error).rstrip("."), called_with(values))
+    return op_error(kind, op.name, text.rstrip("."), called_with(values))
 
 
 # The types of Python numbers, which adapt to the dtype of the array operand.

@@ -79,9 +79,26 @@ class ForwardMode(Observer):
         self._known[_give_node(identity, inner)] = _Known(tangents, from_outside)
         return inner
 
+    def _find(self, node: Node) -> _Known | None:
+        """Return what is known about a node.
+
+        Raises:
+            RuntimeError: if the node depends on the inputs, but this run did not see its op.
+        """
+        known = self._known.get(node)
+        if known is None and node.order > self._start:
+            for edge in node.edges or ():
+                parent = self._known.get(edge[0])
+                if parent is not None and parent.tangents is not None:
+                    raise RuntimeError(
+                        f"forward mode has not seen the call of `{node.name}`, because another "
+                        f"thread made it; call it in the thread that differentiates"
+                    )
+        return known
+
     def _of(self, result: Tensor) -> Tangents | None:
         """Return the tangents of a result, or None if it does not depend on an input."""
-        known = None if result.node is None else self._known.get(result.node)
+        known = None if result.node is None else self._find(result.node)
         return None if known is None else known.tangents
 
     def tangents(self, result: Tensor) -> list[Tensor]:
@@ -111,7 +128,7 @@ class ForwardMode(Observer):
             node = x.node if isinstance(x, Tensor) else None
             if node is None:
                 continue
-            known = self._known.get(node)
+            known = self._find(node)
             if known is None:
                 from_outside |= node.order < self._start and not node.forward_only
                 continue
@@ -121,11 +138,12 @@ class ForwardMode(Observer):
         from_outside &= self._enabled
         if moving:
             before = grad_enabled, observers = mode.state
-            runs = [o for o in observers if isinstance(o, ForwardMode)]
-            inside = [o for o in runs if o._start >= self._start]  # this run, and runs inside it
-            around = tuple([o for o in observers if o not in inside])
-            runs_around = [self, *(o for o in runs if o not in inside)]
-            needed = grad_enabled and any(o.is_in_no_grad_of_f() for o in runs_around)
+            around: tuple[Observer, ...] = ()
+            needed = grad_enabled and self.is_in_no_grad_of_f()
+            if len(observers) > 1:
+                around = tuple(o for o in observers if not self._is_inside(o))
+                runs = (o for o in around if isinstance(o, ForwardMode))
+                needed |= grad_enabled and any(forward.is_in_no_grad_of_f() for forward in runs)
             mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
@@ -134,6 +152,10 @@ class ForwardMode(Observer):
             self._known[_give_node(op, result)] = _Known(tangents, from_outside)
         elif from_outside and result.node is not None:
             self._known[result.node] = _Known(None, True)
+
+    def _is_inside(self, observer: Observer) -> bool:
+        """Return whether an observer is this run, or a run inside it."""
+        return isinstance(observer, ForwardMode) and observer._start >= self._start
 
     def _push(
         self, op: Op[Any], inputs: Sequence[Any], result: Tensor, moving: Mapping[int, Tangents]
@@ -229,11 +251,7 @@ class _Derivative:
         total = functools.reduce(operator.add, terms)
         found = np.shape(total)
         if found != self._result.shape:
-            raise ValueError(
-                f"the derivative of `{self._op.name}` in a direction has shape {found}, and its "
-                f"result {self._result.shape}; correct its JVP, or its VJPs and whether it is "
-                f"marked as elementwise or linear"
-            )
+            raise self._wrong_shape(found)
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
@@ -251,7 +269,10 @@ class _Derivative:
             if op.elementwise:
                 if v.shape != self._result.shape:
                     spread = np.broadcast_to if self._unwatched else Tensor.broadcast_to
-                    v = spread(v, self._result.shape)
+                    try:
+                        v = spread(v, self._result.shape)
+                    except ValueError as error:
+                        raise self._wrong_shape(v.shape) from error
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 without_bias = [
@@ -270,6 +291,13 @@ class _Derivative:
         elif transposed:
             terms += self._by_transposition(transposed)
         return terms
+
+    def _wrong_shape(self, shape: tuple[int, ...]) -> ValueError:
+        return ValueError(
+            f"the derivative of `{self._op.name}` in a direction has shape {shape}, and its result "
+            f"{self._result.shape}; correct its JVP, or its VJPs and whether it is marked as "
+            f"elementwise or linear"
+        )
 
     def _called(self, values: Sequence[Any]) -> Any:
         """Call the op with a value for each of its parameters."""

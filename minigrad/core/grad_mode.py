@@ -6,11 +6,10 @@ cannot switch off the gradients of the training loop.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,7 +74,7 @@ def is_grad_enabled() -> bool:
     return mode.grad_enabled
 
 
-class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
+class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with grad_mode(False):`
     """Set whether a `with` block or a decorated function records a graph.
 
     At the end the earlier mode is restored, also after an error. One object may be entered several
@@ -85,49 +84,53 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._before: list[bool] = []
+        self._thread = threading.local()  # several threads may use one object at once
 
     def __enter__(self) -> None:
         before, observers = mode.state
-        self._before.append(before)
+        vars(self._thread).setdefault("before", []).append(before)
         mode.state = (self._enabled, observers)
         mode.no_grad_blocks += not self._enabled
 
     def __exit__(self, *_: object) -> None:
-        mode.state = (self._before[-1], mode.state[1])
-        self._before.pop()
+        before = vars(self._thread).get("before")
+        if not before:
+            raise RuntimeError(
+                "a block of no_grad or enable_grad ends in another thread than it began in; "
+                "advance and close a generator with such a block in one thread only"
+            )
+        mode.state = (before[-1], mode.state[1])
+        before.pop()
         mode.no_grad_blocks -= not self._enabled
 
     def __call__(self, function: F) -> F:
         """Decorate `function`, so that it runs in this mode.
 
         Raises:
-            TypeError: if it is not a function, or is a generator or a coroutine, whose body would
-                run after the mode is restored.
+            TypeError: if it is a generator or a coroutine, whose body would run after the mode is
+            restored.
         """
-        check_whole(function, "be decorated with a mode")
-
-        @functools.wraps(function)
-        def decorated(*args: Any, **options: Any) -> Any:
-            with grad_mode(self._enabled):  # a new object, because threads may call it at once
-                return function(*args, **options)
-
-        return decorated  # type: ignore[return-value]
+        check_decorable(function)
+        return super().__call__(function)
 
 
-def check_whole(function: Any, purpose: str) -> None:
-    """Check that a call of a function runs its whole body, so that it can "be decorated".
+def is_deferred(function: Callable[..., Any]) -> bool:
+    """Return whether a call does not run the body: that of a generator or a coroutine waits."""
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    return any(is_one(function) for is_one in kinds)
+
+
+def check_decorable(function: Callable[..., Any]) -> None:
+    """Check that a call of a function runs its whole body, so that a mode can be set for it.
 
     Raises:
-        TypeError: if it is not a function, or is a generator or a coroutine.
+        TypeError: if it is a generator or a coroutine.
     """
-    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-    is_deferred = any(is_one(function) for is_one in kinds)
-    if not callable(function) or isinstance(function, type) or is_deferred:
+    if is_deferred(function):
         name = getattr(function, "__name__", repr(function))  # a partial has no name
         raise TypeError(
-            f"{name:.80} is not a function that runs from start to end in one go, so it cannot "
-            f"{purpose}; take one that does, or the parts of its body that need it"
+            f"{name:.80} does not run from start to end in one go, so it cannot be "
+            f"decorated; write `with` around the parts of its body that need it"
         )
 
 
@@ -146,7 +149,7 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
         TypeError: if it decorates a generator or a coroutine, whose body would run later, or what
             is not a function.
     """
-    return grad_mode(False) if function is None else grad_mode(False)(function)
+    return grad_mode(False) if function is None else _decorated("no_grad", False, function)
 
 
 @overload
@@ -161,4 +164,12 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
     Raises:
         TypeError: as in `no_grad`.
     """
-    return grad_mode(True) if function is None else grad_mode(True)(function)
+    return grad_mode(True) if function is None else _decorated("enable_grad", True, function)
+
+
+def _decorated(name: str, enabled: bool, function: F) -> F:
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(
+            f"{name} decorates a function, not {function!r:.60}; write `with {name}():`"
+        )
+    return grad_mode(enabled)(function)

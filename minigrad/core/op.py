@@ -54,6 +54,13 @@ OPS: dict[str, Op[Any]] = {}
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a special meaning in a VJP."""
 
+_INSTEAD_OF_A_FUNCTION: dict[str, tuple[Any, str]] = {
+    "cost": ((int, np.integer), "an integer or a function"),
+    "shape": ((), "a function"),
+    "hint": (str, "a text, a function that returns one, or a dict of texts with such functions"),
+}
+"""For a cost, a shape and a hint: what may be given instead of a function, and the description."""
+
 
 class VJP:
     """A VJP or a JVP of an op, and the values that it needs; for a VJP, a call saves them."""
@@ -153,11 +160,15 @@ class Op(OpLike, Generic[P]):
         self.call: Callable[..., Tensor] = self._first_call
         self.name = forward.__name__
         update_wrapper(self, forward)
-        for asked in (self.cost, self.shape, self.nonfinite_hint):
-            self._check_names(asked, "out")
-        self._check_names(self.gradient_hint, "out", "g", "gradient")
-        for name in (*self.linear, *self.fresh):
-            self._argnum(name)
+        for kind in ("cost", "shape", "nonfinite_hint"):
+            self._check(kind, getattr(self, kind), "out")
+        self._check("gradient_hint", self.gradient_hint, "out", "g", "gradient")
+        for kind in ("linear", "fresh"):
+            if isinstance(names := getattr(self, kind), str):
+                accepted = f"a list of names, such as [{names!r}]"
+                raise TypeError(f"{kind} of `{self.name}` is {accepted}, not {names!r}")
+            for name in names:
+                self._argnum(name)
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -206,7 +217,7 @@ class Op(OpLike, Generic[P]):
             )
         if any(argnum == known for known, _ in self.vjps):
             raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
-        self._check_names(cost, "out")
+        self._check("cost", cost, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
             if argnum != 0 or self.replayed or self.vjps:
@@ -236,16 +247,22 @@ class Op(OpLike, Generic[P]):
         Raises:
             ValueError: if an input does not exist, the op already has VJPs, or `cost` has another
                 key.
+            TypeError: if `cost` is not a dict of integers or functions.
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
-        for name in cost or ():
+        if not isinstance(cost, Mapping | None):
+            raise TypeError(
+                f"cost of the joint VJP of `{self.name}` is a dict by the names of inputs, not "
+                f"{cost!r:.60}"
+            )
+        for name, each in (cost or {}).items():
             if name not in (*names, "shared"):
                 raise ValueError(
                     f"the cost of the joint VJP of `{self.name}` has {name!r}; it can have "
                     f"{', '.join((*names, 'shared'))}"
                 )
-        self._check_names(cost, "out", "needs_input_grad")
+            self._check("cost", each, "out", "needs_input_grad")
         vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
         self.set_vjps([(self._argnum(name), vjp) for name in names])
         self.plain = False
@@ -272,14 +289,19 @@ class Op(OpLike, Generic[P]):
         self.vjp_of = dict(vjps)
         self.call = self._first_call
 
-    def _check_names(self, asked: Any, *others: str) -> None:
-        """Check that functions name only parameters and `others`; `asked` is one, or has several.
+    def _check(self, kind: str, asked: Any, *others: str) -> None:
+        """Raise an error if a cost, a shape or a hint is of another kind, or names a missing value.
 
-        They give the cost of the op, the shape of its result, or a hint.
+        It can have the parameters of the op, and the values that are named by `others`.
         """
-        for function in asked.values() if isinstance(asked, Mapping) else (asked,):
-            names = inspect.signature(function).parameters if callable(function) else {}
-            for name, parameter in names.items():
+        other, accepted = _INSTEAD_OF_A_FUNCTION[kind.rpartition("_")[2]]
+        several = isinstance(asked, Mapping) and other is str
+        for function in asked.values() if several else (asked,):
+            if not callable(function):
+                if several or not (function is None or isinstance(function, other)):
+                    raise TypeError(f"{kind} of `{self.name}` is {accepted}, not {function!r:.60}")
+                continue
+            for name, parameter in inspect.signature(function).parameters.items():
                 known = name in self.parameters or name in others
                 if not known and parameter.kind is not parameter.VAR_KEYWORD:  # ** gets all
                     raise ValueError(
@@ -517,7 +539,8 @@ def op(
     Raises:
         ValueError: if a property needs another one that is missing, or names a parameter that the
             function does not have, or the function has parameters such as `*args`.
-        TypeError: if `forward` is another object than a function, such as a `functools.partial`.
+        TypeError: if `forward` is another object than a function, such as a `functools.partial`, or
+            a property is of another kind.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:

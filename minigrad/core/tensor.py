@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -85,6 +85,10 @@ def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
         for value in data:
             if isinstance(value, (list, tuple)):
                 yield from _dtypes_in(value)
+            elif isinstance(value, np.ma.MaskedArray):
+                raise TypeError(
+                    "a tensor has no mask; fill the array in first, with .filled(value)"
+                )
             elif hasattr(value, "__array__"):
                 yield np.asarray(value).dtype
 
@@ -99,6 +103,23 @@ def converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:
                     f"{value} does not fit into {target}, which goes from {least} to {most}"
                 )
     return array.astype(target)
+
+
+class _Size(int):
+    """A number of elements. Calling it, as PyTorch's method `size()`, raises a helpful error.
+
+    In every other respect it is an int; a copy, or a value loaded by pickle, is a plain int.
+    """
+
+    def __call__(self, axis: int | None = None) -> NoReturn:
+        instead = ".shape" if axis is None else f".shape[{axis}]"
+        raise TypeError(
+            f"size is not a method here; use {instead}. Without a call, .size is the number of "
+            f"elements, {self}"
+        )
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
 
 
 class Tensor:
@@ -207,7 +228,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self._data.size
+        return _Size(self._data.size)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -238,7 +259,8 @@ class Tensor:
     def _number(self, how: str) -> Any:
         if self._data.size != 1:
             raise ValueError(
-                f"{how} needs one element, not {self.describe()}; .all() or .sum() gives one"
+                f"{how} needs a tensor of one element, not {self.describe()}; reduce it, as "
+                f".any() and .all() do for booleans, and .sum() and .mean() for numbers"
             )
         if mode.state[1]:
             _announce(self, None, how)
@@ -409,9 +431,13 @@ class Tensor:
         return f"{name}({values}, {', '.join(facts)})"
 
     def __len__(self) -> int:
+        if self._data.ndim == 0:
+            raise TypeError("a 0-d tensor has no len()")
         return len(self._data)
 
     def __iter__(self) -> Iterator[Tensor]:
+        if self._data.ndim == 0:
+            raise TypeError("a 0-d tensor cannot be iterated over")
         return (self[i] for i in range(len(self._data)))
 
     def __bool__(self) -> bool:
@@ -424,13 +450,15 @@ class Tensor:
         return int(self._number("int()"))
 
     def __index__(self) -> int:
-        if mode.state[1]:
-            _announce(self, None, "an index")
-        return operator.index(self._data)
+        if self._data.dtype.kind not in "iu" or self._data.ndim:
+            raise TypeError(f"an index must be an integer, not {self.describe()}")
+        return operator.index(self._number("an index"))
 
     def __format__(self, spec: str) -> str:
         if not spec:
             return repr(self)
+        if self._data.size != 1:
+            raise ValueError(f"a format needs a tensor of one element, not {self.describe()}")
         for observer in mode.observers:
             observer.on_text(self)
         return format(self._data.item(), spec)
@@ -439,6 +467,21 @@ class Tensor:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    @property
+    def _mask(self) -> NoReturn:
+        """Raise an AttributeError, with which numpy.ma treats the tensor like an array.
+
+        A tensor that requires a gradient raises a TypeError, because numpy.ma would ignore the
+        graph in `masked_array * tensor`.
+        """
+        if self.node is not None:
+            raise TypeError(
+                "a tensor has no mask, so it does not go with a masked array; fill the array in "
+                "first, with .filled(value), or pass tensor.detach().numpy()"
+            )
+        self.numpy()  # tells the observers that the value leaves the graph
+        raise AttributeError("a tensor has no mask")
 
     def __dlpack__(
         self,

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minigrad.checks import check_flag
-from minigrad.core.grad_mode import check_whole, mode
+from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
@@ -421,7 +421,7 @@ class _Detection(ContextDecorator):
         _active.watch()
 
     def __call__(self, function: F) -> F:
-        check_whole(function, "be decorated")  # the body of a generator runs after the call
+        check_decorable(function)  # no generators: their body runs after the call has returned
         return super().__call__(function)
 
 

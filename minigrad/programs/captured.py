@@ -28,15 +28,15 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from numpy import asarray, generic, ndarray
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
-from minigrad.core.grad_mode import check_whole, mode
+from minigrad.core.grad_mode import is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
@@ -50,6 +50,7 @@ R = TypeVar("R")
 
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
+MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
 MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
 
 
@@ -57,10 +58,20 @@ class Captured(Generic[P, R]):
     """A captured training step: calls run the program of `step`. `capture` makes it."""
 
     def __init__(self, step: Callable[P, R]) -> None:
-        check_whole(step, "be captured")
+        try:
+            if isinstance(step, (type, BuiltinFunctionType)):
+                raise TypeError
+            parameters = inspect.signature(step).parameters.values()
+        except (TypeError, ValueError):
+            raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
+        if is_deferred(step):
+            name = getattr(step, "__name__", repr(step))  # a partial has no name
+            raise TypeError(
+                f"capture: a step runs from start to end in one go, and {name:.80} is a "
+                f"generator or a coroutine; capture the function that makes one step"
+            )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        parameters = inspect.signature(step).parameters.values()
         kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         self._positional = [p.name for p in parameters if p.kind in kinds]
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
@@ -73,6 +84,7 @@ class Captured(Generic[P, R]):
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
+        self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
 
     @property
     def programs(self) -> list[Program]:
@@ -187,8 +199,17 @@ class Captured(Generic[P, R]):
                 stacklevel=3,
             )
             return cast(R, _with_tensors(self._eager(args, kwargs)))
+        if key not in kinds:
+            shapes = tuple((array.shape, array.dtype) for _, array in arrays)
+            self._numbers[shapes] += 1
+            if self._numbers[shapes] == MOST_NUMBERS:
+                warnings.warn(
+                    f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
+                    f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
+                    stacklevel=3,
+                )
         surroundings = Surroundings(self.step)
-        _check_code(self.step, surroundings.functions)
+        _check_code(self.step, surroundings)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
@@ -199,36 +220,39 @@ class Captured(Generic[P, R]):
                 changes = ", ".join([*dict.fromkeys(others[0].surroundings.changes())][:5])
                 raise CaptureError(
                     f"capture: the step reads {changes}, and that changes from call to call; make "
-                    f"it an argument, as a Tensor if it is a number, or return what it adds to it"
+                    f"it an argument, as a Tensor if it is a number, or return what the step "
+                    f"adds to it"
                 )
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
-        with observe(recorder):
-            result = self._eager(args, kwargs, names.views)
-        names.views.clear()  # a program keeps no array of its recording
-        recorder.check_state()
-        returned = names.result(result)
-        surroundings.add(names.others)
-        program = Program(names, recorder.lines, returned)
-        if known is not None:
-            self._programs[key].remove(known)
-            program.check_same(known)
-            self._programs[key].insert(0, known)
-            known.next_check *= 10
-            if known.zeroed.issuperset(before):  # the program leaves no gradients either
-                for leaf in surroundings.with_gradients():
-                    leaf.grad = None
-        elif first is None or not surroundings.hold():
-            others.insert(0, program)
-        else:
-            program.check_same(first)
-            zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
-            program.compile(zeroed)
-            usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
-            self._programs[key] = [program, *usable][:MOST_PROGRAMS]
-            self._last = program
-            self._changes.pop(key, None)
+        with recorder.errors_tell():
+            with observe(recorder):
+                result = self._eager(args, kwargs, names.views)
+            names.views.clear()  # a program keeps no array of its recording
+            recorder.check_state()
+            recorder.check_written()
+            returned = names.result(result)
+            surroundings.add(names.others)
+            program = Program(names, recorder.lines, returned)
+            if known is not None:
+                self._programs[key].remove(known)
+                program.check_same(known)
+                self._programs[key].insert(0, known)
+                known.next_check *= 10
+                if known.zeroed.issuperset(before):  # the program leaves no gradients either
+                    for leaf in surroundings.with_gradients():
+                        leaf.grad = None
+            elif first is None or not surroundings.hold():
+                others.insert(0, program)
+            else:
+                program.check_same(first)
+                zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
+                program.compile(zeroed)
+                usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+                self._programs[key] = [program, *usable][:MOST_PROGRAMS]
+                self._last = program
+                self._changes.pop(key, None)
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
@@ -254,22 +278,22 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     recorded: writing to a file or a log, for example, or `math.isfinite` of the norm that
     `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ. Some values are
     constants of the program: those that the step reads through C code or in objects of the standard
-    library, such as a context variable, an iterator, a queue or an `operator.attrgetter`; through
+    library, such as a context variable, a queue or an `operator.attrgetter`; through
     `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name that it computes; those
     that functions of installed packages read, except for the packages of the step and of its
     modules; and results of numpy, outside of the library, from arrays of more than 64 KB. So are
-    the class of an object, and what special methods such as `__mul__` read.
+    `globals()`, the class of an object, and what a metaclass or a weak dictionary holds.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
             (by `item()` or `if`), or prints. It uses hooks, `retain_grad`, `create_graph`, `hvp`,
-            `checkpoint`, or an observer, such as `detect_anomaly`. It writes to a list or dict in
-            its arguments, or gives a tensor other memory. It makes an array whose size depends on
-            values. It sets an option of an optimiser, or loads a state of an optimiser, a scheduler
-            or averages. It draws random numbers without minigrad, or writes to a numpy array of at
-            most 64 KB. Or a call differs from the first, in its lines or in what it reads.
+            `checkpoint`, or an observer, such as `detect_anomaly`. It reads an iterator. It writes
+            to a numpy array, or to a list or dict in its arguments, or gives a tensor other memory.
+            It makes an array whose size depends on values. It sets an option of an optimiser, or
+            loads a state of an optimiser, a scheduler or averages. It draws random numbers without
+            minigrad. Or a call differs from the first, in its lines or in what it reads.
     """
     return Captured(step)
 
@@ -342,16 +366,21 @@ def _contents(value: Any) -> Iterator[Any]:
             yield from _contents(each)
 
 
-def _check_code(step: Callable[..., Any], functions: Iterable[Any]) -> None:
-    """Raise a CaptureError if a step prints or reads values; `functions` are those that it calls.
+def _check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
+    """Raise a CaptureError if a step prints, reads values, or draws from iterators.
 
     The methods of other classes may only have the names of methods that the step calls. So if these
     read values, the recorder raises the error when they do.
     """
+    for path in surroundings.iterators():
+        raise CaptureError(
+            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
+            f"is; take the next value outside of the step, and pass it as an argument"
+        )
     whole = getattr(step, "func", step)  # of a partial
-    named = whole if hasattr(whole, "__qualname__") else type(whole).__call__
-    own = {"", _owner(named.__qualname__)}
-    for function in functions:
+    kinds = type(getattr(whole, "__self__", whole)).__mro__
+    own = {"", _owner(getattr(whole, "__qualname__", "")), *(kind.__qualname__ for kind in kinds)}
+    for function in surroundings.functions:
         name, owner = function.__qualname__, _owner(function.__qualname__)
         is_own = owner in own or owner.endswith("<locals>")
         refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())

@@ -36,13 +36,14 @@ class CaptureError(RuntimeError):
 class StepNumber(float):
     """A number that the library computes in a step, while that is recorded, such as a norm.
 
-    The step can return the number, and pass it to ops. If it compares the number, a CaptureError is
-    raised. If it computes with it, the constants of two recordings differ.
+    The step can return the number, and pass it to ops. If it compares the number, or asks
+    numpy about it, a CaptureError is raised. If it computes with it, the constants of two
+    recordings differ. A comparison of `float(number)` is not noticed: numpy calls float() too.
     """
 
     __class__: Any = property(lambda self: float)  # ops see a float
 
-    def _compare(self, *others: Any) -> Any:
+    def _read(self, *others: Any) -> Any:
         if any(isinstance(other, Tensor) for other in others):
             return NotImplemented  # the Tensor compares, by an op
         raise CaptureError(
@@ -51,13 +52,17 @@ class StepNumber(float):
             "and compute outside of the step"
         )
 
-    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
+    __bool__ = __int__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read
     __hash__ = float.__hash__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Call a ufunc with plain floats: numpy would treat a subclass of float as a float64."""
         inputs = tuple(float(x) if isinstance(x, StepNumber) else x for x in inputs)
-        return getattr(ufunc, method)(*inputs, **options)
+        result = getattr(ufunc, method)(*inputs, **options)
+        is_answer = isinstance(result, np.bool_)  # to a question such as np.isfinite(norm)
+        if is_answer and not any(isinstance(x, (np.ndarray, Tensor)) for x in inputs):
+            self._read()
+        return result
 
 
 class ValueNames:

@@ -9,6 +9,7 @@ with the same result in every step with equal shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,7 @@ class StepRecorder(Observer):
     def __init__(self, names: ValueNames) -> None:
         self.names, self.surroundings = names, names.surroundings
         self.lines: list[ProgramLine] = []
+        self.has_stepped = False  # whether an optimiser has made its step
         self._running = 0  # passes and reported functions; calls inside are not lines
         self._section = "forward"
         self._pending: dict[Node, str] = {}  # the sum of gradients that have reached a node so far
@@ -265,8 +267,19 @@ class StepRecorder(Observer):
     # The update, and events that a program cannot repeat
     # ----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def errors_tell(self) -> Iterator[None]:
+        """Add to a CaptureError that the optimiser has made its step, if it has."""
+        try:
+            yield
+        except CaptureError as error:
+            if self.has_stepped and "has been made" not in f"{error}":
+                error.args = (f"{error}; the step of the optimiser has been made",)
+            raise
+
     def on_step(self, optimizer: Optimizer) -> None:
         """Record the step of each group of an optimiser."""
+        self.has_stepped = True
         if type(optimizer).step is not Optimizer.step:
             raise CaptureError(
                 f"{type(optimizer).__name__} defines a step() of its own; define update() or "
@@ -319,14 +332,17 @@ class StepRecorder(Observer):
         if not self._running:
             raise CaptureError(DRAWS)
 
-    def check_state(self) -> None:
-        """Raise a CaptureError if the step itself has changed a value that programs read again."""
+    def check_written(self) -> None:
+        """Raise a CaptureError if the step has written to a plain array."""
         if written := self.surroundings.written():
             raise CaptureError(
-                f"the step writes to {', '.join(written)}, a numpy array, which a program would "
-                f"not do again; make it a Tensor and write with copy_, or pass it to the step and "
-                f"return the new one"
+                f"capture: the step writes to {', '.join(written)}, a numpy array, which a program "
+                f"would not do again; make it a Tensor and write with copy_, or pass it to the "
+                f"step and return the new one"
             )
+
+    def check_state(self) -> None:
+        """Raise a CaptureError if the step itself has changed a value that programs read again."""
         settings, draws = self.surroundings.state()
         for path, before in self._state[0].items():
             if settings[path] != before:

@@ -15,6 +15,7 @@ have computed with them in numpy.
 from __future__ import annotations
 
 import dis
+import io
 import pickle
 import re
 import sys
@@ -27,6 +28,7 @@ from itertools import chain
 from operator import attrgetter, call
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +46,12 @@ FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose obje
 LIBRARY = {"minigrad", "lora"}
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
-_IMPLICIT = "forward", "function", "__call__", "__getattr__", "__getitem__"  # called unnamed
+_IMPLICIT = "forward", "function", "__getattr__"  # called without being named
+_CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
+_NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
+_LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, and records that only change together with layers.
 _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.attachment"
 
@@ -66,8 +71,10 @@ class Surroundings:
         self._paths: list[tuple[str, Sequence[Any]]] = []  # for each: its path, and names of values
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
         self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
+        self._callable: set[type] = set()  # classes that the functions may make objects of
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
         self._sources: list[Any] = []  # sources of random numbers
+        self._iterators: list[str] = []  # the paths of iterators
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
@@ -77,6 +84,8 @@ class Surroundings:
         self._all_values = [*chain.from_iterable(self._values)]
         self.add({})
         self.leave_out(self._arrays)
+        self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
+        self._plain = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
         self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
 
     def add(self, tensors: dict[str, Tensor]) -> None:
@@ -101,7 +110,7 @@ class Surroundings:
             and self.memory_holds()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
-            and not self.written()
+            and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
         )
 
     def memory_holds(self) -> bool:
@@ -120,7 +129,8 @@ class Surroundings:
                 changed.append(path)
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
-        return changed + self.written()
+        plain = self._plain.items()
+        return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
 
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the settings of optimisers, schedulers and averages, and states of generators.
@@ -134,9 +144,14 @@ class Surroundings:
             states += states_of_global_generators()
         return settings, states
 
+    def iterators(self) -> list[str]:
+        """Return the paths of the iterators that the functions use."""
+        names = [(path, re.sub(r"(\.\d+)+$", "", path)) for path in self._iterators]
+        return [path for path, name in names if name.rpartition(".")[2] in self._words]
+
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since the recording began."""
-        return [path for path, x in self._plain.items() if x.tobytes() != self._bytes[path]]
+        return [path for path, (x, before) in self._sums.items() if crc32(x.tobytes()) != before]
 
     def with_gradients(self) -> list[Node]:
         """Return the leaves that have a gradient."""
@@ -165,6 +180,7 @@ class Surroundings:
         if isinstance(value, (int, float)):
             self.numbers.add(value)
         elif isinstance(value, type):
+            self._callable.update(value.__mro__)
             self._walk_class(value, path)
             return
         if type(value) in (bool, int, float, str) or id(value) in self._seen:
@@ -173,13 +189,15 @@ class Surroundings:
         is_scalar = isinstance(value, (int, float, str, Enum))
         if is_scalar or isinstance(value, (Tensor, list, tuple, dict)):
             self._walk_class(type(value), path)
+            if hasattr(value, "__dict__") and not (is_scalar and is_known(type(value).__module__)):
+                self._scopes.append((path, value))  # it may have attributes besides its elements
         if is_scalar:
             return
         if isinstance(value, Tensor):
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST:
+            if value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -192,6 +210,8 @@ class Surroundings:
             self._walk(value.__self__, path)
         elif isinstance(value, GENERATORS):
             self._sources.append(value)
+        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
             for name in ("fget", "__func__", "func", "args", "keywords"):
                 self._walk(getattr(value, name, None), path)
@@ -245,8 +265,8 @@ class Surroundings:
     def _walk_scopes(self) -> None:
         """Walk through optimisers, and through attributes of classes and modules in the code."""
         known = -1
-        while known != len(self._seen) + len(self._words):
-            known = len(self._seen) + len(self._words)
+        while known != len(self._seen) + len(self._words) + len(self._callable):
+            known = len(self._seen) + len(self._words) + len(self._callable)
             for path, scope in self._scopes:  # the loop may append to them
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
             for path, each in [*self.settable.items()]:  # after modules, which give better names
@@ -266,8 +286,12 @@ class Surroundings:
             self._compare(path, named, lambda: [value for _, value in read()])
 
     def _read(self, scope: Any) -> list[str]:
-        """List the attributes of an object that the code names."""
-        return sorted(vars(scope).keys() & self._words)
+        """List the attributes of an object that the code names, or calls as special methods."""
+        names = vars(scope).keys() & self._words
+        if isinstance(scope, type):
+            left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
+            names |= special_methods(scope) - left_out
+        return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
@@ -336,6 +360,13 @@ def texts(constants: Iterable[Any]) -> Iterator[str]:
             yield each
         elif isinstance(each, (tuple, frozenset)):
             yield from texts(each)
+
+
+def special_methods(cls: type) -> set[str]:
+    """Return the names of the special methods that a class itself defines."""
+    kinds = FunctionType, property, staticmethod, classmethod, partial
+    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
+    return {name for name in methods if name.startswith("__") and name.endswith("__")}
 
 
 def package_of(module: str | None) -> str:

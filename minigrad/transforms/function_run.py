@@ -60,7 +60,8 @@ class Run:
         raise TypeError(
             f"{self.call.name}: f must return a Tensor of floats{path and f' at {path}'}, not "
             f"{described(out)}; compute it from the arguments with minigrad's functions, without "
-            f"float(), .item() or numpy, and add parts up, or return (value, aux) with has_aux"
+            f"float(), .item() or numpy, and write a constant as minigrad.tensor(0.0); add several "
+            f"values up, or return (value, aux) with has_aux"
         )
 
     def can_be_differentiated(self, *results: Tensor) -> bool:

@@ -428,9 +428,9 @@ def refusal(capsys, monkeypatch, command_line):
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        ("nan", "line 2, column 'b': 'nan' is no number finite in float32; fill it in"),
-        ("", "line 2, column 'b': '' is no number finite in float32; fill it in"),
-        ("red", "line 2, column 'b': 'red' is no number finite in float32; fill it in"),
+        ("nan", "line 2, column 'b': 'nan' is not finite"),
+        ("", "line 2, column 'b': the value is missing; fill it in"),
+        ("red", "line 2, column 'b': 'red' is not a number; encode text columns as numbers"),
     ],
 )
 def test_a_bad_cell_is_refused_by_line_and_column(tmp_path, refusal, cell, says):

@@ -1,6 +1,7 @@
 """Containers: leaves and their paths, rebuilding, and the transforms and `grad` of containers."""
 
 import threading
+import time
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -94,9 +95,18 @@ def test_a_dict_with_attributes_is_refused():
 
     assert rebuild(parts({"a": Attributes()})[2], []) == {"a": {}}
     with pytest.raises(
-        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes'
+        TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
     ):
         parts({"a": Attributes(w=1)})
+
+
+def test_a_named_tuple_made_in_c_is_a_container():
+    value = time.struct_time(range(9))
+    leaves, paths, structure = parts(value)
+    assert leaves == list(range(9))
+    assert paths[:2] == ["value[0]", "value[1]"]
+    assert rebuild(structure, leaves) == value
+    assert type(rebuild(structure, leaves)) is time.struct_time
 
 
 def test_a_dataclass_is_rebuilt_by_its_fields_alone():
@@ -641,5 +651,5 @@ def test_tensors_in_any_container_beside_the_value_are_detached():
 
 @pytest.mark.parametrize("transform", [value_and_grad, gradient, hessian])
 def test_a_scalar_function_that_returns_a_container_is_shown_the_way_out(transform):
-    with pytest.raises(TypeError, match=r"not a dict; .* add parts up, or .* has_aux"):
+    with pytest.raises(TypeError, match=r"not a dict; .* add several values up, or .* has_aux"):
         transform(lambda x: {"loss": x.sum()})(X)

@@ -407,6 +407,14 @@ def test_backward_refuses_a_gradient_of_another_shape():
         (x * 2).backward(1.0)
 
 
+def test_a_masked_gradient_is_refused():
+    x, masked = leaf(1.0, 2.0), np.ma.masked_array([1.0, 2.0], [True, False])
+    for differentiate in ((x * 2).backward, lambda g: grad(x * 2, x, g), minigrad.vjp(abs, x)[1]):
+        with pytest.raises(TypeError, match="mask; fill the array in first"):
+            differentiate(masked)
+    assert x.grad is None
+
+
 def test_backward_of_what_depends_on_nothing_is_an_error_that_says_why():
     for constant in (minigrad.ones(1), leaf(1.0).detach(), minigrad.ones(1) * 2):
         with pytest.raises(RuntimeError, match=r"no graph; was it made under no_grad\(\)"):

@@ -3,6 +3,7 @@
 import copy
 import enum
 import itertools
+import json
 import math
 import operator
 import os
@@ -233,6 +234,27 @@ def test_masked_arrays_are_refused_by_ops(call):
             call(Tensor([1.0, 2.0], requires_grad))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(operator.mul, operator.sub, operator.truediv, operator.pow, operator.lt),
+        lambda masked, x: np.ma.array(x),
+        lambda masked, x: np.ma.masked_invalid(x).mean(),
+        lambda masked, x: np.ma.concatenate([masked, x]),
+    ],
+)
+def test_numpy_ma_computes_with_a_constant_tensor_and_refuses_one_that_requires_a_gradient(call):
+    x = np.array([1.0, 2.0])
+    expected, found = call(MASKED, x), call(MASKED, tensor(x))
+    assert type(found) is type(expected)
+    np.testing.assert_array_equal(np.ma.getmaskarray(found), np.ma.getmaskarray(expected))
+    assert_array_equal(np.ma.filled(found, 7), np.ma.filled(expected, 7))
+    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
+        call(MASKED, Tensor(x, requires_grad=True))
+    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
+        minigrad.jvp(lambda t: tensor(call(MASKED, t).filled(0)), (x,), (x,))
+
+
 def test_ops_compute_with_subclasses_of_arrays_as_with_plain_ones():
     with pytest.warns(PendingDeprecationWarning):
         matrix = np.matrix([[1.0, 2.0], [3.0, 4.0]])
@@ -404,7 +426,7 @@ def test_str_of_a_tensor_is_its_repr():
 def test_format_with_a_spec_is_that_of_the_number():
     assert f"{tensor(2.0 / 3):.3f}" == "0.667"
     assert f"{leaf(2.5):8.2e}" == "2.50e+00"
-    with pytest.raises(ValueError, match="size 1"):
+    with pytest.raises(ValueError, match="one element"):
         f"{tensor([1.0, 2.0]):.2f}"
 
 
@@ -433,7 +455,7 @@ def test_item_and_tolist_are_pythons_own():
 def test_integers_serve_as_an_index():
     assert [10, 20, 30][tensor(1)] == 20
     assert list(range(tensor(3))) == [0, 1, 2]
-    with pytest.raises(TypeError, match="only integer scalar arrays"):
+    with pytest.raises(TypeError, match="an index must be an integer"):
         [10, 20][tensor(1.0)]
 
 
@@ -451,9 +473,10 @@ def test_len_and_iteration_are_along_the_first_axis():
 
 
 def test_zero_dimensions_have_no_len_and_no_iteration():
-    for count in (len, list):
-        with pytest.raises(TypeError, match="unsized object"):
-            count(tensor(1.0))
+    with pytest.raises(TypeError, match="0-d"):
+        len(tensor(1.0))
+    with pytest.raises(TypeError, match="0-d"):
+        list(tensor(1.0))
 
 
 def test_tensors_are_hashed_by_identity():
@@ -479,6 +502,21 @@ def test_impossible_sizes_are_refused_by_name(name):
 def test_shape_facts():
     x = minigrad.zeros(2, 3)
     assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float32)
+
+
+@pytest.mark.parametrize(("axes", "instead"), [((), ".shape. "), ((1,), ".shape[1]. ")])
+def test_a_call_of_size_says_what_to_use(axes, instead):
+    with pytest.raises(TypeError, match=re.escape(f"use {instead}") + ".* number of elements, 6$"):
+        minigrad.zeros(2, 3).size(*axes)
+
+
+def test_size_is_a_plain_int_where_it_is_stored():
+    size = minigrad.zeros(2, 3).size
+    assert type(pickle.loads(pickle.dumps(size))) is type(copy.deepcopy(size)) is int
+    assert type(tensor(size).item()) is type(size + 1) is int
+    assert json.dumps([size]) == "[6]"
+    whole = minigrad.where(tensor([True, False]), size, tensor([1, 2], dtype="int8"))
+    assert (whole.dtype, whole.tolist()) == (np.int8, [6, 2])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -670,17 +708,17 @@ def test_shape_functions_and_functions_that_we_lack_see_arrays():
 
 
 @pytest.mark.parametrize(
-    "write",
+    ("write", "error"),
     [
-        lambda x: np.multiply([2.0, 2.0], [5.0, 5.0], out=x),
-        lambda x: np.median(np.ones((2, 2)), axis=0, out=x),
-        lambda x: np.copyto(x, [5.0, 5.0]),
-        lambda x: np.put(x, [0], [5.0]),
+        (lambda x: np.multiply([2.0, 2.0], [5.0, 5.0], out=x), TypeError),
+        (lambda x: np.median(np.ones((2, 2)), axis=0, out=x), TypeError),
+        (lambda x: np.copyto(x, [5.0, 5.0]), ValueError),
+        (lambda x: np.put(x, [0], [5.0]), ValueError),
     ],
 )
-def test_numpys_functions_write_into_no_tensor(write):
+def test_numpys_functions_write_into_no_tensor(write, error):
     x = tensor([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"read-?only"):
+    with pytest.raises(error, match=r"copy_|read-?only"):
         write(x)
     assert_array_equal(x.data, [1.0, 2.0])
 

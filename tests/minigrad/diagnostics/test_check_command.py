@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -108,18 +109,18 @@ def test_the_status_does_not_depend_on_what_can_be_written(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("target", "options", "said"),
     [
-        ("{file}:prodct", [], "has no attribute 'prodct'"),
-        ("{file}:Model", [], "not a function or an instance that can be called, but <class"),
-        ("{file}:number", [], "but 3"),
+        ("{file}:prodct", [], "did you mean product?"),
+        ("{file}:Model", [], "it is a class; name an instance of it"),
+        ("{file}:number", [], "cannot be checked: it is 3"),
         ("{file}:broken", [], "raised while gradcheck called broken"),
         ("{file}", [], "is not of the form file.py:function"),
-        ("{folder}/other.py:f", [], "FileNotFoundError"),
+        ("{folder}/other.py:f", [], "beside it there are ['beside.py', 'mine.py']"),
         ("no.such.module:f", [], "ModuleNotFoundError"),
         ("{file}:product", ["--shapes", "3y4"], "'3y4' is not a shape; 3x4 is one"),
         ("{file}:product", ["--shapes", "3x-4"], "is not a shape"),
         ("{file}:root", ["--range", "5"], "is not two numbers"),
-        ("{file}:root", ["--seed", "-1"], "ValueError: expected non-negative integer"),
-        ("{file}:root", ["--seed", "one"], "argument --seed: invalid int value"),
+        ("{file}:root", ["--seed", "-1"], "argument --seed: '-1' is not a seed"),
+        ("{file}:root", ["--seed", "one"], "an integer of at least 0"),
         ("{file}:product", ["--order", "3"], "argument --order: invalid choice"),
         ("{file}:product", ["--shapes", "3x4,5x4"], "matmul"),
         ("{file}:root", ["--shapes", ""], "no input holds floats"),
@@ -142,7 +143,7 @@ def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, f
         ("unfinished", [], 1, "unfinished returned None for an input of floats"),
         ("backward", ["--order", "2"], 3, "leave out --framework and --order"),
         ("backward", ["--framework", "torch"], 3, "leave out --framework and --order"),
-        ("backwards", [], 3, "has no attribute 'backwards'"),
+        ("backwards", [], 3, "did you mean backward?"),
     ],
 )
 def test_a_pair_of_functions_is_checked(backward, options, code, said, file, capsys):
@@ -164,7 +165,7 @@ def test_a_module_of_pytorch_gets_inputs_of_its_dtype(tmp_path, monkeypatch, cap
     assert status(f"{file}:model", "--shapes", "4x3") == 0
     assert "gradcheck of Linear: agree" in capsys.readouterr().out
     assert status(f"{file}:Mine", "--shapes", "3") == 3
-    assert "not a function or an instance" in capsys.readouterr().err
+    assert "name its .apply" in capsys.readouterr().err
     for dtype in ("float64", "float32", "bfloat16"):
         assert status(f"{file}:f", "--shapes", "3", "--framework", "torch", "--dtype", dtype) == 0
     assert status(f"{file}:f", "--shapes", "3") == 3
@@ -194,3 +195,24 @@ def test_a_reader_may_close_the_pipe_before_it_prints(command, buffered):
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "package", "install"),
+    [
+        (["--framework", "torch"], "torch", "torch"),
+        (["--framework", "jax"], "jax", "jax"),
+        (["--dtype", "bfloat16"], "ml_dtypes", "'minigrad-lora[text]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_way_to_install_it(
+    file, monkeypatch, capsys, options, package, install
+):
+    beside = Path(file).with_name(f"{package}.py")
+    beside.write_text(f"raise ModuleNotFoundError('none', name={package!r})")
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        main(["check", f"{file}:root", "--shapes", "3", *options])
+    assert caught.value.code == 3
+    said = f"{package} is not installed; python -m pip install {install}\n"
+    assert capsys.readouterr().err.endswith(said)

@@ -146,13 +146,17 @@ REDUCTIONS = ["max", "min", "argmax", "argmin", "mean", "var", "std", "logsumexp
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
-@pytest.mark.parametrize("axis", [0, None])
-def test_what_needs_an_element_is_refused_where_there_is_none(name, axis):
-    refused(name, (NONE,), ValueError, "(0, 3)", axis=axis)
+def test_what_needs_an_element_is_refused_along_an_empty_axis(name):
+    refused(name, (NONE,), ValueError, "shape (0, 3) has no elements along axis 0", axis=0)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_what_needs_an_element_is_refused_for_none_at_all(name):
+    refused(name, (NONE,), ValueError, "shape (0, 3) has no elements along axis None")
 
 
 def test_a_list_without_elements_has_no_largest():
-    with pytest.raises(ValueError, match=r"^max: zero-size array"):
+    with pytest.raises(ValueError, match=r"^max: shape \(0,\) has no elements"):
         minigrad.max([])
 
 
@@ -696,6 +700,11 @@ def test_gradients_of_a_product_that_is_subnormal_are_exact():
     x = Tensor(np.array([3e-30, 1e-14], np.float32), requires_grad=True)
     x.prod().backward()
     np.testing.assert_allclose(x.grad.data, [1e-14, 3e-30], rtol=1e-6)
+
+
+def test_a_mask_in_a_list_is_refused_as_a_masked_array_is():
+    with pytest.raises(TypeError, match="a tensor has no mask"):
+        minigrad.tensor([np.ma.array([1.0, 2.0], mask=[0, 1])])
 
 
 IMAGE = np.ones((1, 1, 2, 2))

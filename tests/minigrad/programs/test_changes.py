@@ -361,8 +361,9 @@ def test_a_hook_is_refused():
         step(*training.batches[0])
 
 
-def test_an_array_that_the_step_writes_to_is_refused_and_a_tensor_is_written_to():
-    counts, seen = np.zeros(3, np.float32), mg.zeros(3)
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_an_array_that_the_step_writes_to_is_refused(size):
+    counts, seen = np.zeros(size, np.float32), mg.zeros(size)
 
     def step(x):
         counts[0] += 1
@@ -459,13 +460,40 @@ class OneSlot:
 
 
 class Table(dict):
-    """A dict with a method that is not called by name."""
+    """A dict with an attribute, and with a method that is not called by name."""
 
     def __init__(self):
         super().__init__(a=0.5)
+        self.scale = 0.5
 
     def __getitem__(self, key):
         return super().__getitem__(key) * SCALE
+
+
+class Special:
+    """Special methods, which no code calls by name."""
+
+    def __init__(self):
+        self.scale = SCALE
+
+    def __mul__(self, other):
+        return other * SCALE
+
+    def __float__(self):
+        return SCALE
+
+    def __len__(self):
+        return int(SCALE * 10)
+
+    def __neg__(self):
+        return SCALE
+
+    def __get__(self, owner, kind):
+        return SCALE
+
+
+class Described:
+    described = Special()
 
 
 class Pair(NamedTuple):
@@ -488,6 +516,14 @@ class Level(enum.IntEnum):
 
     def method(self, h):
         return h * SCALE
+
+
+class Named(nn.Parameter):
+    """A parameter with an attribute."""
+
+    def __init__(self):
+        super().__init__(np.ones(3, np.float32), requires_grad=False)
+        self.scale = 0.5
 
 
 @dataclass
@@ -548,6 +584,11 @@ def assigned(name, value):
 
 def stored(key, value):
     return lambda training: training.parts["config"].__setitem__(key, value)
+
+
+def member(**attributes):
+    vars(Kind.A).update(attributes)
+    return Kind.A
 
 
 def numbers():
@@ -633,9 +674,22 @@ CASES = {
     ),
     "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
     "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
+    "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "attribute of a parameter": of_config(
+        Named, lambda h, c: h * c * c.scale, assigned("scale", 0.9)
+    ),
+    "constructor": of_config(lambda: None, lambda h, c: h * Special().scale, more),
+    "operator": of_config(Special, lambda h, c: c * h, more),
+    "conversion": of_config(Special, lambda h, c: h * float(c), more),
+    "length": of_config(Special, lambda h, c: h * len(c), more),
+    "sign": of_config(Special, lambda h, c: h * -c, more),
+    "descriptor": of_config(Described, lambda h, c: h * c.described, more),
     "property of a named tuple": of_config(Pair, lambda h, c: h * c.computed, more),
     "method of an enumeration": of_config(lambda: Kind.A, lambda h, c: c.method(h), more),
     "method of a number": of_config(lambda: Level.A, lambda h, c: c.method(h), more),
+    "attribute of an enumeration": of_config(
+        lambda: member(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
     "user dict": of_config(
         lambda: collections.UserDict(a=0.5), lambda h, c: h * c["a"], stored("a", 0.9)
     ),

@@ -4,6 +4,7 @@ Each is run eagerly and captured, and gives the same numbers; or it is refused b
 """
 
 import copy
+import itertools
 import random
 import types
 
@@ -446,6 +447,11 @@ REFUSED = {
         "draws random numbers",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
+    "iterator in a list": (
+        lambda w, x, numbers: (w * x).sum() * next(numbers),
+        lambda: [itertools.repeat(2)],
+        r"the step reads values\.0, an iterator",
+    ),
 }
 
 
@@ -481,6 +487,17 @@ def test_an_option_that_the_step_reads_and_changes_is_refused(read):
 
     with pytest.raises(mg.CaptureError, match="that changes from call to call"):
         [step(mg.ones(2)) for _ in range(CALLS)]
+
+
+def test_an_iterator_is_refused_by_name():
+    numbers = itertools.count(1)
+
+    @mg.capture
+    def step(x):
+        return x * (10 if next(numbers) % 5 == 0 else 1)
+
+    with pytest.raises(mg.CaptureError, match="the step reads numbers, an iterator"):
+        step(mg.ones(2))
 
 
 def test_containers_among_the_arguments_are_not_written_to():

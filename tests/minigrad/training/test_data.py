@@ -93,16 +93,16 @@ def test_what_the_csv_module_wrote_is_read_to_the_bit(tmp_path_factory, rows):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,y\n1,2\nnan,3\n", "line 3, column 'a': "),
-        ("a,y\n1,2\n1,-inf\n", "line 3, column 'y': "),
-        ("a,y\n1,2\n\n1,\n", "line 4, column 'y': "),
-        ("a,y\n  ,2\n", "line 2, column 'a': "),
-        ("a,y\n1,2\n3,4\nred,3\n", "line 4, column 'a': "),
-        ("a,y\n1,NA\n", "line 2, column 'y': "),
-        ('a,y\n"1,5",2\n', "line 2, column 'a': "),
+        ("a,y\n1,2\nnan,3\n", "line 3, column 'a': 'nan' is not finite"),
+        ("a,y\n1,2\n1,-inf\n", "line 3, column 'y': '-inf' is not finite"),
+        ("a,y\n1,2\n\n1,\n", "line 4, column 'y': the value is missing"),
+        ("a,y\n  ,2\n", "line 2, column 'a': the value is missing"),
+        ("a,y\n1,2\n3,4\nred,3\n", "line 4, column 'a': 'red' is not a number"),
+        ("a,y\n1,NA\n", "line 2, column 'y': 'NA' is not a number"),
+        ('a,y\n"1,5",2\n', "line 2, column 'a': '1,5' is not a number"),
         ("a,y\n1,2\n1\n", "line 3: 1 values for 2 columns"),
         ("a,y\n1,2,3\n", "line 2: 3 values for 2 columns"),
-        ('"a\nb",y\nred,2\n', "line 3, column 'a\\nb': 'red' is no number"),
+        ('"a\nb",y\nred,2\n', "line 3, column 'a\\nb': 'red' is not a number"),
     ],
 )
 def test_a_wrong_value_is_an_error_with_its_line_and_column(table, content, message):
@@ -136,19 +136,26 @@ def test_the_error_for_a_name_that_occurs_twice_names_it(table):
 
 @pytest.mark.parametrize("text", ["1e39", "-4e38", "1" + 50 * "0"])
 def test_a_number_beyond_float32_is_an_error(table, text):
-    with pytest.raises(ValueError, match=r"line 2, column 'a'.* no number finite"):
+    with pytest.raises(ValueError, match=r"line 2, column 'a'.*not finite in float32"):
         table(f"a,y\n{text},1\n")
 
 
 def test_numbers_with_underscores_are_text(table):
-    with pytest.raises(ValueError, match="'1_000' is no number"):
+    with pytest.raises(ValueError, match="'1_000' is not a number"):
         table("a,y\n1_000,1\n")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_a_file_that_is_not_utf8_is_an_error(table, encoding):
-    with pytest.raises(ValueError, match="codec can't decode"):
+    with pytest.raises(ValueError, match=r"table\.csv: the file is not UTF-8") as caught:
         table("größe,y\n1,2\n".encode(encoding))
+    assert not isinstance(caught.value, UnicodeDecodeError)
+
+
+def test_a_field_that_the_csv_module_does_not_read_is_an_error(table):
+    with pytest.raises(ValueError, match=r"table\.csv, line 3: .*larger than field limit") as error:
+        table(f"a,y\n1,2\n{'1' * 140_000},3\n")
+    assert not isinstance(error.value, csv.Error)
 
 
 def test_a_message_about_a_long_text_is_short(table):
@@ -384,7 +391,7 @@ def test_one_array_is_no_list_of_arrays(make):
 
 @pytest.mark.parametrize("arrays", [{"x": np.ones(4)}, "xy", 3, None])
 def test_what_is_no_list_of_arrays_is_refused(arrays):
-    with pytest.raises(TypeError, match=r"not iterable|a tensor holds|cannot make"):
+    with pytest.raises(TypeError, match="batches takes a list of arrays, not "):
         next(batches(arrays, 2))
 
 
@@ -436,7 +443,7 @@ def test_integers_of_8_bits_are_sizes_of_batches_too():
 def test_a_share_may_be_float16():
     parts = train_test_split(np.zeros(100_000), test_size=np.float16(0.25))
     assert [len(part) for part in parts] == [75_000, 25_000]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="test_size must be a number, not 'a'"):
         train_test_split(np.zeros(4), test_size="a")
 
 

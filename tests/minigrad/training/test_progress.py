@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -100,15 +101,32 @@ def test_a_bar_is_below_those_of_the_user(bars):
         assert abs(bar.pos) == 1
 
 
+class Lost(io.StringIO):
+    """A terminal that is gone: its disk is full, or its reader has ended."""
+
+    def write(self, text):
+        raise BrokenPipeError("no reader")
+
+
+def closed():
+    terminal = io.StringIO()
+    terminal.close()
+    return terminal
+
+
 @pytest.mark.parametrize("in_files", [True, False])
-@pytest.mark.parametrize("is_closed", [True, False])
-def test_work_goes_on_without_a_stream_for_errors(is_closed, in_files, monkeypatch):
-    terminal = io.StringIO() if is_closed else None
-    monkeypatch.setattr(sys, "stderr", terminal)
-    if terminal is not None:
-        terminal.close()
-    bar = progress_bar(range(3), what="w", unit="u", shown=True, in_files=in_files, delay=0.0)
-    assert list(bar) == [0, 1, 2]
+@pytest.mark.parametrize("terminal", [lambda: None, Lost, closed])
+def test_work_goes_on_where_nothing_can_be_shown(terminal, in_files, monkeypatch):
+    monkeypatch.setattr(Lost, "isatty", lambda self: True)
+    monkeypatch.setattr(sys, "stderr", terminal())
+    options = {"what": "w", "unit": "u", "shown": True, "in_files": in_files}
+    for delay in (0.0, 0.01):
+        bar = progress_bar(range(3), **options, delay=delay, mininterval=0)
+        assert [time.sleep(0.02) or item for item in bar] == [0, 1, 2]
+        with progress_bar(total=3, **options, delay=delay, mininterval=0) as bar:
+            for _ in range(3):
+                bar.set_postfix_str("epoch 1", refresh=False)
+                bar.update()
 
 
 AFTER_A_KILLED_CHILD = """

@@ -448,6 +448,8 @@ def test_matplotlib_draws_tensors_as_it_draws_arrays():
     for draw in (axes.contour, axes.contourf):
         heights = draw(minigrad.tensor(np.outer(x, x)))
         assert_array_equal(heights.levels, draw(np.outer(x, x)).levels)
+    with pytest.raises((TypeError, RuntimeError), match=r"no mask|requires a gradient"):
+        axes.scatter(minigrad.Tensor(x, requires_grad=True), x)
 
 
 def test_only_a_picture_needs_matplotlib():
