@@ -8,8 +8,8 @@ and stays in its place.
     structure = flatten({"layers": [a, b]}, "argument 0", leaves)   # paths: ["layers"][0], ...
     rebuild(structure, [1, 2])                                      # {"layers": [1, 2]}
 
-- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes is
-  refused: they would keep their old values beside the new items.
+- A dict keeps its order and its type (`defaultdict`, ...). One whose instance has attributes can be
+  flattened, but not rebuilt: they would keep their old values beside the new items.
 - A dataclass is rebuilt by setting only its fields. `__init__` and `__post_init__` do not run,
   because they may compute with the leaves or reject them. Other attributes are missing in the
   result, because an old value could be wrong. A field with `metadata={"static": True}` is not a
@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -59,9 +60,6 @@ def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> S
     """Append the leaves in `value` to `leaves`, and return the structure of `value`.
 
     `path` is the path of `value`; `stays` is whether it is a parameter of an Owner.
-
-    Raises:
-        TypeError: for a dict with attributes.
     """
     if value is None:
         return None
@@ -69,13 +67,9 @@ def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> S
     if opened is None:
         leaves.append(Leaf(value, path, stays))
         return len(leaves) - 1
-    if isinstance(value, dict) and getattr(value, "__dict__", None):
-        raise TypeError(
-            f"{path} is of type {type(value).__name__}, a dict with attributes "
-            f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
-            f"use a plain dict or a dataclass"
-        )
     kind, items, make, owner = opened
+    if isinstance(value, dict) and getattr(value, "__dict__", None):
+        make = partial(_refuse, f"{path} is of type {type(value).__name__}", ", ".join(vars(value)))
     contents = {
         key: flatten(item, _at(path, key, kind, owner), leaves, owner is not None)
         for key, item in items.items()
@@ -84,7 +78,11 @@ def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> S
 
 
 def rebuild(structure: Structure, leaves: Sequence[Any], owners: bool = False) -> Any:
-    """Return containers with this structure and these leaves; with `owners`, keep Owners."""
+    """Return containers with this structure and these leaves; with `owners`, keep Owners.
+
+    Raises:
+        TypeError: for a dict with attributes.
+    """
     if not isinstance(structure, Container):
         return None if structure is None else leaves[structure]
     if owners and structure.owner is not None:
@@ -147,6 +145,14 @@ def _open(value: Any) -> Container | None:
             value, field.name
         )
     return Container(kind, fields, lambda new: _instance(kind, static | new), None)
+
+
+def _refuse(what: str, attributes: str, items: dict[Any, Any]) -> Any:
+    """Refuse to rebuild a dict with attributes."""
+    raise TypeError(
+        f"{what}, a dict with attributes ({attributes:.80}), which would keep their old values "
+        f"beside new items; use a plain dict or a dataclass"
+    )
 
 
 def _filled(mapping: Any, items: dict[Any, Any]) -> Any:

@@ -87,17 +87,19 @@ def test_a_dict_keeps_its_order_and_its_kind():
     assert rebuild(parts(default)[2], [1, 2, 3])["new"] == []
 
 
-def test_a_dict_with_attributes_is_refused():
+def test_a_dict_with_attributes_cannot_be_rebuilt():
     class Attributes(dict):
         def __init__(self, **items):
             super().__init__(**items)
             self.__dict__ = self
 
     assert rebuild(parts({"a": Attributes()})[2], []) == {"a": {}}
+    leaves, paths, structure = parts({"a": Attributes(w=1)})
+    assert (leaves, paths) == ([1], ['value["a"]["w"]'])
     with pytest.raises(
         TypeError, match=r'value\["a"\] is of type Attributes, a dict with attributes \(w\)'
     ):
-        parts({"a": Attributes(w=1)})
+        rebuild(structure, [2])
 
 
 def test_a_named_tuple_made_in_c_is_a_container():
