@@ -275,14 +275,15 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         except after the first two calls, which run the step itself.
 
     A program only repeats the work of the library. Other work of the step runs only while it is
-    recorded: writing to a file or a log, for example, or `math.isfinite` of the norm that
-    `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ. Some values are
-    constants of the program: those that the step reads through C code or in objects of the standard
-    library, such as a context variable, a queue or an `operator.attrgetter`; through
-    `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name that it computes; those
-    that functions of installed packages read, except for the packages of the step and of its
-    modules; and results of numpy, outside of the library, from arrays of more than 64 KB. So are
-    `globals()`, the class of an object, and what a metaclass or a weak dictionary holds.
+    recorded: writing to a file or a log, for example, or a choice by `math.isfinite` or `float` of
+    the norm that `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ.
+
+    Some values are constants of the program: those that the step reads through C code or in objects
+    of the standard library, such as a context variable, a queue or an `operator.attrgetter`;
+    through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name
+    that it computes; those that functions of installed packages read, except for the packages of
+    the step and of its modules; and results of numpy, outside of the library, from arrays of more
+    than 64 KB. So are the class of an object, and what a metaclass or a weak dictionary holds.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
