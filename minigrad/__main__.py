@@ -18,6 +18,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,8 +81,9 @@ def check(options: argparse.Namespace) -> int:
         low, high = options.range or (0.0, 1.0)
         draw = rng.standard_normal if options.range is None else rng.random
         inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
-        of = package("ml_dtypes") if options.dtype == "bfloat16" else np
-        arrays = [np.asarray(x).astype(getattr(of, options.dtype)) for x in inputs]
+        if options.dtype == "bfloat16":
+            package("ml_dtypes")  # it gives numpy this dtype
+        arrays = [np.asarray(x).astype(options.dtype) for x in inputs]
         settings = {name: getattr(options, name) for name in ("tolerance", "samples", "nondet_tol")}
         if options.vjp is None:
             given = arrays_of(f, arrays, options.framework, options.dtype)
@@ -94,11 +96,11 @@ def check(options: argparse.Namespace) -> int:
         else:
             report = check_vjp(f, load(options.vjp), arrays, **settings)
     except (Exception, SystemExit) as error:  # an error in the script says nothing about gradients
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        text = "".join(traceback.format_exception_only(error)).rstrip()
         for name, library in ("torch", "PyTorch"), ("jax", "JAX"):
             if options.framework is None and options.vjp is None and name in sys.modules:
-                notes += f"\n  for a function of {library}, add --framework {name}"
-        print_error(f"minigrad check: {type(error).__name__}: {error}{notes}")
+                text += f"\n  for a function of {library}, add --framework {name}"
+        print_error(f"minigrad check: {text}")
         return FAILED
     if report and not report.compared:
         report.reason = "nothing was compared: the inputs have no elements; choose other --shapes"
@@ -180,14 +182,6 @@ def load(target: str) -> Any:
     return found
 
 
-def start_numba(command: str) -> None:
-    """Import numba for a command; if this fails, print the reason and exit."""
-    try:
-        load_numba()
-    except RuntimeError as error:
-        sys.exit(f"minigrad {command}: {error}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` are by default those of the process."""
     parser = Parser(
@@ -264,22 +258,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))
-    if chosen.command == "warmup":
-        start_numba(chosen.command)
-        from minigrad.kernels.warmup import WarmupError, warmup
-
-        try:
-            compiled = warmup(double=chosen.all)
-            with printing():
-                print(compiled)
-        except WarmupError as error:
-            sys.exit(f"minigrad warmup: {error}")
-    elif chosen.command == "config":
-        start_numba(chosen.command)
+    if chosen.command is None:
+        parser.print_help()
+        return
+    try:
+        load_numba()
+    except RuntimeError as error:
+        sys.exit(f"minigrad {chosen.command}: {error}")
+    if chosen.command == "config":
         with printing():
             minigrad.show_config()
-    else:
-        parser.print_help()
+        return
+    from minigrad.kernels.warmup import WarmupError, warmup
+
+    try:
+        compiled = warmup(double=chosen.all)
+        with printing():
+            print(compiled)
+    except WarmupError as error:
+        sys.exit(f"minigrad warmup: {error}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ from numpy.typing import DTypeLike, NDArray
 LONGEST_LINE, MOST_LINES = 1000, 20
 """The largest number of characters of a line in a message, and the largest number of lines."""
 
-LONGEST_HINTED = 200
-"""The largest number of characters of a wrong name that is compared with known names."""
-
 
 def python_number(value: Any) -> Any:
     """Return a scalar of numpy as a number of Python, and anything else as it is."""
@@ -91,11 +88,9 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
 
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
-    kinds = int, float, np.integer, np.floating
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"{name} must be a number, not {value!r:.60}")
+    number = check_number(name, value)
     open_end = open_end or high == np.inf
-    if value == -np.inf or not (low <= value < high if open_end else low <= value <= high):
+    if number == -np.inf or not (low <= number < high if open_end else low <= number <= high):
         start, end = "(" if low == -np.inf else "[", ")" if open_end else "]"
         raise ValueError(f"{name} must be in {start}{low}, {high}{end}, not {value!r}")
 
@@ -140,8 +135,6 @@ def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for a message: the known name most similar to `name`; empty if none is."""
-    if len(name) > LONGEST_HINTED:
-        return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

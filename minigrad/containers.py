@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -55,27 +56,22 @@ class Container(NamedTuple):
 Structure = int | None | Container
 
 
-def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] = ()) -> Structure:
+def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> Structure:
     """Append the leaves in `value` to `leaves`, and return the structure of `value`.
 
-    `path` is the path of `value`, and `around` are the containers that it is in.
-
-    Raises:
-        ValueError: if a container contains itself.
+    `path` is the path of `value`; `stays` is whether it is a parameter of an Owner.
     """
     if value is None:
         return None
     opened = _open(value)
     if opened is None:
-        leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
+        leaves.append(Leaf(value, path, stays))
         return len(leaves) - 1
-    if any(value is outer for outer in around):
-        raise ValueError(f"{path} is a container that contains itself, so it has no end")
     kind, items, make, owner = opened
     if isinstance(value, dict) and getattr(value, "__dict__", None):
-        make = _refusal(value, path)
+        make = partial(_refuse, f"{path} is of type {type(value).__name__}", ", ".join(vars(value)))
     contents = {
-        key: flatten(item, _at(path, key, kind, owner), leaves, (*around, value))
+        key: flatten(item, _at(path, key, kind, owner), leaves, owner is not None)
         for key, item in items.items()
     }
     return Container(kind, contents, make, owner)
@@ -151,18 +147,12 @@ def _open(value: Any) -> Container | None:
     return Container(kind, fields, lambda new: _instance(kind, static | new), None)
 
 
-def _refusal(value: dict[Any, Any], path: str) -> Callable[[dict[Any, Any]], Any]:
-    """Return a function that refuses to rebuild a dict with attributes."""
-    message = (
-        f"{path} is of type {type(value).__name__}, a dict with attributes "
-        f"({', '.join(vars(value)):.80}), which would keep their old values beside new items; "
-        f"use a plain dict or a dataclass"
+def _refuse(what: str, attributes: str, items: dict[Any, Any]) -> Any:
+    """Refuse to rebuild a dict with attributes."""
+    raise TypeError(
+        f"{what}, a dict with attributes ({attributes:.80}), which would keep their old values "
+        f"beside new items; use a plain dict or a dataclass"
     )
-
-    def refuse(items: dict[Any, Any]) -> Any:
-        raise TypeError(message)
-
-    return refuse
 
 
 def _filled(mapping: Any, items: dict[Any, Any]) -> Any:

@@ -349,16 +349,17 @@ def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
         sizes = zip(result.shape[extra:], parent.shape, strict=False)
         stretched = [extra + i for i, (size, target) in enumerate(sizes) if target == 1 != size]
         axes, total = (*range(extra), *stretched), result
+        keepdims = bool(stretched)  # without it, the sum has memory of its own, and no reshape
         if axes and isinstance(result, Tensor):
-            total = result.sum(axes, keepdims=True)
+            total = result.sum(axes, keepdims=keepdims)
         elif axes:
-            total = sum_over(result, axes, keepdims=True)
-        if total.shape[extra:] != parent.shape:
+            total = sum_over(result, axes, keepdims=keepdims)
+        if total.shape[extra * keepdims :] != parent.shape:
             raise ValueError(
                 f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned a gradient "
                 f"of shape {result.shape}, which cannot be summed to the input's {parent.shape}"
             )
-        result = total.reshape(parent.shape) if extra else total
+        result = total.reshape(parent.shape) if extra and keepdims else total
     if result.dtype != parent.dtype:
         if result.dtype.kind not in "biuf":
             advice = "; return its real part" if result.dtype.kind == "c" else ""

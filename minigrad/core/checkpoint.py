@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,9 +67,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
-        outside = [(x, {"_data": x._data, "node": n}) for n, x in watcher.outside.items()]
-        rerun = Rerun(f, arguments, outside, watcher.states, _fingerprint(result))
-        node.arguments = (rerun,)
+        node.arguments = _rerun(f, watcher, _fingerprint(result)), arguments
     for observer in mode.observers:  # one of these may be the `DryRun` of an outer checkpoint
         observer.on_call(CHECKPOINT, used, result)
     return result
@@ -116,44 +113,36 @@ class DryRun(Observer):
         self.states.setdefault(generator, generator.bit_generator.state)
 
 
-@dataclass
-class Rerun:
-    """Everything that is needed to run a function again with the same result."""
+def _rerun(
+    function: Callable[..., Tensor], watcher: DryRun, fingerprint: tuple[Any, ...]
+) -> Callable[..., Tensor]:
+    """Return a function that computes a result again, from inputs at other nodes of a graph.
 
-    function: Callable[..., Tensor]
-    arguments: list[Any]
-    outside: list[tuple[Tensor, dict[str, Any]]]  # the outside tensors, with their values and nodes
-    states: dict[np.random.Generator, Any]
-    fingerprint: tuple[Any, ...]
+    During the run, the generators have their states from the first run; afterwards, their present
+    states are restored.
+    """
+    outside = [(x, {"_data": x._data, "node": n}) for n, x in watcher.outside.items()]
 
-    def run(self, *inputs: Any) -> Tensor:
-        """Compute the result again from inputs at other nodes of a graph.
-
-        During the run, the generators have their states from the first run; afterwards, their
-        present states are restored.
-        """
+    def run(*inputs: Any) -> Tensor:
         observers = mode.observers
-        present = {generator: generator.bit_generator.state for generator in self.states}
+        present = {generator: generator.bit_generator.state for generator in watcher.states}
         for observer in observers:
             observer.on_rerun(True)
         try:
-            for generator, state in self.states.items():
+            for generator, state in watcher.states.items():
                 generator.bit_generator.state = state
             # A transform by a Module has given its parameters back their own nodes.
-            moved = [
-                (x, at) for x, at in self.outside if any(getattr(x, k) is not at[k] for k in at)
-            ]
-            watcher = DryRun(False)
-            with assigned(moved), observe(watcher):
-                result = self.function(*inputs)
+            moved = [(x, at) for x, at in outside if any(getattr(x, k) is not at[k] for k in at)]
+            used = DryRun(False)
+            with assigned(moved), observe(used):
+                result = function(*inputs)
         finally:
             for generator, state in present.items():
                 generator.bit_generator.state = state
             for observer in observers:
                 observer.on_rerun(False)
-        used = {*watcher.outside, getattr(result, "node", None)}
-        is_other = any(at["node"] not in used for _, at in self.outside)
-        if is_other or _fingerprint(result) != self.fingerprint:
+        found = {*used.outside, getattr(result, "node", None)}
+        if not found.issuperset(watcher.outside) or _fingerprint(result) != fingerprint:
             raise RuntimeError(
                 "checkpoint: the function gave another result when it was run again, so its "
                 "gradient would be wrong; did it use randomness of its own, did something that it "
@@ -162,13 +151,15 @@ class Rerun:
             )
         return result
 
+    return run
+
 
 def _fingerprint(result: Tensor) -> tuple[Any, ...]:
     return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result._data).data)
 
 
-def _forward(rerun: Rerun) -> Tensor:
-    return rerun.run(*rerun.arguments)
+def _forward(run: Callable[..., Tensor], arguments: Sequence[Any]) -> Tensor:
+    return run(*arguments)
 
 
 class _Checkpoint(Op[Any]):
@@ -180,15 +171,15 @@ class _Checkpoint(Op[Any]):
         self.plain = False
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
-        (rerun,) = node.arguments
+        run, arguments = node.arguments
         parents = {argnum: parent for parent, argnum, *_ in node.edges or ()}
-        return replay(rerun.run, rerun.arguments, parents, [edge[1] for edge in edges], g)
+        return replay(run, arguments, parents, [edge[1] for edge in edges], g)
 
     def input_name(self, argnum: int) -> str:
         return str(argnum)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        given = node.arguments[0].arguments if node.arguments else ()  # they may have been freed
+        given = node.arguments[1] if node.arguments else ()  # they may have been freed
         saved = dict(enumerate(given)) | {edge[1]: edge[3] for edge in node.edges or ()}
         for argnum, value in saved.items():  # all of them, because the whole function runs again
             yield f"its input {argnum}", value

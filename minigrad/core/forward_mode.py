@@ -251,10 +251,7 @@ class _Derivative:
         total = functools.reduce(operator.add, terms)
         found = np.shape(total)
         if found != self._result.shape:
-            if own is not None:
-                name, right = self._op.name, self._result.shape
-                raise ValueError(f"the JVP of `{name}` returned shape {found}, and not {right}")
-            raise self._wrong_mark(found)
+            raise self._wrong_shape(found)
         if isinstance(total, Tensor):
             same = total.dtype == self._result.dtype
             return total if same else total.astype(self._result.dtype)
@@ -275,10 +272,15 @@ class _Derivative:
                     try:
                         v = spread(v, self._result.shape)
                     except ValueError as error:
-                        raise self._wrong_mark(v.shape) from error
+                        raise self._wrong_shape(v.shape) from error
                 terms += self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
-                terms.append(self._of_linear(i, v))
+                without_bias = [
+                    None if j in op.vjp_of and not op.is_required(j) else value
+                    for j, value in enumerate(self._values)
+                ]
+                without_bias[i] = v
+                terms.append(self._called(without_bias))
             else:
                 transposed[i] = v
         if transposed and op.takes_sequence and op.linear:
@@ -290,21 +292,12 @@ class _Derivative:
             terms += self._by_transposition(transposed)
         return terms
 
-    def _wrong_mark(self, shape: tuple[int, ...]) -> ValueError:
+    def _wrong_shape(self, shape: tuple[int, ...]) -> ValueError:
         return ValueError(
-            f"`{self._op.name}` is marked as elementwise or linear, but its derivative in a "
-            f"direction has shape {shape} by this, and its result {self._result.shape}; correct "
-            f"the VJP or the mark"
+            f"the derivative of `{self._op.name}` in a direction has shape {shape}, and its result "
+            f"{self._result.shape}; correct its JVP, or its VJPs and whether it is marked as "
+            f"elementwise or linear"
         )
-
-    def _of_linear(self, argnum: int, tangent: Any) -> Any:
-        """Call the op on a tangent, without its bias."""
-        values = list(self._values)
-        for i in self._op.vjp_of:
-            if not self._op.is_required(i):
-                values[i] = None
-        values[argnum] = tangent
-        return self._called(values)
 
     def _called(self, values: Sequence[Any]) -> Any:
         """Call the op with a value for each of its parameters."""

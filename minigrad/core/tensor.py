@@ -258,7 +258,10 @@ class Tensor:
 
     def _number(self, how: str) -> Any:
         if self._data.size != 1:
-            raise ValueError(f"{how} needs a tensor of one element, not {self.describe()}")
+            raise ValueError(
+                f"{how} needs a tensor of one element, not {self.describe()}; reduce it, as "
+                f".any() and .all() do for booleans, and .sum() and .mean() for numbers"
+            )
         if mode.state[1]:
             _announce(self, None, how)
         return self._data.item()
@@ -378,25 +381,8 @@ class Tensor:
         """
         return Hook(node_of(self, "register_hook()"), function)
 
-    def __copy__(self) -> Tensor:
-        copied = type(self).__new__(type(self))
-        copied._data, copied.node = self._data, self.node
-        if self.node is not None and self.node.op is None:
-            copied.node = Node.of(None, (), self._data)
-            copied.node.grad = self.node.grad
-        for name, value in self._further_attributes().items():
-            object.__setattr__(copied, name, value)
-        return copied
-
-    def _further_attributes(self) -> dict[str, Any]:
-        """Return the attributes that a subclass has added, also those in slots."""
-        state: Any = object.__getstate__(self)
-        attributes, slots = state
-        added = {name: slots[name] for name in slots.keys() - set(Tensor.__slots__)}
-        return {**(attributes or {}), **added}
-
     def __getstate__(self) -> tuple[Any, ...]:
-        """Return what copy.deepcopy and pickle save of a leaf.
+        """Return what copies and pickles save of a leaf, with the attributes of a subclass.
 
         They do not save the node, because its clock is of this process only.
 
@@ -405,10 +391,13 @@ class Tensor:
         """
         if not self.is_leaf:
             raise RuntimeError(
-                f"{self.describe()} is the result of an op; copy.deepcopy and pickle take leaves "
-                f"only, use .detach() or .clone()"
+                f"{self.describe()} is the result of an op; copies and pickles take leaves only, "
+                f"use .detach() or .clone()"
             )
-        further = self._further_attributes()
+        state: Any = object.__getstate__(self)
+        attributes, slots = state
+        added = {name: slots[name] for name in slots.keys() - set(Tensor.__slots__)}
+        further = {**(attributes or {}), **added}
         return self._data, self.requires_grad, self.grad, *([further] if further else [])
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -452,14 +441,7 @@ class Tensor:
         return (self[i] for i in range(len(self._data)))
 
     def __bool__(self) -> bool:
-        if self._data.size != 1:
-            raise ValueError(
-                f"the truth of a tensor of {self._data.size} elements is not defined; reduce it to "
-                f"one element, as .any() and .all() do for booleans"
-            )
-        if mode.state[1]:
-            _announce(self, None, "bool()")
-        return bool(self._data.item())
+        return bool(self._number("bool()"))
 
     def __float__(self) -> float:
         return float(self._number("float()"))

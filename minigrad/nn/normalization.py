@@ -182,7 +182,7 @@ class BatchNorm1d(Module):
             momentum = observed(share_of_batch, tracked._data)
         out = functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or tracked is None, momentum or 0.0, self.eps,
+            self.training or tracked is None, 0.0 if momentum is None else momentum, self.eps,
         )  # fmt: skip
         if self.training and tracked is not None:
             observed(count_batch, tracked._data)

@@ -40,11 +40,10 @@ from minigrad.core.grad_mode import is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
-from minigrad.programs.code_check import check_code
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder
-from minigrad.programs.surroundings import Surroundings
+from minigrad.programs.surroundings import Surroundings, codes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,14 +72,8 @@ class Captured(Generic[P, R]):
             )
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
-        # Of each parameter for a positional argument: its name, and what stands for it in keys: the
-        # name, or its position if it is not a keyword, because the step may take any keyword.
-        self._positional = [
-            (p.name, i if p.kind is p.POSITIONAL_ONLY else p.name)
-            for i, p in enumerate(parameters)
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        self._order = {p.name: i for i, p in enumerate(parameters)}
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        self._positional = [p.name for p in parameters if p.kind in kinds]
         self._attribute = getattr(step, "__name__", "")  # its name as a method of a class
         self._lock = renewed_in_child(self, "_lock", threading.RLock)
         self.reset()
@@ -92,7 +85,6 @@ class Captured(Generic[P, R]):
         self._last: Program | None = None
         self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
         self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
-        self._warned = False
 
     @property
     def programs(self) -> list[Program]:
@@ -147,11 +139,6 @@ class Captured(Generic[P, R]):
         """Make a step in a class a method; each object has its own programs."""
         if owner is None:
             return self
-        if not hasattr(owner, "__dict__"):
-            raise TypeError(
-                f"capture: an object of {type(owner).__name__} has no __dict__ to keep programs "
-                f"in; leave out its __slots__, or capture a function"
-            )
         # Another class may have a method of this name, and a copy of the object has its attributes.
         kept = f"_captured {getattr(self.step, '__qualname__', '')} {self._attribute}"
         bound: Captured[Any, Any] | None = vars(owner).get(kept)
@@ -166,13 +153,11 @@ class Captured(Generic[P, R]):
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
         pairs = zip(args, self._positional, strict=False)
-        keys = [(label, _key(value, name, arrays)) for value, (name, label) in pairs]
+        keys = [_key(value, name, arrays) for value, name in pairs]
         if kwargs or len(args) > len(keys):
             others = range(len(keys), len(args))
-            keys += [(i, _key(args[i], f"argument{i}", arrays)) for i in others]
-            # The order of keywords without a parameter of their own counts: they come as a dict.
-            names = sorted(kwargs, key=lambda name: self._order.get(name, len(self._order)))
-            keys += [(name, _key(kwargs[name], name, arrays)) for name in names]
+            keys += [_key(args[i], f"argument{i}", arrays) for i in others]
+            keys += [(name, _key(value, name, arrays)) for name, value in kwargs.items()]
         key = tuple(keys)
         with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
@@ -208,14 +193,11 @@ class Captured(Generic[P, R]):
         """Run and record the step; after the second recording, make its program."""
         kinds = self._programs | self._first
         if key not in kinds and len(kinds) >= MOST_SHAPES:
-            if not self._warned:
-                warnings.warn(
-                    f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs "
-                    f"eagerly for others; pad them to a few shapes, and pass a number that changes "
-                    f"as a Tensor",
-                    stacklevel=3,
-                )
-            self._warned = True
+            warnings.warn(
+                f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs eagerly "
+                f"for others; pad them to a few shapes, and pass a number that changes as a Tensor",
+                stacklevel=3,
+            )
             return cast(R, _with_tensors(self._eager(args, kwargs)))
         if key not in kinds:
             shapes = tuple((array.shape, array.dtype) for _, array in arrays)
@@ -226,22 +208,21 @@ class Captured(Generic[P, R]):
                     f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
                     stacklevel=3,
                 )
-        try:
-            classes = {type(value) for value in _contents([args, kwargs])}
-            surroundings = Surroundings(self.step, classes)
-        except RecursionError:
-            raise CaptureError(
-                "capture: the step reads something that is nested hundreds of levels deep, such as "
-                "a linked list, which cannot be compared before each run; make it flat, or pass "
-                "what the step needs of it as an argument"
-            ) from None
-        check_code(self.step, surroundings)
+        surroundings = Surroundings(self.step)
+        _check_code(self.step, surroundings)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
             others.remove(first)
         elif others and known is None:
-            self._count_change(key, others[0].surroundings)
+            self._changes[key] += 1
+            if self._changes[key] > MOST_CHANGES:
+                changes = ", ".join([*dict.fromkeys(others[0].surroundings.changes())][:5])
+                raise CaptureError(
+                    f"capture: the step reads {changes}, and that changes from call to call; make "
+                    f"it an argument, as a Tensor if it is a number, or return what the step "
+                    f"adds to it"
+                )
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -276,16 +257,6 @@ class Captured(Generic[P, R]):
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
 
-    def _count_change(self, key: Any, before: Surroundings) -> None:
-        """Count that the surroundings changed between two recordings."""
-        self._changes[key] += 1
-        if self._changes[key] > MOST_CHANGES:
-            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
-            raise CaptureError(
-                f"capture: the step reads {changes}, and that changes from call to call; make it "
-                f"an argument, as a Tensor if it is a number, or return what the step adds to it"
-            )
-
 
 def capture(step: Callable[P, R]) -> Captured[P, R]:
     """Capture a training step: return a function that does the same, but runs a recorded program.
@@ -304,24 +275,26 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         except after the first two calls, which run the step itself.
 
     A program only repeats the work of the library. Other work of the step runs only while it is
-    recorded: writing to a file or a log, for example, or `math.isfinite` of the norm that
-    `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ. Some values are
-    constants of the program: those that the step reads through C code or in objects of the standard
-    library, such as a context variable, a bytearray, a queue or an `operator.attrgetter`; through
-    `sys.modules`, `importlib`, `eval`, or `getattr` and `vars` with a name that it computes; those
-    that functions of installed packages read, except for the packages of the step and of its
-    modules; and results of numpy, outside of the library, from arrays of more than 64 KB.
+    recorded: writing to a file or a log, for example, or a choice by `math.isfinite` or `float` of
+    the norm that `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ.
+
+    Some values are constants of the program: those that the step reads through C code or in objects
+    of the standard library, such as a context variable, a queue or an `operator.attrgetter`;
+    through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name
+    that it computes; those that functions of installed packages read, except for the packages of
+    the step and of its modules; and results of numpy, outside of the library, from arrays of more
+    than 64 KB. So are the class of an object, and what a metaclass or a weak dictionary holds.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
         CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()` or `if`), prints, or reads an iterator, `os.environ` or `globals()`. It
-            uses hooks, `retain_grad`, `create_graph`, `hvp`, `checkpoint`, or an observer, such as
-            `detect_anomaly`. It writes to a numpy array, or to a list or dict in its arguments, or
-            gives a tensor other memory. It makes an array whose size depends on values. It sets an
-            option of an optimiser, or loads a state of an optimiser, a scheduler or averages. It
-            draws random numbers without minigrad. Or its second call differs from the first.
+            (by `item()` or `if`), or prints. It uses hooks, `retain_grad`, `create_graph`, `hvp`,
+            `checkpoint`, or an observer, such as `detect_anomaly`. It reads an iterator. It writes
+            to a numpy array, or to a list or dict in its arguments, or gives a tensor other memory.
+            It makes an array whose size depends on values. It sets an option of an optimiser, or
+            loads a state of an optimiser, a scheduler or averages. It draws random numbers without
+            minigrad. Or a call differs from the first, in its lines or in what it reads.
     """
     return Captured(step)
 
@@ -354,16 +327,10 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
             (k, type(k), text := repr(k), _key(v, f"{name}[{text}]", arrays))
             for k, v in value.items()
         ]
-    if isinstance(value, (list, tuple, dict)):
-        plain = next(each for each in (list, tuple, dict) if isinstance(value, each)).__name__
-        raise TypeError(
-            f"capture: {name} is a {kind.__name__}, and a program takes lists, tuples and dicts of "
-            f"no other class, named tuples apart; pass {plain}({name})"
-        )
     raise TypeError(
         f"capture: arguments are Tensors, arrays, numbers, texts, or lists, tuples and dicts of "
-        f"them, and {name} is a {type(value).__name__}, {value!r:.60}; other objects are variables "
-        f"outside of the step"
+        f"them (of no other class, named tuples apart), and {name} is a {kind.__name__}, "
+        f"{value!r:.60}; other objects are variables outside of the step"
     )
 
 
@@ -398,3 +365,33 @@ def _contents(value: Any) -> Iterator[Any]:
         yield each
         if isinstance(each, (list, tuple, dict)):
             yield from _contents(each)
+
+
+def _check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
+    """Raise a CaptureError if a step prints, reads values, or draws from iterators.
+
+    The methods of other classes may only have the names of methods that the step calls. So if these
+    read values, the recorder raises the error when they do.
+    """
+    for path in surroundings.iterators():
+        raise CaptureError(
+            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
+            f"is; take the next value outside of the step, and pass it as an argument"
+        )
+    whole = getattr(step, "func", step)  # of a partial
+    kinds = type(getattr(whole, "__self__", whole)).__mro__
+    own = {"", _owner(getattr(whole, "__qualname__", "")), *(kind.__qualname__ for kind in kinds)}
+    for function in surroundings.functions:
+        name, owner = function.__qualname__, _owner(function.__qualname__)
+        is_own = owner in own or owner.endswith("<locals>")
+        refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
+        for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
+            raise CaptureError(
+                f"capture: {name} calls {each}(), which a program cannot do again; return the "
+                f"tensor, and call {each}() outside of the step"
+            )
+
+
+def _owner(name: str) -> str:
+    """Return the name of the class, or of the function, in which a function is defined."""
+    return name.rpartition(".")[0]

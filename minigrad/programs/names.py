@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from keyword import iskeyword
@@ -23,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.programs.code import FOREIGN, LIBRARY, package_of
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
 
@@ -35,44 +33,36 @@ class CaptureError(RuntimeError):
     """The step does something that cannot be captured; the message says what to do instead."""
 
 
-def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let only the library call a method of StepNumber; other code only operators with Tensors."""
-
-    def guarded(self: Any, *others: Any, **options: Any) -> Any:
-        frame: Any = sys._getframe(1)
-        while (caller := package_of(frame.f_globals.get("__name__"))) in FOREIGN:
-            frame = frame.f_back  # skip numpy: find the code that called it
-        is_library = not caller or caller in LIBRARY  # generated calls have no module
-        if not is_library and not any(isinstance(other, Tensor) for other in others):
-            raise CaptureError(
-                "the step reads a number that only this call has, such as the norm that "
-                "clip_grad_norm returns, where a program cannot follow it; use it in ops with "
-                "Tensors, or return it, and compute outside of the step"
-            )
-        return method(self, *others, **options)
-
-    return guarded
-
-
 class StepNumber(float):
-    """A number that the library computes in a step, while that is recorded.
+    """A number that the library computes in a step, while that is recorded, such as a norm.
 
-    The step can return the number, and pass it to ops. If other code reads it, a CaptureError is
-    raised; functions written in C, such as those of `math`, cannot be noticed.
+    The step can return the number, and pass it to ops. If it compares the number, or asks
+    numpy about it, a CaptureError is raised. If it computes with it, the constants of two
+    recordings differ. A comparison of `float(number)` is not noticed: numpy calls float() too.
     """
 
     __class__: Any = property(lambda self: float)  # ops see a float
 
-    @_guarded
+    def _read(self, *others: Any) -> Any:
+        if any(isinstance(other, Tensor) for other in others):
+            return NotImplemented  # the Tensor compares, by an op
+        raise CaptureError(
+            "the step reads a number that only this call has, such as the norm that clip_grad_norm "
+            "returns, where a program cannot follow it; use it in ops with Tensors, or return it, "
+            "and compute outside of the step"
+        )
+
+    __bool__ = __int__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read
+    __hash__ = float.__hash__
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Call a ufunc with plain floats: numpy would treat a subclass of float as a float64."""
         inputs = tuple(float(x) if isinstance(x, StepNumber) else x for x in inputs)
-        return getattr(ufunc, method)(*inputs, **options)
-
-
-for _name, _method in vars(float).items():
-    if callable(_method) and _name not in ("__new__", "__getattribute__"):
-        setattr(StepNumber, _name, _guarded(_method))
+        result = getattr(ufunc, method)(*inputs, **options)
+        is_answer = isinstance(result, np.bool_)  # to a question such as np.isfinite(norm)
+        if is_answer and not any(isinstance(x, (np.ndarray, Tensor)) for x in inputs):
+            self._read()
+        return result
 
 
 class ValueNames:

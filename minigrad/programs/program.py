@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,6 @@ class ProgramLine:
     outs: str  # the left side of the assignment: a name, or a tuple of names
     expression: str  # the right side, usually a call
     has_effect: bool  # whether the line is needed even if its result is not used
-    copied: str = ""  # if the result is a plain copy of a value with its own memory: this value
 
     def __str__(self) -> str:
         outs = re.sub("_(, _){2,}", "*_", self.outs, count=1)
@@ -50,13 +49,13 @@ class Program:
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
         self.surroundings = names.surroundings  # what the step reads besides its arguments
         self.calls, self.next_check = 2, 10
-        kept, same = _without_copies(_needed(lines, result), result)
+        kept = _needed(lines, result)
         space, arguments = names.space, names.arguments
         new: dict[str, str] = {}
         counts: dict[str, int] = {}
 
         def renamed(match: re.Match[str]) -> str:
-            name, kind = same.get(match[0], match[0]), match[0][1]
+            name, kind = match[0], match[0][1]
             while name not in new:
                 counts[kind] = count = counts.get(kind, 0) + 1
                 if f"{kind}{count}" not in space and f"{kind}{count}" not in arguments:
@@ -164,23 +163,6 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
             "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
         )
     return kept[::-1]
-
-
-def _without_copies(
-    lines: Sequence[ProgramLine], result: str
-) -> tuple[list[ProgramLine], dict[str, str]]:
-    """Leave out copies of values that are not used after the copy.
-
-    Returns:
-        The other lines, and a dict from the name of each copy to the name of the copied value.
-    """
-    texts = [*(line.expression for line in lines), result]
-    uses = Counter(name for text in texts for name in _VALUE.findall(text))
-    made = {name for line in lines for name in _VALUE.findall(line.outs)}
-    same = {
-        line.outs: line.copied for line in lines if line.copied in made and uses[line.copied] == 1
-    }
-    return [line for line in lines if line.outs not in same], same
 
 
 def _shown(text: str) -> str:

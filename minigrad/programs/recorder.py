@@ -49,8 +49,6 @@ class StepRecorder(Observer):
         self._reached: dict[Node, str] = {}  # the complete gradient of a node
         self._edges: dict[Node, Iterator[Edge]] = {}  # edges that have not been visited
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines with several gradients
-        self._shared: set[str | None] = set()  # gradients whose array has another name too
-        self._summed: set[str | None] = set()  # sums of gradients, which are views of new memory
         self._state = self.surroundings.state()
 
     def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
@@ -163,16 +161,6 @@ class StepRecorder(Observer):
         call = self.names.call(function, [self.names.name(array_of(each)) for each in arguments])
         outs = "" if result is None else self.names.made(result)
         self._emit(outs, call, has_effect=function not in (contiguous_copy, add))
-        if function is contiguous_copy and self._is_alone(arguments[0]):
-            self.lines[-1].copied = self.names.name(arguments[0])
-
-    def _is_alone(self, array: Any) -> bool:
-        """Return whether no other value shares the memory of an array."""
-        name = self.names.known(array)
-        if not isinstance(array, np.ndarray) or name in self._shared:
-            return False
-        is_own = array.flags.owndata or name in self._summed
-        return is_own and array.flags.c_contiguous and array.flags.writeable
 
     def on_result(self, result: Any) -> Any:
         """Replace each number by a StepNumber."""
@@ -231,7 +219,6 @@ class StepRecorder(Observer):
             self._reached[node] = self._pending.pop(node)
             self._edges[node] = iter(node.edges or ())
         g = self._reached[node]
-        is_known = isinstance(result, np.ndarray) and self.names.known(result) is not None
         _, argnum, vjp, *saved = next(edge for edge in self._edges[node] if edge[0] is parent)
         arguments = [g, *map(self.names.name, saved)]
         name = f"{op.name}_vjp"
@@ -251,8 +238,6 @@ class StepRecorder(Observer):
             arguments.insert(1, str(tuple(each != "_" for each in outs)))  # needs_input_grad
             line.outs = as_tuple(outs)
             line.expression = self.names.call(vjp.derivative, arguments, name)
-        if is_known:
-            self._shared.add(out)
         self._arriving = out, result
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
@@ -263,7 +248,6 @@ class StepRecorder(Observer):
             arguments = [name, self.names.name(gradient.shape), f"'{gradient.dtype}'"]
             name = self.names.new("g")
             self._emit(name, self.names.call(sum_to, arguments))
-            self._summed.add(name)
         self._reach(parent, name)
 
     def on_free(self, node: Node) -> None:

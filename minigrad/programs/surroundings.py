@@ -17,18 +17,17 @@ from __future__ import annotations
 import dis
 import io
 import pickle
-import random as stdlib_random
 import re
 import sys
-from collections import ChainMap, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, partial
+from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
-from weakref import WeakKeyDictionary, WeakValueDictionary
 from zlib import crc32
 
 import numpy as np
@@ -39,18 +38,18 @@ from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
 from minigrad.optim import Optimizer
-from minigrad.programs.code import FOREIGN, codes, is_known, package_of, special_methods, texts
 from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
 
+FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
+LIBRARY = {"minigrad", "lora"}
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
-_MAPPINGS = dict, MappingProxyType, ChainMap, WeakKeyDictionary, WeakValueDictionary
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, and records that only change together with layers.
@@ -58,14 +57,9 @@ _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.
 
 
 class Surroundings:
-    """Everything that a function reads besides its arguments.
+    """Everything that a function reads besides its arguments."""
 
-    Args:
-        function: the function.
-        classes: the classes of its arguments, whose methods it may call.
-    """
-
-    def __init__(self, function: Callable[..., Any], classes: Iterable[type] = ()) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
@@ -78,21 +72,14 @@ class Surroundings:
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
         self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
         self._callable: set[type] = set()  # classes that the functions may make objects of
-        self._objects: dict[str, Any] = {}  # objects of the user's classes, by path
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
-        self._slots: list[tuple[str, Any, list[str]]] = []  # objects with slots, and these slots
         self._sources: list[Any] = []  # sources of random numbers
         self._iterators: list[str] = []  # the paths of iterators
-        self.printing: set[str] = set()  # further variables that are `print`
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
-        self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
-        if self._objects:
-            names = [f"{path}.__class__" for path in self._objects]
-            self._compare("", names, partial(map, type, self._objects.values()))
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         self.add({})
@@ -190,7 +177,6 @@ class Surroundings:
 
     def _walk(self, value: Any, path: str, is_all: bool = True) -> None:
         """Walk through a value; if not `is_all`, only attributes that the functions name."""
-        is_scalar = isinstance(value, (int, float, str, Enum))
         if isinstance(value, (int, float)):
             self.numbers.add(value)
         elif isinstance(value, type):
@@ -200,6 +186,7 @@ class Surroundings:
         if type(value) in (bool, int, float, str) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
+        is_scalar = isinstance(value, (int, float, str, Enum))
         if is_scalar or isinstance(value, (Tensor, list, tuple, dict)):
             self._walk_class(type(value), path)
             if hasattr(value, "__dict__") and not (is_scalar and is_known(type(value).__module__)):
@@ -210,9 +197,7 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.dtype == object:
-                self._enter(path, range(value.size), lambda: value.ravel().tolist())
-            elif value.nbytes <= _LARGEST_SUMMED:
+            if value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -222,11 +207,7 @@ class Surroundings:
             self._walk(value.__func__, path)
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
-            if value is print and "." not in path:
-                self.printing.add(path)
             self._walk(value.__self__, path)
-        elif isinstance(value, stdlib_random.SystemRandom):
-            return  # it has no state
         elif isinstance(value, GENERATORS):
             self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
@@ -236,9 +217,9 @@ class Surroundings:
                 self._walk(getattr(value, name, None), path)
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
-        elif isinstance(value, (list, set, deque, MappingView)):
+        elif isinstance(value, (list, set, deque)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
-        elif isinstance(value, _MAPPINGS):
+        elif isinstance(value, (dict, MappingProxyType)):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
         elif isinstance(value, Settable):
             self.settable[_unused(path, self.settable)] = value
@@ -251,13 +232,13 @@ class Surroundings:
             self._walk_object(value, path, is_all)
 
     def _walk_class(self, cls: type, path: str) -> None:
-        """Walk through the attributes of a class, of its bases, and of its metaclass."""
+        """Walk through the attributes of a class and of its bases."""
         if id(cls) not in self._seen:
             self._seen[id(cls)] = cls
             if not is_known(cls.__module__):
                 self._scopes.append((path, cls))
-                for each in (*cls.__bases__, type(cls)):
-                    self._walk_class(each, path)
+                for base in cls.__bases__:
+                    self._walk_class(base, path)
 
     def _walk_object(self, value: Any, path: str, is_all: bool) -> None:
         """Walk through the attributes of an object, and through its class."""
@@ -267,23 +248,19 @@ class Surroundings:
         if module.startswith(_NOT_COMPARED):
             return
         self._walk_class(type(value), path)
-        if not is_known(module):
-            self._objects[_unused(path, self._objects)] = value
-        declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
-        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
+        if isinstance(value, Module):
+            self._packages.add(package_of(module))
+            for name, parameter in value.named_parameters(path):
+                self._names.setdefault(id(parameter), name)
         is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
+        declared = [] if is_foreign else [vars(c).get("__slots__", ()) for c in type(value).__mro__]
+        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
+        if slots:
+            self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
         if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))
-            self._slots.append((path, value, slots))
-        elif not is_foreign:
-            if isinstance(value, Module):
-                self._packages.add(package_of(module))
-                for name, parameter in value.named_parameters(path):
-                    self._names.setdefault(id(parameter), name)
-            if slots:
-                self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
-            if attributes is not None:
-                self._enter(path, [*attributes], attributes.values)
+        elif attributes is not None:
+            self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
         """Walk through optimisers, and through attributes of classes and modules in the code."""
@@ -292,9 +269,6 @@ class Surroundings:
             known = len(self._seen) + len(self._words) + len(self._callable)
             for path, scope in self._scopes:  # the loop may append to them
                 self._walk_all(path, [(name, vars(scope)[name]) for name in self._read(scope)])
-            for path, value, slots in self._slots:
-                named = [name for name in slots if name in self._words]
-                self._walk_all(path, [(name, getattr(value, name, None)) for name in named])
             for path, each in [*self.settable.items()]:  # after modules, which give better names
                 groups = getattr(each, "param_groups", ())
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
@@ -303,9 +277,6 @@ class Surroundings:
                 self._compare(path, names, partial(map, vars(scope).get, names))
             if not isinstance(scope, ModuleType):  # the code may name a new attribute
                 self._compare(path, ("a new attribute",), partial(_count, scope))
-        for path, value, slots in self._slots:
-            if named := [name for name in slots if name in self._words]:
-                self._compare(path, named, partial(_attributes, value, named))
         for path, each in self.settable.items():
             self._compare_settings(path, partial(named_settings, each, self._words))
 
@@ -366,13 +337,43 @@ def _count(scope: Any) -> list[int]:
     return [min(len(vars(scope)), 256)]  # up to which an equal int is the same object
 
 
-def _attributes(value: Any, names: Sequence[str]) -> list[Any]:
-    return [getattr(value, name, None) for name in names]
-
-
 def _joined(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else f"{name}"
 
 
 def _unused(path: str, known: Mapping[str, Any]) -> str:
     return f"{path}_{len(known)}" if path in known else path
+
+
+def codes(function: Any) -> Sequence[Any]:
+    """List the code objects of a function and of the functions inside it."""
+    found = [function.__code__]
+    for code in found:  # the loop appends to it
+        found += filter(iscode, code.co_consts)
+    return found
+
+
+def texts(constants: Iterable[Any]) -> Iterator[str]:
+    """List the strings among the constants of a code object, also in tuples."""
+    for each in constants:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, (tuple, frozenset)):
+            yield from texts(each)
+
+
+def special_methods(cls: type) -> set[str]:
+    """Return the names of the special methods that a class itself defines."""
+    kinds = FunctionType, property, staticmethod, classmethod, partial
+    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
+    return {name for name in methods if name.startswith("__") and name.endswith("__")}
+
+
+def package_of(module: str | None) -> str:
+    """Return the name of the package that a module is in."""
+    return (module or "").partition(".")[0]
+
+
+def is_known(module: Any) -> bool:
+    """Return whether no class, function or variable of this module is compared."""
+    return not isinstance(module, str | None) or package_of(module) in FOREIGN | LIBRARY

@@ -37,10 +37,8 @@ need one, as in a training loop, call the transform under `no_grad()`, which is 
 A Python float becomes float32, as in `minigrad.tensor(2.0)`, to match the usual dtype of weights.
 np.float64(2.0) and `tensor(2.0, dtype="float64")` are float64.
 
-If f's result does not depend on an argument, the derivative is zero. So f may return a plain float
-or array as a constant. Then f runs once more, and is observed: if a value that depends on the
-inputs leaves the graph, for example by `float(x)` or `x.detach()`, the zeros would be wrong, and an
-error is raised. No `.grad` and no `requires_grad` of a tensor is changed.
+If f's result does not depend on an argument, the derivative is zero. No `.grad` and no
+`requires_grad` of a tensor is changed.
 
 `derivatives` has the transforms, `function_call` handles the arguments of f, and `function_run`
 runs f and backpropagates through its graph.

@@ -66,9 +66,9 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
     Raises:
         TypeError: if `argnums` are not ints. When called, if f is not a function, a leaf of the
             argument is not of floats, the argument has no leaf, a dict in it has attributes, or f
-            does not return a Tensor or a constant of floats; with `has_aux`, a pair of one and aux.
+            does not return a Tensor of floats; with `has_aux`, a pair of one and aux.
         ValueError: when called, if `argnums` are repeated or out of range, f returns more than one
-            element, a container contains itself, or two Modules share a parameter.
+            element, or two Modules share a parameter.
         RuntimeError: when called, if another thread differentiates by the same Module meanwhile.
     """
     return _named(_value_and_grad("value_and_grad", f, argnums, has_aux), "value_and_grad", f)
@@ -106,8 +106,8 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
 
     Raises:
         TypeError: as in `value_and_grad`, or if the structure of v in the pullback is another one.
-        ValueError: if there are no primals, or a primal contains itself, or two Modules share a
-            parameter; in the pullback, if v has another shape, or other keys.
+        ValueError: if there are no primals, or two Modules share a parameter; in the pullback, if v
+            has another shape, or other keys.
         RuntimeError: as in `value_and_grad`.
     """
     if not primals:
@@ -143,8 +143,8 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
 
     Raises:
         TypeError: as in `value_and_grad`, or if only one of primals and tangents is a tuple.
-        ValueError: if primals and tangents differ in number, keys or shape, there are none, a
-            primal contains itself, or two Modules share a parameter.
+        ValueError: if primals and tangents differ in number, keys or shape, there are none, or two
+            Modules share a parameter.
         RuntimeError: as in `value_and_grad`.
     """
     call, vs = _paired("jvp", f, primals, tangents)

@@ -122,11 +122,10 @@ def as_like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:
 def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
     """Return `value` as a Tensor of floats; with `like`, check its shape, and use its dtype."""
     if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
-        how = "containers of these are dicts, lists, tuples, named tuples, dataclasses and Modules"
-        if hasattr(value, "__dlpack__"):
-            how = "minigrad.from_dlpack(x) makes a Tensor of it"
         raise TypeError(
-            f"{role} must be a Tensor, an array or a number, not {described(value)}; {how}"
+            f"{role} must be a Tensor, an array or a number, not {described(value)}; containers of "
+            f"these are dicts, lists, tuples, named tuples, dataclasses and Modules, and "
+            f"minigrad.from_dlpack(x) makes a Tensor of another library's array"
         )
     tensor = value if isinstance(value, Tensor) else Tensor(value)
     if like is None:

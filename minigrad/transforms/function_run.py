@@ -7,35 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.containers import Leaf, Structure, flatten, is_container, rebuild
+from minigrad.containers import Leaf, Structure, flatten, rebuild
 from minigrad.core.backward import announce, propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node, reachable
-from minigrad.core.observers import Observer, observe
+from minigrad.core.observers import observe
 from minigrad.core.op import identity
 from minigrad.core.tensor import Tensor
 from minigrad.ops import clone, concatenate, reshape
 from minigrad.transforms.function_call import Call, described
 from minigrad.versions import clock
-
-_recorded = grad_mode(True)
-
-
-class _Departures(Observer):
-    """Record whether the value of a node newer than `start` left the graph.
-
-    A condition such as `if x > 0` does not count: between its jumps, its result is constant.
-    """
-
-    is_internal = True
-
-    def __init__(self, start: int) -> None:
-        self._start, self.found = start, False
-
-    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        node = tensor.node
-        self.found |= node is not None and node.order > self._start and how != "bool()"
 
 
 class Run:
@@ -53,7 +35,7 @@ class Run:
                 self.out: Any = call.run(self.inputs)
             return
         self.inputs = []
-        with _recorded:
+        with grad_mode(True):
             for x in call.leaves:
                 # As the result of an op, f can neither write to it nor freeze it.
                 inner = identity(x)
@@ -64,8 +46,6 @@ class Run:
 
     def results(self) -> tuple[list[Tensor], Structure]:
         """Return the leaves of f's result, which must be Tensors, and its structure."""
-        if isinstance(self.out, Tensor):
-            return [self.checked(self.out)], 0
         leaves: list[Leaf] = []
         role = f"{self.call.name}: the result of f"
         structure = flatten(self.out, role, leaves)
@@ -74,27 +54,15 @@ class Run:
         return [self.checked(x.value, x.path.removeprefix(role)) for x in leaves], structure
 
     def checked(self, out: Any, path: str = "") -> Tensor:
-        """Return a result of f, after checking that it is a Tensor of floats or a constant."""
+        """Return a result of f, after checking that it is a Tensor of floats."""
         if isinstance(out, Tensor) and out.dtype.kind == "f":
             return out
-        at, name = path and f" at {path}", self.call.name
-        if isinstance(out, (int, float, np.number, np.ndarray)):
-            if np.asarray(out).dtype.kind == "f" and self._is_constant():
-                return Tensor(out)
-            raise TypeError(
-                f"{name}: f must return a Tensor of floats{at}, not {described(out)}, which no "
-                f"gradient follows; compute it from the arguments with minigrad's functions, "
-                f"without float(), .item() or numpy (a constant of floats is right, such as 0.0)"
-            )
-        how = "; add its parts up, or return (value, aux) with has_aux" if is_container(out) else ""
-        raise TypeError(f"{name}: f must return a Tensor of floats{at}, not {described(out)}{how}")
-
-    def _is_constant(self) -> bool:
-        """Run f again; return whether all values that depend on the inputs stayed in the graph."""
-        departures = _Departures(self.start)
-        with _recorded, observe(departures):
-            self.call.run(self.inputs)
-        return not departures.found
+        raise TypeError(
+            f"{self.call.name}: f must return a Tensor of floats{path and f' at {path}'}, not "
+            f"{described(out)}; compute it from the arguments with minigrad's functions, without "
+            f"float(), .item() or numpy, and write a constant as minigrad.tensor(0.0); add several "
+            f"values up, or return (value, aux) with has_aux"
+        )
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside may need the derivative of one of `results`."""

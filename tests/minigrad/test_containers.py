@@ -149,13 +149,6 @@ def test_the_same_object_in_two_places_is_two_leaves():
     assert paths == ["value[0][0]", 'value[1]["again"][0]']
 
 
-def test_a_cycle_is_named():
-    value = {"a": [1.0]}
-    value["a"].append((2.0, value))
-    with pytest.raises(ValueError, match=r'value\["a"\]\[1\]\[1\] is a .* contains itself'):
-        parts(value)
-
-
 STRUCTURE = parts({"a": [1, None], "b": Pair(2, 3)})[2]
 
 
@@ -568,8 +561,6 @@ TRANSFORMS = {
     "jacobian": lambda x: jacobian(never)(x),
     "hessian": lambda x: hessian(never)(x),
 }
-CYCLE: dict[str, Any] = {"x": X}
-CYCLE["self"] = CYCLE
 FROZEN = nn.Linear(2, 2).freeze()
 TIED = nn.Linear(2, 2)
 
@@ -586,7 +577,6 @@ BAD = {
         TypeError,
         r'0\["a"\].bias must be .* not a function',
     ),
-    "cycle": (CYCLE, ValueError, r'0\["self"\] is a container that contains itself'),
     "empty": ({}, TypeError, "0 must be a Tensor, .* not a dict without any"),
     "empty inside": ({"a": Pair(None, ())}, TypeError, "0 must be .* not a dict without any"),
     "frozen": (
@@ -652,15 +642,6 @@ def test_results_that_have_no_derivative_are_named(name):
         ]()
 
 
-def test_a_result_that_contains_itself_is_named():
-    endless = []
-    endless.append(endless)
-    with pytest.raises(
-        ValueError, match=r"jacobian: the result of f\[0\] is a container that cont"
-    ):
-        jacobian(lambda x: endless)(X)
-
-
 def test_tensors_in_any_container_beside_the_value_are_detached():
     def f(x):
         return (x * x).sum(), (Pair(x * 2, {"n": 3}), Affine(x * 3, "text"))
@@ -672,5 +653,5 @@ def test_tensors_in_any_container_beside_the_value_are_detached():
 
 @pytest.mark.parametrize("transform", [value_and_grad, gradient, hessian])
 def test_a_scalar_function_that_returns_a_container_is_shown_the_way_out(transform):
-    with pytest.raises(TypeError, match=r"not a dict; add its parts up, or .* has_aux"):
+    with pytest.raises(TypeError, match=r"not a dict; .* add several values up, or .* has_aux"):
         transform(lambda x: {"loss": x.sum()})(X)

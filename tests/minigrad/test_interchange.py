@@ -215,7 +215,7 @@ def test_jax_takes_tensors_and_its_arrays_are_copied():
 @pytest.mark.peers
 def test_transforms_say_how_to_convert_an_array_of_another_library():
     torch = pytest.importorskip("torch")
-    message = r"not a Tensor of torch; minigrad\.from_dlpack\(x\) makes a Tensor of it"
+    message = r"not a Tensor of torch; .*minigrad\.from_dlpack\(x\) makes a Tensor"
     with pytest.raises(TypeError, match=message):
         minigrad.gradient(lambda w: w["a"].sum())({"a": torch.ones(2)})
 

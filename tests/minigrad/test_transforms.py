@@ -447,23 +447,10 @@ def test_an_argument_that_does_not_reach_the_value_has_derivatives_zero():
     [
         lambda x: Tensor(np.float64(3.0)),
         lambda x: x.detach().sum(),
-        lambda x: np.float64(3.0),
-        lambda x: 3.0,
-        lambda x: 3.0 * x.shape[0],
-        lambda x: 3.0 if x.sum() > -100 else 4.0,
-        lambda x: 3.0 if x.sum() else 4.0,
-        lambda x: np.array(CONSTANT.item()),
+        lambda x: Tensor(3.0 * x.shape[0]),
+        lambda x: Tensor(3.0 if x.sum() > -100 else 4.0),
     ],
-    ids=[
-        "new",
-        "detached",
-        "numpy",
-        "float",
-        "of the shape",
-        "of a condition",
-        "of a truth",
-        "of another",
-    ],
+    ids=["new", "detached", "of the shape", "of a condition"],
 )
 def test_a_constant_has_derivatives_zero(f):
     results = all_of_them(f, X)
@@ -472,16 +459,6 @@ def test_a_constant_has_derivatives_zero(f):
     assert_array_equal(results["jvp"].data, 0.0)
     assert_array_equal(results["hessian"].data, np.zeros((3, 3)))
     assert results["value"].data == results["jvp value"].data
-
-
-def test_constants_in_and_of_containers_have_derivatives_zero():
-    value, pullback = vjp(lambda x: {"x": x, "step": 0.1, "grid": np.ones(2)}, X)
-    assert_array_equal(value["grid"].data, np.ones(2))
-    assert_array_equal(pullback({"x": V, "step": 1.0, "grid": W})[0].data, V)
-    assert_array_equal(jacobian(lambda x: [x, np.ones(2)])(X)[1].data, np.zeros((2, 3)))
-    assert_array_equal(gradient(lambda t: 3.0)({"w": [X]})["w"][0].data, np.zeros(3))
-    inner = lambda x: (gradient(lambda y: 3.0)(x) + x * x).sum()
-    assert_array_equal(gradient(inner)(X).data, 2 * X)
 
 
 def test_a_linear_function_has_second_derivatives_zero():
@@ -1210,10 +1187,11 @@ def test_arguments_that_cannot_be_differentiated_by_are_named_before_f_runs(name
 
 
 BAD_RESULTS = {
-    "array": (lambda x: X > 0, "not a ndarray, which no gradient follows"),
+    "array": (lambda x: X, r"not a ndarray; .* without float\(\)"),
+    "float": (lambda x: float(x.sum()), r"not a float; .* without float\(\)"),
     "None": (lambda x: None, "not a NoneType"),
     "empty": (lambda x: (), "not a tuple"),
-    "int": (lambda x: 1, "not a int, which no gradient follows"),
+    "int": (lambda x: 1, "not a int;"),
     "bool": (lambda x: x > 0, "not a Tensor of shape .* and dtype bool"),
 }
 
@@ -1224,23 +1202,6 @@ def test_a_function_must_return_one_tensor_of_floats(name):
         (kind, partial(called, name, result, X), TypeError, f"{name}: f .*{message}")
         for kind, (result, message) in BAD_RESULTS.items()
     )
-    assert not_refused(calls) == {}
-
-
-NUMBERS = {
-    "float": lambda x: float(x.sum()),
-    "item": lambda x: x.sum().item(),
-    "tolist": lambda x: np.float64(x.tolist()[0]),
-    "numpy": lambda x: (x * 2).detach().numpy().sum(),
-    "data": lambda x: x.data.sum(),
-    "asarray": lambda x: np.asarray((x.detach() ** 3).sum()),
-}
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_number_that_was_computed_from_the_inputs_is_no_constant(name):
-    message = rf"{name}: .*which no gradient follows; .* float\(\)"
-    calls = ((way, partial(called, name, f, X), TypeError, message) for way, f in NUMBERS.items())
     assert not_refused(calls) == {}
 
 

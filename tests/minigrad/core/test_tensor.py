@@ -594,7 +594,6 @@ def test_pickling_a_result_is_refused_at_any_depth_of_its_graph():
         y = y + 1
     with pytest.raises(RuntimeError, match=r"made by add.*\.detach\(\)"):
         pickle.dumps(y)
-    assert copy.copy(y).node is y.node
 
 
 def test_a_pickled_leaf_keeps_value_flag_gradient_and_class():

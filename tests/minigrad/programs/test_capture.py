@@ -13,7 +13,6 @@ import linecache
 import pickle
 import pprint
 import random as stdlib_random
-import sys
 import threading
 import time
 import traceback
@@ -21,7 +20,6 @@ import weakref
 from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -501,7 +499,7 @@ def test_arguments_are_known_by_name():
 
         return step, list(model.parameters())
 
-    captured = check_same(make, as_first)
+    captured = check_same(make, as_first, 48, 4)
     with pytest.raises(TypeError, match="multiple values for argument 'x'"):
         captured(*batch(), x=batch()[0])
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
@@ -563,17 +561,11 @@ class Labelled(list):
 
 
 @pytest.mark.parametrize(
-    ("words", "plain"),
-    [
-        (Half(x=X), "dict"),
-        (OrderedDict(x=X), "dict"),
-        (Labelled([X]), "list"),
-        (Pair(X, Labelled([1])), "list"),
-    ],
+    "words", [Half(x=X), OrderedDict(x=X), Labelled([X]), Pair(X, Labelled([1]))]
 )
-def test_a_container_of_another_class_is_refused(words, plain):
+def test_a_container_of_another_class_is_refused(words):
     name = "words.1." if isinstance(words, Pair) else "words"
-    with pytest.raises(TypeError, match=rf"{name} is a \w+, and .*pass {plain}\({name}\)"):
+    with pytest.raises(TypeError, match=rf"of no other class.* {name} is a \w+, "):
         mg.capture(lambda words: 2 * X)(words)
 
 
@@ -594,24 +586,6 @@ def test_a_step_returns_containers_like_those_it_takes(make):
         pair = make(x, None)
         assert bits(captured(pair, x)) == bits(captured.step(pair, x))
     assert len(captured.programs) == 1
-
-
-factor = 2.0
-
-
-class Timed(NamedTuple):
-    x: Tensor
-
-    @property
-    def scaled(self):
-        return self.x * factor
-
-
-def test_methods_of_the_classes_of_arguments_are_read_too(monkeypatch):
-    captured = mg.capture(lambda given: given.scaled)
-    for i in range(6):
-        monkeypatch.setattr(sys.modules[__name__], "factor", 2.0 if i < 3 else 5.0)
-        assert bits(captured(Timed(X))) == bits(captured.step(Timed(X)))
 
 
 def test_a_step_is_recorded_in_training_and_evaluation_by_turns():
@@ -792,8 +766,7 @@ def test_too_many_kinds_of_arguments_run_eagerly_after_a_warning():
     for i in range(64):
         captured(mg.ones(i))
     with pytest.warns(UserWarning, match="64 kinds of arguments, and runs eagerly for others"):
-        captured(mg.ones(64))
-    captured(mg.ones(65))
+        assert captured(mg.ones(64)).shape == (64,)
 
 
 def test_a_number_that_changes_from_call_to_call_gives_a_warning_early():
@@ -874,9 +847,6 @@ class Unused(nn.Module):
         return self.forward(mg.ones(2)).tolist()[0]
 
 
-SHOW = print
-
-
 def conditional(m, h, loss, x, y):
     return loss if loss > 0 else -loss
 
@@ -912,7 +882,6 @@ REFUSED = {
     "item": (lambda m, h, loss, x, y: loss.item(), r"calls item\(\).*return the tensor"),
     "tolist": (lambda m, h, loss, x, y: h.tolist(), r"calls tolist\(\)"),
     "print": (lambda m, h, loss, x, y: print(loss), r"calls print\(\)"),
-    "print by another name": (lambda m, h, loss, x, y: SHOW("loss"), r"calls SHOW\(\)"),
     "pprint": (lambda m, h, loss, x, y: pprint.pprint("loss"), r"calls pprint\(\)"),
     "comprehension": (lambda m, h, loss, x, y: [(lambda v: v.item())(v) for v in h], r"item\(\)"),
     "float": (lambda m, h, loss, x, y: float(loss), r"float\(\) takes a value out of the step"),
@@ -946,6 +915,27 @@ def test_what_cannot_be_captured_is_refused_before_an_update(name):
     assert (mg.is_grad_enabled(), mg.core.grad_mode.mode.observers) == (True, ())
 
 
+COMPARES = {
+    "comparison": lambda norm: norm > 1,
+    "comparison with it": lambda norm: 1.0 > norm,  # noqa: SIM300  # it is what is tested
+    "equality": lambda norm: norm in [1.0, 2.0],
+    "if": lambda norm: 1 if norm else 2,
+    "max": lambda norm: max(norm, 1.0),
+    "int": int,
+    "numpy": np.isfinite,
+}
+COMPUTES = {
+    "sum": lambda norm: sum([norm, norm]),
+    "arithmetic": lambda norm: 0.1 / norm,
+    "power": lambda norm: norm**2,
+    "sign": lambda norm: -norm,
+    "float": float,
+    "round": lambda norm: round(norm, 9),
+    "array": lambda norm: norm * np.ones(2, np.float32),
+    "function of numpy": lambda norm: np.clip(np.ones(2, np.float32), 0, norm),
+}
+
+
 LEAVES = {
     "float": lambda o, loss: float(loss),
     "data": lambda o, loss: loss.data,
@@ -963,56 +953,26 @@ def test_what_is_refused_after_an_update_says_that_it_was_made(read):
         mg.capture(step)(*batch())
 
 
-READS = {
-    "comparison": lambda norm: norm > 1,
-    "comparison with it": lambda norm: 1.0 > norm,  # noqa: SIM300  # it is what is tested
-    "equality": lambda norm: norm in [1.0, 2.0],
-    "if": lambda norm: 1 if norm else 2,
-    "max": lambda norm: max(norm, 1.0),
-    "sum": lambda norm: sum([norm, norm]),
-    "arithmetic": lambda norm: 0.1 / norm,
-    "power": lambda norm: norm**2,
-    "sign": lambda norm: -norm,
-    "float": float,
-    "int": int,
-    "round": round,
-    "text": str,
-    "repr": lambda norm: f"{norm!r}",
-    "format": lambda norm: f"{norm:.2f}",
-    "list": lambda norm: f"{[norm]}",
-    "key": lambda norm: {norm: 1},
-    "numpy": np.isfinite,
-    "array": lambda norm: norm * np.ones(2),
-    "function of numpy": lambda norm: np.clip(np.ones(2), 0, norm),
-    "library of Python": lambda norm: copy.deepcopy(norm),
-}
-
-
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", COMPARES | COMPUTES)
 @pytest.mark.parametrize("norm_of", [optim.grad_norm, lambda p: optim.clip_grad_norm(p, 1.0)])
 def test_a_number_that_the_step_reads_is_refused(name, norm_of):
+    """What compares it, before an update; what computes with it, in the second call."""
+
     def body(m, h, loss, x, y):
         loss.backward()
-        READS[name](norm_of(m.parameters()))
+        return loss * mg.Tensor((COMPARES | COMPUTES)[name](norm_of(m.parameters())))
 
     captured, model = refused(body)
     before = bits(list(model.parameters()))
-    message = "reads a number that only this call has, .* return it, and compute outside"
-    with pytest.raises(CaptureError, match=message):
-        captured(*batch())
-    assert bits(list(model.parameters())) == before
-
-
-def test_a_number_that_a_step_keeps_is_refused_later():
-    kept = []
-
-    def body(m, h, loss, x, y):
-        loss.backward()
-        kept.append(optim.grad_norm(m.parameters()))
-
-    refused(body)[0](*batch())
-    with pytest.raises(CaptureError, match="return it, and compute outside"):
-        print(kept)
+    if name in COMPARES:
+        message = "reads a number that only this call has, .* return it, and compute outside"
+        with pytest.raises(CaptureError, match=message):
+            captured(*batch())
+        assert bits(list(model.parameters())) == before
+    else:
+        captured(*batch(0))
+        with pytest.raises(CaptureError, match=r"something else than the call|makes a constant"):
+            captured(*batch(1))
 
 
 def test_a_module_that_prints_is_refused():
@@ -1088,9 +1048,15 @@ def with_norm_as_lr(m, o, x, y):
     return loss
 
 
-@pytest.mark.parametrize("body", [setting_lr, with_norm_as_lr])
-def test_a_step_that_sets_an_option_is_refused(body):
-    with pytest.raises(CaptureError, match="sets an option or the state of optimizer, as by"):
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (setting_lr, "sets an option or the state of optimizer, as by"),
+        (with_norm_as_lr, "reads a number that only this call has"),
+    ],
+)
+def test_a_step_that_sets_an_option_is_refused(body, message):
+    with pytest.raises(CaptureError, match=message):
         mg.capture(made(body)[0])(*batch())
 
 
@@ -1340,11 +1306,6 @@ class Learner:
         return plain(self.model, self.optimizer, x, y)
 
 
-class Slotted:
-    __slots__ = ()
-    step = Learner.step
-
-
 def test_methods_have_programs_for_each_object():
     first, second, expected = Learner(), Learner(), Learner()
     called = mg.capture(Learner())
@@ -1354,8 +1315,6 @@ def test_methods_have_programs_for_each_object():
     assert "0 programs" in repr(second.step) + repr(Learner.step)
     for i in range(4):
         assert bits(second.step(*batch(i))) == bits(called(*batch(i)))
-    with pytest.raises(TypeError, match="an object of Slotted has no __dict__"):
-        Slotted().step(*batch())
 
 
 @mg.capture
