@@ -246,6 +246,10 @@ class Kernel:
         self._types = (INT, INT, *self.signature)
         KERNELS.append(self)
 
+    def __repr__(self) -> str:
+        arguments = ", ".join(map(str, self.signature))
+        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
+
     def compile(self) -> None:
         """Read the machine code from disk, or compile it if it is not there."""
         self.alone = self._called(1, on_threads=False)
