@@ -86,25 +86,30 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
         return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return {
-        f"the attribute {f'{name}.{key}'.lstrip('.')} of the model": digest([beside(value)])
+        f"{name}.{key}".lstrip("."): digest([beside(value)])
         for name, module in model.named_modules()
         for key, value in module._attributes()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 
 
-def digests_of_weights(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return digests of parameters, by name."""
-    return {f"the weights of {name}": digest([p]) for name, p in parameters.items()}
+def digests_of_model(
+    parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
+) -> dict[str, str]:
+    """Return digests of parameters and of the other attributes of modules, with full names."""
+    return {
+        **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
+        **{f"the attribute {n} of the model": value for n, value in attributes.items()},
+    }
 
 
 def check_same_model(ranks: World, model: Module, data: Any) -> None:
     """Raise an error on all ranks if their models or their data differ."""
     if ranks.size > 1:
-        digests = digests_of_weights(dict(model.named_parameters())) | digests_of_attributes(model)
+        parameters, attributes = dict(model.named_parameters()), digests_of_attributes(model)
         check_agreement(
             ranks,
-            {"the data": digest([data]), **digests},
+            {"the data": digest([data]), **digests_of_model(parameters, attributes)},
             "the ranks would not evaluate the same; give all of them the same data and the "
             "same model: made from one seed (manual_seed), loaded, or trained by fit",
         )

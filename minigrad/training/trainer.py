@@ -310,7 +310,7 @@ class Trainer(TrainingStep):
             "the step": len(self.history.steps),
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
-        digests |= ranks.digests_of_weights(parameters) | self._digests
+        digests |= ranks.digests_of_model(parameters, self._digests)
         text = ",".join(f"{name}={value}" for name, value in options.items())
         check_agreement(self._world, {"the options of the trainer": text, **further, **digests})
 

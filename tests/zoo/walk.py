@@ -172,7 +172,7 @@ MUTANTS: list[Mutant] = [
         partial(
             edited,
             engine.fit_to_input,
-            ("result.sum(axes, keepdims=True)", "result.detach().sum(axes, keepdims=True)"),
+            ("result.sum(axes, keepdims=keepdims)", "result.detach().sum(axes, keepdims=keepdims)"),
         ),
         *BROADCAST,
         order=2,
