@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
 from minigrad.locks import renewed_in_child
 
@@ -70,11 +71,27 @@ def _bar_class() -> Any:
         from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """A tqdm bar with its own lock.
+        """A tqdm bar with its own lock and its own list of bars.
 
         tqdm's usual lock is shared with forked processes. If one of them is killed while it holds
         the lock, all others wait forever.
         """
+
+        _instances: ClassVar[WeakSet[Any]] = WeakSet()
+
+        def __init__(self, items: Iterable[Any] | None, **options: Any) -> None:
+            super().__init__(items, position=len(tqdm._instances), **options)  # below the user's
+            # tqdm draws a bar when an item is done, and the first one may take minutes.
+            self._timer = threading.Timer(self.delay, self._appear)
+            self._timer.daemon = True
+            if not hasattr(self, "container"):  # no widget, which only the cell's thread may show
+                self._timer.start()
+
+        def _appear(self) -> None:
+            with self.get_lock():
+                if not self.disable and self.last_print_n == self.initial:
+                    self.refresh(nolock=True)
+                    self.last_print_t = self._time()  # so that `close` clears what was drawn
 
         def display(self, *args: Any, **options: Any) -> Any:
             try:
@@ -83,6 +100,7 @@ def _bar_class() -> Any:
                 self.disable = True
 
         def close(self) -> None:
+            self._timer.cancel()
             with suppress(OSError):
                 super().close()
 

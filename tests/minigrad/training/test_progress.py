@@ -97,8 +97,9 @@ def test_work_without_a_bar_is_used_like_one():
 
 
 def test_a_bar_is_below_those_of_the_user(bars):
-    with tqdm.tqdm(total=1, file=sys.stderr), progress_bar(what="w", unit="u", shown=True) as bar:
-        assert abs(bar.pos) == 1
+    with tqdm.tqdm(total=1, file=sys.stderr), progress_bar(what="w", unit="u", shown=True):
+        pass
+    assert bars[-1]["position"] == 1
 
 
 class Lost(io.StringIO):
@@ -127,6 +128,23 @@ def test_work_goes_on_where_nothing_can_be_shown(terminal, in_files, monkeypatch
             for _ in range(3):
                 bar.set_postfix_str("epoch 1", refresh=False)
                 bar.update()
+
+
+@pytest.mark.parametrize("delay", [0.01, 60.0])
+def test_a_bar_appears_while_the_first_item_is_worked_on(monkeypatch, delay):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar(range(2), what="work", unit="part", shown=True, delay=delay) as bar:
+        items = iter(bar)
+        next(items)
+        for _ in range(100 if delay < 1 else 5):
+            if terminal.getvalue():
+                break
+            time.sleep(0.05)
+        assert ("work:   0%" in terminal.getvalue()) == (delay < 1)
+    *_, left = terminal.getvalue().rstrip("\r").split("\r")
+    assert not left.strip(), "it is cleared at the end"
 
 
 AFTER_A_KILLED_CHILD = """
