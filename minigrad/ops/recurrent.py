@@ -8,13 +8,14 @@ before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigrad import kernels
-from minigrad.core.op import op
-from minigrad.core.tensor import Array
+from minigrad.core.grad_mode import mode, unobserved
+from minigrad.core.op import op, replay
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.activation import relu, sigmoid
 from minigrad.ops.elementwise import tanh
 from minigrad.ops.products import linear
@@ -103,15 +104,12 @@ def recurrence(
         ValueError: if the shapes do not match, the sequence is empty, or the cell is unknown.
     """
     x, state, weight = np.asarray(x), np.asarray(state), np.asarray(weight)
-    bias = None if bias is None else np.asarray(bias)
     _check(x, state, weight, bias, cell)
     found = kernels.recurrent.forward(x, state, weight, bias, cell)
-    if found is None and x.size:  # the kernels take arrays of one dtype
-        dtype = np.result_type(x, state, weight, *([] if bias is None else [bias]))
-        x, state, weight = x.astype(dtype), state.astype(dtype), weight.astype(dtype)
-        bias = None if bias is None else bias.astype(dtype)
-        found = kernels.recurrent.forward(x, state, weight, bias, cell)
-    return (np.empty((len(x), *state.shape), x.dtype), None) if found is None else found
+    if found is not None:
+        return found
+    with unobserved(mode.grad_enabled):  # the ops inside are part of this op
+        return _recurrence(x, state, weight, bias, cell), None
 
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
@@ -135,9 +133,17 @@ def _inputs(
     g: Array, needs_input_grad: Sequence[bool], x: Array, state: Array, weight: Array, bias: Array,
     cell: str, out: Array, residuals: Array | None,
 ) -> Sequence[Array]:  # fmt: skip
-    if residuals is None:  # there are no sequences in the batch
-        return [None if v is None else np.zeros(v.shape, v.dtype) for v in (x, state, weight, bias)]
-    return kernels.recurrent.backward(g, state, weight, out, residuals, cell, needs_input_grad[2])
+    if residuals is not None:
+        return kernels.recurrent.backward(
+            g, state, weight, out, residuals, cell, needs_input_grad[2]
+        )
+    inputs = x, state, weight, bias
+    wanted = [i for i, needed in enumerate(needs_input_grad) if needed]
+    parents: Any = {i: Tensor(inputs[i], requires_grad=True).node for i in wanted}
+    with unobserved(mode.grad_enabled):
+        found = replay(recurrence.compose, (*inputs, cell), parents, wanted, g)
+    gradients = dict(zip(wanted, found, strict=True))
+    return [gradients.get(i) for i in range(len(inputs))]
 
 
 recurrence.joint_vjp(
