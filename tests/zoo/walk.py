@@ -150,8 +150,9 @@ MUTANTS: list[Mutant] = [
             edited,
             engine.fit_to_input,
             (
-                "sum_over(result, axes, keepdims=True)",
-                "result[tuple(slice(1) if i in axes else slice(None) for i in range(result.ndim))]",
+                "sum_over(result, axes, keepdims=keepdims)",
+                "result[tuple((slice(1) if keepdims else 0) if i in axes else slice(None) "
+                "for i in range(result.ndim))]",
             ),
         ),
         *BROADCAST,
@@ -162,7 +163,7 @@ MUTANTS: list[Mutant] = [
         partial(
             edited,
             engine.fit_to_input,
-            ("sum_over(result, axes, keepdims=True)", "result.mean(axes, keepdims=True)"),
+            ("sum_over(result, axes, keepdims=keepdims)", "result.mean(axes, keepdims=keepdims)"),
         ),
         *BROADCAST,
     ),

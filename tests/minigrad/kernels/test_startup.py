@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,13 @@ def copy_sources(folder):
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def open_machine():
+    """A machine outside of pytest's folder, which each other run of pytest closes to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Machine(Path(folder))
 
 
 @pytest.mark.full
@@ -612,7 +620,7 @@ def test_nothing_is_made_where_others_may_write(tmp_path, monkeypatch):
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root has another user's folder"
 )
 @needs_jit
-def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
+def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(open_machine):
     # What is imported later comes before, since nobody may be unable to read our environment.
     as_nobody = """
         import os
@@ -626,17 +634,17 @@ def test_what_root_has_compiled_is_left_alone_until_all_may_read_it(machine):
         os.setuid(65534)
         assert probe.right()
         """
-    for folder in (machine.home, *machine.home.parents):
+    for folder in (open_machine.home, *open_machine.home.parents):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
-    compiled, *_ = machine.run(RUN_PROBE)
+    compiled, *_ = open_machine.run(RUN_PROBE)
     assert compiled == PROBE_PARTS
-    compiled, _, said = machine.run(as_nobody)
+    compiled, _, said = open_machine.run(as_nobody)
     assert compiled == PROBE_PARTS
     assert len(said) == 1
-    assert f"chmod -R go+rX {machine.folder / 'minigrad'}" in said[0]
-    subprocess.run(["chmod", "-R", "go+rX", machine.folder / "minigrad"], check=True)
-    assert machine.run(as_nobody) == ([], PROBE_PARTS, [])
+    assert f"chmod -R go+rX {open_machine.folder / 'minigrad'}" in said[0]
+    subprocess.run(["chmod", "-R", "go+rX", open_machine.folder / "minigrad"], check=True)
+    assert open_machine.run(as_nobody) == ([], PROBE_PARTS, [])
 
 
 @pytest.mark.full
