@@ -291,7 +291,7 @@ class TransformerBlock(Module):
             True or False.
     """
 
-    _usual: ClassVar = {"causal": False}
+    _repr_defaults: ClassVar = {"causal": False}
 
     def __init__(
         self,

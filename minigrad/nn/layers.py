@@ -41,8 +41,8 @@ class Linear(Module):
             generator; the last two in all layers with parameters.
     """
 
-    _looks = "{self.in_features}, {self.out_features}"
-    _usual: ClassVar = {"bias": True}
+    _repr_format = "{self.in_features}, {self.out_features}"
+    _repr_defaults: ClassVar = {"bias": True}
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class Embedding(Module):
         TypeError: if `padding_idx` is not an integer.
     """
 
-    _looks = "{self.num_embeddings}, {self.embedding_dim}"
-    _usual: ClassVar = {"padding_idx": None}
+    _repr_format = "{self.num_embeddings}, {self.embedding_dim}"
+    _repr_defaults: ClassVar = {"padding_idx": None}
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class Dropout(Module):
         TypeError: if `p` is not a number; when called, if `rng` is not a generator.
     """
 
-    _looks = "p={self.p}"
+    _repr_format = "p={self.p}"
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         check_probability("p", p)

@@ -121,8 +121,9 @@ class Module(Owner):
 
     training: bool = True
     _slots: ClassVar[tuple[str, ...]] = ()  # the names of the attributes in slots
-    _looks: ClassVar[str] = ""  # what `extra_repr` prints, a format string with `self`
-    _usual: ClassVar[Mapping[str, Any]] = {}  # attributes that it prints if they have other values
+    # What `extra_repr` prints: a format string with `self`, and attributes that have other values.
+    _repr_format: ClassVar[str] = ""
+    _repr_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -346,7 +347,7 @@ class Module(Owner):
 
     def extra_repr(self) -> str:
         """Return the options, such as sizes, that `repr` prints between the parentheses."""
-        options = self._looks.format(self=self) + unusual(self, self._usual)
+        options = self._repr_format.format(self=self) + unusual(self, self._repr_defaults)
         return options.removeprefix(", ")
 
     def __repr__(self) -> str:

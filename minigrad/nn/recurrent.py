@@ -32,8 +32,8 @@ PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 class _Recurrent(Module):
     """Base class of recurrent layers and cells: sizes, parameters and states."""
 
-    _looks = "{self.input_size}, {self.hidden_size}"
-    _usual: ClassVar = {"bias": True}
+    _repr_format = "{self.input_size}, {self.hidden_size}"
+    _repr_defaults: ClassVar = {"bias": True}
     cell: str  # a key of `ops.recurrent.CELLS`
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
@@ -108,7 +108,7 @@ class _Recurrent(Module):
 class _Layers(_Recurrent):
     """Base class of layers, which run cells over a sequence in one direction or both."""
 
-    _usual: ClassVar = {
+    _repr_defaults: ClassVar = {
         "num_layers": 1,
         "bias": True,
         "batch_first": False,
