@@ -9,7 +9,7 @@ gradient, the next call raises an error.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from lora.adapter import DEFAULT, Adapter, check_names, joined
+from lora.adapter import DEFAULT, UNMERGEABLE, Adapter, check_names, joined
 from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
@@ -70,7 +70,7 @@ class AdaptedLayer(Module):
     """
 
     lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. An assignment copies the values.")
-    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. An assignment copies the values.")
+    lora_b = _of_adapter("lora_b", "B, `(d_out, rank / groups)`. An assignment copies the values.")
     lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assignments copy values.")
     scale = _of_adapter("scale", "The factor of B A.")
     dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
@@ -188,7 +188,10 @@ class AdaptedLayer(Module):
 
     @property
     def weight(self) -> FrozenMatrix:
-        """W, `(d_out, d_in)`, with the operations that adapters need."""
+        """W, `(d_out, d_in)`, with the operations that adapters need.
+
+        The rows of a grouped convolution are `(d_out, d_in / groups)`.
+        """
         stored = getattr(self.base_weight, "_data", self.base_weight)
         if self._seen.stored is not stored or self._seen.matrix is None:
             self._seen = SimpleNamespace(stored=stored, matrix=self.weight_of(stored))
@@ -198,7 +201,7 @@ class AdaptedLayer(Module):
     @property
     def d_in(self) -> int:
         """The size of an input vector."""
-        return self.weight.shape[1]
+        return self.weight.shape[1] * self.weight.groups
 
     @property
     def d_out(self) -> int:
@@ -338,12 +341,20 @@ class AdaptedLayer(Module):
         return () if self._merged is None else tuple(self._merged.copies)
 
     def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
-        """Compute some rows of dW_1 + dW_2 + ... in float64, over the adapters of these names."""
+        """Compute some rows of dW_1 + dW_2 + ... in float64, over the adapters of these names.
+
+        A ValueError is raised if the updates of the layer cannot be merged; see `check_mergeable`.
+        """
+        if names:
+            check_mergeable({"": self})
         updates = [self.adapters[name].update(self.weight, rows) for name in names]
         return sum(updates[1:], updates[0]) if updates else np.zeros_like(self.weight.rows(rows))
 
     def merged_weight(self) -> Tensor:
-        """Compute W + dW_1 + ... in float64, rounded once: a new tensor, as the layer stores W."""
+        """Compute W + dW_1 + ... in float64, rounded once: a new tensor, as the layer stores W.
+
+        A ValueError is raised for the updates of a grouped convolution, which are not merged.
+        """
         return Tensor(observed(self._array_with, self.active))
 
     def _array_with(self, names: Sequence[str]) -> Array:
@@ -383,7 +394,8 @@ class AdaptedLayer(Module):
         """Compute W + dW once, and let calls use it; W stays in memory, unchanged.
 
         The names are those of active adapters, or None for all of them; the others are added in
-        each call. A ValueError is raised if a name is repeated, or no active adapter has it.
+        each call. A ValueError is raised if a name is repeated, no active adapter has it, or the
+        layer is a grouped convolution.
         """
         chosen = tuple(self.active if names is None else names)
         check_names(chosen, self.adapters)
@@ -414,6 +426,17 @@ class AdaptedLayer(Module):
             parts.append(f"merged: {', '.join(self.merged_adapters)}" if some else "merged")
         parts += [] if self.enabled else ["disabled"]
         return ", ".join(parts)
+
+
+def check_mergeable(layers: Mapping[str, AdaptedLayer]) -> None:
+    """Raise a ValueError that names the layers, by name, whose updates cannot be merged."""
+    found = [name or "the layer" for name, layer in layers.items() if layer.weight.groups > 1]
+    if found:
+        raise ValueError(
+            f"the updates of {', '.join(found)} cannot be merged: {UNMERGEABLE}. Nothing was "
+            f"changed. Compute with the adapter as it is, which lora.save keeps, or train one that "
+            f"excludes these layers"
+        )
 
 
 @dataclass(frozen=True)  # not a tuple: in a tuple, the walk over a model would find parameters

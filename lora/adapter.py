@@ -14,7 +14,13 @@ import numpy as np
 
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import near
-from lora.scaling import LoRAScaling, check_alpha, check_finite, check_size
+from lora.scaling import (
+    LoRAScaling,
+    check_alpha,
+    check_finite,
+    check_rank_divides,
+    check_size,
+)
 from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops
@@ -27,6 +33,12 @@ from minigrad.random import generator
 DEFAULT = "default"
 """The name that parameter names leave out: `lora_a` instead of `default.lora_a`."""
 
+UNMERGEABLE = (
+    "a filter of a grouped convolution sees the channels of its own group, where A sees all of "
+    "them, so W + s B A is no weight of the layer"
+)
+"""The reason why no update is merged into the weight of a grouped convolution."""
+
 _COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # assigned in place
 
 
@@ -37,11 +49,13 @@ class Adapter:
         DoRA    dW = diag(m / n) (W + s B A) - W          (Liu et al., 2024, equation 5)
 
     n_j is the norm of row j of W + s B A. PiSSA has s (B A - B_0 A_0) instead of s B A, with the
-    first factors A_0 and B_0 (Meng et al., 2024).
+    first factors A_0 and B_0 (Meng et al., 2024). For a convolution in groups, A and B have groups
+    of rank / groups rows and d_out / groups rows, and instead of B A there are the products B_g A_g
+    of each group, below each other, as in PEFT.
 
     Args:
         weight: W, `(d_out, d_in)`, whose values PiSSA and DoRA begin with.
-        rank: the rank of B A.
+        rank: the rank of B A, divisible by the groups of W.
         alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
         scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
         dropout: the probability of dropping an element of the input, in training.
@@ -53,7 +67,7 @@ class Adapter:
 
     Attributes:
         lora_a: A, `(rank, d_in)`. An assignment to it, B or m copies the values.
-        lora_b: B, `(d_out, rank)`.
+        lora_b: B, `(d_out, rank / groups)`.
         lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
         scale: s, the factor of B A, a finite number, which may be assigned.
         alpha, scaling: the number and the formula from which the first scale was computed.
@@ -64,7 +78,8 @@ class Adapter:
             a generator.
         ValueError: if the rank or alpha is not positive, `init` or `scaling` is unknown, the rank
             is odd with init="orthogonal" or too large for the weight with "pissa" or "mica", or
-            dropout is not a probability.
+            dropout is not a probability. With groups, if they do not divide the rank, `init` is
+            not "gaussian" or "kaiming", or `use_dora` is set.
     """
 
     lora_a: Any  # a Parameter; an assignment may be an array
@@ -91,11 +106,14 @@ class Adapter:
         check_init(init)
         self.dropout = dropout
         self.rng = None if rng is None else generator(rng)
-        d_out, d_in = weight.shape
+        d_out, d_in = weight.shape[0], weight.shape[1] * weight.groups
+        check_rank_divides(rank, d_out, d_in, weight.groups)
+        check_goes_with_groups(weight.groups, init, use_dora)
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
         self.scale = self.scaling.scale(self.alpha, int(rank))
-        first = begin or draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
+        drawn = init, d_out, d_in, rank, self.scale, weight.dense, rng, weight.groups
+        first = begin or draw(*drawn)
         self.init = init
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
         self.lora_b = Parameter(first.b, init != "mica", dtype=weight.dtype)
@@ -163,6 +181,11 @@ class Adapter:
     def rank(self) -> int:
         """The rank of B A."""
         return len(self.lora_a._data)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of B; more than 1 only in a grouped convolution."""
+        return self.rank // int(self.lora_b.shape[1])
 
     @property
     def update_rank(self) -> int:
@@ -280,11 +303,37 @@ def check_names(names: Sequence[Any], known: Collection[str]) -> None:
         )
 
 
+def check_goes_with_groups(groups: int, init: str, use_dora: bool) -> None:
+    """Raise a ValueError if `init` or `use_dora` needs a product B A of the shape of W."""
+    if groups > 1 and use_dora:
+        raise ValueError(
+            f"use_dora needs the norms of W + s B A, and {UNMERGEABLE}; PEFT's DoRA of such a "
+            f"layer takes the norms of another product"
+        )
+    if groups > 1 and init not in ("gaussian", "kaiming"):
+        raise ValueError(
+            f"init={init!r} is for a single product B A, and the layer has one for each of its "
+            f"{groups} groups, which begin as 'gaussian' or 'kaiming'"
+        )
+
+
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
     """Return A, B and s whose product s B A is s_1 B_1 A_1 + ...; its rank is the sum of ranks."""
     if len(adapters) == 1:
         return *adapters[0].factors(), adapters[0].scale
     pairs = [adapter.factors() for adapter in adapters]
-    a = ops.concatenate([a for a, _ in pairs])
-    scaled = [b * adapter.scale for (_, b), adapter in zip(pairs, adapters, strict=True)]
-    return a, ops.concatenate(scaled, axis=1), 1.0
+    scaled = [(a, b * adapter.scale) for (a, b), adapter in zip(pairs, adapters, strict=True)]
+    return *stacked(scaled, adapters[0].groups), 1.0
+
+
+def stacked(pairs: Sequence[tuple[Any, Any]], groups: int) -> tuple[Any, Any]:
+    """Return A and B whose product is the sum of those of all pairs, arrays or tensors.
+
+    The rows of each A are below those of the one before, in each group; the columns of each B are
+    next to those of the one before.
+    """
+    a, b = [a for a, _ in pairs], ops.concatenate([b for _, b in pairs], axis=1)
+    if groups == 1:
+        return ops.concatenate(a), b
+    parts = [ops.reshape(each, (groups, -1, each.shape[1])) for each in a]
+    return ops.reshape(ops.concatenate(parts, axis=1), (-1, a[0].shape[1])), b

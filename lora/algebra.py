@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapter import Adapter, check_names
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import Adapter, check_names, stacked
 from lora.attaching import deactivate
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment, FullCopy
-from lora.frozen import FrozenMatrix, copy_for_adapter
-from lora.scaling import LoRAScaling, check_finite, check_size
+from lora.frozen import copy_for_adapter
+from lora.scaling import LoRAScaling, check_finite, check_size, limit_of_rank
 from lora.spectra import Approximation
 from minigrad.errors import named_errors
 from minigrad.nn import Module
@@ -93,7 +94,7 @@ def combine(
     The new adapter is not active, as in PEFT, and nothing else changes. When `lora.switch` makes it
     active, all of its parameters train. The order of the terms does not change a single bit. An
     adapter that is named twice counts with the sum of its weights, and is left out if this sum is
-    0. If no term is left, the update is zero, with rank 1.
+    0. If no term is left, the update is zero, with rank 1 (in each group of a convolution).
 
     Each layer sums the adapters that it has. If only one adapter is left in a layer, with weight 1
     and no larger rank than allowed, the layer gets a copy of it, also of DoRA or PiSSA. Otherwise
@@ -110,15 +111,17 @@ def combine(
         adapter: a name for the new adapter.
         rank: the largest rank of the new adapter, which is then the best approximation in each
             layer; None for the exact sum, whose rank is the sum of ranks. Both are rounded to the
-            dtype of the layer, which the errors of the report do not include.
+            dtype of the layer, which the errors of the report do not include. In a grouped
+            convolution, the groups share the rank equally.
 
     Raises:
         TypeError: if the model is not a Module, a name is not a string, a weight is not a number,
             or the rank is not an integer; or if the adapters or weights are not lists.
         ValueError: if an adapter is unknown, none is given, the numbers of adapters and weights
             differ, a weight is not finite, the new name is taken or malformed, or the rank is not
-            positive; if there is NaN or Inf in an adapter or would be in the result, or a running
-            variance would be negative; or if an adapter is DoRA and would not just be copied.
+            positive or less than the groups of a convolution; if there is NaN or Inf in an adapter
+            or would be in the result, or a running variance would be negative; or if an adapter is
+            DoRA and would not just be copied.
         RuntimeError: inside of `lora.disabled`.
 
     After an error nothing is changed.
@@ -138,7 +141,7 @@ def combine(
         if present:
             own = {name: layer.adapters[name] for name in present}
             try:
-                updates[path], row = _sum(path, layer.weight, own, terms, rank)
+                updates[path], row = _sum(path, layer, own, terms, rank)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             rows.append(row)
@@ -181,7 +184,7 @@ def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, flo
 
 def _sum(
     path: str,
-    weight: FrozenMatrix,
+    layer: AdaptedLayer,
     adapters: Mapping[str, Adapter],
     factors: Mapping[str, float],
     rank: int | None,
@@ -196,11 +199,12 @@ def _sum(
             )
     terms = [(factors[name], adapter) for name, adapter in adapters.items()]
     factor, first = terms[0]
+    weight, groups = layer.weight, layer.weight.groups
     if factor == 0:
-        a, b = first.lora_a._data[:1], first.lora_b._data[:, :1]
+        a, b = first.lora_a._data[:: first.rank // groups], first.lora_b._data[:, :1]
         # Either A or B is zero, but not both: with both, their gradients would stay zero.
         a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
-        return Adapter.of(weight, a, b, 1.0), Combined(path, 1, (), note="zero")
+        return Adapter.of(weight, a, b, 1.0), Combined(path, groups, (), note="zero")
     ranks = tuple(adapter.update_rank for _, adapter in terms)
     if len(terms) == 1 and factor == 1 and (rank is None or ranks[0] <= rank):
         made = first.copy()
@@ -221,16 +225,22 @@ def _sum(
     pairs = [adapter.exact_factors() for _, adapter in terms]
     with np.errstate(over="ignore"):
         shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
-        scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
-    a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
+        scaled = [(a, share * b) for share, (a, b) in zip(shares, pairs, strict=True)]
+    a, b = stacked(scaled, groups)
     notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
+    most, formula = limit_of_rank(layer.d_out, layer.d_in, groups)
     if rank is not None and len(a) > rank:
-        best = Approximation.of_product(a, b, min(rank, *weight.shape))
+        if rank < groups:
+            raise ValueError(
+                f"rank {rank} is too small for a convolution of {groups} groups, which need a rank "
+                f"of 1 each; give a rank of at least {groups}, or none for the exact sum"
+            )
+        best = Approximation.of_product(a, b, min(rank, most), groups)
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error
-    elif len(a) > min(weight.shape):
-        notes.append(f"rank above min(d_out, d_in) = {min(weight.shape)}")
+    elif len(a) > most:
+        notes.append(f"rank above {formula}")
     options: dict[str, Any] = {
         "scaling": modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
         "dropout": drops.pop() if len(drops) == 1 else 0.0,

@@ -105,10 +105,11 @@ def attach(
             string, `rng` is not a generator, or a weight or a parameter to be trained in full is
             not of floats.
         ValueError: if a pattern matches nothing or has no effect, no layer is left, a rank is too
-            large for its layer, or odd with init="orthogonal", a weight is not finite, a
-            convolution is grouped, or a parameter to be trained in full is tied to another, is in
-            few bits, or belongs to a layer with an adapter. Also if the name is taken or malformed,
-            another adapter is merged, or the model is itself a single layer.
+            large for its layer, odd with init="orthogonal", or not divisible by the groups of a
+            convolution, a grouped convolution would get DoRA or an `init` other than "gaussian" and
+            "kaiming", a weight is not finite, or a parameter to be trained in full is tied to
+            another, is in few bits, or belongs to a layer with an adapter. Also if the name is
+            taken or malformed, another adapter is merged, or the model is itself a single layer.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.

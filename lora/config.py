@@ -53,7 +53,7 @@ class LoRAConfig:
     `use_dora`), its first values (`init`), and its `scaling`. Patterns match names as in PEFT.
 
     Args:
-        rank: the rank of each update.
+        rank: the rank of each update; the groups of a grouped convolution must divide it.
         alpha: the strength of each update; the scale is alpha / rank by default, see `scaling`.
         targets: "all-linear" for every linear layer; a sequence of names, where "q" also matches
             every name that ends in ".q"; or one string, a regular expression for complete names.
@@ -77,7 +77,8 @@ class LoRAConfig:
         init: the first values of A and B: "gaussian", "kaiming", "orthogonal", which needs an even
             rank, "mica", which freezes B, "pissa" or, for large layers, "pissa_niter_4"; see
             `lora.variants.inits`.
-        use_dora: also train a magnitude for each output (Liu et al., 2024).
+        use_dora: also train a magnitude for each output (Liu et al., 2024); grouped convolutions
+            cannot have one.
         dora_norm_gradient: use DoRA's full derivative. The paper treats the norm as a constant
             (section 4.3).
 

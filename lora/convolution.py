@@ -2,6 +2,9 @@
 
 A convolution multiplies each patch of an image, C h w numbers, by a matrix whose rows are the
 filters. So its adapter is the adapter of a linear layer that is called on patches.
+
+If the filters are in groups, each sees the channels of its own group. As in PEFT, A sees all of
+them, and B has the groups of W: the filters of each group have their own part of the rows of A.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import Array
+from lora.frozen import Array, DenseMatrix, FrozenMatrix
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Conv1d, Conv2d, Parameter
@@ -23,29 +26,28 @@ class LoRAConv(AdaptedLayer):
     The rows of A are filters like those of W, and B is a 1 x 1 convolution. A has the dilation of
     W, but PEFT's A has none. So PEFT cannot use the adapter of a layer that `is_dilated`.
 
-    `lora.attach` makes one; `LoRAConv.around(conv)` makes one without an adapter. Both raise a
-    ValueError for a grouped convolution.
+    In a grouped convolution, A `(rank, C h w)` has no groups, and B `(O, rank / groups)` has those
+    of W, which must divide the rank. The update is a convolution of all channels, so it cannot be
+    merged into W, `(O, C / groups, h, w)`: `merge` and `plain` raise a ValueError.
+
+    `lora.attach` makes one; `LoRAConv.around(conv)` makes one without an adapter.
     """
 
-    options: tuple[Any, ...]  # stride, padding and dilation
+    options: tuple[Any, Any, Any]  # stride, padding and dilation
+    groups: int
 
     @classmethod
     def around(cls, layer: Conv2d) -> Self:
         """Make a layer without an adapter, which shares the parameters of `layer`."""
-        if layer.groups > 1:
-            raise ValueError(
-                f"its filters are in {layer.groups} groups, and each sees the channels of its own, "
-                f"where A sees all; so W + s B A would be no weight of the layer. Exclude it; "
-                f"PEFT's adapters of such a layer cannot be loaded"
-            )
         made = super().around(layer)
-        made.options = layer.stride, layer.padding, layer.dilation
+        made.options, made.groups = (layer.stride, layer.padding, layer.dilation), layer.groups
         return made
 
     def plain(self) -> Conv2d:
         """Make a `Conv2d` or `Conv1d` with the merged filters; it shares no memory with this."""
         kind = Conv1d if self.base_weight.ndim == 3 else Conv2d
-        made = self._plain(kind, bias=None if self.bias is None else Parameter(self.bias), groups=1)
+        bias = None if self.bias is None else Parameter(self.bias)
+        made = self._plain(kind, bias=bias, groups=self.groups)
         made.stride, made.padding, made.dilation = self.options
         return made
 
@@ -55,34 +57,46 @@ class LoRAConv(AdaptedLayer):
         pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
         return any(size > 1 and dilation > 1 for size, dilation in pairs)
 
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return the filters as the rows of a matrix, with their groups."""
+        return DenseMatrix(stored, self.groups)
+
     def stored(self, matrix: Array) -> Array:
         """Return the rows of a matrix as filters."""
         return matrix.reshape(self.base_weight.shape)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute conv(x, W) + b."""
-        return _convolve(x, weight.detach(), bias, *self.options)
+        return _convolve(x, weight.detach(), bias, self.options, self.groups)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Compute conv(x, M), with the rows of M as filters."""
-        filters = ops.reshape(matrix, (-1, *self.base_weight.shape[1:]))
-        return _convolve(x, filters, None, *self.options)
+        """Compute conv(x, M), with the rows of M as filters of all channels."""
+        _, channels, *kernel = self.base_weight.shape
+        filters = ops.reshape(matrix, (-1, channels * self.groups, *kernel))
+        return _convolve(x, filters, None, self.options)
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
-        """Multiply the channels of h by B, as a 1 x 1 convolution."""
-        return _convolve(h, self.broadcast_outputs(b))
+        """Multiply the channels of h by B, as a 1 x 1 convolution with the groups of W."""
+        return _convolve(h, self.broadcast_outputs(b), groups=self.groups)
 
     def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
         return ops.reshape(values, (*values.shape, *(1,) * (self.base_weight.ndim - 2)))
 
     def base_facts(self) -> list[str]:
-        """Describe the kernel, and a stride, padding or dilation other than the default."""
+        """Describe the kernel, and a stride, padding, dilation or groups if not the default."""
         names, usual = ("kernel_size", "stride", "padding", "dilation"), (None, 1, 0, 1)
         facts = zip(names, (self.base_weight.shape[2:], *self.options), usual, strict=True)
-        return [f"{name}={value}" for name, value, usually in facts if {*value} != {usually}]
+        found = [f"{name}={value}" for name, value, usually in facts if {*value} != {usually}]
+        return found + [f"groups={self.groups}"] * (self.groups > 1)
 
 
-def _convolve(x: Tensor, filters: Tensor, bias: Tensor | None = None, *options: Any) -> Tensor:
+def _convolve(
+    x: Tensor,
+    filters: Tensor,
+    bias: Tensor | None = None,
+    options: tuple[Any, Any, Any] = (1, 0, 1),
+    groups: int = 1,
+) -> Tensor:
     convolve = functional.conv1d if filters.ndim == 3 else functional.conv2d
-    return convolve(x, filters, bias, *options)
+    return convolve(x, filters, bias, *options, groups)

@@ -110,8 +110,8 @@ def extract(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if names or shapes do not match, there is NaN or Inf, something differs that the
-            adapter would not have, no target differs, or `attach` would raise an error. Then `base`
-            is unchanged.
+            adapter would not have, no target differs, a grouped convolution does, or `attach` would
+            raise an error. Then `base` is unchanged.
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
         raise TypeError(
@@ -154,6 +154,12 @@ def extract(
             f"none of the targets differs from the base, so there is nothing to extract: "
             f"{', '.join(names)}"
         )
+    for name in differing:
+        if (groups := getattr(modules[name], "groups", 1)) > 1:
+            raise ValueError(
+                f"{name} is a convolution in {groups} groups, whose difference is no single "
+                f"product B A; exclude it, and copy it in full with modules_to_save"
+            )
     # A configuration for these layers alone, whose ranks are no larger than the layers allow.
     sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}

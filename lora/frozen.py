@@ -38,6 +38,7 @@ class FrozenMatrix(ABC):
 
     shape: tuple[int, int]  # `(d_out, d_in)`
     dtype: np.dtype[Any]  # the dtype of results computed with W
+    groups: int = 1  # if a convolution has several, the shape is `(d_out, d_in / groups)`
 
     if not TYPE_CHECKING:  # code written for a Linear reads `layer.weight` as a Tensor or an array
 
@@ -98,12 +99,13 @@ class FrozenMatrix(ABC):
 class DenseMatrix(FrozenMatrix):
     """A plain array, whose memory other code may share.
 
-    An array of filters, with more axes, has a row for each filter. While the norms of the rows are
-    saved, the memory is read-only; code that wants to write releases it first (`on_release`).
+    An array of filters, with more axes, has a row for each filter; they may be in groups. While the
+    norms of the rows are saved, the memory is read-only; code that wants to write releases it first
+    (`on_release`).
     """
 
-    def __init__(self, array: Array) -> None:
-        self._array, self.dtype = array, array.dtype
+    def __init__(self, array: Array, groups: int = 1) -> None:
+        self._array, self.dtype, self.groups = array, array.dtype, groups
         self.shape = len(array), math.prod(array.shape[1:])
         self._known: Array | None = None
 

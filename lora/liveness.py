@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lora.adapter import Adapter
-from lora.spectra import numerical_rank, singular_values
+from lora.spectra import block_diagonal, numerical_rank, singular_values
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradient_flow.report import ParameterRow, PartRow
 from minigrad.nn import Parameter
@@ -27,7 +27,7 @@ class AdapterRow(PartRow):
     """
 
     rank_a: int | None  # the numerical rank of A, `(rank, d_in)`
-    rank_b: int | None  # the numerical rank of B, `(d_out, rank)`
+    rank_b: int | None  # the numerical rank of B, `(d_out, rank)`; of groups, the sum of theirs
     rank_ba: int | None  # the numerical rank of the update B A
 
     kind: ClassVar[str] = "adapter"
@@ -74,7 +74,7 @@ class AdapterPart:
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> AdapterRow:
         """Make the row of the adapter; the rows of A and B tell whether it trains."""
         a, b = self.adapter.lora_a, self.adapter.lora_b
-        return AdapterRow(name, *_verdict(row_of(a), row_of(b)), *ranks(a, b))
+        return AdapterRow(name, *_verdict(row_of(a), row_of(b)), *ranks(a, b, self.adapter.groups))
 
 
 def _verdict(a: ParameterRow, b: ParameterRow) -> tuple[bool, str]:
@@ -93,15 +93,16 @@ def _verdict(a: ParameterRow, b: ParameterRow) -> tuple[bool, str]:
     return True, f"trains later: {(b if b.reason else a).why}"
 
 
-def ranks(a: Tensor, b: Tensor) -> tuple[int | None, int | None, int | None]:
+def ranks(a: Tensor, b: Tensor, groups: int) -> tuple[int | None, int | None, int | None]:
     """Compute the numerical ranks of A, B and B A, as `numpy.linalg.matrix_rank` counts.
 
     A singular value counts if it is above max(m, n) eps times the largest one, with the eps of the
-    dtype of A and B. B A itself is never formed. A rank is None if an element is not finite.
+    dtype of A and B. B A itself is never formed. In several groups, the ranks are those of all
+    groups together. A rank is None if an element is not finite.
     """
     if not (np.isfinite(a._data).all() and np.isfinite(b._data).all()):
         return None, None, None
-    wide, tall = (x._data.astype(np.float64) for x in (a, b))
+    wide, tall = (x.astype(np.float64) for x in (a._data, block_diagonal(b._data, groups)))
     of_a, of_b = (np.linalg.svd(x, compute_uv=False) for x in (wide, tall))
     eps = float(np.finfo(a.dtype).eps)
     return (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer, check_mergeable
 from lora.adapter import check_names
 from lora.attachment import state
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
@@ -53,7 +53,8 @@ def merge(
         TypeError: if `model` is not a Module, a layer has a dtype that cannot be certified, a name
             is not a string, or the limit or radius is not a number.
         ValueError: if there are no adapters, a name belongs to no active adapter, none is active,
-            an option makes no sense, or a merged weight would not be finite.
+            an option makes no sense, a grouped convolution has one of the adapters, or a merged
+            weight would not be finite.
         MergeError: if more than the limit would be lost.
 
     After an error nothing is changed.
@@ -77,6 +78,7 @@ def merge(
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
     }
+    check_mergeable({path: layer for path, (layer, names) in merged.items() if names})
     parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
         raise ValueError(
@@ -136,7 +138,8 @@ def fold(model: Module) -> Module:
     Raises:
         TypeError: if `model` is not a Module.
         ValueError: if there are no adapters, an adapter is not active and would be lost, W + dW is
-            not finite, or `attach` was called with a larger model; nothing is changed then.
+            not finite, an adapter is on a grouped convolution, or `attach` was called with a larger
+            model; nothing is changed then.
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
@@ -161,6 +164,7 @@ def fold(model: Module) -> Module:
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active "
                 f"(of layers that were made by hand: layer.remove and layer.use)"
             )
+    check_mergeable(layers)
     folded: dict[int, Module] = {}
     broken = []
     for name, layer in layers.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora.attachment.state import adapted_layers
 from lora.embedding import LoRAEmbedding
-from minigrad import ops
+from minigrad import functional, ops
 from minigrad.checks import check_range
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
@@ -118,6 +118,7 @@ def penalty(model: Module) -> Tensor:
     `(rank, rank)` matrices, and has gradients of all orders. The penalty keeps dW small with any
     optimiser; separate decays of A and B do not. For PiSSA, dW is s (B A - B_0 A_0), which is
     exactly 0 at first. For DoRA, it is the update of the direction, s B A, without the magnitude.
+    For a grouped convolution, it is the sum over the groups.
 
     Raises:
         TypeError: if `model` is not a Module.
@@ -127,6 +128,9 @@ def penalty(model: Module) -> Tensor:
     total = Tensor(observed(np.zeros, (), layers[0].weight.dtype))
     for adapter in (layer.adapters[name] for layer in layers for name in layer.active):
         a, b = adapter.factors()
-        inner = ops.matmul(ops.transpose(b), b) * ops.matmul(a, ops.transpose(a))
+        if adapter.groups > 1:
+            a, b = (ops.reshape(x, (adapter.groups, -1, x.shape[1])) for x in (a, b))
+        b_t, a_t = (functional.swapaxes(x, -1, -2) for x in (b, a))
+        inner = ops.matmul(b_t, b) * ops.matmul(a, a_t)
         total = total + inner.sum() * adapter.scale**2
     return total

@@ -69,10 +69,31 @@ def largest_rank(shape: tuple[int, ...]) -> int:
     return min(shape[0], math.prod(shape[1:]))
 
 
-def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
-    """Raise a ValueError if the rank is larger than d_out or d_in, which B A cannot have."""
-    if rank > min(d_out, d_in):
+def limit_of_rank(d_out: int, d_in: int, groups: int = 1) -> tuple[int, str]:
+    """Return the largest rank that is of use, and its formula, for messages.
+
+    In groups, the update B_g A_g of each group is `(d_out / groups, d_in)`.
+    """
+    most = min(d_out, groups * d_in)
+    return most, f"min(d_out, {'groups ' if groups > 1 else ''}d_in) = {most}"
+
+
+def check_rank_fits(rank: int, d_out: int, d_in: int, groups: int = 1) -> None:
+    """Raise a ValueError if the rank is larger than the one that B A can have."""
+    most, formula = limit_of_rank(d_out, d_in, groups)
+    if rank > most:
         raise ValueError(
-            f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
-            f"more rank than that, so a larger one only costs"
+            f"rank {rank} is larger than {formula}; B A has no more rank than that, so a larger "
+            f"one only costs"
+        )
+
+
+def check_rank_divides(rank: int, d_out: int, d_in: int, groups: int) -> None:
+    """Raise a ValueError that names ranks that work, if the groups do not divide the rank."""
+    if rank % groups:
+        works = list(map(str, range(groups, limit_of_rank(d_out, d_in, groups)[0] + 1, groups)))
+        works = works if len(works) <= 4 else [*works[:3], "...", works[-1]]
+        raise ValueError(
+            f"rank {rank} is not divisible by groups={groups}, and each group of the convolution "
+            f"gets rank / groups rows of A; ranks that work are {', '.join(works)}"
         )

@@ -21,7 +21,7 @@ class Approximation:
     """The product B A that approximates a matrix M, `(d_out, d_in)`, in float64."""
 
     a: Array  # A, `(rank, d_in)`
-    b: Array  # B, `(d_out, rank)`
+    b: Array  # B, `(d_out, rank)`, or `(d_out, rank / groups)`
     error: float  # the Frobenius norm of M - B A
     norm: float  # the Frobenius norm of M
 
@@ -41,8 +41,21 @@ class Approximation:
         return cls.of_decomposition(*np.linalg.svd(m, full_matrices=False), rank)
 
     @classmethod
-    def of_product(cls, a: Array, b: Array, rank: int) -> Approximation:
-        """Approximate B A without forming it: QR reduces it to a matrix as small as its rank."""
+    def of_product(cls, a: Array, b: Array, rank: int, groups: int = 1) -> Approximation:
+        """Approximate B A without forming it: QR reduces it to a matrix as small as its rank.
+
+        In several groups, the product B_g A_g of each is approximated by rank / groups, rounded
+        down.
+        """
+        if groups > 1:
+            pairs = zip(np.split(a, groups), np.split(b, groups), strict=True)
+            parts = [cls.of_product(*pair, rank // groups) for pair in pairs]
+            return cls(
+                np.concatenate([part.a for part in parts]),
+                np.concatenate([part.b for part in parts]),
+                math.hypot(*(part.error for part in parts)),
+                math.hypot(*(part.norm for part in parts)),
+            )
         (left, upper), (right, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
         return cls.of_decomposition(left @ u, s, vt @ right.T, rank)
@@ -54,6 +67,20 @@ class Approximation:
         # hypot, because the square of a small number may be 0, and of a large number infinite.
         error, norm = math.hypot(*s[rank:]), math.hypot(*s)
         return cls(root[:, None] * vt[:rank], u[:, :rank] * root, error, norm)
+
+
+def block_diagonal(b: Array, groups: int) -> Array:
+    """Return the B, `(d_out, rank)`, with which B A has the rows B_g A_g of all groups.
+
+    `b` has the B_g below each other, `(d_out, rank / groups)`; with one group it is B itself.
+    """
+    if groups == 1:
+        return b
+    rows, columns = b.shape
+    found = np.zeros((groups, rows // groups, groups, columns), b.dtype)
+    each = np.arange(groups)
+    found[each, :, each] = b.reshape(groups, -1, columns)
+    return found.reshape(rows, groups * columns)
 
 
 def singular_values(a: Array, b: Array) -> Array:

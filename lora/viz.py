@@ -17,7 +17,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import joined
 from lora.attachment.state import adapted_layers
 from lora.frozen import Array
-from lora.spectra import Spectral, singular_values
+from lora.spectra import Spectral, block_diagonal, singular_values
 from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
@@ -72,7 +72,8 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
             with no_grad():
                 factor_a, factor_b, scale = joined(adapters)
             a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
-            rank = min(len(a), *layer.weight.shape)
+            b = block_diagonal(b, layer.weight.groups)
+            rank = min(len(a), layer.d_out, layer.d_in)
             values = abs(scale) * singular_values(a, b)
         check_update_is_finite(name, values)
         label, norm = name or type(layer).__name__, math.sqrt(layer.weight.squares().sum())
@@ -232,9 +233,10 @@ def plot_factors(
     chosen = adapted.adapters[names[0]]
     with no_grad():
         a, b = chosen.exact_factors()
+    b = block_diagonal(b, chosen.groups)
     check_update_is_finite(layer, a, b)
     figure = Picture(9, 7.5, path)
-    rank, (d_out, d_in) = len(a), adapted.weight.shape
+    rank, d_out, d_in = len(a), adapted.d_out, adapted.d_in
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
     corner.set_axis_off()
     what = f"dW = s B A\nrank {rank}, s = {chosen.scale:.4g}"

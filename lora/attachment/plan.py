@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.adapter import Adapter
+from lora.adapter import Adapter, check_goes_with_groups
 from lora.attachment.state import FullCopy, attachment_of, state_names
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy, copy_for_adapter
 from lora.patterns import find
-from lora.scaling import check_rank_fits
+from lora.scaling import check_rank_divides, check_rank_fits, limit_of_rank
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.narrow import is_narrow
@@ -86,20 +86,20 @@ class Plan:
         layer: AdaptedLayer = original
         if not isinstance(original, AdaptedLayer):
             kind: Any = adapted_kind(original)
-            try:
-                layer = kind.around(original)
-            except ValueError as error:
-                raise ValueError(f"{target.name}: {error}") from error
+            layer = kind.around(original)
             self.replaced[target.name] = original, layer
+        sizes = layer.d_out, layer.d_in, layer.weight.groups
+        advice = "change this option, or exclude the layer"
         try:
+            check_goes_with_groups(layer.weight.groups, self.config.init, self.config.use_dora)
+            advice = "rank_pattern gives the layer another rank, exclude leaves it out"
+            check_rank_divides(target.rank, *sizes)
             if drawn:
-                check_rank_fits(target.rank, layer.d_out, layer.d_in)
+                check_rank_fits(target.rank, *sizes)
                 check_rank_of_init(self.config.init, target.rank)
         except ValueError as error:
-            raise ValueError(
-                f"{target.name}: {error}; rank_pattern gives the layer another rank, exclude "
-                f"leaves it out"
-            ) from error
+            advice = advice if drawn else "such an adapter cannot be loaded"
+            raise ValueError(f"{target.name}: {error}; {advice}") from error
         if layer.weight.dtype.kind != "f":
             raise TypeError(
                 f"{target.name}: the weight must be of floats, not {layer.weight.dtype}"
@@ -128,8 +128,8 @@ class Plan:
         names = self._names.get(id(layer.base_weight), [])
         tied = [name for name in names if not _inside(name, target.name)]
         notes += [f"tied to {', '.join(tied)}"] if tied else []
-        most = min(layer.d_out, layer.d_in)
-        notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
+        most, formula = limit_of_rank(layer.d_out, layer.d_in, layer.weight.groups)
+        notes += [f"rank above {formula}"] if target.rank > most else []
         trained = self.updates[target.name].trained()
         added = sum(part.size for part in trained if part.requires_grad)
         sizes = layer.d_in, layer.d_out, target.rank, added
@@ -138,8 +138,9 @@ class Plan:
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
         layer, config, begin = self.layers[target.name], self.config, None
         if not drawn:
+            columns = target.rank // layer.weight.groups
             a = np.zeros((target.rank, layer.d_in))
-            begin = Factors(a, np.zeros((layer.d_out, target.rank)))
+            begin = Factors(a, np.zeros((layer.d_out, columns)))
         elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
             begin = layer.begin(target.rank, rng)
         names = "scaling", "dropout", "init", "use_dora", "dora_norm_gradient"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer, check_mergeable
 from lora.adapter import Adapter
 from lora.certificate.rounding import gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
@@ -57,8 +57,10 @@ class LayerMerge:
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
     """Describe the merge of some active adapters of a layer; the others stay unmerged.
 
-    A TypeError is raised if the layer's dtype is not float16, float32 or float64.
+    A TypeError is raised if the layer's dtype is not float16, float32 or float64, and a ValueError
+    if it is a grouped convolution.
     """
+    check_mergeable({name: layer})
     active, merged = ([layer.adapters[n] for n in each] for each in (layer.active, names))
     bias = None if layer.bias is None else layer.bias._data
     one_hot = isinstance(layer, LoRAEmbedding)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lora.adapter import UNMERGEABLE
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import WorkerPool
@@ -19,7 +20,7 @@ from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import AdapterFolder, StoredLayer, check_is_folder
 from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
-from lora.spectra import Spectral, singular_values
+from lora.spectra import Spectral, block_diagonal, singular_values
 from lora.viz import draw_spectra
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
@@ -41,7 +42,8 @@ class LayerSummary(Spectral):
 
     Attributes:
         name: the name of the layer.
-        kind: the kind of the layer, and "DoRA" if the update has a magnitude.
+        kind: the kind of the layer, the groups of a convolution if it has several, and "DoRA" if
+            the update has a magnitude.
         d_in: the size of an input; for an embedding, the number of vectors.
         d_out: the size of an output.
         rank: the largest rank that B A can have.
@@ -67,16 +69,18 @@ class LayerSummary(Spectral):
         if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.part(layer, part, np.float64) for part in (A, B))
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] * layer.groups:
             raise ValueError(
                 f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
                 f"(d_out, rank)"
             )
-        kind = layer.kind + (", DoRA" if MAGNITUDE in layer.keys else "")
+        kind = layer.kind + (f", {layer.groups} groups" if layer.groups > 1 else "")
+        kind += ", DoRA" if MAGNITUDE in layer.keys else ""
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         with np.errstate(over="ignore"):
             norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-        values = tuple(abs(scale) * value for value in singular_values(a, b).tolist())
+        found = singular_values(a, block_diagonal(b, layer.groups)).tolist()
+        values = tuple(abs(scale) * value for value in found)
         return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
 
 
@@ -406,7 +410,7 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
         if broken := int(np.count_nonzero(~np.isfinite(array))):
             yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
     a, b = arrays[A], arrays[B]
-    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] * layer.groups:
         yield wrong(f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)")
         return
     m = arrays.get(MAGNITUDE)
@@ -416,6 +420,13 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
         yield wrong(
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"
+        )
+    if layer.groups > 1:
+        dora = "" if m is None else "; its magnitude is of a product that PEFT forms by mistake"
+        use = "is loaded by PEFT only" if m is not None else "computes unmerged, after lora.load"
+        yield odd(
+            f"is of a convolution with {layer.groups} groups, which cannot be merged: "
+            f"{UNMERGEABLE}{dora}. It {use}"
         )
     for part, array in (("A", a), ("B", b)):
         if not array.any():

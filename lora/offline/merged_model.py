@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from lora.adapter import Adapter
+from lora.adapter import UNMERGEABLE, Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
 from lora.offline.model_folder import AdaptedBase, is_computed
@@ -75,6 +75,8 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         return "" if _is_copy(source, key or name, model, name) else missing
     if name in base.layers:
         layer, info = base.layers[name], model.info(name)
+        if layer in base.grouped:
+            return f"cannot have the update of {layer} in it: {UNMERGEABLE}"
         weight = base.weights[layer]
         own = tensors.info(name)
         if info.shape == own.shape[::-1] != own.shape:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapter import Adapter
+from lora.adapter import UNMERGEABLE, Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
@@ -129,7 +129,8 @@ def merge_files(
         ChildProcessError: if a worker was killed, or could not start. Each worker imports the main
             script again, which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
-            adapter does not fit the base, or a result would not be finite; if an option has an
+            adapter does not fit the base, has an update of a grouped convolution, or a result would
+            not be finite; if an option has an
             impossible value; or if `out` is one of the inputs, is not the kind that its name says,
             or has other weights or an adapter in it. The checksum of a base is compared only in a
             merge into a folder, which reads the base twice.
@@ -154,6 +155,12 @@ def merge_files(
         if check_base:
             problems += other_weights(pool)
         check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
+        if opened.grouped:
+            raise ValueError(
+                f"the updates of {', '.join(opened.grouped)} in {os.fspath(adapter)!r} cannot be "
+                f"merged: {UNMERGEABLE}. Nothing was written. Load the adapter with lora.load or "
+                f"PEFT, which compute unmerged, or train one that excludes these layers"
+            )
         for name in opened.added:
             next(iter(shards.values())).append(files.tensors[opened.replaced[name]])
         names = {key: name for name, key in opened.replaced.items()}

@@ -121,6 +121,8 @@ class AdaptedBase(Closing):
             self.heads = [name for name in self.added if own[name] in shapes]
             changed = [] if self.heads else [*self.layers, *self.replaced]
             self.tied = [name for name in tables if name in changed]
+            # The layers with an update that cannot be merged.
+            self.grouped = [name for name, each in self.files.layers.items() if each.groups > 1]
             self._stack = stack.pop_all()
         self._updates: dict[str, Adapter] = {}
 
@@ -184,8 +186,8 @@ class AdaptedBase(Closing):
         """Return the weight of a layer, which the file may store transposed."""
         a, b = (self.files.tensors[layer.keys[part]].shape for part in (A, B))
         # The shape that W must have; None if the shapes of A and B do not match.
-        fit = len(a) == len(b) >= 2 and a[0] == b[1] and {*b[2:]} <= {1}
-        wanted = (b[0], *a[1:]) if fit else None
+        fit = len(a) == len(b) >= 2 and a[0] == b[1] * layer.groups and {*b[2:]} <= {1}
+        wanted = (b[0], a[1] // layer.groups, *a[2:]) if fit else None
         weight = StoredWeight(self.tensors, name, layer.kind == "embedding")
         if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
             is_square = weight.shape == wanted

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
-from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, Shape, in_order, parameter_of
+from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, A, B, Shape, in_order, parameter_of
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES, from_stored, to_stored
@@ -48,12 +48,14 @@ class StoredLayer:
         kind: "linear", "embedding", "convolution", or "attention" for PyTorch's
             nn.MultiheadAttention.
         scale: the factor of B A, from the metadata, or otherwise from the configuration.
+        groups: the groups of a convolution, by the shapes of A and B.
     """
 
     name: str
     keys: Mapping[str, str]
     kind: str
     scale: float
+    groups: int = 1
 
 
 class AdapterFolder(Closing):
@@ -111,7 +113,17 @@ class AdapterFolder(Closing):
                 kind = "embedding"
             if name.removesuffix(_OUT_PROJ) + _OUT_PROJ in updates:
                 kind = "attention"
-            self.layers[name] = StoredLayer(name, keys, kind, scale)
+            groups = self._groups(keys) if kind == "convolution" else 1
+            self.layers[name] = StoredLayer(name, keys, kind, scale, groups)
+
+    def _groups(self, keys: Mapping[str, str]) -> int:
+        """Return the groups of a convolution with A `(rank, C, ..)`, B `(O, rank / groups, ..)`."""
+        a, b = (self.tensors[keys[part]].shape if part in keys else () for part in (A, B))
+        if min(len(a), len(b)) < 3 or not b[1]:  # `findings_of` reports what is wrong
+            return 1
+        groups = max(1, a[0] // b[1])
+        is_right = groups * b[1] == a[0] and a[1] % groups == b[0] % groups == 0
+        return groups if is_right else 1
 
     def _is_repeated(self, key: str) -> bool:
         """Tell whether PEFT also wrote this bias with a module that is trained in full."""

@@ -7,7 +7,8 @@ The key of a tensor is `base_model.model.<layer>.<part>`. The parts of an update
     lora_magnitude_vector                   m of DoRA
 
 In a convolution, A consists of filters `(rank, C, h, w)`, and B and m have the axes of a 1 x 1
-kernel: `(O, rank, 1, 1)` and `(1, O, 1, 1)`.
+kernel: `(O, rank, 1, 1)` and `(1, O, 1, 1)`. If it is grouped, A has filters of all C channels, and
+B is `(O, rank / groups, 1, 1)`.
 
 Every other key is a parameter that was trained in full, or a buffer of such a module. The bias of a
 layer with an update is named `<layer>.base_layer.bias`, the others as in the model. Before PEFT 0.6
@@ -57,12 +58,14 @@ def by_key(
     return found
 
 
-def stored_shape(part: str, shape: Shape, weight: Shape) -> Shape:
+def stored_shape(part: str, shape: Shape, weight: Shape, groups: int) -> Shape:
     """Return the shape in a file of a part of an update, by its shape here and the weight's."""
-    ones = (1,) * (len(weight) - 2)
-    if not ones:
+    _, channels, *kernel = weight
+    if not kernel:
         return shape
-    return {A: shape[:1] + weight[1:], B: shape + ones, MAGNITUDE: (1, *shape, *ones)}[part]
+    ones = (1,) * len(kernel)
+    filters = shape[0], channels * groups, *kernel
+    return {A: filters, B: shape + ones, MAGNITUDE: (1, *shape, *ones)}[part]
 
 
 def in_order(key: str) -> list[str | int]:

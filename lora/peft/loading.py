@@ -134,10 +134,11 @@ def _set_parameters(
     # Each parameter with its shape in the file.
     updates = {
         name: {
-            part: (own, stored_shape(part, own.shape, plan.layers[name].base_weight.shape))
+            part: (own, stored_shape(part, own.shape, layer.base_weight.shape, update.groups))
             for part, own in update.contents()
         }
         for name, update in plan.updates.items()
+        for layer in (plan.layers[name],)
     }
     full = {name: (copy.own, copy.own.shape) for copy in plan.copies for name in copy.names}
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
-from lora.adapter import DEFAULT, Adapter, check_names
+from lora.adapter import DEFAULT, UNMERGEABLE, Adapter, check_names
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment
 from lora.config import Bias
@@ -70,8 +70,8 @@ def save(
         TypeError: if `model` is not a Module, or the name of the adapter is not a string.
         ValueError: if the adapter or the dtype is unknown, the path is empty, or the seed is not
             an integer of at least 0. Also if the adapter has NaN or Inf, or would have after
-            rounding, a scale is 0, or PEFT could not find or read the modules
-            that are trained in full.
+            rounding, a scale is 0, only other layers than a grouped convolution are DoRA, or PEFT
+            could not find or read the modules that are trained in full.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
     check_can_be_folder(folder)
@@ -96,10 +96,20 @@ def save(
         own = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B gets the sign
         if update.lora_magnitude is not None:
             own[MAGNITUDE] = update.lora_magnitude.data
+        elif has_magnitudes and update.groups > 1:
+            raise ValueError(
+                f"{name}: other layers of the adapter are DoRA, and a file has magnitudes for all "
+                f"layers or for none; but {UNMERGEABLE}, so a convolution in groups has none. Save "
+                f"it in an adapter of its own"
+            )
         elif has_magnitudes:
             own[MAGNITUDE] = update.norms(layers[name].weight)
         shape = layers[name].base_weight.shape
-        parts[name] = {k: x.reshape(stored_shape(k, x.shape, shape)) for k, x in own.items()}
+        own = {
+            key: x.reshape(stored_shape(key, x.shape, shape, update.groups))
+            for key, x in own.items()
+        }
+        parts[name] = own
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)

@@ -70,21 +70,24 @@ def draw(
     scale: float,
     weight: Callable[[], Array],
     rng: np.random.Generator | None,
+    groups: int = 1,
 ) -> Factors:
     """Draw the initial A, `(rank, d_in)`, and B, `(d_out, rank)`, for the update scale B A.
 
-    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
+    In several groups, B is `(d_out, rank / groups)`, and `init` is "gaussian" or "kaiming". Only
+    PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
     raised if the rank is odd with "orthogonal", or above min(d_out, d_in) with PiSSA or MiCA.
     """
     check_rank(init, rank)
     if init.startswith(("pissa", "mica")):  # W has no more singular vectors
         check_rank_fits(rank, d_out, d_in)
     rng = generator(rng)
+    zeros = np.zeros((d_out, rank // groups))
     if init == "gaussian":
-        return Factors(rng.normal(0.0, 1 / rank, (rank, d_in)), np.zeros((d_out, rank)))
+        return Factors(rng.normal(0.0, 1 / rank, (rank, d_in)), zeros)
     if init == "kaiming":
         bound = 1 / math.sqrt(d_in)
-        return Factors(rng.uniform(-bound, bound, (rank, d_in)), np.zeros((d_out, rank)))
+        return Factors(rng.uniform(-bound, bound, (rank, d_in)), zeros)
     if init == "mica":
         u = np.linalg.svd(weight(), full_matrices=False)[0]
         return Factors(np.zeros((rank, d_in)), u[:, -rank:])

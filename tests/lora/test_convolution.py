@@ -232,18 +232,6 @@ def test_a_name_that_matches_nothing_is_told_those_that_exist(rng):
         lora.attach(ConvNet(rng), LoRAConfig(rank=1, targets=["frist"]))
 
 
-def test_groups_are_refused_by_the_name_of_the_layer(rng):
-    net = ConvNet(rng)
-    net.point = Conv2d(6, 4, 1, groups=2, rng=rng)
-    before = snapshot(net)
-    says = "point: its filters are in 2 groups.* PEFT's adapters of such a layer cannot be loaded"
-    with pytest.raises(ValueError, match=says):
-        lora.attach(net, LoRAConfig(rank=2, targets=CONVOLUTIONS))
-    assert snapshot(net) == before
-    report = lora.attach(net, LoRAConfig(rank=2, targets=CONVOLUTIONS, exclude=["point"]))
-    assert report.names == ["first", "line"]
-
-
 def test_a_rank_above_those_of_the_matrix_of_filters_is_refused(rng):
     conv = Conv2d(2, 16, 3, rng=rng)
     lora.attach(Sequential(conv), LoRAConfig(rank=16, targets=["0"]))

@@ -58,11 +58,28 @@ class Images(nn.Module):
         return self.head(self.sequence(x.reshape(*x.shape[:2], -1)).mean(axis=-1))
 
 
+class Groups(nn.Module):
+    """Convolutions in groups, of images and of their pixels as a sequence, and a classifier."""
+
+    def __init__(self, dtype):
+        self.conv = nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2, dtype=dtype)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False, dtype=dtype)
+        self.pointwise = nn.Conv2d(6, 4, 1, dtype=dtype)
+        self.sequence = nn.Conv1d(4, 6, 3, padding="same", groups=2, dtype=dtype)
+        self.head = nn.Linear(6, 3, dtype=dtype)
+
+    def forward(self, x):
+        x = self.pointwise(self.depthwise(minigrad.gelu(self.conv(x))))
+        x = minigrad.gelu(self.sequence(x.reshape(*x.shape[:2], -1)))
+        return self.head(x.mean(axis=-1))
+
+
 def mlp(dtype):
     return nn.MLP((6, 12, 12, 3), minigrad.gelu, dtype=dtype)
 
 
 MODELS = {"mlp": mlp, "classifier": Classifier, "transformer": Transformer, "images": Images}
+MODELS |= {"groups": Groups}
 LOSSES = dict.fromkeys(MODELS, minigrad.mse) | {"classifier": minigrad.cross_entropy}
 
 
@@ -72,6 +89,11 @@ class Case:
 
     model: str
     adapters: dict[str, LoRAConfig]
+
+    @property
+    def is_mergeable(self):
+        """Whether all updates can be merged; those of convolutions in groups cannot."""
+        return self.model != "groups"
 
 
 def one(model, targets, **options):
@@ -83,6 +105,8 @@ def one(model, targets, **options):
 LAYERS = ["layers.0", "layers.1", "layers.2"]
 TABLES = ["embedding", "head"]
 CONVOLUTIONS = ["conv", "pointwise", "sequence", "head"]
+GROUPED = ["conv", "depthwise", "sequence"]
+SIX = {"rank": 6, "rank_pattern": {"pointwise": 2, "head": 3}}
 QUERY_VALUE = ["q_proj", "v_proj"]
 
 CASES = {
@@ -122,6 +146,22 @@ CASES = {
     "convolutions": one("images", CONVOLUTIONS),
     "convolutions, DoRA, rsLoRA": one("images", CONVOLUTIONS, use_dora=True, scaling="rslora"),
     "convolutions, biases": one("images", ["conv", "sequence"], bias="lora_only"),
+    "groups": one("groups", [*GROUPED, "pointwise", "head"], **SIX),
+    "groups, rsLoRA, biases": one(
+        "groups",
+        [*GROUPED, "head"],
+        rank=6,
+        rank_pattern={"head": 2},
+        scaling="rslora",
+        bias="lora_only",
+    ),
+    "groups, two adapters": Case(
+        "groups",
+        {
+            "default": LoRAConfig(rank=6, alpha=6.0, targets=GROUPED),
+            "other": LoRAConfig(rank=2, alpha=3.0, targets=["conv", "sequence", "head"]),
+        },
+    ),
     "attention": one("transformer", QUERY_VALUE),
     "attention, DoRA": one("transformer", QUERY_VALUE, use_dora=True),
     "attention, all biases": one("transformer", QUERY_VALUE, bias="all"),
@@ -138,14 +178,15 @@ class Curve:
     Attributes:
         losses: before each step.
         output: before the first.
-        merged: then too, of a copy with everything merged into plain layers.
+        merged: then too, of a copy with everything merged into plain layers; None if the case is
+            not mergeable.
         disabled: after the last, without adapters.
         count: how many numbers train.
     """
 
     losses: np.ndarray
     output: np.ndarray
-    merged: np.ndarray
+    merged: np.ndarray | None
     disabled: np.ndarray
     count: int
 
@@ -158,6 +199,7 @@ def data(model):
         tokens[0, 3:] = 0
         return {"x": tokens, "target": target}
     shapes = {"transformer": ((4, 5, 12), (4, 5, 3)), "images": ((4, 3, 7, 8), (4, 3))}
+    shapes |= {"groups": ((4, 4, 7, 8), (4, 3))}
     x, target = shapes.get(model, ((8, 6), (8, 3)))
     return {"x": _draw(rng, x), "target": _draw(rng, target)}
 
@@ -214,7 +256,8 @@ def train(case, given, state, values, dtype):
     model.load_state_dict(model.state_dict() | in_dtype(values, dtype))
     given = in_dtype(given, dtype)
     x, target = minigrad.tensor(given["x"]), minigrad.tensor(given["target"])
-    output, merged = model(x).data, lora.fold(copy.deepcopy(model))(x).data
+    output = model(x).data
+    merged = lora.fold(copy.deepcopy(model))(x).data if case.is_mergeable else None
     optimizer = Adam(model.trainable_parameters(), lr=LEARNING_RATE)
     losses = []
     for _ in range(STEPS):

@@ -92,7 +92,22 @@ class Images(torch.nn.Module):
         return self.head(self.sequence(x.flatten(2)).mean(-1))
 
 
+class Groups(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2)
+        self.depthwise = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.pointwise = torch.nn.Conv2d(6, 4, 1)
+        self.sequence = torch.nn.Conv1d(4, 6, 3, padding="same", groups=2)
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.pointwise(self.depthwise(F.gelu(self.conv(x))))
+        return self.head(F.gelu(self.sequence(x.flatten(2))).mean(-1))
+
+
 MODELS = {"mlp": MLP, "classifier": Classifier, "transformer": Transformer, "images": Images}
+MODELS |= {"groups": Groups}
 LOSSES = dict.fromkeys(MODELS, F.mse_loss) | {"classifier": F.cross_entropy}
 
 
@@ -178,7 +193,9 @@ def train(case, given, state, values, dtype):
     given = in_dtype(given, dtype)
     x, target = torch.tensor(given["x"]), torch.tensor(given["target"])
     output = model(x).detach().numpy()
-    merged = copy.deepcopy(model).merge_and_unload()(x).detach().numpy()
+    merged = None
+    if case.is_mergeable:
+        merged = copy.deepcopy(model).merge_and_unload()(x).detach().numpy()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=LEARNING_RATE)
     losses = []
