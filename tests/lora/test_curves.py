@@ -28,4 +28,5 @@ def test_losses_and_outputs_are_those_of_peft(name):
     assert curve.losses.shape == right["losses"].shape == (STEPS,)
     assert of_losses(curve.losses, right["losses"]) <= TOLERANCE[DTYPE]
     assert relative(curve.output, right["output"]) <= SAME[DTYPE]
-    assert relative(curve.merged, right["merged"]) <= SAME[DTYPE]
+    if case.is_mergeable:
+        assert relative(curve.merged, right["merged"]) <= SAME[DTYPE]

@@ -359,10 +359,12 @@ def test_a_sum_of_adapters_is_an_adapter(rng, rank):
 
 
 def test_a_sum_of_nothing_can_still_train(rng):
-    net = adapted_net(rng, np.float64, targets=["line"])
+    net = adapted_net(rng, np.float64, rank=8, targets=["line"])
     lora.combine(net, ["default"], [0.0], "none")
     lora.switch(net, "none")
     adapter = net.line.adapters["none"]
+    first_of_each_group = net.line.adapters["default"].lora_a.data[::2]
+    assert np.array_equal(adapter.lora_a.data, first_of_each_group)
     assert (adapter.lora_a.shape, adapter.lora_b.shape) == ((4, 12), (8, 1))
     (net(images(rng, np.float64)) ** 2).sum().backward()
     gradients = [part.grad.data for part in adapter.trained()]
