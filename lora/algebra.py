@@ -200,6 +200,11 @@ def _sum(
     terms = [(factors[name], adapter) for name, adapter in adapters.items()]
     factor, first = terms[0]
     weight, groups = layer.weight, layer.weight.groups
+    if rank is not None and rank < groups:
+        raise ValueError(
+            f"rank {rank} is too small for a convolution of {groups} groups, which need a rank of "
+            f"1 each; give a rank of at least {groups}, or none for the exact sum"
+        )
     if factor == 0:
         a, b = first.lora_a._data[:: first.rank // groups], first.lora_b._data[:, :1]
         # Either A or B is zero, but not both: with both, their gradients would stay zero.
@@ -231,11 +236,6 @@ def _sum(
     error = relative = 0.0
     most, formula = limit_of_rank(layer.d_out, layer.d_in, groups)
     if rank is not None and len(a) > rank:
-        if rank < groups:
-            raise ValueError(
-                f"rank {rank} is too small for a convolution of {groups} groups, which need a rank "
-                f"of 1 each; give a rank of at least {groups}, or none for the exact sum"
-            )
         best = Approximation.of_product(a, b, min(rank, most), groups)
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error

@@ -154,12 +154,11 @@ def extract(
             f"none of the targets differs from the base, so there is nothing to extract: "
             f"{', '.join(names)}"
         )
-    for name in differing:
-        if (groups := getattr(modules[name], "groups", 1)) > 1:
-            raise ValueError(
-                f"{name} is a convolution in {groups} groups, whose difference is no single "
-                f"product B A; exclude it, and copy it in full with modules_to_save"
-            )
+    if grouped := [name for name in differing if getattr(modules[name], "groups", 1) > 1]:
+        raise ValueError(
+            f"the difference of a grouped convolution is no single product B A, so none is made "
+            f"of {', '.join(grouped)}; exclude these layers, and copy them with modules_to_save"
+        )
     # A configuration for these layers alone, whose ranks are no larger than the layers allow.
     sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
     smaller = {pattern: size for pattern, size in sizes.items() if size < rank}

@@ -132,13 +132,13 @@ def _set_parameters(
 ) -> None:
     """Check all tensors of the file, then copy their values to the parameters of a plan."""
     # Each parameter with its shape in the file.
+    weights = {name: layer.base_weight.shape for name, layer in plan.layers.items()}
     updates = {
         name: {
-            part: (own, stored_shape(part, own.shape, layer.base_weight.shape, update.groups))
+            part: (own, stored_shape(part, own.shape, weights[name], update.groups))
             for part, own in update.contents()
         }
         for name, update in plan.updates.items()
-        for layer in (plan.layers[name],)
     }
     full = {name: (copy.own, copy.own.shape) for copy in plan.copies for name in copy.names}
     tables = [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)]

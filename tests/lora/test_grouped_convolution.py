@@ -377,8 +377,9 @@ def test_a_sum_of_fewer_ranks_than_groups_is_refused(rng):
     put_on(net, "b", rng, rank=4, targets=["line"])
     before = snapshot(net)
     says = r"line: rank 3 is .* of 4 groups.* at least 4"
-    with pytest.raises(ValueError, match=says):
-        lora.combine(net, ["default", "b"], [1, 1], "sum", rank=3)
+    for weights in ([1, 1], [0, 0]):
+        with pytest.raises(ValueError, match=says):
+            lora.combine(net, ["default", "b"], weights, "sum", rank=3)
     assert snapshot(net) == before
 
 
@@ -489,13 +490,16 @@ def test_a_layer_is_not_merged(rng):
 def test_no_adapter_is_extracted_for_it(rng):
     base = GroupedNet(rng)
     tuned = copy.deepcopy(base)
+    tuned.first.weight.data = tuned.first.weight.data + 1
     tuned.line.weight.data = tuned.line.weight.data + 1
     tuned.point.weight.data = tuned.point.weight.data + 1
     before = snapshot(base)
-    with pytest.raises(ValueError, match=r"line .*in 4 groups.* modules_to_save"):
+    with pytest.raises(ValueError, match=r"grouped .* of first, line; .* modules_to_save"):
         lora.extract(base, tuned, 3, targets=TARGETS, progress=False)
     assert snapshot(base) == before
-    lora.extract(base, tuned, 3, targets=["point"], modules_to_save=["line"], progress=False)
+    lora.extract(
+        base, tuned, 3, targets=["point"], modules_to_save=["first", "line"], progress=False
+    )
     x = images(rng)
     assert np.allclose(out(base, x), out(tuned, x), rtol=1e-5)
 
