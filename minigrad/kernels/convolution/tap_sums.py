@@ -40,11 +40,11 @@ def _tile_of_taps(
     """
     builder, zero, item = e.builder, WORD(0), WORD(e.item)
     MR, last = tile_shape(e.item).MR, builder.sub(taps, WORD(1))
+    indices = [e.at_most(i, last) for i in range(MR)]  # after the last tap, it is repeated
+    steps = [e.load(builder.add(table, builder.mul(i, WORD(8))), WORD) for i in indices]
+    bases = [e.hidden(builder.add(lines, step)) for step in steps]
 
-    def emit(vectors: int, height: int) -> list[Any]:
-        indices = [e.at_most(i, last) for i in range(height)]  # after the last tap, it is repeated
-        steps = [e.load(builder.add(table, builder.mul(i, WORD(8))), WORD) for i in indices]
-        bases = [e.hidden(builder.add(lines, step)) for step in steps]
+    def emit(vectors: int) -> list[Any]:
         g_step = WORD(vectors * e.vector_bytes)
 
         def columns(count: int, now: list[Any]) -> list[Any]:
@@ -68,7 +68,7 @@ def _tile_of_taps(
             rest = e.for_range(zero, rows, 1, now, row, may_be_empty=False)[1:]
             return [builder.add(now[0], lines_image), *rest]
 
-        first = [zero, g, *[ir.Constant(e.vector, None)] * (height * vectors)]
+        first = [zero, g, *[ir.Constant(e.vector, None)] * (MR * vectors)]
         sums = e.for_range(zero, images, 1, first, image, may_be_empty=False)[2:]
         rows_of_out = [builder.add(out, builder.mul(i, g_step)) for i in indices]
         targets = [e.step(r, WORD(e.vector_bytes), j) for r in rows_of_out for j in range(vectors)]
@@ -76,15 +76,7 @@ def _tile_of_taps(
         return []
 
     is_wide = builder.icmp_signed(">", filters, WORD(e.lanes))
-    is_tall = builder.icmp_signed(">", taps, WORD(MR // 2))
-    e.choose(
-        [
-            (builder.and_(is_wide, is_tall), partial(emit, NV, MR)),
-            (is_wide, partial(emit, NV, MR // 2)),
-            (is_tall, partial(emit, 1, MR)),
-        ],
-        partial(emit, 1, MR // 2),
-    )
+    e.choose([(is_wide, partial(emit, NV))], partial(emit, 1))
 
 
 @external()
