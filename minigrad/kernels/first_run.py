@@ -35,7 +35,7 @@ TRAINING = (
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
 IMAGES = (
-    "gemm", "weight_sums", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
+    "gemm", "sums_of_taps", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
     "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
     "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
 )  # fmt: skip

@@ -234,6 +234,27 @@ class Emitter:
             return rounds()
         return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
 
+    def unrolled(
+        self, count: Any, values: list[Any], body: Callable[[int, list[Any]], list[Any]],
+        times: int,
+    ) -> list[Any]:  # fmt: skip
+        """Emit a loop of `count` steps, `times` in one iteration while so many are left.
+
+        `body` emits a number of steps, given the values, and returns the next values.
+        """
+
+        def emit(steps: int, now: list[Any]) -> tuple[list[Any], Any]:
+            left = self.builder.sub(now[0], WORD(steps))
+            then = [left, *body(steps, now[1:])]
+            return then, self.builder.icmp_signed(">=", left, WORD(steps))
+
+        now = [count, *values]
+        for steps in (times, 1):
+            is_enough = self.builder.icmp_signed(">=", now[0], WORD(steps))
+            rounds = functools.partial(self.loop, now, functools.partial(emit, steps))
+            now = self.choose([(is_enough, rounds)], functools.partial(list, now))
+        return now[1:]
+
     def prefetch(self, address: Any, to_write: bool) -> None:
         """Emit a prefetch of the cache line at `address`, which will soon be read, or written.
 

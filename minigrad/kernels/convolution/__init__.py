@@ -13,7 +13,9 @@ the remainder after division by the stride.
     plan        which lines a result reads, and the positions of its taps; found once for a shape
     lines       copying lines, and the loop of the forward pass; it also computes the gradient of x,
                 with other taps for each remainder of an index after division by the stride
-    row_sums    the gradient of the weight: products of rows of g with lines of x
+    tap_sums    the gradient of the weight: a product whose rows are taps and whose columns are
+                filters
+    row_sums    the same for few filters: products of rows of g with lines of x
 
 If there is no kernel, numpy computes with windows of x.
 """
@@ -26,6 +28,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from minigrad.kernels.convolution.lines import correlate
 from minigrad.kernels.convolution.plan import LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
+from minigrad.kernels.convolution.tap_sums import sums_of_taps
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
@@ -68,7 +72,11 @@ def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> 
 
 def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by its weight, whose last axes have these sizes."""
-    kernel = kernel_for(weight_sums, g, x)
+    filters, (MR, _, lanes, _) = g.shape[1] // geometry.groups, tile_shape(g.itemsize)
+    # A tile with one vector for the filters is fast if most lanes are used, and if its MR sums are
+    # so many that none waits for its last addition.
+    is_fast = filters > lanes or (MR >= 8 and 4 * filters >= 3 * lanes)
+    kernel = kernel_for(sums_of_taps if is_fast else weight_sums, g, x)
     shape = g.shape[1], x.shape[1] // geometry.groups, *size
     if kernel is None:
         windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped_planes(g, geometry.groups)

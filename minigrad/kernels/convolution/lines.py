@@ -73,6 +73,18 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                 there += s.line
 
 
+@jit(inline="always")
+def copy_images(
+    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any
+) -> None:
+    """Copy the lines that `rows` rows of the result read, from row `first` on, of some images."""
+    count = (rows - 1) * s.step + s.reach
+    for i in range(images):
+        plane = ((image + i) * s.groups + group) * s.channels
+        to = lines[i * s.channels * s.lines * s.line :]
+        copy_lines(source, plane, s, first * s.step, count, to)
+
+
 @for_each_dtype(pieces=0)
 def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,

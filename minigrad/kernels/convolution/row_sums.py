@@ -1,4 +1,4 @@
-"""The gradient of the weight: products of rows of g and lines of x, summed over all images."""
+"""The gradient of the weight if there are few filters: products of rows of g and lines of x."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from minigrad.kernels.convolution.lines import NEAR, copy_lines, lines_of
+from minigrad.kernels.convolution.lines import NEAR, copy_images, lines_of
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.gemm.skinny import fold
@@ -174,12 +174,7 @@ def weight_sums(
                 if cleared_for != first:
                     lines[:] = 0
                     cleared_for = first
-                for i in range(images):
-                    plane = ((image + i) * s.groups + group) * s.channels
-                    copy_lines(
-                        source, plane, s, first * s.step, (rows - 1) * s.step + s.reach,
-                        lines[i * size :],
-                    )  # fmt: skip
+                copy_images(source, s, group, image, images, first, rows, lines)
                 for i in range(0, images, near_images):
                     for row in range(0, rows, near_rows):
                         some_images = min(near_images, images - i)

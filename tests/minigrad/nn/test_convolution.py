@@ -96,7 +96,7 @@ def random_convolution(rng):
     """Operands and options of a convolution, of any shape."""
     while True:
         groups, images = (int(n) for n in rng.integers(1, 4, 2))
-        channels, filters = (groups * int(n) for n in rng.integers(1, [5, 12]))
+        channels, filters = (groups * int(n) for n in rng.integers(1, [5, 40]))
         kernel, stride, dilation = (tuple(map(int, rng.integers(1, 5, 2))) for _ in range(3))
         padding, size = (
             tuple(map(int, rng.integers(0, 6, 2))),
@@ -147,12 +147,14 @@ def on_threads(monkeypatch):
     mg.set_num_threads(before)
 
 
+@pytest.mark.parametrize("filters", [9, 50])
 @pytest.mark.parametrize("shape", [(5, 3, 33, 30), (1, 4, 70, 50), (40, 2, 7, 7)])
-def test_threads_and_blocks_change_no_bit(shape, on_threads, monkeypatch):
+def test_threads_and_blocks_change_no_bit(shape, filters, on_threads, monkeypatch):
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((9, shape[1], 3, 3)).astype(np.float32)
+    weight = rng.standard_normal((filters, shape[1], 3, 3)).astype(np.float32)
     x, how = rng.standard_normal(shape).astype(np.float32), Geometry((1, 2), (1, 1), (1, 1), 1)
-    y = rng.standard_normal((shape[0], 9, *how.result_size(shape[2:], (3, 3)))).astype(np.float32)
+    size = how.result_size(shape[2:], (3, 3))
+    y = rng.standard_normal((shape[0], filters, *size)).astype(np.float32)
     results = []
     for threads in (1, get_max_threads()):
         on_threads(threads)
@@ -171,13 +173,14 @@ def test_an_infinity_beside_an_image_stays_there():
     out = mg.conv2d(x, np.ones((3, 1, 3, 3), np.float32).repeat(2, 0), groups=2, padding=1)
     assert np.isfinite(out[0, :3]).all()
     assert np.isinf(out[0, 3:]).all()
-    y = np.ones((1, 2, 6, 5), np.float32)
-    y[0, 1] = np.nan
-    dw = kernels.convolution.weight_gradient(
-        y, np.ones((1, 2, 6, 5), np.float32), (3, 3), Geometry((1, 1), (1, 1), (1, 1), 2)
-    )
-    assert np.isfinite(dw[0]).all()
-    assert np.isnan(dw[1]).all()
+    for filters in (1, 20):  # in each of two groups
+        y = np.ones((1, 2 * filters, 6, 5), np.float32)
+        y[0, filters:] = np.nan
+        dw = kernels.convolution.weight_gradient(
+            y, np.ones((1, 2, 6, 5), np.float32), (3, 3), Geometry((1, 1), (1, 1), (1, 1), 2)
+        )
+        assert np.isfinite(dw[:filters]).all()
+        assert np.isnan(dw[filters:]).all()
 
 
 @compiled
