@@ -518,6 +518,14 @@ def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_pa
     file = next(file for file in tmp_path.rglob("double-*.nbc") if file != other)
     parts = {name: next(tmp_path.rglob(f"{name}*.nbc")) for name in ("entry", other.stem)}
     parts = {name: pickle.loads(cache.read_file(path))[1] for name, path in parts.items()}
+
+    own = pickle.loads(cache.read_file(file))[1]
+    code, bitcode = own[0][2]
+    other_code, other_bitcode = parts[other.stem][0][2]
+
+    def with_codes(*codes):
+        return pickle.dumps((file.stem, ((*own[0][:2], codes), *own[1:])))
+
     contents = {
         "another file": cache.read_file(other),
         "another function": pickle.dumps((file.stem, parts["entry"])),
@@ -525,7 +533,15 @@ def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_pa
         "needs itself": cache.read_file(file) + f"minigrad.{file.stem}\0".encode(),
         "no pickle": b"no pickle",
         "nothing": pickle.dumps(None),
+        "machine code of another": with_codes(other_code, bitcode),
+        "bitcode of another": with_codes(code, other_bitcode),
+        "no machine code": with_codes(b"", bitcode),
+        "garbage as machine code": with_codes(bytes(range(256)), bitcode),
+        "garbage as bitcode": with_codes(code, bytes(range(256))),
     }
+    if code.startswith(b"\x7fELF"):
+        lengths = (4, len(code) // 2, len(code) - 100, len(code) - 1)
+        contents |= {f"the first {n} bytes": with_codes(code[:n], bitcode) for n in lengths}
     for name, content in contents.items():
         cache.write_file(file, content)
         monkeypatch.setattr(cache, "SYMBOLS", {})
