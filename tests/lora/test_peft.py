@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -865,6 +866,13 @@ def test_what_is_no_folder_of_an_adapter_is_an_error(tmp_path, saved):
         lora.load(saved, model)
     with pytest.raises(ValueError, match="letters, digits"):
         lora.load(model, saved, "a.b")
+
+
+def test_files_that_no_save_moves_are_looked_for_once(saved, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    (saved / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors in it"):
+        lora.load(model_of("mlp"), saved)
 
 
 def test_saving_what_is_not_there_is_an_error(tmp_path):
