@@ -143,6 +143,14 @@ def with_other_options():
     fit(trainer(clip_norm=1.0 + RANK))
 
 
+def with_another_loss():
+    fit(trainer(loss=minigrad.l1 if RANK else minigrad.mse))
+
+
+def with_other_options_of_the_loss():
+    fit(trainer(loss=nn.HuberLoss(delta=1.0 + RANK)))
+
+
 def with_another_frozen_base():
     net = model(RANK)
     net[0].freeze()
