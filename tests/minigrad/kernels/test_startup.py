@@ -803,6 +803,28 @@ def test_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
 
 
 @needs_jit
+@needs_fork
+def test_a_child_that_is_forked_during_a_compilation_can_compile(machine):
+    script = """
+        import os, signal, threading, warnings
+        import probe
+        from minigrad.kernels import start
+
+        begun = threading.Event()
+        start.before_compiling = lambda *_: begun.set()
+        threading.Thread(target=probe.right).start()
+        begun.wait()
+        warnings.simplefilter("ignore")  # Python advises against it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(not probe.right())
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    assert set(machine.run(script)[0]) == set(PROBE_PARTS)
+
+
+@needs_jit
 def test_kernels_are_read_where_they_cannot_be_written(probe, tmp_path, monkeypatch):
     assert probe.right()
     folders = [tmp_path / "nothing", tmp_path / "here/kernels-1"]
