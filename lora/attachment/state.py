@@ -23,7 +23,7 @@ from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Module, Parameter
-from minigrad.nn.module import walk
+from minigrad.nn.module import attributes_of, set_attribute, walk
 
 _ATTACHMENT = "_lora_attachment"
 _ASIDE = "_lora_whole"
@@ -194,9 +194,9 @@ def replace(model: Module, new: Mapping[int, Module | Tensor]) -> None:
     Attributes, lists and dicts are changed in place; a tuple that contains one is replaced.
     """
     for module in list(model.modules()) if new else ():
-        for name, value in list(module._attributes()):
+        for name, value in attributes_of(module).items():
             if (now := _replaced(value, new)) is not value:
-                module._assign(name, now)
+                set_attribute(module, name, now)
 
 
 def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:

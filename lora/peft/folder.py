@@ -77,7 +77,7 @@ class AdapterFolder(Closing):
         FileNotFoundError: if the folder or one of the two files is missing.
         NotADirectoryError: if the path is a file.
         ValueError: if a file is invalid, has two tensors for the same part of an update or the same
-            parameter, or the checksum of the tensors is wrong.
+            parameter, or a checksum is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -274,7 +274,9 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
         try:
             config, tensors = read_config(files[CONFIG]), TensorFile(files[WEIGHTS])
         except FileNotFoundError:  # just moved by a save, or missing
-            pass
+            is_complete = all(file.is_file() for file in files.values())
+            if not is_complete and _files(path) == (files, before):
+                break  # no save moves files
         else:
             if _files(path) == (files, before):
                 return config, tensors, tuple(n for n in files if files[n] != path / n)

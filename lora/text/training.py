@@ -41,6 +41,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
 from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn import Module, Parameter
+from minigrad.nn.module import attributes_of
 from minigrad.optim import AdamW, WarmupCosineLR
 from minigrad.progress import progress_bar
 from minigrad.renamed import with_python_numbers
@@ -339,7 +340,7 @@ def _base_of(model: Any) -> tuple[str, str]:
     """
     found = hashlib.sha256(repr(model.config).encode())
     with disabled(model) if attachment_of(model) else nullcontext():
-        values = (value for module in model.modules() for _, value in module._attributes())
+        values = (value for module in model.modules() for value in attributes_of(module).values())
         weights = {id(v): v for v in values if isinstance(v, (Parameter, NarrowMatrix))}
     for weight in weights.values():  # a tied one is hashed once
         parts = [weight._data] if isinstance(weight, Tensor) else weight.parts().values()

@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor, assigned
-from minigrad.nn.module import Module
+from minigrad.nn.module import Module, attributes_of, restore_attributes
 from minigrad.readonly import release
 from minigrad.versions import mark_written
 
@@ -48,7 +48,7 @@ def unchanged(model: Module) -> Iterator[None]:
     other content of these objects is not saved. Arrays that have not changed are not written to. In
     the block, every `.grad` is None, so that an optimiser changes nothing that has no new gradient.
     """
-    attributes = [(module, dict(module._attributes())) for module in model.modules()]
+    attributes = [(module, attributes_of(module)) for module in model.modules()]
     values = [value for _, own in attributes for value in own.values()]
     tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
     present = [(t, {"_data": t._data, "node": t.node, "grad": None}) for t in tensors]
@@ -64,12 +64,7 @@ def unchanged(model: Module) -> Iterator[None]:
             yield
     finally:
         for module, own in attributes:
-            vars(module).clear()
-            for name in module._slots:
-                if name not in own and hasattr(module, name):
-                    object.__delattr__(module, name)
-            for name, value in own.items():
-                module._assign(name, value)
+            restore_attributes(module, own)
         for array, copy in copies:
             if np.array_equal(array, copy, equal_nan=True):
                 continue

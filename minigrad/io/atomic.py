@@ -70,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     def partial() -> Path:
         return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
 
-    with create_locked(partial) as file:
+    with create_locked(partial) as file, naming_full_disk(path):
         try:
             keep_mode(target, file.name)  # before the first byte: the old file may be private
             yield file
@@ -81,6 +81,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         finally:
             Path(file.name).unlink(missing_ok=True)  # after success, it has been renamed already
     flush_folder(target.parent)
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name a path in errors of a full disk, or of a file that is too large.
+
+    They name no file, or one in a temporary folder for this path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

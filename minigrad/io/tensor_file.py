@@ -10,7 +10,9 @@ the bytes itself.
 
 The header with names, dtypes and shapes is written first. Then tensors are written in any order,
 each at its offset. The offsets are sorted by element size, largest first, so that each tensor is
-aligned when the file is memory-mapped. Last, a checksum replaces zeros in the header.
+aligned when the file is memory-mapped. The metadata begin with two checksums: that of the tensors
+replaces zeros when all of them have been written; the other one is of the header, so of the rest of
+the metadata, and the dtypes, shapes and offsets.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ _ALIGNED = 8  # the offset of the first tensor is a multiple of this number of b
 
 CHECKSUM = "minigrad.sha256"
 """The name of the checksum in the metadata: a sha256 of the bytes of all tensors."""
+
+CHECKSUM_OF_HEADER = "minigrad.header.sha256"
+"""The name of the checksum of the header; files of earlier versions have none."""
 
 _BEFORE_CHECKSUM = 8 + len(f'{{"__metadata__":{{"{CHECKSUM}":"')  # bytes of a file that has one
 
@@ -135,6 +140,14 @@ def bounds(rows: slice, count: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
+def digest_of_header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Return a sha256 of the entries of all tensors, and of the metadata without checksums.
+
+    Their order does not matter, because the safetensors library writes metadata in any order.
+    """
+    return sha256(json.dumps([entries, metadata], sort_keys=True).encode()).hexdigest()
+
+
 def parse_json(text: str | bytes, source: str) -> Any:
     """Parse JSON; a ValueError, which names the source, if an object has a name twice."""
 
@@ -156,7 +169,7 @@ class TensorFile(Tensors):
     Attributes:
         path: the path of the file.
         tensors: the dtype and shape of each tensor, by name, in the order of the file.
-        metadata: the metadata in the header, without the checksum.
+        metadata: the metadata in the header, without the checksums.
         has_checksum: whether the header has a checksum of the tensors. Only minigrad writes one.
 
     Raises:
@@ -178,6 +191,10 @@ class TensorFile(Tensors):
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self._checksum = self.metadata.pop(CHECKSUM, None)
             self.has_checksum = self._checksum is not None
+            of_header = self.metadata.pop(CHECKSUM_OF_HEADER, None)
+            self._has_right_header = of_header is None or (
+                of_header == digest_of_header(header, self.metadata)
+            )
             self._data = data
             self.tensors, self._offsets = {}, {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -257,22 +274,29 @@ class TensorFile(Tensors):
         return done
 
     def check(self) -> None:
-        """Compare the tensors with the checksum in the header, if there is one.
+        """Compare the header and the tensors with their checksums, if there are any.
 
         Raises:
             ValueError: if they do not match: the file is damaged, or another program changed it.
         """
         if not self.has_checksum:
             return
+        changed = f"{self.location} is damaged, or another program has changed it: "
+        advice = "fetch or save it again, or, if the change is meant, take"
+        if not self._has_right_header:
+            raise ValueError(
+                f"{changed}its metadata, or the dtypes, shapes or offsets of its tensors, do not "
+                f"have the sha256 in its header; {advice} {CHECKSUM_OF_HEADER!r} out of its "
+                f"metadata"
+            )
         found, offset, part = sha256(), self._data, memoryview(bytearray(PART))
         while count := self._read_at(offset, part):
             found.update(part[:count])
             offset += count
         if found.hexdigest() != self._checksum:
             raise ValueError(
-                f"{self.location} is damaged, or another program has changed it: its tensors do "
-                f"not have the sha256 in its header; fetch or save it again, or, if the change is "
-                f"meant, take {CHECKSUM!r} out of its metadata"
+                f"{changed}its tensors do not have the sha256 in its header; {advice} "
+                f"{CHECKSUM!r} out of its metadata"
             )
 
 
@@ -309,19 +333,23 @@ class TensorWriter:
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
-        facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # checksum first
-        header: dict[str, Any] = {"__metadata__": facts}
+        facts = dict(metadata or {})
+        for key in (CHECKSUM, CHECKSUM_OF_HEADER):
+            facts.pop(key, None)  # of another file
+        entries: dict[str, Any] = {}
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
         self._starts: dict[str, int] = {}
         end = 0
         for tensor in sorted(listed, key=lambda t: (-bits_of(t.dtype), t.name)):
             begin, end = end, end + tensor.nbytes
             self._starts[tensor.name] = begin
-            header[tensor.name] = {
+            entries[tensor.name] = {
                 "dtype": CODES.get(tensor.dtype, tensor.dtype),
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }
+        checksums = {CHECKSUM: "0" * 64, CHECKSUM_OF_HEADER: digest_of_header(entries, facts)}
+        header = {"__metadata__": checksums | facts, **entries}
         content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         content += b" " * (-len(content) % _ALIGNED)
         if len(content) > _LARGEST_HEADER:
@@ -489,7 +517,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not a safetensors file, its checksum shows that it is damaged, or it
+        ValueError: if it is not a safetensors file, its checksums show that it is damaged, or it
             has a dtype that numpy does not have (bfloat16 excepted).
     """
     with TensorFile(path) as file:

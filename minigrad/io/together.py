@@ -43,6 +43,7 @@ from minigrad.io.atomic import (
     flush,
     flush_folder,
     keep_mode,
+    naming_full_disk,
     remove,
     remove_dead,
     try_lock,
@@ -85,7 +86,8 @@ def replacing_together(
     target.mkdir(parents=True, exist_ok=True)
     try:
         left = _stage_left(target, plan)
-        with left or create_locked(lambda: _new_stage(target, plan) / _MANIFEST) as manifest:
+        create = create_locked(lambda: _new_stage(target, plan) / _MANIFEST)
+        with left or create as manifest, naming_full_disk(folder):
             stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # it cannot rename a folder with an open file
                 manifest.close()

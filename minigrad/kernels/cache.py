@@ -39,6 +39,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import threading
@@ -205,15 +206,31 @@ def load(name: str, target: Any, callers: tuple[str, ...] = ()) -> Any:
                 provide(symbol, function)
         try:
             stored_as, parts = pickle.loads(content)
-            function_name = parts[1].qualname.split("[")[0].rpartition(".")[2]
+            (_, _, codes), function, *_ = parts
+            function_name = function.qualname.split("[")[0].rpartition(".")[2]
             if (stored_as, function_name) != (name, name.rpartition("-")[0]):
                 continue  # the file was renamed, or holds the parts of another function
+            if not _are_whole(codes, function.llvm_func_name.encode()):
+                continue
             compiled = compiler.CompileResult._rebuild(target, *parts)
         except Exception:  # the digest is right, but another program has written the content
             continue
         LOADED.append(name.rpartition("-")[0])
         return compiled
     return None
+
+
+def _are_whole(codes: tuple[bytes, bytes], function: bytes) -> bool:
+    """Return whether machine code and bitcode have a function, and the former is not cut off.
+
+    If not, LLVM ends the process when it reads the machine code, or when it is called.
+    """
+    machine_code, _ = codes
+    if machine_code.startswith(b"\x7fELF\2"):  # of 64 bits, as on Linux; it ends with a table
+        first, size, count = struct.unpack_from("=40xQ10x2H", machine_code)
+        if first + size * count != len(machine_code):
+            return False
+    return all(function in code for code in codes)
 
 
 class KernelCache:

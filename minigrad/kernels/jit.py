@@ -29,6 +29,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
@@ -56,6 +57,14 @@ if numba.version_info.short < OLDEST_NUMBA:
     raise ImportError(
         f"minigrad needs numba {'.'.join(map(str, OLDEST_NUMBA))} or later, and this is numba "
         f"{numba.__version__}: python -m pip install --upgrade numba"
+    )
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # A fork waits until other threads have compiled: a child would wait for their lock for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
     )
 
 JIT_ENABLED = not numba.config.DISABLE_JIT

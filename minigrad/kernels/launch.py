@@ -32,6 +32,7 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numpy import ndarray
 
 from minigrad.kernels import start
@@ -265,12 +266,13 @@ class Kernel:
     def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
         """Return a function that calls the machine code through `_call`."""
         try:
-            code = self._external.address(self._types)
-            launching = launcher() if on_threads else 0
-            first = (0, launching) if self.shares else (launching, 0)
-            how = np.array([*first, pieces, code])
-            CALLS.append(how)
-            return partial(entry(self.signature), how.ctypes.data)
+            with global_compiler_lock:  # so that no fork copies a lock of LLVM while it is held
+                code = self._external.address(self._types)
+                launching = launcher() if on_threads else 0
+                first = (0, launching) if self.shares else (launching, 0)
+                how = np.array([*first, pieces, code])
+                CALLS.append(how)
+                return partial(entry(self.signature), how.ctypes.data)
         finally:
             if start.after_compiling is not None:
                 start.after_compiling()

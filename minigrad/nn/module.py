@@ -168,32 +168,21 @@ class Module(Owner):
     # Contents
     # ----------------------------------------------------------------------------------------------
 
-    def _attributes(self) -> Iterable[tuple[str, Any]]:
-        """List names and values of the attributes, also of those in slots."""
-        in_slots = ((name, getattr(self, name)) for name in self._slots if hasattr(self, name))
-        return [*vars(self).items(), *in_slots]
-
-    def _assign(self, name: str, value: Any) -> None:
-        """Set an attribute, which may be in a slot, without the checks of `__setattr__`."""
-        if name in self._slots:
-            object.__setattr__(self, name, value)
-        else:
-            vars(self)[name] = value
-
     def _contents(self) -> Iterable[tuple[str, Any]]:
         """List names and values in which parameters and modules are found: the attributes.
 
         A module that stores parameters or modules elsewhere overrides this method. They cannot be
         replaced there, so `lora.attach` leaves the model as it is, with an error.
         """
-        return self._attributes() if self._slots else vars(self).items()  # the latter is faster
+        # `vars` is faster.
+        return attributes_of(self).items() if self._slots else vars(self).items()
 
     def _generators(self) -> Iterable[np.random.Generator]:
         """List the random generators among the attributes, without those of modules inside.
 
         A module that stores generators elsewhere overrides this method.
         """
-        return (v for _, v in self._attributes() if isinstance(v, np.random.Generator))
+        return (v for v in attributes_of(self).values() if isinstance(v, np.random.Generator))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all modules inside, each once, with its dotted path."""
@@ -449,6 +438,30 @@ def unusual(module: Module, usual: Mapping[str, Any]) -> str:
         if own != value:
             text += f", {name}={own!r}"
     return text
+
+
+def attributes_of(module: Module) -> dict[str, Any]:
+    """Return the attributes of a module by name, also those in slots."""
+    in_slots = {name: getattr(module, name) for name in module._slots if hasattr(module, name)}
+    return {**vars(module), **in_slots}
+
+
+def set_attribute(module: Module, name: str, value: Any) -> None:
+    """Set an attribute, which may be in a slot, without the checks of `__setattr__`."""
+    if name in module._slots:
+        object.__setattr__(module, name, value)
+    else:
+        vars(module)[name] = value
+
+
+def restore_attributes(module: Module, attributes: Mapping[str, Any]) -> None:
+    """Give a module the attributes that `attributes_of` returned, and no others."""
+    vars(module).clear()
+    for name in module._slots:
+        if name not in attributes and hasattr(module, name):
+            object.__delattr__(module, name)
+    for name, value in attributes.items():
+        set_attribute(module, name, value)
 
 
 def walk(

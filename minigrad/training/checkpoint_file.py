@@ -59,8 +59,6 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     try:
         save_state(path, arrays, {KEY: text})
     except OSError as error:
-        if error.errno and error.filename is None:  # as on a full disk
-            error.filename = os.fspath(path)
         if os.path.exists(path):
             error.add_note("the older checkpoint is unchanged, and `load` continues from it")
         raise

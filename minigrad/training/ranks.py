@@ -20,7 +20,7 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.nn.module import Module, Parameter, load_values
+from minigrad.nn.module import Module, Parameter, attributes_of, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
 
@@ -88,7 +88,7 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
     return {
         f"{name}.{key}".lstrip("."): digest([beside(value)])
         for name, module in model.named_modules()
-        for key, value in module._attributes()
+        for key, value in attributes_of(module).items()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 

@@ -284,7 +284,11 @@ class Trainer(TrainingStep):
         ranks.check_ranks(self._world, count, self.accumulation_steps)
         ranks.take_from_first(self._world, self._trained(), self.ema)
         data = digest([given and given.compared() for given in (train, held_out)])
-        further = {"the length of fit": length, "the data": data}
+        loss = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
+        further = {"the length of fit": length, "the data": data, "the loss": loss}
+        if isinstance(self.loss, Module):
+            own = ranks.digests_of_attributes(self.loss)
+            further |= {f"the attribute {name} of the loss": value for name, value in own.items()}
         self._check_same(dict(self.model.named_parameters()), further)
 
     def _check_same(self, parameters: Mapping[str, Parameter], further: Mapping[str, str]) -> None:

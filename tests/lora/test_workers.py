@@ -451,7 +451,7 @@ def test_a_full_disk_is_the_error_of_a_worker(files):
         text=True,
     )
     assert (done.returncode, done.stdout) == (FAILED, "")
-    assert done.stderr == "lora merge: [Errno 27] File too large\n"
+    assert done.stderr == f"lora merge: [Errno 27] File too large: '{out}'\n"
     assert clean(out) == before
 
 

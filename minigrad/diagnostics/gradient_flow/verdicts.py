@@ -25,7 +25,7 @@ from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, run_step, z
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Module, Parameter, attributes_of
 
 Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
 
@@ -103,7 +103,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     strays = (  # tensors that require a gradient like parameters, but are not parameters
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
-        for attribute, value in module._attributes()
+        for attribute, value in attributes_of(module).items()
         if isinstance(value, Tensor) and not isinstance(value, Parameter)
         if value.requires_grad and value.is_leaf
     )

@@ -9,6 +9,7 @@ import errno
 import itertools
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ import lora
 import minigrad
 from minigrad import Trainer, nn, optim
 from minigrad.distributed import world
-from minigrad.training import checkpoint_file
 
 RANK = world().rank
 FOLDER = Path(sys.argv[-1])
@@ -141,6 +141,14 @@ def with_other_seeds():
 
 def with_other_options():
     fit(trainer(clip_norm=1.0 + RANK))
+
+
+def with_another_loss():
+    fit(trainer(loss=minigrad.l1 if RANK else minigrad.mse))
+
+
+def with_other_options_of_the_loss():
+    fit(trainer(loss=nn.HuberLoss(delta=1.0 + RANK)))
 
 
 def with_another_frozen_base():
@@ -314,12 +322,12 @@ def with_a_full_disk_on_rank_0():
         raise OSError(errno.ENOSPC, "No space left on device")
 
     minigrad.manual_seed(0)
-    before = checkpoint_file.save_state
+    before = os.fsync
     try:
-        checkpoint_file.save_state = write if RANK == 0 else before
+        os.fsync = write if RANK == 0 else before
         fit(trainer(checkpoint=FOLDER / "full"), steps=3)
     finally:
-        checkpoint_file.save_state = before
+        os.fsync = before
 
 
 CASES = {name: case for name, case in list(vars().items()) if name.startswith("with_")}

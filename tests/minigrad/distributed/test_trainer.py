@@ -76,6 +76,8 @@ def found(tmp_path_factory):
         ("other_data", "ValueError: .*rank 1 differs from rank 0 in the data"),
         ("other_seeds", "ValueError: .*rank 1 differs from rank 0 in the seeds"),
         ("other_options", "it has clip_norm=2.0; it lacks clip_norm=1.0"),
+        ("another_loss", "rank 1 differs from rank 0 in the loss: l1, and mse there"),
+        ("other_options_of_the_loss", "rank 1 differs from rank 0 in the attribute delta of the l"),
         ("another_frozen_base", "rank 1 differs from rank 0 in the weights of 0.weight"),
         ("another_base_in_nf4", "rank 1 differs from rank 0 in the attribute 0.(base|weight)"),
         ("another_schedule", "rank 1 differs from rank 0 in the scheduler"),

@@ -1,16 +1,18 @@
-"""The checksum of the tensors in a file: written last, checked on load, absent elsewhere."""
+"""The checksums of the tensors and of the header in a file: checked on load, absent elsewhere."""
 
 import hashlib
 import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minigrad import nn
 from minigrad.io import TensorFile, TensorInfo, load_state, save_state, writing
 
 KEY = "minigrad.sha256"
+OF_HEADER = "minigrad.header.sha256"
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def test_the_checksum_is_that_of_the_bytes_of_all_tensors(path):
             writer.write("x", x[first : first + 2], first)
         writer.write("y", y)
     header, data = parts(path)
+    del header["__metadata__"][OF_HEADER]
     assert header["__metadata__"] == {KEY: hashlib.sha256(data).hexdigest(), "format": "pt"}
     with TensorFile(path) as file:
         assert file.has_checksum
@@ -43,7 +46,7 @@ def test_the_checksum_is_that_of_the_bytes_of_all_tensors(path):
 
 def test_a_file_without_tensors_has_one_too(path):
     save_state(path, {})
-    assert parts(path)[0]["__metadata__"] == {KEY: hashlib.sha256().hexdigest()}
+    assert parts(path)[0]["__metadata__"][KEY] == hashlib.sha256().hexdigest()
     assert load_state(path) == ({}, {})
 
 
@@ -60,6 +63,53 @@ def test_every_flipped_bit_is_found(path):
                 load_state(path)
     path.write_bytes(content)
     assert load_state(path)[0]["x"].tolist() == list(range(8))
+
+
+def rewrite(path, change):
+    """Write a file again with a changed header, as another program does."""
+    header, data = parts(path)
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_every_changed_byte_of_a_fact_in_the_header_is_found(path):
+    save_state(path, {"weight": np.ones((2, 3), np.float32)}, {"lr": '{"seed": 123, "lr": 0.001}'})
+    content = path.read_bytes()
+    last = content.rindex(b"}", 0, len(content) - len(parts(path)[1]))
+    for position in range(content.index(OF_HEADER.encode()) + len(OF_HEADER), last + 1):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            load_state(path)
+
+
+def test_a_change_of_the_header_is_named_with_what_to_do(path):
+    save_state(path, {"x": np.ones(3)}, {"scale": "2.0"})
+    rewrite(path, lambda header: header["__metadata__"].update(scale="3.0"))
+    with pytest.raises(ValueError, match=r"metadata.*take 'minigrad\.header\.sha256' out"):
+        load_state(path)
+    rewrite(path, lambda header: header["__metadata__"].pop(OF_HEADER))
+    assert load_state(path)[1] == {"scale": "3.0"}
+
+
+def test_files_of_older_versions_have_a_checksum_of_the_tensors_only(path):
+    save_state(path, {"x": np.ones(3)}, {"a": "b"})
+    rewrite(path, lambda header: header["__metadata__"].pop(OF_HEADER))
+    with TensorFile(path) as file:
+        assert file.has_checksum
+        file.check()
+    assert load_state(path)[1] == {"a": "b"}
+
+
+def test_another_order_of_the_header_is_no_change(path):
+    save_state(path, {"x": np.ones(3), "y": np.ones(2, np.float32)}, {"a": "ü 𝄞", "b": ""})
+    arrays, metadata = load_state(path)
+    with safe_open(path, framework="np") as file:
+        save_file(arrays, path, dict(reversed(file.metadata().items())))
+    assert OF_HEADER in parts(path)[0]["__metadata__"]
+    assert load_state(path)[1] == metadata
 
 
 def test_files_of_others_have_none_and_are_read(path):

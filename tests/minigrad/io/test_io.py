@@ -1,5 +1,6 @@
 """State files: what goes in comes out, and a file is there whole or not at all."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
 from minigrad import nn
-from minigrad.io import TensorWriter, load_state, save_state, write_atomically
+from minigrad.io import TensorWriter, load_state, replacing_together, save_state, write_atomically
 from minigrad.io.atomic import replacing
 
 DTYPES = [
@@ -169,6 +170,22 @@ def test_a_save_that_fails_leaves_everything_as_it_was(path, monkeypatch, spoil,
         with pytest.raises(OSError, match="no space left"):
             save_state(path, {"x": np.zeros(1000)})
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_an_error_that_names_the_file(path, monkeypatch, number):
+    def fail(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: '{path}'"):
+        save_state(path, {"x": np.ones(3)})
+    folder = path.parent / "folder"
+    names_it = pytest.raises(OSError, match=rf"{os.strerror(number)}: '{folder}'")
+    with names_it, replacing_together(folder, "entry") as stage:
+        (stage / "entry").write_text("")
+    with pytest.raises(OSError, match=r"Input/output error$"), replacing(path):  # of another file
+        raise OSError(errno.EIO, "Input/output error")
 
 
 def test_an_interrupt_leaves_no_file_behind(path, monkeypatch):

@@ -518,6 +518,14 @@ def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_pa
     file = next(file for file in tmp_path.rglob("double-*.nbc") if file != other)
     parts = {name: next(tmp_path.rglob(f"{name}*.nbc")) for name in ("entry", other.stem)}
     parts = {name: pickle.loads(cache.read_file(path))[1] for name, path in parts.items()}
+
+    own = pickle.loads(cache.read_file(file))[1]
+    code, bitcode = own[0][2]
+    other_code, other_bitcode = parts[other.stem][0][2]
+
+    def with_codes(*codes):
+        return pickle.dumps((file.stem, ((*own[0][:2], codes), *own[1:])))
+
     contents = {
         "another file": cache.read_file(other),
         "another function": pickle.dumps((file.stem, parts["entry"])),
@@ -525,7 +533,15 @@ def test_a_file_with_a_right_digest_and_wrong_content_is_made_anew(probe, tmp_pa
         "needs itself": cache.read_file(file) + f"minigrad.{file.stem}\0".encode(),
         "no pickle": b"no pickle",
         "nothing": pickle.dumps(None),
+        "machine code of another": with_codes(other_code, bitcode),
+        "bitcode of another": with_codes(code, other_bitcode),
+        "no machine code": with_codes(b"", bitcode),
+        "garbage as machine code": with_codes(bytes(range(256)), bitcode),
+        "garbage as bitcode": with_codes(code, bytes(range(256))),
     }
+    if code.startswith(b"\x7fELF"):
+        lengths = (4, len(code) // 2, len(code) - 100, len(code) - 1)
+        contents |= {f"the first {n} bytes": with_codes(code[:n], bitcode) for n in lengths}
     for name, content in contents.items():
         cache.write_file(file, content)
         monkeypatch.setattr(cache, "SYMBOLS", {})
@@ -784,6 +800,28 @@ def test_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
     assert sorted(cache.COMPILED[compiled:]) == PROBE_PARTS
     assert cache.LOADED[loaded:] == []  # the second call looks nothing up
     assert len(list(tmp_path.rglob("*.nbc"))) == len(PROBE_PARTS)
+
+
+@needs_jit
+@needs_fork
+def test_a_child_that_is_forked_during_a_compilation_can_compile(machine):
+    script = """
+        import os, signal, threading, warnings
+        import probe
+        from minigrad.kernels import start
+
+        begun = threading.Event()
+        start.before_compiling = lambda *_: begun.set()
+        threading.Thread(target=probe.right).start()
+        begun.wait()
+        warnings.simplefilter("ignore")  # Python advises against it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(not probe.right())
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    assert set(machine.run(script)[0]) == set(PROBE_PARTS)
 
 
 @needs_jit

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -1422,7 +1423,7 @@ def test_a_full_disk_is_an_error_that_names_the_checkpoint(data, tmp_path, monke
     trainer = make(checkpoint=tmp_path / "run")
     for has_older in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_file, "save_state", write)
+            patch.setattr(os, "fsync", write)
             with pytest.raises(OSError, match=r"No space left on device: '.*run'") as caught:
                 trainer.fit(data, epochs=1)
         notes = "".join(getattr(caught.value, "__notes__", []))
