@@ -63,11 +63,12 @@ def merge(
     if chosen is not None:
         if not isinstance(chosen, Iterable):
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
-        chosen = tuple(dict.fromkeys(chosen))
+        chosen = tuple(chosen)
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")
-        check_names(chosen, dict.fromkeys(name for _, layer in found for name in layer.adapters))
+        existing = dict.fromkeys(name for _, layer in found for name in layer.adapters)
         for name in chosen:
+            check_names([name], existing)
             if not any(name in layer.active for _, layer in found):
                 raise ValueError(
                     f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so, or "

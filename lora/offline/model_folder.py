@@ -361,10 +361,11 @@ def _bias_of(weight: str) -> str:
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return the weights that are also the model's head, by its `config.json` and the shapes."""
     config = _config_of(base)
-    config = {**(config.get("text_config") or {}), **config}
-    kinds = config.get("architectures") or ["LMHead"]
+    text_config = config.get("text_config")
+    config = {**(text_config if isinstance(text_config, dict) else {}), **config}
+    kinds = str(config.get("architectures") or "LMHead")
     is_tied = config.get("tie_word_embeddings", True)  # transformers writes no default values
-    if not is_tied or not any(_WITH_HEADS.search(kind) for kind in kinds):
+    if not is_tied or not _WITH_HEADS.search(kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
     found = [(name, base.info(name).shape) for name in names]

@@ -686,6 +686,9 @@ BROKEN_BASES = {
         ({"vocab_size": 11, "architectures": ["BertForSequenceClassification"]}, False, False),
         ({"vocab_size": 11, "architectures": ["BertForMaskedLM"]}, False, True),
         ({"text_config": {"vocab_size": 11}}, False, True),
+        ({"text_config": 3}, False, False),
+        ({"vocab_size": 11, "architectures": [5]}, False, False),
+        ({"vocab_size": 11, "architectures": 5}, False, False),
         ([], False, False),
     ],
 )
