@@ -423,7 +423,11 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
         is_folder = each.is_dir() and not each.is_symlink()
         files = [each]
         if is_folder:
-            files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
+            files = [
+                file
+                for file in sorted(each.rglob("*"))
+                if not file.is_dir() and "/." not in file.relative_to(folder).as_posix()
+            ]
         # With an adapter's configuration, transformers would add the adapter to the merged model.
         is_module = is_folder and each.name in modules
         if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):

@@ -552,7 +552,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
     ]
     left_out = [
         *("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "openvino/model.bin"),
-        *("fp16/model.safetensors", ".git/config.json", "blob"),
+        *("fp16/model.safetensors", ".git/config.json", "blob", "a/.cache/d.json", "a/.e.txt"),
     ]
     for name in kept + left_out:
         put(base / name)
