@@ -222,10 +222,11 @@ def _sum(
     with np.errstate(over="ignore"):
         shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
         scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
+        in_range = all(np.isfinite(b.astype(weight.dtype)).all() for b in scaled)
     a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
     notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
-    if rank is not None and len(a) > rank:
+    if rank is not None and len(a) > rank and in_range:  # otherwise the sum is refused below
         best = Approximation.of_product(a, b, min(rank, *weight.shape))
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error
