@@ -337,7 +337,8 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
         if rows != columns and size in (rows, columns)
     }
     found = dict(known)
-    for name in (name for name, (rows, columns, _) in sizes.items() if rows == columns):
+    squares = [name for name, (rows, columns, _) in sizes.items() if rows == columns]
+    for name in squares:
         parts = name.split(".")
         for i in reversed(range(len(parts))):
             module = "".join(f"{part}." for part in parts[:i])

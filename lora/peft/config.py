@@ -63,12 +63,15 @@ _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 _POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 
-
 _WORDS: dict[Any, str] = {
-    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
     NoneType: "null",
-    **dict.fromkeys((tuple[str, ...], Sequence[str]), "a list of texts"),
     tuple[int, ...]: "a list of integers",
+    tuple[str, ...]: "a list of texts",
+    Sequence[str]: "a list of texts",
     Mapping[str, int]: "a table of patterns and integers",
     Mapping[str, float]: "a table of patterns and numbers",
 }
