@@ -97,7 +97,7 @@ def load(
         ]
         refusal = f"{path!r} does not go with the model; nothing was changed"
         check_problems(refusal, list(_prefix_problems(files, list(found))))
-        check_problems(refusal, list(_rank_problems(files, targets)))
+        check_problems(refusal, list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -128,11 +128,15 @@ def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str
             )
 
 
-def _rank_problems(files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
-    """Yield an error for each rank above all sizes in the file, which may not fit into memory."""
+def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
+    """Yield an error for each rank above all sizes in the file and of the layer.
+
+    A and B of such a rank might not fit into memory.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
     for target in targets:
-        if target.rank > largest:
+        if target.rank > max(largest, *modules[target.name].weight.shape):
             yield (
                 f"mis-shaped: {target.name} has rank {target.rank:,} by the configuration, and no "
                 f"tensor in the file is so large"

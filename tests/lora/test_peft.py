@@ -1443,6 +1443,12 @@ def test_an_expression_that_would_take_long_is_refused(saved, options):
         lora.load(model_of("mlp"), saved)
 
 
+def test_all_tensors_of_an_empty_file_are_missing(saved):
+    edit(saved / WEIGHTS, lambda arrays: {})
+    with pytest.raises(ValueError, match=r"missing: base_model\.model\..*lora_A"):
+        lora.load(model_of("mlp"), saved)
+
+
 @pytest.mark.parametrize("options", [{"r": 10**12}, {"rank_pattern": {"0": 10**12}}])
 def test_a_rank_that_would_not_fit_into_memory_is_refused(saved, options):
     configure(saved, **options)
