@@ -231,11 +231,12 @@ def _sum(
     with np.errstate(over="ignore"):
         shares = [factor * (adapter.scale / scale) for factor, adapter in terms]
         scaled = [(a, share * b) for share, (a, b) in zip(shares, pairs, strict=True)]
+        in_range = all(np.isfinite(b.astype(weight.dtype)).all() for _, b in scaled)
     a, b = stacked(scaled, groups)
     notes = ["no dropout, because the terms have different ones"] if len(drops) > 1 else []
     error = relative = 0.0
     most, formula = limit_of_rank(layer.d_out, layer.d_in, groups)
-    if rank is not None and len(a) > rank:
+    if rank is not None and len(a) > rank and in_range:  # otherwise the sum is refused below
         best = Approximation.of_product(a, b, min(rank, most), groups)
         a, b, error = best.a, best.b, scale * best.error
         relative = best.relative_error

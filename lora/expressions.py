@@ -99,10 +99,10 @@ class Expression:
     def _part(self, op: Any, value: Any, repeated: bool) -> Step:
         """Return the step for one part of the parse tree."""
         kind = str(op)
-        if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT"):
+        if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT", "FAILURE"):
             part = _compiler.compile(_parser.SubPattern(self._state, [(op, value)]))
             find = partial(part.finditer)  # the hash of a pattern itself takes long
-            if kind == "AT":  # an anchor, such as ^ or $
+            if kind in ("AT", "FAILURE"):  # an anchor, such as ^ or $; (?!), which never matches
                 return lambda after, name: after & name.positions(find)
             return lambda after, name: (after << 1) & name.positions(find)
         if kind == "BRANCH":

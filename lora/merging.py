@@ -64,11 +64,12 @@ def merge(
     if chosen is not None:
         if not isinstance(chosen, Iterable):
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {chosen!r:.60}")
-        chosen = tuple(dict.fromkeys(chosen))
+        chosen = tuple(chosen)
         if not chosen:
             raise ValueError("adapters are empty; None means all active adapters")
-        check_names(chosen, dict.fromkeys(name for _, layer in found for name in layer.adapters))
+        known = dict.fromkeys(name for _, layer in found for name in layer.adapters)
         for name in chosen:
+            check_names([name], known)
             if not any(name in layer.active for _, layer in found):
                 raise ValueError(
                     f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so, or "
@@ -85,19 +86,19 @@ def merge(
             "no adapter is active, so there is none to merge; call lora.switch(model, name) first, "
             "or layer.use([name]) of layers that were made by hand"
         )
-    own = {part.name: str(part.dtype) for part in parts}
-    certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
+    dtype_of = {part.name: str(part.dtype) for part in parts}  # by layer
+    certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *dtype_of.values()])
     certificate = certify(parts, tuple(certified), radius, progress=progress)
-    broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
+    broken = [name for name, own in dtype_of.items() if not certificate.of(name, own).is_finite]
     if broken:
         raise ValueError(
             f"the merged weight would not be finite in {', '.join(map(repr, broken))}: "
-            f"{certificate.of(broken[0], own[broken[0]]).note}; nothing was merged"
+            f"{certificate.of(broken[0], dtype_of[broken[0]]).note}; nothing was merged"
         )
     if limit is not None:
-        for known in sorted(set(own.values())) if dtype is None else [dtype]:
-            rows = [row for row in certificate.rows if dtype or own[row.layer] == known]
-            MergeCertificate(tuple(rows), certificate.radius).check(limit, known)
+        for kind in sorted(set(dtype_of.values())) if dtype is None else [dtype]:
+            rows = [row for row in certificate.rows if dtype or dtype_of[row.layer] == kind]
+            MergeCertificate(tuple(rows), certificate.radius).check(limit, kind)
     for layer, names in merged.values():
         if names:
             layer.merge(names)

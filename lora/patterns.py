@@ -105,7 +105,8 @@ def find(
     matched = matches(patterns, names, groups)
     if missed := [pattern for pattern, hits in matched.items() if not hits]:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
-        hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
+        known = [*names, *groups, *([ALL_LINEAR] if role == "targets" else [])]
+        hints = ", ".join(near(miss, known) for miss in missed)
         raise ValueError(
             f"{role} that match no layer: {hints}"
             f"{kind if isinstance(patterns, str) else ''}; the layers are "

@@ -146,9 +146,17 @@ def _to_gguf(
     shapes = {name: [info.shape for info in pair] for name, pair in infos.items()}
     check_problems(what, _misfits(shapes, config))
     alphas = {name: layer.scale * shapes[name][0][0] for name, layer in layers.items()}
-    alpha = Counter(map(np.float32, alphas.values())).most_common(1)[0][0]
+    with np.errstate(over="ignore"):  # Inf is refused, or is unlike the common alpha
+        rounded = {name: np.float32(alpha) for name, alpha in alphas.items()}
+    alpha = Counter(rounded.values()).most_common(1)[0][0]
+    if not 0 < alpha < math.inf:
+        exact_alpha = next(alphas[name] for name in layers if rounded[name] == alpha)
+        raise ValueError(
+            f"{what}: most layers have alpha {exact_alpha:g}, and in GGUF it is a positive number "
+            f"of float32; multiply B by a part of it, and divide alpha by the same"
+        )
     # If an alpha equals the common one after rounding to float32, the bits of B do not change.
-    factors = {n: each / float(alpha) for n, each in alphas.items() if np.float32(each) != alpha}
+    factors = {n: each / float(alpha) for n, each in alphas.items() if rounded[n] != alpha}
     tensors: dict[str, tuple[Array, str]] = {}
     for name in layers:
         for part, info in zip((A, B), infos[name], strict=True):

@@ -22,6 +22,7 @@ from lora.peft.folder import AdapterFolder, StoredLayer, check_is_folder
 from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
 from lora.spectra import Spectral, block_diagonal, singular_values
 from lora.viz import draw_spectra
+from minigrad.checks import check_positive
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
 
@@ -287,6 +288,7 @@ def check_adapter(
     """
     if merged is not None and base is None:
         raise ValueError("a merged model is compared with its base, so name that too")
+    check_positive("workers", workers)
     path = os.fspath(folder)
     check_is_folder(folder)
     rows: list[MergedLayer] = []

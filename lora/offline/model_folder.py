@@ -339,7 +339,8 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
         if rows != columns and size in (rows, columns)
     }
     found = dict(known)
-    for name in (name for name, (rows, columns, _) in sizes.items() if rows == columns):
+    squares = [name for name, (rows, columns, _) in sizes.items() if rows == columns]
+    for name in squares:
         parts = name.split(".")
         for i in reversed(range(len(parts))):
             module = "".join(f"{part}." for part in parts[:i])
@@ -363,10 +364,11 @@ def _bias_of(weight: str) -> str:
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return the weights that are also the model's head, by its `config.json` and the shapes."""
     config = _config_of(base)
-    config = {**(config.get("text_config") or {}), **config}
-    kinds = config.get("architectures") or ["LMHead"]
+    text_config = config.get("text_config")
+    config = {**(text_config if isinstance(text_config, dict) else {}), **config}
+    kinds = str(config.get("architectures") or "LMHead")
     is_tied = config.get("tie_word_embeddings", True)  # transformers writes no default values
-    if not is_tied or not any(_WITH_HEADS.search(kind) for kind in kinds):
+    if not is_tied or not _WITH_HEADS.search(kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
     found = [(name, base.info(name).shape) for name in names]
@@ -424,7 +426,11 @@ def _copied(folder: Path, tensors: TensorSet) -> tuple[dict[str, Path | bytes], 
         is_folder = each.is_dir() and not each.is_symlink()
         files = [each]
         if is_folder:
-            files = [file for file in sorted(each.rglob("[!.]*")) if not file.is_dir()]
+            files = [
+                file
+                for file in sorted(each.rglob("*"))
+                if not file.is_dir() and "/." not in file.relative_to(folder).as_posix()
+            ]
         # With an adapter's configuration, transformers would add the adapter to the merged model.
         is_module = is_folder and each.name in modules
         if each.name != CONFIG and (is_module or all(map(_has_no_weights, files))):

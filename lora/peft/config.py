@@ -63,12 +63,15 @@ _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 _POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 
-
 _WORDS: dict[Any, str] = {
-    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
     NoneType: "null",
-    **dict.fromkeys((tuple[str, ...], Sequence[str]), "a list of texts"),
     tuple[int, ...]: "a list of integers",
+    tuple[str, ...]: "a list of texts",
+    Sequence[str]: "a list of texts",
     Mapping[str, int]: "a table of patterns and integers",
     Mapping[str, float]: "a table of patterns and numbers",
 }
@@ -102,9 +105,11 @@ def in_words(kind: Any) -> str:
 def _read(name: str, kind: Any, value: Any) -> Any:
     """Return the value of a field for PeftConfig; raise a ValueError if it is wrong."""
     if name.startswith("layers_") and not isinstance(value, list):  # PEFT accepts a single one
-        value = [value]
+        value = [] if value == "" else [value]
     if not has_type(kind, value):
         raise ValueError(f"it is {in_words(kind)}")
+    if isinstance(value, list) and "" in value:
+        raise ValueError("no name may be empty")
     numbers = value.values() if isinstance(value, dict) else [value]
     if name in _POSITIVE and not all(0 < number <= sys.float_info.max for number in numbers):
         raise ValueError("a rank or an alpha is positive, and no larger than floats are")
@@ -211,7 +216,7 @@ class PeftConfig:
                 )
         values: dict[str, Any] = {}
         for name, kind in kinds.items():
-            if content.get(name) in (None, ""):
+            if content.get(name) is None:
                 continue
             try:
                 values[name] = _read(name, kind, content[name])

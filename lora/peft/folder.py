@@ -34,7 +34,6 @@ _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of fil
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
 
-
 _TRIES, _PAUSE = 20, 0.01  # attempts to read files that a save moves, and seconds between them
 
 

@@ -97,6 +97,7 @@ def load(
         ]
         refusal = f"{path!r} does not go with the model; nothing was changed"
         check_problems(refusal, list(_prefix_problems(files, list(found))))
+        check_problems(refusal, list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -124,6 +125,21 @@ def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str
                 f"prefix: the file has {prefix!r} before the names of the model, as if the model "
                 f"were inside of another one (torch.compile, DataParallel); remove this prefix "
                 f"from the keys"
+            )
+
+
+def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
+    """Yield an error for each rank above all sizes in the file and of the layer.
+
+    A and B of such a rank might not fit into memory.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
+    for target in targets:
+        if target.rank > max(largest, *modules[target.name].weight.shape):
+            yield (
+                f"mis-shaped: {target.name} has rank {target.rank:,} by the configuration, and no "
+                f"tensor in the file is so large"
             )
 
 

@@ -135,11 +135,15 @@ class GGUFFile:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r:.60}")
-        begin = -(-(size - reader.left) // alignment) * alignment
-        for name, tensor in self.tensors.items():
-            if begin + tensor.offset + tensor.nbytes > size:
+        end = begin = -(-(size - reader.left) // alignment) * alignment
+        for name, tensor in sorted(self.tensors.items(), key=lambda each: each[1].offset):
+            offset = begin + tensor.offset
+            if offset % alignment or offset < end:  # inside of the tensor before
+                raise ValueError(f"{name} begins in a wrong place; fetch it again")
+            end = offset + tensor.nbytes
+            if end > size:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
-            self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
+            self.tensors[name] = tensor._replace(offset=offset)
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or a slice of its rows.

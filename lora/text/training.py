@@ -31,6 +31,7 @@ from lora.attaching import attach, disabled, remove, switch
 from lora.attachment.state import attachment_of
 from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
+from lora.patterns import check_patterns
 from lora.peft import save
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
@@ -180,8 +181,7 @@ def train(
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
-    if targets is not None and not isinstance(targets, str):
-        targets = tuple(targets)
+    targets = None if targets is None else check_patterns("targets", targets)
     options = {name: value for name, value in locals().items() if name in OPTION_TYPES}
     _check_options(options, model.config.max_length)
     options["max_length"] = max_length or min(LONGEST, model.config.max_length)

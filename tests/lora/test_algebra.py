@@ -622,6 +622,15 @@ def test_nothing_that_is_not_finite_spreads(rng, value):
     assert snapshot(net) == before
 
 
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_sum_beyond_float64_is_refused(rng, rank):
+    net = made(rng, np.float32)
+    adapter = adapters_of(net, "b")["q"]
+    adapter.lora_b = np.full(adapter.lora_b.shape, 1e10)
+    with pytest.raises(ValueError, match="q: the sum is too large for float32"):
+        lora.combine(net, ["a", "b"], [1, 1e305], "sum", rank=rank)
+
+
 def test_adapters_that_are_disabled_cannot_be_combined(rng):
     net = made(rng)
     with lora.disabled(net), pytest.raises(RuntimeError, match=r"lora\.disabled"):

@@ -140,6 +140,7 @@ def test_a_target_of_which_all_layers_are_excluded_is_in_the_report():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"targets": "all_linear"}, r"'all_linear' \(did you mean 'all-linear'\?\)"),
         ({"exclude": ["heads"]}, r"exclude that match no layer: 'heads' \(did you mean 'head'\?\)"),
         ({"targets": ["q"], "exclude": ["v"]}, "exclude that match no layer: 'v'"),
         ({"targets": ["q"], "exclude": ["q"]}, "nothing is left of the targets 'q'"),

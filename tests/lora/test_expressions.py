@@ -54,7 +54,7 @@ def drawn(rng, depth=0):
         behind = rng.choice(["a", "[ab]", "ab", "a|b", "\\."])
         return f"(?<{rng.choice('=!')}{behind})"
     if kind == 12:
-        return rng.choice(["^", "$", "\\b", "\\A", "\\Z", "\\B"])
+        return rng.choice(["^", "$", "\\b", "\\A", "\\Z", "\\B", "(?!)"])
     return f"(?{rng.choice(['i', 's', 'is', 'm', 'a'])}:{inner})"
 
 
@@ -75,7 +75,9 @@ def compare(seed):
     return True
 
 
-@pytest.mark.parametrize("text", ["(?i)s", "(?i)[^k]", "(?i)[a-z]", "(?i)µ", "(?i)İ", r"\w"])
+@pytest.mark.parametrize(
+    "text", ["(?i)s", "(?i)[^k]", "(?i)[a-z]", "(?i)µ", "(?i)İ", r"\w", "s|(?!)"]
+)
 def test_every_character_matches_as_in_python(text):
     found, wanted = Expression(text), re.compile(text)
     characters = map(chr, range(0x2200))  # among them "ß", in capitals two letters

@@ -365,6 +365,7 @@ def test_there_must_be_something_active_to_merge():
     ("options", "message"),
     [
         ({"adapters": ["default", 3]}, r"the name of an adapter is a string, not 3"),
+        ({"adapters": [["default"]]}, r"the name of an adapter is a string, not \['default'\]"),
         ({"adapters": 3}, r"adapters are names, as in \['a', 'b'\], not 3"),
         ({"limit": "0.1"}, "limit must be a number, not '0.1'"),
         ({"radius": "1"}, "radius must be a number, not '1'"),

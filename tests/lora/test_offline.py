@@ -552,7 +552,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
     ]
     left_out = [
         *("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "openvino/model.bin"),
-        *("fp16/model.safetensors", ".git/config.json", "blob"),
+        *("fp16/model.safetensors", ".git/config.json", "blob", "a/.cache/d.json", "a/.e.txt"),
     ]
     for name in kept + left_out:
         put(base / name)
@@ -686,6 +686,9 @@ BROKEN_BASES = {
         ({"vocab_size": 11, "architectures": ["BertForSequenceClassification"]}, False, False),
         ({"vocab_size": 11, "architectures": ["BertForMaskedLM"]}, False, True),
         ({"text_config": {"vocab_size": 11}}, False, True),
+        ({"text_config": 3}, False, False),
+        ({"vocab_size": 11, "architectures": [5]}, False, False),
+        ({"vocab_size": 11, "architectures": 5}, False, False),
         ([], False, False),
     ],
 )

@@ -1102,6 +1102,22 @@ def test_a_field_that_is_wrong_is_named(theirs, name):
     assert state(model) == before
 
 
+@pytest.mark.parametrize("name", ["r", "lora_alpha", "bias", "use_rslora", "rank_pattern"])
+def test_an_empty_text_is_no_value(theirs, name):
+    folder = theirs("linear")
+    configure(folder, **{name: ""})
+    with pytest.raises(ValueError, match=f"{name}='' is wrong: it is "):
+        read_config(folder / CONFIG)
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_an_empty_name_is_refused(theirs, name):
+    folder = theirs("linear")
+    configure(folder, **{name: ["0", ""]})
+    with pytest.raises(ValueError, match=f"{name}=.* is wrong: no name may be empty"):
+        read_config(folder / CONFIG)
+
+
 def test_all_fields_that_are_wrong_are_in_one_error(theirs):
     folder = theirs("linear")
     configure(folder, **{name: value for name, (value, _) in WRONG.items()})
@@ -1433,6 +1449,22 @@ def test_an_expression_that_would_take_long_is_refused(saved, options):
     configure(saved, **options)
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         lora.load(model_of("mlp"), saved)
+
+
+def test_all_tensors_of_an_empty_file_are_missing(saved):
+    edit(saved / WEIGHTS, lambda arrays: {})
+    with pytest.raises(ValueError, match=r"missing: base_model\.model\..*lora_A"):
+        lora.load(model_of("mlp"), saved)
+
+
+@pytest.mark.parametrize("options", [{"r": 10**12}, {"rank_pattern": {"0": 10**12}}])
+def test_a_rank_that_would_not_fit_into_memory_is_refused(saved, options):
+    configure(saved, **options)
+    model = model_of("mlp")
+    before = state(model)
+    with pytest.raises(ValueError, match=r"mis-shaped: .* has rank 1,000,000,000,000 by"):
+        lora.load(model, saved)
+    assert state(model) == before
 
 
 def test_a_configuration_that_could_not_be_read_is_not_written():

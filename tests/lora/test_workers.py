@@ -153,6 +153,7 @@ def test_a_number_of_workers_is_positive(count, files, tmp_path):
         (merge_files, (base, adapter, out)),
         (extract_files, (base, base, out, 1)),
         (check_adapter, (adapter, base)),
+        (check_adapter, (adapter,)),  # the files of an adapter need no workers
     ):
         with pytest.raises(ValueError, match=message):
             function(*arguments, workers=count)

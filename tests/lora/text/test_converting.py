@@ -235,6 +235,14 @@ def test_a_wrong_adapter_is_not_converted(base, tmp_path):
         convert_adapter(adapter, tmp_path / "a.gguf", base)
 
 
+@pytest.mark.parametrize("alpha", [1e45, 1e-50])
+def test_an_alpha_beyond_float32_is_refused(alpha, base, tmp_path):
+    adapter = tiny_adapter(tmp_path / "adapter", base, alpha=alpha)
+    with pytest.raises(ValueError, match=f"alpha {alpha:g}, and in GGUF it is".replace("+", ".")):
+        convert_adapter(adapter, tmp_path / "a.gguf", base)
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def written_by_hand(path, config, alpha=None, change=lambda tensors: None, **metadata):
     """A GGUF adapter of rank 2, and 3 in one layer."""
     rng = np.random.default_rng(0)

@@ -194,16 +194,20 @@ def test_a_type_that_cannot_be_converted_is_named(tmp_path):
         GGUFFile(path)
 
 
-def test_a_tensor_beyond_the_end_is_named(tmp_path):
+@pytest.mark.parametrize("change", [-32, 32, 8, 2**40])
+def test_a_tensor_in_a_wrong_place_is_named(change, tmp_path):
     path = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
     content = bytearray(path.read_bytes())
     # The offset is the last number of a tensor, after its name, its two sizes and its type.
     name = b"blk.1.attn_q.weight"
     at = content.index(name) + len(name) + 4 + 2 * 8 + 4
-    offset = int.from_bytes(content[at : at + 8], "little") + 2**40
+    offset = int.from_bytes(content[at : at + 8], "little") + change
     content[at : at + 8] = offset.to_bytes(8, "little")
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"it ends inside of blk\.1\.attn_q"):
+    message = r"blk\.1\.attn_\w+\.weight begins in a wrong place"
+    if change == 2**40:
+        message = r"it ends inside of blk\.1\.attn_q"
+    with pytest.raises(ValueError, match=message):
         GGUFFile(path)
 
 

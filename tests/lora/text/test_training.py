@@ -549,6 +549,7 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
         ({"max_length": 65}, "the model's context is 64 tokens"),
         ({"targets": ["k_proj"]}, "k_proj"),
         ({"targets": []}, "targets are empty"),
+        ({"targets": 3}, "targets are names, or one regular expression, not 3"),
         ({"base_model": 3}, "not int"),
     ],
 )
