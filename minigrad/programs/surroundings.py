@@ -20,12 +20,13 @@ import pickle
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from functools import cached_property, partial
 from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
+from random import SystemRandom
 from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
 from zlib import crc32
@@ -57,9 +58,14 @@ _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.
 
 
 class Surroundings:
-    """Everything that a function reads besides its arguments."""
+    """Everything that a function reads besides its arguments.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    Args:
+        function: the function.
+        classes: the classes of its arguments, whose methods it may call.
+    """
+
+    def __init__(self, function: Callable[..., Any], classes: Iterable[type] = ()) -> None:
         # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
@@ -79,6 +85,7 @@ class Surroundings:
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
+        self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
@@ -197,7 +204,9 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST_SUMMED:
+            if value.dtype == object:
+                self._enter(path, range(value.size), lambda: value.ravel().tolist())
+            elif value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -209,7 +218,8 @@ class Surroundings:
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
         elif isinstance(value, GENERATORS):
-            self._sources.append(value)
+            if not isinstance(value, SystemRandom):  # which has no state
+                self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
@@ -217,7 +227,7 @@ class Surroundings:
                 self._walk(getattr(value, name, None), path)
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
-        elif isinstance(value, (list, set, deque)):
+        elif isinstance(value, (list, set, deque, MappingView)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
         elif isinstance(value, (dict, MappingProxyType)):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))

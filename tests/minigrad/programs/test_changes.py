@@ -566,6 +566,9 @@ def with_scale(**options):
     return function
 
 
+VALUES = {"a": 0.5}
+
+
 @functools.lru_cache
 def cached():
     return SCALE
@@ -675,6 +678,16 @@ CASES = {
         lambda: types.SimpleNamespace(axis=1), in_softmax, assigned("axis", 0)
     ),
     "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
+    "values of a dict": of_config(
+        lambda: VALUES.values(),
+        lambda h, c: h * sum(c),
+        lambda t: t.patch.setitem(VALUES, "a", 0.9),
+    ),
+    "array of objects": of_config(
+        lambda: np.array([{"a": 0.5}]),
+        lambda h, c: h * c[0]["a"],
+        lambda t: t.parts["config"][0].update(a=0.9),
+    ),
     "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
     "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "attribute of a parameter": of_config(
