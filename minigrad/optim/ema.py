@@ -178,6 +178,10 @@ class EMA:
         self.updates = state_dict["updates"]
         self.decay, self.warmup = state_dict["decay"], state_dict["warmup"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes to copy; a copy made inside `applied()` is in no block."""
+        return vars(self) | {"is_applied": False}
+
     def _write(self, values: Mapping[str, NDArray[Any]]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
