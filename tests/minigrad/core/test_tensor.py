@@ -1208,6 +1208,10 @@ MATRIX = minigrad.zeros(2, 3)
             r"^cross_entropy: targets run from 0 to 3, but there are 3 classes",
         ),
         (lambda: minigrad.cross_entropy(MATRIX, tensor([-1, 0])), r"targets run from -1 to 0"),
+        (
+            lambda: minigrad.cross_entropy(MATRIX, np.array([2**64 - 100, 0], np.uint64)),
+            r"^cross_entropy: 18446744073709551516 does not fit into int64",
+        ),
     ],
 )
 def test_messages_about_shapes_name_the_op_and_the_shapes(call, message):
