@@ -376,6 +376,7 @@ leaf = minigrad.ones((2,), requires_grad=True)
     ("parameters", "error", "message"),
     [
         (leaf, TypeError, "the parameters are a list, as in"),
+        (3, TypeError, "the parameters are a list, as in .* or those of a Module, not 3"),
         (
             [leaf, np.ones(2)],
             TypeError,
