@@ -27,7 +27,14 @@ from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
 from random import SystemRandom
-from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, cast
 from zlib import crc32
 
@@ -263,9 +270,9 @@ class Surroundings:
             for name, parameter in value.named_parameters(path):
                 self._names.setdefault(id(parameter), name)
         is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
-        declared = [] if is_foreign else [vars(c).get("__slots__", ()) for c in type(value).__mro__]
-        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
-        if slots:
+        members = [member for cls in type(value).__mro__ for member in vars(cls).items()]
+        slots = [name for name, kind in members if isinstance(kind, MemberDescriptorType)]
+        if slots and not is_foreign:
             self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
         if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))

@@ -461,6 +461,16 @@ class OneSlot:
         self.scale = 0.5
 
 
+class PrivateSlot:
+    __slots__ = ("__scale",)  # stored as _PrivateSlot__scale
+
+    def __init__(self, scale=0.5):
+        self.__scale = scale
+
+    def scaled(self, h):
+        return h * self.__scale
+
+
 class Table(dict):
     """A dict with an attribute, and with a method that is not called by name."""
 
@@ -653,6 +663,9 @@ CASES = {
     "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
     "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "one slot": of_config(OneSlot, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "private slot": of_config(
+        PrivateSlot, lambda h, c: c.scaled(h), lambda t: t.parts["config"].__init__(0.9)
+    ),
     "bound method of slots": of_config(
         lambda: Slots().scaled,
         lambda h, c: c(h),
