@@ -19,6 +19,7 @@ import io
 import pickle
 import re
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
@@ -224,6 +225,8 @@ class Surroundings:
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
+        elif isinstance(value, weakref.ref):
+            self._walk(value(), path)
         elif isinstance(value, GENERATORS):
             if not isinstance(value, SystemRandom):  # which has no state
                 self._sources.append(value)
@@ -314,7 +317,9 @@ class Surroundings:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         is_installed = _INSTALLED.search(function.__code__.co_filename)
         is_own = package_of(function.__module__) in self._packages
-        if is_known(function.__module__) or (is_installed and not is_own):
+        # `functools.wraps` gives a function the __module__ of another one.
+        modules = function.__module__, function.__globals__.get("__name__")
+        if all(map(is_known, modules)) or (is_installed and not is_own):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []

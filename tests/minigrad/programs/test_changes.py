@@ -10,6 +10,7 @@ import enum
 import functools
 import sys
 import types
+import weakref
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -579,6 +580,26 @@ def with_scale(**options):
 VALUES = {"a": 0.5}
 
 
+def like_the_library():
+    """A function of the user's that says it is one of the library."""
+    scale = [0.5]
+
+    @functools.wraps(mg.mse)
+    def function(h):
+        return h * scale[0]
+
+    return function
+
+
+def weakly():
+    """A weak reference to an object that something else keeps."""
+    KEPT.append(Config())
+    return weakref.ref(KEPT[-1])
+
+
+KEPT: list[Config] = []
+
+
 @functools.lru_cache
 def cached():
     return SCALE
@@ -755,6 +776,14 @@ CASES = {
     ),
     "attribute of a function": of_config(
         lambda: with_scale(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "function that wraps one of the library": of_config(
+        like_the_library,
+        lambda h, c: c(h),
+        lambda t: t.parts["config"].__closure__[0].cell_contents.insert(0, 0.9),
+    ),
+    "weak reference": of_config(
+        weakly, lambda h, c: h * c().limit, lambda t: setattr(t.parts["config"](), "limit", 0.9)
     ),
     "partial": of_config(
         lambda: functools.partial(mg.softmax, axis=-1),
