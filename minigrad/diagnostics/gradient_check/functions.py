@@ -399,9 +399,10 @@ class ArrayPair(CheckedFunction):
     def __init__(
         self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
     ) -> None:
+        for name, function in (("forward", forward), ("backward", backward)):
+            if not callable(function):
+                raise self.error(f"{name} must be a function, not {function!r:.60}")
         super().__init__(forward)
-        if not callable(backward):
-            raise self.error(f"backward must be a function, not {backward!r:.60}")
         self._forward, self._backward = forward, backward
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function in C may not have a signature
