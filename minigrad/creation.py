@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import check_count, python_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
 from minigrad.renamed import with_hints
 
@@ -75,6 +76,7 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
     return tensor(array) if copy else Tensor(array)
 
 
+@named_errors
 @with_hints
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`.
@@ -88,6 +90,7 @@ def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fa
     return Tensor(observed(np.zeros, *new), requires_grad)
 
 
+@named_errors
 @with_hints
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`.
@@ -99,6 +102,7 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
     return Tensor(observed(np.ones, *new), requires_grad)
 
 
+@named_errors
 @with_hints
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
@@ -147,6 +151,7 @@ def _check_has_shape(name: str, x: Any) -> None:
         raise TypeError(f"{name} takes a Tensor or an array, not {x!r:.60}")
 
 
+@named_errors
 @with_hints
 def arange(
     start: float,
@@ -164,8 +169,10 @@ def arange(
         TypeError: if an argument is not a number, or a gradient is required and the dtype is not
             of floats.
     """
+    if start is None:  # numpy would take it as 0
+        raise TypeError("start must be a number, not None")
     if step == 0:
-        raise ValueError("arange: step must not be 0")
+        raise ValueError("step must not be 0")
     first, last = (0, start) if stop is None else (start, stop)
     # For uint64 and an int, numpy would return float64.
     values = observed(np.arange, *map(python_number, (first, last, step)))
@@ -174,6 +181,7 @@ def arange(
     return Tensor(values, requires_grad, dtype)
 
 
+@named_errors
 @with_hints
 def linspace(
     start: float,
@@ -194,6 +202,7 @@ def linspace(
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, or_float32(dtype))
 
 
+@named_errors
 @with_hints
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
@@ -209,6 +218,7 @@ def eye(
     )
 
 
+@named_errors
 @with_hints
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
@@ -225,6 +235,7 @@ def randn(
     )
 
 
+@named_errors
 @with_hints
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
@@ -237,6 +248,7 @@ def rand(
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
+@named_errors
 @with_hints
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw integers from `low` to `high` - 1, all equally likely: a tensor of `shape`, in int64.
@@ -247,7 +259,7 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """
     low, high = as_shape("randint", (low, high))
     if not low < high:
-        raise ValueError(f"randint: low must be less than high, but low={low} and high={high}")
+        raise ValueError(f"low must be less than high, but low={low} and high={high}")
     return Tensor(
         observed(draw, rng, np.int64, "integers", low, high, _new_shape("randint", (shape,)))
     )
@@ -262,7 +274,7 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
     """Draw an array by a method of the generator; "random" stays below 1 after rounding."""
     dtype = or_float32(dtype)
     if method != "integers" and dtype.kind != "f":
-        raise TypeError(f"rand and randn draw only floats, not {dtype}; use randint")
+        raise TypeError(f"draws only floats, not {dtype}; use randint")
     drawn = np.asarray(getattr(generator(rng), method)(*arguments), dtype)
     return below(drawn, 1.0) if method == "random" else drawn
 
@@ -292,5 +304,5 @@ def _new_shape(name: str, sizes: Any) -> tuple[int, ...]:
     """Return the shape of a new array; a ValueError if a size is negative."""
     shape = as_shape(name, sizes)
     for size in shape:
-        check_count(f"{name}: each size of a shape", size)
+        check_count("each size of a shape", size)
     return shape

@@ -375,10 +375,13 @@ class Tensor:
         returned `Hook` to remove the hook.
 
         Raises:
+            TypeError: if `function` cannot be called.
             RuntimeError: if the tensor requires no gradient.
             ValueError: in the backward pass, if `function` returns something else than None or a
                 Tensor with the shape of the gradient.
         """
+        if not callable(function):
+            raise TypeError(f"register_hook: a hook is a function, not {function!r:.60}")
         return Hook(node_of(self, "register_hook()"), function)
 
     def __getstate__(self) -> tuple[Any, ...]:

@@ -307,8 +307,8 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
 
 
 def _as_int64(labels: Any) -> Any:
-    """Return integers as int64, for which kernels exist."""
-    return labels if labels.dtype == np.int64 else ops.astype(labels, np.int64)
+    """Return integers as int64, for which kernels exist; a ValueError if one is too large."""
+    return as_array(labels, np.int64)
 
 
 def _label_losses(

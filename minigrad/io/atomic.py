@@ -24,6 +24,7 @@ if sys.platform != "win32":
     import fcntl
 
 _PARTIAL = ".partial"
+_LONGEST_STEM = 255 - len(f"..{0:08x}{_PARTIAL}")  # bytes; the name of a file may have 255
 _TRIES = 10
 _ABANDONED = 24 * 60 * 60  # seconds without a write: then a leftover is dead, without locks
 
@@ -64,11 +65,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             (an IsADirectoryError).
     """
     target = check_target(path)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
+    stem = os.fsencode(target.name)[:_LONGEST_STEM].decode(errors="ignore")
+    for left in target.parent.glob(f".{glob.escape(stem)}.*{_PARTIAL}"):
         remove_dead(left, left)
 
     def partial() -> Path:
-        return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+        return target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}")
 
     with create_locked(partial) as file, naming_full_disk(path):
         try:

@@ -178,6 +178,10 @@ class EMA:
         self.updates = state_dict["updates"]
         self.decay, self.warmup = state_dict["decay"], state_dict["warmup"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes to copy; a copy made inside `applied()` is in no block."""
+        return vars(self) | {"is_applied": False}
+
     def _write(self, values: Mapping[str, NDArray[Any]]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
@@ -198,8 +202,11 @@ class EMA:
 def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
     if isinstance(model_or_parameters, Module):
         return dict(model_or_parameters.named_parameters())
-    if isinstance(model_or_parameters, Tensor):
-        raise TypeError("EMA: the parameters are a list, as in [tensor], not one tensor")
+    if isinstance(model_or_parameters, Tensor) or not isinstance(model_or_parameters, Iterable):
+        raise TypeError(
+            f"EMA: the parameters are a list, as in [tensor], or those of a Module, not "
+            f"{model_or_parameters!r:.60}"
+        )
     named = {str(k): tensor for k, tensor in enumerate(model_or_parameters)}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):

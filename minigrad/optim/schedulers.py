@@ -129,7 +129,7 @@ class LRScheduler(ABC):
         check_state(name, state_dict, LRScheduler.state_dict(self), self.state_dict())
         options = {key: state_dict[key] for key in self.options}
         base_lrs, step = state_dict["base_lrs"], state_dict["last_epoch"]
-        if len(base_lrs) != len(self.base_lrs):
+        if not isinstance(base_lrs, (list, tuple)) or len(base_lrs) != len(self.base_lrs):
             raise ValueError(
                 f"load_state_dict: {name} has {len(self.base_lrs)} groups of parameters, the state "
                 f"has base_lrs={base_lrs!r:.60}"
@@ -184,7 +184,10 @@ class StepLR(LRScheduler):
 
     def lr(self, step: int, base_lr: float) -> float:
         """Return the lr after `step` steps of a group that began with `base_lr`."""
-        factor = float(self.options["gamma"]) ** (step // self.options["step_size"])
+        try:
+            factor = float(self.options["gamma"]) ** (step // self.options["step_size"])
+        except OverflowError:
+            factor = math.inf  # `step` refuses the lr
         return float(base_lr * factor)
 
 

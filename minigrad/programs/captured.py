@@ -139,6 +139,11 @@ class Captured(Generic[P, R]):
         """Make a step in a class a method; each object has its own programs."""
         if owner is None:
             return self
+        if not hasattr(owner, "__dict__"):
+            raise TypeError(
+                f"capture: an object of {type(owner).__name__} has no __dict__ to keep programs "
+                f"in; leave out its __slots__, or capture a function"
+            )
         # Another class may have a method of this name, and a copy of the object has its attributes.
         kept = f"_captured {getattr(self.step, '__qualname__', '')} {self._attribute}"
         bound: Captured[Any, Any] | None = vars(owner).get(kept)
@@ -208,7 +213,7 @@ class Captured(Generic[P, R]):
                     f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
                     stacklevel=3,
                 )
-        surroundings = Surroundings(self.step)
+        surroundings = Surroundings(self.step, {type(each) for each in _contents([args, kwargs])})
         _check_code(self.step, surroundings)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
@@ -279,11 +284,12 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     the norm that `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ.
 
     Some values are constants of the program: those that the step reads through C code or in objects
-    of the standard library, such as a context variable, a queue or an `operator.attrgetter`;
-    through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr` and `vars` with a name
-    that it computes; those that functions of installed packages read, except for the packages of
-    the step and of its modules; and results of numpy, outside of the library, from arrays of more
-    than 64 KB. So are the class of an object, and what a metaclass or a weak dictionary holds.
+    of the standard library, such as a context variable, a bytearray, a queue or an
+    `operator.attrgetter`; through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr`
+    and `vars` with a name that it computes; those that functions of installed packages read, except
+    for the packages of the step and of its modules; and results of numpy, outside of the library,
+    from arrays of more than 64 KB. So are the class of an object, and what a metaclass or a weak
+    dictionary holds.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
@@ -380,9 +386,11 @@ def _check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
         )
     whole = getattr(step, "func", step)  # of a partial
     kinds = type(getattr(whole, "__self__", whole)).__mro__
-    own = {"", _owner(getattr(whole, "__qualname__", "")), *(kind.__qualname__ for kind in kinds)}
+    inside = getattr(whole, "__qualname__", "").rpartition(".")[0]
+    own = {"", inside, *(kind.__qualname__ for kind in kinds)}
     for function in surroundings.functions:
-        name, owner = function.__qualname__, _owner(function.__qualname__)
+        name = function.__qualname__
+        owner = name.rpartition(".")[0]  # the class, or the function, in which it is defined
         is_own = owner in own or owner.endswith("<locals>")
         refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
         for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
@@ -390,8 +398,3 @@ def _check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
                 f"capture: {name} calls {each}(), which a program cannot do again; return the "
                 f"tensor, and call {each}() outside of the step"
             )
-
-
-def _owner(name: str) -> str:
-    """Return the name of the class, or of the function, in which a function is defined."""
-    return name.rpartition(".")[0]

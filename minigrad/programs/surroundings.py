@@ -19,14 +19,23 @@ import io
 import pickle
 import re
 import sys
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from enum import Enum
 from functools import cached_property, partial
 from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call
-from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
+from random import SystemRandom
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, cast
 from zlib import crc32
 
@@ -57,9 +66,14 @@ _NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.
 
 
 class Surroundings:
-    """Everything that a function reads besides its arguments."""
+    """Everything that a function reads besides its arguments.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    Args:
+        function: the function.
+        classes: the classes of its arguments, whose methods it may call.
+    """
+
+    def __init__(self, function: Callable[..., Any], classes: Iterable[type] = ()) -> None:
         # The function, the user's functions that it calls, and the forwards of the user's modules.
         self.functions: list[FunctionType] = []
         self.tensors: dict[str, Tensor] = {}  # by the names of parameters in modules, or by paths
@@ -79,6 +93,7 @@ class Surroundings:
         whole = getattr(function, "func", function)
         self._packages = {package_of(getattr(whole, "__module__", None))}
         self._walk(function, "")
+        self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
@@ -197,7 +212,9 @@ class Surroundings:
             name = self._names.get(id(value), path)
             self.tensors[_unused(name, self.tensors)] = value
         elif isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST_SUMMED:
+            if value.dtype == object:
+                self._enter(path, range(value.size), lambda: value.ravel().tolist())
+            elif value.nbytes <= _LARGEST_SUMMED:
                 self._plain[_unused(path, self._plain)] = value
         elif isinstance(value, FunctionType):
             self._walk_function(value, path)
@@ -208,8 +225,11 @@ class Surroundings:
             self._walk(value.__self__, path, isinstance(value.__self__, Module))
         elif isinstance(value, BuiltinMethodType):
             self._walk(value.__self__, path)
+        elif isinstance(value, weakref.ref):
+            self._walk(value(), path)
         elif isinstance(value, GENERATORS):
-            self._sources.append(value)
+            if not isinstance(value, SystemRandom):  # which has no state
+                self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
@@ -217,7 +237,7 @@ class Surroundings:
                 self._walk(getattr(value, name, None), path)
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
-        elif isinstance(value, (list, set, deque)):
+        elif isinstance(value, (list, set, deque, MappingView)):
             self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
         elif isinstance(value, (dict, MappingProxyType)):
             self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
@@ -253,9 +273,9 @@ class Surroundings:
             for name, parameter in value.named_parameters(path):
                 self._names.setdefault(id(parameter), name)
         is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
-        declared = [] if is_foreign else [vars(c).get("__slots__", ()) for c in type(value).__mro__]
-        slots = [n for names in declared for n in ([names] if isinstance(names, str) else names)]
-        if slots:
+        members = [member for cls in type(value).__mro__ for member in vars(cls).items()]
+        slots = [name for name, kind in members if isinstance(kind, MemberDescriptorType)]
+        if slots and not is_foreign:
             self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
         if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))
@@ -297,7 +317,9 @@ class Surroundings:
         """Walk through the variables around a function, its defaults, and the numbers in it."""
         is_installed = _INSTALLED.search(function.__code__.co_filename)
         is_own = package_of(function.__module__) in self._packages
-        if is_known(function.__module__) or (is_installed and not is_own):
+        # `functools.wraps` gives a function the __module__ of another one.
+        modules = function.__module__, function.__globals__.get("__name__")
+        if all(map(is_known, modules)) or (is_installed and not is_own):
             return
         self.functions.append(function)
         self._scopes += [(path, function)] if vars(function) else []

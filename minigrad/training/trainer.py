@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_flag, check_positive, check_state
+from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
@@ -140,11 +140,8 @@ class Trainer(TrainingStep):
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
-        for name, number in (
-            ("patience", patience),
-            ("validate_every", validate_every),
-            ("checkpoint_every", checkpoint_every),
-        ):
+        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
+        for name, number in {"patience": patience, **every}.items():
             if number is not None:
                 check_positive(name, number)
         if checkpoint_every is not None and checkpoint is None:
@@ -158,7 +155,10 @@ class Trainer(TrainingStep):
         self.metrics, self.patience = _by_name(metrics), patience
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
+        # The remainder of a large number by an integer of 8 bits would overflow.
+        self.validate_every, self.checkpoint_every = (
+            None if number is None else int(number) for number in every.values()
+        )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of the model before a step that is checked
@@ -603,15 +603,24 @@ class Trainer(TrainingStep):
                 part.load_state_dict(state[name])
         for bits, saved in zip(generators, state["generators"], strict=True):
             bits.state = saved
+        check_count("epochs_since_best", state["epochs_since_best"])
+        if math.isnan(state["best_loss"]):
+            raise ValueError("its best loss is nan")
         self._best, self._best_loss = dict(state["best"]), state["best_loss"]
         self._epochs_since_best = state["epochs_since_best"]
+        for record in (*state["steps"], *state["epochs"]):
+            if not RESERVED - {"step"} <= record.keys():
+                raise ValueError(f"a record has {sorted(RESERVED)}, which {record!r:.100} has not")
         self.history = History(list(state["steps"]), list(state["epochs"]))
         self._unfinished = None
         if (begun := state["pass"]) is not None:
-            order, counts = np.array(begun["order"]), list(begun["counts"])
-            if not np.array_equal(np.sort(order), np.arange(len(order))):
+            order, position, counts = np.array(begun["order"]), begun["position"], begun["counts"]
+            check_count("position", position)
+            if position > len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
                 raise ValueError("the order of the unfinished epoch is not one of its items")
-            self._unfinished = UnfinishedEpoch(order, begun["position"], counts)
+            for count in counts:
+                check_range("what a step counted", count, 0, math.inf)
+            self._unfinished = UnfinishedEpoch(order, position, list(counts))
 
     def _saved(self) -> dict[str, Parameter | Buffer]:
         """Return the parameters that are saved, and all buffers, by name."""

@@ -79,7 +79,8 @@ class FrameworkFunction(CheckedFunction):
         given = {inputs.names[i]: leaves[i] for i in self._positions} | self._parameters
         arrays = {name: copied(self._to_numpy(x)) for name, x in given.items()}
         named = zip(inputs.names, leaves, strict=True)
-        constants = {name: x._data for name, x in named if isinstance(x, Tensor)}
+        tensors = {name: x._data for name, x in named if isinstance(x, Tensor)}
+        constants = {name: x for name, x in tensors.items() if not is_float(x.dtype)}
         self.take(constants | arrays, leaves)
         self._given = list(given.values())
 
@@ -138,7 +139,10 @@ class TensorFunction(FrameworkFunction):
     """A function of minigrad's Tensors, or a copy of a Module; the inputs are copied too."""
 
     framework, array_type = "minigrad", "Tensor"
-    layout = "cotangents in reversed memory", lambda v: np.flip(np.flip(v).copy())
+    layout = (
+        "cotangents in reversed and transposed memory",
+        lambda v: np.flip(np.array(np.flip(v), order="F")),
+    )
     selects = True
     result_type = Tensor
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
@@ -395,9 +399,10 @@ class ArrayPair(CheckedFunction):
     def __init__(
         self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
     ) -> None:
+        for name, function in (("forward", forward), ("backward", backward)):
+            if not callable(function):
+                raise self.error(f"{name} must be a function, not {function!r:.60}")
         super().__init__(forward)
-        if not callable(backward):
-            raise self.error(f"backward must be a function, not {backward!r:.60}")
         self._forward, self._backward = forward, backward
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function in C may not have a signature

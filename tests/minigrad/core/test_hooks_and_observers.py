@@ -164,6 +164,14 @@ def test_a_hook_stays_on_a_leaf_whose_dtype_changes(frozen):
     assert len(seen) == 1
 
 
+def test_only_a_function_can_be_a_hook():
+    x = minigrad.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match="register_hook: a hook is a function, not 3"):
+        x.register_hook(3)
+    x.sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+
+
 def test_hook_needs_a_graph():
     with pytest.raises(RuntimeError, match=r"register_hook\(\).*needs no gradient"):
         minigrad.ones(2).register_hook(print)

@@ -1071,7 +1071,7 @@ def test_factories_refuse_what_is_not_there(make, message):
 @pytest.mark.parametrize("dtype", ["int64", bool])
 def test_random_floats_are_not_cut_off(dtype):
     for draw in (minigrad.rand, minigrad.randn):
-        with pytest.raises(TypeError, match=r"draw only floats, not \w+; use randint"):
+        with pytest.raises(TypeError, match=r"draws only floats, not \w+; use randint"):
             draw(3, dtype=dtype)
 
 
@@ -1208,11 +1208,37 @@ MATRIX = minigrad.zeros(2, 3)
             r"^cross_entropy: targets run from 0 to 3, but there are 3 classes",
         ),
         (lambda: minigrad.cross_entropy(MATRIX, tensor([-1, 0])), r"targets run from -1 to 0"),
+        (
+            lambda: minigrad.cross_entropy(MATRIX, np.array([2**64 - 100, 0], np.uint64)),
+            r"^cross_entropy: 18446744073709551516 does not fit into int64",
+        ),
     ],
 )
 def test_messages_about_shapes_name_the_op_and_the_shapes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: minigrad.full(2, None), TypeError, "full: a tensor holds booleans"),
+        (lambda: minigrad.full(2, 300, "uint8"), ValueError, "full: 300 does not fit into uint8"),
+        (lambda: minigrad.linspace(0, 1, -1), ValueError, "linspace: "),
+        (lambda: minigrad.arange(3, step=0), ValueError, "arange: step must not be 0"),
+        (lambda: minigrad.arange(None), TypeError, "arange: start must be a number, not None"),
+        (lambda: minigrad.zeros(2, dtype=complex), TypeError, "zeros: a tensor holds booleans"),
+        (lambda: minigrad.ones(2, size=3), TypeError, "ones: "),
+        (lambda: minigrad.eye(-1), ValueError, "eye: each size of a shape must be"),
+        (lambda: minigrad.rand(2, rng=0), TypeError, "rand: rng must be a numpy.random.Generator"),
+        (lambda: minigrad.randn(2, dtype=int), TypeError, "randn: draws only floats, not int64"),
+        (lambda: minigrad.randint(2, 2, 3), ValueError, "randint: low must be less than high"),
+    ],
+)
+def test_messages_about_new_tensors_name_the_function(call, error, message):
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).startswith(message)
 
 
 def test_cross_entropy_refuses_targets_that_are_no_integers():

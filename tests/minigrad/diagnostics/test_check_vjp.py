@@ -368,7 +368,7 @@ def failing(*arrays):
         (square, square_vjp, [[X, X[:, 0]]],
          "input 0 must be an array of real numbers, not list: setting"),
         (square, 3, X, "backward must be a function, not 3"),
-        (3, square_vjp, X, "f must be a function or a Module, not 3"),
+        (3, square_vjp, X, "forward must be a function, not 3"),
         (lambda x: np.sin(x, out=x), square_vjp, X, "writes to x; a gradient is"),
         (square, lambda g, x: np.multiply(x, 2, out=x) * g, X,
          "writes to x where a gradient"),

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from minigrad import assert_gradients, gradcheck
+from minigrad import assert_gradients, gradcheck, tensor
 from minigrad.__main__ import main
 from tests.benchmarks.false_alarms import verdicts
 from tests.minigrad.diagnostics.right_functions import (
@@ -301,6 +301,8 @@ def test_errors_say_what_to_pass(torch):
         gradcheck(lambda x: x.detach().numpy(), [x])
     with pytest.raises(TypeError, match=r"no input holds floats .* \['Tensor torch.int64'\]; conv"):
         gradcheck(torch.sum, [torch.tensor([1, 2])])
+    with pytest.raises(TypeError, match=r"no input holds floats of torch.*\['Tensor float64'\]"):
+        gradcheck(torch.sum, [tensor(X)])
     custom = function(torch, torch.tanh, raising).__self__
     with pytest.raises(TypeError, match=r"f is the class Custom; pass Custom.apply"):
         gradcheck(custom, [x])

@@ -297,6 +297,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(path, monkeypatch):
         save_state(path, {"x": np.ones(1)})
 
 
+@pytest.mark.parametrize("name", ["a" * 238, "a" * 255, "é" * 127, "漢" * 85])
+def test_the_longest_names_that_a_folder_can_have_are_written(path, name):
+    for value in (1, 2):
+        save_state(path.with_name(name), {"x": np.full(1, value)})
+    assert load_state(path.with_name(name))[0]["x"] == 2
+    assert os.listdir(path.parent) == [name]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links are a matter of POSIX")
 def test_a_pipe_is_not_replaced(path):
     os.mkfifo(path)

@@ -199,6 +199,14 @@ def test_a_model_and_its_averages_can_be_deep_copied_together(moved, model):
     np.testing.assert_equal((model.state_dict(), averages(moved)), before)
 
 
+def test_a_copy_that_was_made_inside_of_applied_is_outside(moved, model):
+    with moved.applied():
+        twin, other = copy.deepcopy((model, moved))
+    other.update()
+    assert other.updates == moved.updates + 1
+    assert next(iter(other.parameters.values())) is next(twin.parameters())
+
+
 # ----------------------------------------------------------------------------------------------
 # In the parameters
 # ----------------------------------------------------------------------------------------------
@@ -368,6 +376,7 @@ leaf = minigrad.ones((2,), requires_grad=True)
     ("parameters", "error", "message"),
     [
         (leaf, TypeError, "the parameters are a list, as in"),
+        (3, TypeError, "the parameters are a list, as in .* or those of a Module, not 3"),
         (
             [leaf, np.ones(2)],
             TypeError,

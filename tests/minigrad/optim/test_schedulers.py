@@ -267,6 +267,7 @@ def test_a_state_is_a_copy_on_both_ways():
         ({"last_epoch": -1}, ValueError, "last_epoch must be an integer of at least 0"),
         ({"last_epoch": 1.5}, ValueError, "last_epoch must be an integer of at least 0"),
         ({"base_lrs": [1.0, 2.0]}, ValueError, r"has 1 groups .* base_lrs=\[1.0, 2.0\]"),
+        ({"base_lrs": 1.0}, ValueError, "has 1 groups .* base_lrs=1.0"),
         ({"base_lrs": [math.nan]}, ValueError, "each of base_lrs must be in"),
         ({"base_lrs": ["x"]}, TypeError, "each of base_lrs must be a number"),
         ({"gamma": 0.1}, ValueError, r"a dict of \['T_max', 'base_lrs', 'eta_min', 'last_epoch'\]"),
@@ -378,6 +379,16 @@ def test_an_impossible_rate_of_ones_own_schedule_is_an_error_and_changes_nothing
         scheduler.step()
     assert scheduler.last_epoch == 1
     assert rates(optimizer) == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("gamma", [10, 10.0])
+def test_a_rate_that_overflows_is_an_error_and_changes_nothing(gamma):
+    optimizer = optimizer_of([1.0])
+    scheduler = StepLR(optimizer, 1, gamma)
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": 399})
+    with pytest.raises(ValueError, match="StepLR: the lr at step 400 must be in"):
+        scheduler.step()
+    assert (scheduler.last_epoch, rates(optimizer)) == (399, [1.0])
 
 
 def test_groups_that_were_added_since_are_an_error_that_says_so():

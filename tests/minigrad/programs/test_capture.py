@@ -13,6 +13,7 @@ import linecache
 import pickle
 import pprint
 import random as stdlib_random
+import sys
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ import weakref
 from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -586,6 +588,24 @@ def test_a_step_returns_containers_like_those_it_takes(make):
         pair = make(x, None)
         assert bits(captured(pair, x)) == bits(captured.step(pair, x))
     assert len(captured.programs) == 1
+
+
+factor = 2.0
+
+
+class Timed(NamedTuple):
+    x: Tensor
+
+    @property
+    def scaled(self):
+        return self.x * factor
+
+
+def test_methods_of_the_classes_of_arguments_are_read_too(monkeypatch):
+    captured = mg.capture(lambda given: given.scaled)
+    for i in range(6):
+        monkeypatch.setattr(sys.modules[__name__], "factor", 2.0 if i < 3 else 5.0)
+        assert bits(captured(Timed(X))) == bits(captured.step(Timed(X)))
 
 
 def test_a_step_is_recorded_in_training_and_evaluation_by_turns():
@@ -1306,6 +1326,11 @@ class Learner:
         return plain(self.model, self.optimizer, x, y)
 
 
+class Slotted:
+    __slots__ = ()
+    step = Learner.step
+
+
 def test_methods_have_programs_for_each_object():
     first, second, expected = Learner(), Learner(), Learner()
     called = mg.capture(Learner())
@@ -1315,6 +1340,8 @@ def test_methods_have_programs_for_each_object():
     assert "0 programs" in repr(second.step) + repr(Learner.step)
     for i in range(4):
         assert bits(second.step(*batch(i))) == bits(called(*batch(i)))
+    with pytest.raises(TypeError, match="an object of Slotted has no __dict__"):
+        Slotted().step(*batch())
 
 
 @mg.capture

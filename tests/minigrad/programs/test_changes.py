@@ -10,6 +10,7 @@ import enum
 import functools
 import sys
 import types
+import weakref
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -461,6 +462,16 @@ class OneSlot:
         self.scale = 0.5
 
 
+class PrivateSlot:
+    __slots__ = ("__scale",)  # stored as _PrivateSlot__scale
+
+    def __init__(self, scale=0.5):
+        self.__scale = scale
+
+    def scaled(self, h):
+        return h * self.__scale
+
+
 class Table(dict):
     """A dict with an attribute, and with a method that is not called by name."""
 
@@ -566,6 +577,29 @@ def with_scale(**options):
     return function
 
 
+VALUES = {"a": 0.5}
+
+
+def like_the_library():
+    """A function of the user's that says it is one of the library."""
+    scale = [0.5]
+
+    @functools.wraps(mg.mse)
+    def function(h):
+        return h * scale[0]
+
+    return function
+
+
+def weakly():
+    """A weak reference to an object that something else keeps."""
+    KEPT.append(Config())
+    return weakref.ref(KEPT[-1])
+
+
+KEPT: list[Config] = []
+
+
 @functools.lru_cache
 def cached():
     return SCALE
@@ -650,6 +684,9 @@ CASES = {
     "getattr": of_config(space, lambda h, c: h * getattr(c, "scale"), assigned("scale", 0.9)),  # noqa: B009
     "slots": of_config(Slots, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "one slot": of_config(OneSlot, lambda h, c: h * c.scale, assigned("scale", 0.9)),
+    "private slot": of_config(
+        PrivateSlot, lambda h, c: c.scaled(h), lambda t: t.parts["config"].__init__(0.9)
+    ),
     "bound method of slots": of_config(
         lambda: Slots().scaled,
         lambda h, c: c(h),
@@ -675,6 +712,16 @@ CASES = {
         lambda: types.SimpleNamespace(axis=1), in_softmax, assigned("axis", 0)
     ),
     "dict": of_config(lambda: {"a": 0.5}, lambda h, c: h * c["a"], stored("a", 0.9)),
+    "values of a dict": of_config(
+        lambda: VALUES.values(),
+        lambda h, c: h * sum(c),
+        lambda t: t.patch.setitem(VALUES, "a", 0.9),
+    ),
+    "array of objects": of_config(
+        lambda: np.array([{"a": 0.5}]),
+        lambda h, c: h * c[0]["a"],
+        lambda t: t.parts["config"][0].update(a=0.9),
+    ),
     "element of a dict of one's own": of_config(Table, lambda h, c: h * c["a"], more),
     "attribute of a dict": of_config(Table, lambda h, c: h * c.scale, assigned("scale", 0.9)),
     "attribute of a parameter": of_config(
@@ -729,6 +776,14 @@ CASES = {
     ),
     "attribute of a function": of_config(
         lambda: with_scale(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
+    ),
+    "function that wraps one of the library": of_config(
+        like_the_library,
+        lambda h, c: c(h),
+        lambda t: t.parts["config"].__closure__[0].cell_contents.insert(0, 0.9),
+    ),
+    "weak reference": of_config(
+        weakly, lambda h, c: h * c().limit, lambda t: setattr(t.parts["config"](), "limit", 0.9)
     ),
     "partial": of_config(
         lambda: functools.partial(mg.softmax, axis=-1),

@@ -446,6 +446,11 @@ REFUSED = {
         lambda: [np.random.RandomState(np.random.PCG64(0))],
         "draws random numbers",
     ),
+    "SystemRandom": (
+        lambda w, x, source: (w * x).sum() * source.random(),
+        lambda: [random.SystemRandom()],
+        "something else than the call before",
+    ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
     "iterator in a list": (
         lambda w, x, numbers: (w * x).sum() * next(numbers),

@@ -421,6 +421,31 @@ def test_an_unfinished_epoch_goes_on_with_data_of_the_same_length_only():
     assert len(one.history.steps) == 9
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order": [0, 0, 1]},
+        {"order": "abc"},
+        {"position": 99},
+        {"position": -1},
+        {"position": "1"},
+        {"counts": ["a"]},
+        {"counts": [1.0, float("nan")]},
+        {"counts": None},
+    ],
+)
+def test_an_impossible_unfinished_epoch_is_refused_and_changes_nothing(change):
+    one = trainer()
+    one.fit(micro_batches(), steps=2)
+    state = one.state_dict()
+    state["pass"] |= change
+    again = trainer(1)
+    before = everything(again)
+    with pytest.raises(ValueError, match="does not fit this trainer"):
+        again.load_state_dict(state)
+    np.testing.assert_equal(everything(again), before)
+
+
 def test_without_frozen_parameters_a_checkpoint_has_those_of_the_optimiser(tmp_path):
     def made(seed, save_frozen=False):
         model = Tokens()

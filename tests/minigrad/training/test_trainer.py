@@ -1219,6 +1219,10 @@ IMPOSSIBLE = {
     "no numbers": lambda facts: facts.update(numbers=[]),
     "a generator without a state": lambda facts: facts["generators"][-1].pop("state"),
     "an lr of text": lambda facts: facts["param_groups"][0].update(lr="0.1"),
+    "records of text": lambda facts: facts.update(steps="abc"),
+    "a record without a loss": lambda facts: facts["epochs"][0].pop("loss"),
+    "no best loss": lambda facts: facts.update(best_loss=math.nan),
+    "epochs that are not a number": lambda facts: facts.update(epochs_since_best="3"),
     "a group of nothing": lambda facts: facts.update(param_groups=[None]),
 }
 
@@ -1462,6 +1466,13 @@ def test_a_seed_is_no_generator():
 def test_a_loss_that_is_no_single_number_is_an_error_that_says_so(data, loss):
     with pytest.raises((TypeError, ValueError), match="loss"):
         make(loss=loss).fit(data, epochs=1)
+
+
+def test_integers_of_8_bits_count_the_steps_of_long_runs(tmp_path):
+    every = {"validate_every": np.uint8(2), "checkpoint_every": np.int8(100)}
+    trainer = slope(batch_size=1, checkpoint=tmp_path / "run", **every)
+    history = trainer.fit((ONES, ONES), steps=300, validation=(ONES, ONES))
+    assert sum("validation_loss" in step for step in history.steps) == 150
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5])
