@@ -205,7 +205,12 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     bound = op.signature.bind(*args, **options)
     bound.apply_defaults()
     options = dict(bound.arguments)
-    arrays = list(options.pop(op.parameters[0]))
+    given = options.pop(op.parameters[0])
+    try:
+        arrays = list(given)
+    except TypeError as error:
+        text = f"takes a sequence of tensors, not {given!r:.60}"
+        raise op_error(TypeError, op.name, text) from error
     found = any(isinstance(value, Tensor) for value in arrays)
     data: Sequence[Any] = [
         value._data if isinstance(value, Tensor) else plain(value, op, i)
@@ -369,6 +374,8 @@ def as_floats(op: OpLike, value: Any) -> Any:
             f"one tensor of them, through which their gradients flow: {value!r:.80}"
         )
         raise op_error(TypeError, op.name, text) from error
+    except ValueError as error:  # lists of different lengths
+        raise op_error(ValueError, op.name, str(error)) from error
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4  # in any byte order

@@ -218,6 +218,11 @@ SHAPES = [
         bad(name, ([],), ValueError, "at least one array")
         for name in ("concatenate", "vstack", "hstack", "column_stack")
     ],
+    bad("concatenate", (None,), TypeError, "takes a sequence of tensors, not None"),
+    *[
+        bad(name, ([[1.0], [1.0, 2.0]],), ValueError, "inhomogeneous shape")
+        for name in ("sin", "softmax")
+    ],
     bad("vstack", ([X, np.ones(2)],), ValueError, "called with [(2, 3) float64, (2,) float64]"),
     bad("hstack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
     bad("column_stack", ([X, ROW],), ValueError, "called with [(2, 3) float64, (3,) float64]"),
