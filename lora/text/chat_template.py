@@ -2,9 +2,10 @@
 
 A template is code from an untrusted source. So it runs in jinja2's sandbox, which has no access to
 the internals of Python, and with limits on the number of passes of loops and calls, and on the
-length of the text. It can still take much memory in one expression, such as a product. The settings
-are those of transformers, with one difference: transformers copies `thinking` and `reasoning` of a
-message to `reasoning_content`, and here a message keeps its keys.
+length of the text. It can still take much memory, for example if it doubles a text in a loop, and
+much time, for example for nested powers. The settings are those of transformers, with one
+difference: transformers copies `thinking` and `reasoning` of a message to `reasoning_content`, and
+here a message keeps its keys.
 """
 
 from __future__ import annotations
