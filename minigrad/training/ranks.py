@@ -20,6 +20,7 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
+from minigrad.io.atomic import naming_full_disk
 from minigrad.nn.module import Module, Parameter, attributes_of, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
@@ -148,5 +149,6 @@ def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | 
     with tempfile.TemporaryDirectory() as folder:
         if not ranks.is_first:
             path = os.path.join(folder, os.path.basename(path))
-            content.tofile(path)
+            with naming_full_disk(path), open(path, "wb") as copy:
+                copy.write(content)  # `tofile` writes a part of it to a full disk, without an error
         yield path

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -391,6 +392,21 @@ def values_of_rank_0():
     ]
 
 
+def copied_to_a_full_disk():
+    """Load a checkpoint where rank 1 has no space for its copy; return the error, if any."""
+    made = trainer(checkpoint=FOLDER / "run")
+    fit(made, steps=3)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if RANK else usual[0], usual[1]))
+    try:
+        made.load(FOLDER / "run")
+    except OSError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    return "loaded"
+
+
 ALIKE = (
     with_noise_of_its_own,
     with_noise_in_a_list,
@@ -399,6 +415,7 @@ ALIKE = (
 )  # which return what one process has
 RESULTS = (
     averaged_without_seeds,
+    copied_to_a_full_disk,
     values_of_rank_0,
     stopped_on_one_rank,
     begun_without_seeds,

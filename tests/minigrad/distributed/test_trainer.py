@@ -138,6 +138,12 @@ def test_a_result_of_rank_0_is_returned_on_all(found):
     assert [each["values_of_rank_0"] for each in found] == [[[0, 0], {"rank": 0}]] * 2
 
 
+def test_a_rank_without_space_for_its_copy_of_a_checkpoint_says_so(found):
+    first, second = (each["copied_to_a_full_disk"] for each in found)
+    assert first == "loaded"
+    assert re.fullmatch(r"\[Errno 27\] File too large: '.*run'", second), second
+
+
 def test_without_seeds_all_ranks_begin_as_rank_0(found):
     averages, others = (each["averaged_without_seeds"] for each in found)
     assert averages == others
