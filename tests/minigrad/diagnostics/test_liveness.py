@@ -872,9 +872,9 @@ def test_ranks_are_those_that_numpy_counts(dtype, rng):
     expected = [rank(layer.lora_a.data), rank(layer.lora_b.data)]
     assert expected == [3, 3]
     product = layer.lora_b.data @ layer.lora_a.data
-    assert ranks(layer.lora_a, layer.lora_b) == (3, 3, rank(product))
+    assert ranks(layer.lora_a, layer.lora_b, 1) == (3, 3, rank(product))
     layer.lora_a.data[0, 0] = np.nan
-    assert ranks(layer.lora_a, layer.lora_b) == (None, None, None)
+    assert ranks(layer.lora_a, layer.lora_b, 1) == (None, None, None)
 
 
 # Parts that explain themselves
