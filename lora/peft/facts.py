@@ -124,7 +124,7 @@ class Facts:
         return [
             f"another base: the weight of {name} has the sha256 {found[:12]}..., and the adapter "
             f"was made on {str(fact.base)[:12]}...{stored}{also}; take that base, or say "
-            f"check_base=False (--any-base) to take this one"
+            f"check_base=False (--any-base of merge, generate and eval) to take this one"
         ]
 
 
