@@ -3,6 +3,7 @@
     python -m tests.every_kernel                    compile and call them all, and say what ran
     python -m tests.every_kernel --save FILE        also keep digests of all results
     python -m tests.every_kernel --compare FILE     also compare with digests of another Python
+    python -m tests.every_kernel --float32          leave out float64
 
 The digests tell whether two interpreters on one machine compute the same bits.
 """
@@ -190,30 +191,30 @@ def recorded() -> Iterator[set[tuple[int, str]]]:
         yield called
 
 
-def compile_all():
+def compile_all(double=True):
     """Compile every kernel, unless it is on disk; returns how many there are."""
-    kernels = warmup.kernels_of(double=True)
+    kernels = warmup.kernels_of(double)
     for each in kernels:
         each.compile()
     return len(kernels)
 
 
-def results():
+def results(double=True):
     """What all calls give, by name."""
     with np.errstate(all="ignore"):  # some rows of the table are at infinities and NaN
         return {
             f"{np.dtype(dtype)} {name}": [np.array(x) for x in call()]
-            for dtype in (np.float32, np.float64)
+            for dtype in (np.float32, np.float64)[: 1 + double]
             for name, call in calls(dtype)
         }
 
 
-def results_with_and_without_threads():
+def results_with_and_without_threads(double=True):
     """All results twice: on the calling thread, and shared by two."""
     with threads_for_all_work_over(math.inf):
-        alone = results()
+        alone = results(double)
     with threads_for_all_work_over(0):
-        return alone, results()
+        return alone, results(double)
 
 
 def differing(some, others):
@@ -244,11 +245,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--save", type=Path, metavar="FILE")
     parser.add_argument("--compare", type=Path, metavar="FILE")
+    parser.add_argument("--float32", action="store_true")
     arguments = parser.parse_args()
-    count = compile_all()
+    double = not arguments.float32
+    count = compile_all(double)
     with recorded() as called:
-        alone, shared = results_with_and_without_threads()
-    if absent := missing(called):
+        alone, shared = results_with_and_without_threads(double)
+    if double and (absent := missing(called)):
         sys.exit("not called:\n" + "\n".join(absent))
     if wrong := differing(alone, shared):
         sys.exit("other bits on several threads:\n" + "\n".join(wrong))

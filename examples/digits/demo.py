@@ -42,6 +42,7 @@ SIZES = (64, 256, 256, 10)
 CONFIG = lora.LoRAConfig(rank=8, alpha=16, targets=["layers.0", "layers.1", "layers.2"])
 NEW = (INVERTED, ROTATED)
 BATCH_SIZE = 32
+SPLITS, SPLITS_IN_TURNS = 5, 12  # of the full form; the quick form has one
 FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen with other splits than those of `main`
 
 
@@ -74,7 +75,7 @@ def compare(quick: bool, out: str | Path, capture: bool) -> list[Readers]:
     One split, as in the quick form, does not show which network reads upright digits better. It
     shows the difference on shifted digits.
     """
-    seeds, seconds = (range(1), 0.4) if quick else (range(12), 1.0)
+    seeds, seconds = (range(1), 0.4) if quick else (range(SPLITS_IN_TURNS), 1.0)
     first = compile_kernels(capture)
     words = ", ".join(f"{name} {took:.1f} s" for name, took in first.items())
     print(f"The first steps, in which kernels are compiled or loaded, are not counted: {words}\n")
@@ -95,7 +96,7 @@ def compare(quick: bool, out: str | Path, capture: bool) -> list[Readers]:
 
 def adapt(quick: bool, out: str | Path, capture: bool) -> list[Result]:
     """Teach one network new digits by fine-tuning and by adapters, and check what each forgets."""
-    seeds, epochs = (range(1), 6) if quick else (range(5), 30)
+    seeds, epochs = (range(1), 6) if quick else (range(SPLITS), 30)
     results = [
         one_split(np.random.default_rng(seed), epochs, capture)
         for seed in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)

@@ -10,7 +10,7 @@ import pytest
 from minigrad.kernels.jit import JIT_ENABLED
 from tests.chaos import seeds
 
-KILLS = 5
+KILLS = 3
 
 PROGRAM = """
 import numpy as np

@@ -18,7 +18,7 @@ import pytest
 from tests.chaos import seeds
 from tests.minigrad.distributed.ranks import is_mpich, needs_mpi, run_well, started
 
-ATTACKS = 5
+ATTACKS = 3  # of each kind of signal and number of ranks at least one
 PATIENCE = 2  # seconds
 SLACK = 8  # seconds that an end may take beyond: 3 by itself, the others on a machine with a load
 STARTING = 5 * PATIENCE + 10  # seconds that ranks may wait while one starts, and before they wait

@@ -16,7 +16,7 @@ from minigrad.data import batches
 
 pytestmark = pytest.mark.peers
 
-EPOCHS = 20  # as many as the quick form has
+EPOCHS = 6  # as many as the quick form has
 
 
 def network(weights):

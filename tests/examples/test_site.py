@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from functools import cache
 from html.parser import HTMLParser
@@ -437,7 +438,15 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    return command.main(tmp_path_factory.mktemp("site") / "out").parent
+    """The site, which is built once for all workers of pytest: by the first that needs it."""
+    fcntl = pytest.importorskip("fcntl")
+    of_worker = tmp_path_factory.getbasetemp()
+    of_all = of_worker.parent if "PYTEST_XDIST_WORKER" in os.environ else of_worker
+    with open(of_all / "building the site", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (of_all / "site").exists():
+            command.main(of_all / "site")
+    return of_all / "site"
 
 
 def pages_of(site):

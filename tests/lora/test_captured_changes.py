@@ -94,9 +94,10 @@ CHANGED = {
     ),
 }
 
-# In the first training, q and head have all attributes of these but a bias that is None.
+# In the first training, q has all attributes of these but a bias that is None.
 REPEATED = (
     "model.v.",
+    "model.head.",
     "model._lora_attachment.replaced.v.",
     "model._lora_attachment.replaced.head.",
     "optimizer.param_groups.0.",

@@ -538,12 +538,14 @@ def test_right_functions_of_torch_are_not_accused(torch):
     assert told["agree"] > 0.9 * count > 54
 
 
-def test_right_functions_of_jax_are_not_accused(jax):
-    count = len(jax_steps())
+def test_right_functions_of_jax_are_not_accused(torch, jax):
+    """JAX compiles each for a second, so those that PyTorch has too are left to the test of it."""
+    names = jax_steps().keys() - torch_steps().keys()
+    cases = (case for case in jax_cases(len(jax_steps())) if case.name in names)
     with jax.enable_x64(True):
-        told, wrong = verdicts(jax_cases(count), count)
+        told, wrong = verdicts(cases, len(names))
     assert not wrong, wrong[0]
-    assert told["agree"] > 0.9 * count > 54
+    assert told["agree"] > 0.9 * len(names) > 12
 
 
 def test_neither_is_imported():
