@@ -129,11 +129,11 @@ def merge_files(
         ChildProcessError: if a worker was killed, or could not start. Each worker imports the main
             script again, which therefore needs `if __name__ == "__main__":`.
         ValueError: if a file is invalid, `check_adapter` finds a mistake in the adapter, the
-            adapter does not fit the base, has an update of a grouped convolution, or a result would
-            not be finite; if an option has an
-            impossible value; or if `out` is one of the inputs, is not the kind that its name says,
-            or has other weights or an adapter in it. The checksum of a base is compared only in a
-            merge into a folder, which reads the base twice.
+            adapter does not fit the base or has an update of a grouped convolution, or a result
+            would not be finite; if an option has an impossible value; or if `out` is one of the
+            inputs, is not the kind that its name says, or has other weights or an adapter in it.
+            The checksum of a base is compared only in a merge into a folder, which reads the base
+            twice.
         ImportError: if the base is a GGUF file, and the package gguf is not installed.
         MergeError: if more than the limit would be lost.
         OSError: if the result cannot be written. After any error, the files at `out` are unchanged.
