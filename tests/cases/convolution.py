@@ -90,6 +90,7 @@ OPTIONS = {
     "each channel by itself": ((1, 3, 4, 3), (3, 1, 2, 2), {"groups": 3, "padding": 1}),
     "1 x 1": ((2, 3, 2, 4), (4, 3, 1, 1), {}),
     "as large as the image": ((2, 2, 3, 3), (2, 2, 3, 3), {}),
+    "more filters than a vector has lanes": ((1, 1, 3, 3), (17, 1, 2, 2), {"padding": 1}),
     "no images": ((0, 2, 3, 3), (2, 2, 2, 2), {}),
 }
 
