@@ -5,10 +5,14 @@ import math
 import os
 from collections import Counter
 
+import hypothesis
 import numpy as np
 import pytest
 
 import minigrad
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")  # an example may wait for another process, or compile
 
 os.fsync = lambda handle: None
 """Tests kill processes and not machines, and each call takes milliseconds."""

@@ -145,9 +145,7 @@ def combined(net, terms, name, **options):
     return lora.combine(net, [n for n, _ in terms], [w for _, w in terms], name, **options)
 
 
-laws = hypothesis.settings(
-    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+laws = hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 
 
 @laws

@@ -223,7 +223,6 @@ def nf4(row):
 @hypothesis.given(
     st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 200), st.integers(-44, 37)
 )
-@hypothesis.settings(deadline=None)
 def test_nf4_is_what_quantisation_makes_of_it_to_the_bit(seed, rows, cols, power):
     x = 10.0**power * np.random.default_rng(seed).standard_normal((rows, cols))
     quantized = NF4Matrix.of(x, double_quant=False)
@@ -357,7 +356,7 @@ magnitudes = st.integers(-9, 6).map(lambda power: 10.0**power)
 
 
 @pytest.mark.full
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 4)),

@@ -291,7 +291,6 @@ NAMES = st.lists(
 )
 
 
-@hypothesis.settings(deadline=None)  # other processes may slow an example down
 @hypothesis.given(NAMES, st.data())
 def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     name = data.draw(st.sampled_from(all_names))

@@ -861,9 +861,7 @@ class MergePrograms(RuleBasedStateMachine):
             assert self.layer.merged is (self.merged_from is not None)
 
 
-MergePrograms.TestCase.settings = hypothesis.settings(
-    max_examples=40, stateful_step_count=25, deadline=None
-)
+MergePrograms.TestCase.settings = hypothesis.settings(max_examples=40, stateful_step_count=25)
 TestMergePrograms = MergePrograms.TestCase
 
 

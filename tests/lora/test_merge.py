@@ -62,7 +62,7 @@ def outputs(layer, x, kind, table):
     some=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=25)
 def test_no_output_changes_by_more_than_the_certificate_says(kind, dtype, forms, size, some, seed):
     rng = np.random.default_rng(seed)
     model = adapted(rng, kind, forms, dtype, size)
@@ -151,7 +151,7 @@ power = st.floats(-25, 25)
 @hypothesis.example([{"use_dora": True}], [0, 4, 4, -1, 0, *[0] * 8], 0)  # y, before m / n
 @hypothesis.example([{"use_dora": True}], [20, 25, 0, 0, 0, *[0] * 8], 0)  # n overflows
 @hypothesis.example([{"use_dora": True}], [-20, -21, 0, 0, 0, *[0] * 8], 0)  # W A^T in n underflows
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, forms, powers, seed):
     rng = np.random.default_rng(seed)
     layer = (Embedding if kind == "embedding" else Linear)(4, 2, rng=rng)

@@ -595,7 +595,7 @@ def trees(draw):
 
 
 @hypothesis.given(trees())
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_any_nesting_can_be_attached_to_and_comes_back(tree):
     net, targets = tree
     before = snapshot(net)

@@ -198,7 +198,7 @@ containers = st.recursive(
 
 
 @hypothesis.given(containers)
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_any_container_is_taken_apart_and_put_together(value):
     leaves, paths, structure = parts(value)
     assert rebuild(structure, leaves) == value

@@ -587,7 +587,7 @@ compositions = st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5)
 
 @pytest.mark.full
 @hypothesis.given(steps=compositions, seed=st.integers(0, 2**32 - 1))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_the_transforms_of_a_composition_fit_each_other(steps, seed):
     def f(x, y):
         h = x * y

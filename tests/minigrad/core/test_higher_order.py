@@ -209,7 +209,7 @@ def run(steps, inputs, language):
 
 
 @hypothesis.given(steps=expressions, seed=st.integers(0, 2**32 - 1))
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 def test_random_graphs_agree_with_forward_mode(steps, seed):
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape) for shape in (SQUARE, (2,), (2, 1), ())]
@@ -238,7 +238,7 @@ smooth_expressions = st.lists(
 @pytest.mark.full
 @hypothesis.given(steps=smooth_expressions, seed=st.integers(0, 2**32 - 1))
 @hypothesis.example(steps=[("matmul", 20, 20)], seed=75030637)  # a derivative that is all rounding
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 def test_random_graphs_are_right_at_second_order(steps, seed):
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape) for shape in (SQUARE, (2,), ())]

@@ -126,7 +126,7 @@ def check(count, **settings):
     told = collections.Counter()
 
     @hypothesis.given(compositions())
-    @hypothesis.settings(max_examples=count, deadline=None, **settings)
+    @hypothesis.settings(max_examples=count, **settings)
     def check_one(composition):
         shapes, seed, steps = composition
         rng = np.random.default_rng(seed)

@@ -50,7 +50,7 @@ def test_arrays_keep_dtype_shape_and_bits(path, dtype):
         hnp.floating_dtypes(sizes=(32, 64)), hnp.array_shapes(min_dims=0, min_side=0, max_side=4)
     )
 )
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_any_floats_come_back_to_the_bit(tmp_path_factory, array):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     save_state(path, {"x": array})

@@ -163,7 +163,7 @@ def test_rounding_without_ml_dtypes_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     st.integers(0, narrow.FEW + 3),
     st.integers(1, 30),

@@ -338,7 +338,6 @@ def test_it_cannot_be_changed_so_copies_share_it(rng):
 # ----------------------------------------------------------------------------------------------
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(
     st.integers(0, 40),
     st.integers(1, 150),

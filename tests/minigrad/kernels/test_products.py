@@ -229,7 +229,7 @@ def products(draw):
 
 
 @hypothesis.given(products())
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150)
 def test_product_of_any_two_views(pair):
     assert_product(*pair)
 
@@ -239,7 +239,7 @@ def test_product_of_any_two_views(pair):
     st.sampled_from(FLOATS),
     st.integers(0, 2**32 - 1),
 )
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=100)
 def test_product_of_any_stacks(shapes, dtype, seed):
     rng = np.random.default_rng(seed)
     x, y = (rng.standard_normal(shape).astype(dtype) for shape in shapes.input_shapes)

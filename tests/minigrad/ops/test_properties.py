@@ -36,7 +36,7 @@ def check_linear(name, shape, *args, reference=None, **options):
     assert np.sum(out.data * v) == np.sum(x.data * grad(out, x, v).data)
 
 
-many = hypothesis.settings(max_examples=60, deadline=None)
+many = hypothesis.settings(max_examples=60)
 
 
 @hypothesis.given(st.data(), of_dims(1))
@@ -238,7 +238,7 @@ def contractions(draw):
 
 @pytest.mark.full
 @hypothesis.given(contractions(), st.integers(0, 2**32 - 1))
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=300)
 def test_einsum(contraction, seed):
     subscripts, shapes = contraction
     rng = np.random.default_rng(seed)

@@ -81,7 +81,7 @@ def test_names_with_commas_and_accents_are_read(table):
         max_size=5,
     )
 )
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 def test_what_the_csv_module_wrote_is_read_to_the_bit(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     with open(path, "w", newline="") as file:
@@ -306,7 +306,7 @@ def test_nothing_cannot_be_standardised():
 
 
 @hypothesis.given(st.integers(1, 30), st.integers(1, 40), st.booleans())
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_batches_have_every_row_once_and_keep_rows_together(n, batch_size, shuffle):
     x, y = np.arange(n), np.arange(n)[:, None] * 10
     parts = list(batches([x, y], batch_size, shuffle=shuffle))
