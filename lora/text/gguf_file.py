@@ -139,7 +139,7 @@ class GGUFFile:
         for name, tensor in sorted(self.tensors.items(), key=lambda each: each[1].offset):
             offset = begin + tensor.offset
             if offset % alignment or offset < end:  # inside of the tensor before
-                raise ValueError(f"{name} begins in a wrong place; fetch it again")
+                raise ValueError(f"{name} begins at a wrong offset; fetch it again")
             end = offset + tensor.nbytes
             if end > size:
                 raise ValueError(f"it ends inside of {name}; fetch it again")

@@ -204,7 +204,7 @@ def test_a_tensor_in_a_wrong_place_is_named(change, tmp_path):
     offset = int.from_bytes(content[at : at + 8], "little") + change
     content[at : at + 8] = offset.to_bytes(8, "little")
     path.write_bytes(content)
-    message = r"blk\.1\.attn_\w+\.weight begins in a wrong place"
+    message = r"blk\.1\.attn_\w+\.weight begins at a wrong offset"
     if change == 2**40:
         message = r"it ends inside of blk\.1\.attn_q"
     with pytest.raises(ValueError, match=message):
