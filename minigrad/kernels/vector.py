@@ -238,17 +238,19 @@ class Emitter:
         self, count: Any, values: list[Any], body: Callable[[int, list[Any]], list[Any]],
         times: int,
     ) -> list[Any]:  # fmt: skip
-        """Emit a loop of `count` steps, `times` in one iteration while so many are left.
+        """Emit a loop of `count` >= 1 steps, `times` in one iteration while so many are left.
 
         `body` emits a number of steps, given the values, and returns the next values.
         """
 
         def emit(steps: int, now: list[Any]) -> tuple[list[Any], Any]:
+            then = body(steps, now[1:])
             left = self.builder.sub(now[0], WORD(steps))
-            then = [left, *body(steps, now[1:])]
-            return then, self.builder.icmp_signed(">=", left, WORD(steps))
+            return [left, *then], self.builder.icmp_signed(">=", left, WORD(steps))
 
         now = [count, *values]
+        if times == 1:
+            return self.loop(now, functools.partial(emit, 1))[1:]
         for steps in (times, 1):
             is_enough = self.builder.icmp_signed(">=", now[0], WORD(steps))
             rounds = functools.partial(self.loop, now, functools.partial(emit, steps))

@@ -8,6 +8,8 @@ from lora import AdaptedLayer, LoRAConfig, LoRALayer
 from lora.attachment.state import attachment_of
 from minigrad.nn import (
     BatchNorm1d,
+    Conv1d,
+    Conv2d,
     Embedding,
     LayerNorm,
     Linear,
@@ -49,6 +51,20 @@ class TiedNet(Module):
         return self.head(minigrad.tanh(self.table(x)))
 
 
+class ConvNet(Module):
+    """Convolutions of images and of sequences, and a head."""
+
+    def __init__(self, rng, dtype=np.float32):
+        self.first = Conv2d(3, 6, (3, 2), stride=2, padding=1, dtype=dtype, rng=rng)
+        self.point = Conv2d(6, 4, 1, bias=False, dtype=dtype, rng=rng)
+        self.line = Conv1d(4, 5, 3, padding="same", dtype=dtype, rng=rng)
+        self.head = Linear(5, 2, dtype=dtype, rng=rng)
+
+    def forward(self, x):
+        x = self.point(minigrad.tanh(self.first(x)))
+        return self.head(self.line(x.reshape(*x.shape[:2], -1)).mean(axis=-1))
+
+
 def batch_normed(dtype=np.float64):
     """A linear layer and a norm with running statistics; each call makes the same one."""
     return Sequential(
@@ -74,6 +90,12 @@ def one_layer(kind, rng, dtype=np.float64, width=(6, 4), block_size=4):
     if kind == "nf4":
         lora.quantize(model, block_size=block_size, progress=False)
     return model
+
+
+def one_convolution(kind, sizes, options, shape, rng):
+    """A model of one convolution in float64, and an input of this shape."""
+    layer = kind(*sizes, **options, dtype=np.float64, rng=rng)
+    return Sequential(layer), rng.standard_normal(shape)
 
 
 def lora_layer(

@@ -11,9 +11,9 @@ from lora import LoRAConfig, LoRAConv
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files, summarise
 from minigrad.io import load_state, save_state
-from minigrad.nn import Conv1d, Conv2d, Linear, Module, Sequential
+from minigrad.nn import Conv1d, Conv2d, Sequential
 from tests.lora.folders import PREFIX, base_of, edit
-from tests.lora.models import layers_of, put_on, snapshot
+from tests.lora.models import ConvNet, layers_of, one_convolution, put_on, snapshot
 
 KINDS = {
     "plain": (Conv2d, (3, 5, 3), {}, (2, 3, 6, 7)),
@@ -30,23 +30,7 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def conv(request, rng):
     """A model of one convolution in float64, and an input."""
-    kind, sizes, options, shape = KINDS[request.param]
-    layer = kind(*sizes, **options, dtype=np.float64, rng=rng)
-    return Sequential(layer), rng.standard_normal(shape)
-
-
-class ConvNet(Module):
-    """Convolutions of images and of sequences, and a head."""
-
-    def __init__(self, rng, dtype=np.float32):
-        self.first = Conv2d(3, 6, (3, 2), stride=2, padding=1, dtype=dtype, rng=rng)
-        self.point = Conv2d(6, 4, 1, bias=False, dtype=dtype, rng=rng)
-        self.line = Conv1d(4, 5, 3, padding="same", dtype=dtype, rng=rng)
-        self.head = Linear(5, 2, dtype=dtype, rng=rng)
-
-    def forward(self, x):
-        x = self.point(mg.tanh(self.first(x)))
-        return self.head(self.line(x.reshape(*x.shape[:2], -1)).mean(axis=-1))
+    return one_convolution(*KINDS[request.param], rng)
 
 
 CONVOLUTIONS = ["first", "point", "line"]

@@ -17,7 +17,7 @@ from minigrad.optim import SGD
 from minigrad.training import Trainer
 from tests.lora.folders import PREFIX, base_of, configure, edit
 from tests.lora.folders import snapshot as files_of
-from tests.lora.models import adapters_of, put_on, snapshot
+from tests.lora.models import ConvNet, adapters_of, one_convolution, put_on, snapshot
 
 RANK = 6  # divisible by the groups of all rows
 
@@ -41,23 +41,17 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def grouped(request, rng):
     """A model of one grouped convolution in float64, and an input."""
-    kind, sizes, options, shape = KINDS[request.param]
-    layer = kind(*sizes, **options, dtype=np.float64, rng=rng)
-    return Sequential(layer), rng.standard_normal(shape)
+    return one_convolution(*KINDS[request.param], rng)
 
 
-class GroupedNet(Module):
-    """Convolutions of images and of sequences, most of them grouped, and a head."""
+class GroupedNet(ConvNet):
+    """A `ConvNet` whose convolutions are grouped, except for one."""
 
     def __init__(self, rng, dtype=np.float32):
         self.first = Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2, dtype=dtype, rng=rng)
         self.point = Conv2d(6, 4, 1, bias=False, dtype=dtype, rng=rng)
         self.line = Conv1d(4, 8, 3, padding="same", groups=4, dtype=dtype, rng=rng)
         self.head = Linear(8, 5, dtype=dtype, rng=rng)
-
-    def forward(self, x):
-        x = self.point(mg.tanh(self.first(x)))
-        return self.head(self.line(x.reshape(*x.shape[:2], -1)).mean(axis=-1))
 
 
 GROUPED = ["first", "line"]

@@ -75,14 +75,22 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
 
 @jit(inline="always")
 def copy_images(
-    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any
-) -> None:
-    """Copy the lines that `rows` rows of the result read, from row `first` on, of some images."""
+    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
+    cleared_for: int,
+) -> int:  # fmt: skip
+    """Copy the lines that `rows` rows of the result read, from row `first` on, of some images.
+
+    `cleared_for` is the first row for which the lines had zeros around them at the last call, or
+    -1. The one for which they have them now, `first`, is returned.
+    """
+    if cleared_for != first:
+        lines[:] = 0
     count = (rows - 1) * s.step + s.reach
     for i in range(images):
         plane = ((image + i) * s.groups + group) * s.channels
         to = lines[i * s.channels * s.lines * s.line :]
         copy_lines(source, plane, s, first * s.step, count, to)
+    return first
 
 
 @for_each_dtype(pieces=0)
@@ -94,7 +102,7 @@ def correlate(
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
     lines = np.empty(0 if s.in_place else s.channels * s.lines * s.line + t.NR, source.dtype)
-    cleared_for = -1  # the first row of the block whose padding is zero in the lines
+    cleared_for = -1
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
         image, first = number // blocks, number % blocks * s.block  # each group counts as an image
@@ -102,11 +110,10 @@ def correlate(
         if s.in_place:
             at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
         else:
-            if cleared_for != first:
-                lines[:] = 0
-                cleared_for = first
             at = address_of(lines)
-            copy_lines(source, plane, s, first * s.step, (rows - 1) * s.step + s.reach, lines)
+            cleared_for = copy_images(
+                source, s, image % s.groups, image // s.groups, 1, first, rows, lines, cleared_for
+            )
         filter_ = image % s.groups * filters
         if bias.size:
             for o in range(filters):

@@ -171,10 +171,9 @@ def weight_sums(
             images = min(s.together, s.images - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
-                if cleared_for != first:
-                    lines[:] = 0
-                    cleared_for = first
-                copy_images(source, s, group, image, images, first, rows, lines)
+                cleared_for = copy_images(
+                    source, s, group, image, images, first, rows, lines, cleared_for
+                )
                 for i in range(0, images, near_images):
                     for row in range(0, rows, near_rows):
                         some_images = min(near_images, images - i)

@@ -143,10 +143,9 @@ def sums_of_taps(
             images = min(s.together, s.images - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
-                if cleared_for != first:
-                    lines[:] = 0
-                    cleared_for = first
-                copy_images(source, s, group, image, images, first, rows, lines)
+                cleared_for = copy_images(
+                    source, s, group, image, images, first, rows, lines, cleared_for
+                )
                 for i in range(0, images, near_images):
                     planes = ((image + i) * s.groups + group) * filters
                     for row in range(0, rows, near_rows):

@@ -136,8 +136,8 @@ def _emit_sums(
     # to it. The addresses are hidden from the compiler, which would derive all from the first.
     bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
-    def steps_of_k(count: int, now: list[Any]) -> tuple[list[Any], Any]:
-        left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
+    def steps_of_k(count: int, now: list[Any]) -> list[Any]:
+        b_now, a_now, sums = now[0], now[1 : 1 + len(bases)], now[1 + len(bases) :]
         if ahead is not None:
             for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
                 for byte in range(0, count * size, CACHE_LINE):
@@ -151,19 +151,12 @@ def _emit_sums(
                 column = e.broadcast(e.load(at, e.scalar))
                 for j in range(i * vectors, (i + 1) * vectors):
                     sums[j] = e.multiply_add(column, row[j - i * vectors], sums[j])
-        left = builder.sub(left, WORD(count))
-        moved = [e.step(b_now, x.b_k, count), *(e.step(p, x.a_k, count) for p in a_now)]
-        return [left, *moved, *sums], builder.icmp_signed(">=", left, WORD(count))
+        return [e.step(b_now, x.b_k, count), *(e.step(p, x.a_k, count) for p in a_now), *sums]
 
     zeros = [ir.Constant(e.vector, None)] * (height * vectors)
-    now = [x.depth, x.b if x.table is None else x.table, *bases, *zeros]
-    if ahead is None:
-        return e.loop(now, partial(steps_of_k, 1))[2 + len(bases) :]
-    for count in (UNROLLED, 1):
-        is_enough = builder.icmp_signed(">=", now[0], WORD(count))
-        rounds = partial(e.loop, now, partial(steps_of_k, count))
-        now = e.choose([(is_enough, rounds)], partial(list, now))
-    return now[2 + len(bases) :]
+    first = [x.b if x.table is None else x.table, *bases, *zeros]
+    times = 1 if ahead is None else UNROLLED
+    return e.unrolled(x.depth, first, steps_of_k, times)[1 + len(bases) :]
 
 
 def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
