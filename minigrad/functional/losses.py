@@ -201,7 +201,7 @@ def linear_cross_entropy(
             f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {given.shape}"
         )
     smoothing = float(label_smoothing)
-    labels = _as_int64(ops.reshape(given, -1))
+    labels = as_array(ops.reshape(given, -1), np.int64)  # for which kernels exist
     same_floats = x.dtype in _FLOATS and getattr(weight, "dtype", x.dtype) == x.dtype
     if is_differentiated(weight) or not same_floats:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
@@ -303,12 +303,7 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
-    return _as_int64(labels)
-
-
-def _as_int64(labels: Any) -> Any:
-    """Return integers as int64, for which kernels exist; a ValueError if one is too large."""
-    return as_array(labels, np.int64)
+    return as_array(labels, np.int64)  # for which kernels exist; an error if one is too large
 
 
 def _label_losses(
