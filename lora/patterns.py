@@ -1,9 +1,9 @@
 """Patterns for names of layers: check them, and find the names that they match.
 
 A pattern is a name, such as "q", which also matches every name that ends in ".q". One string
-instead of a sequence is a regular expression for entire names. `find` is strict: a pattern that
-matches nothing is an error with the nearest name, because a typing error would otherwise train
-nothing. `PeftConfig` matches with the same functions and is lenient, as PEFT is.
+instead of a sequence is a regular expression for entire names. `find` matches the patterns of a
+`LoRAConfig` and of a `PeftConfig`. For a `LoRAConfig`, a pattern that matches nothing is an error
+with the nearest name, because a typing error would otherwise train nothing.
 """
 
 from __future__ import annotations
@@ -93,17 +93,20 @@ def find(
     role: str,
     patterns: Patterns,
     names: Iterable[str],
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]] | None = None,
+    *,
+    strict: bool = True,
 ) -> dict[str, str]:
     """Return the matching names, in their order, each with the first pattern that matches it.
 
     A name in `groups` means several names, such as an attention its projections. `role` is the
-    parameter with the patterns, for messages. A ValueError is raised if a pattern matches no name.
-    It lists all names, and the nearest one.
+    parameter with the patterns, for messages. If `strict`, a ValueError is raised if a pattern
+    matches no name. It lists all names, and the nearest one.
     """
-    names = list(names)
+    names, groups = list(names), groups or {}
     matched = matches(patterns, names, groups)
-    if missed := [pattern for pattern, hits in matched.items() if not hits]:
+    missed = [pattern for pattern, hits in matched.items() if not hits]
+    if missed and strict:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         known = [*names, *groups, *([ALL_LINEAR] if role == "targets" else [])]
         hints = ", ".join(near(miss, known) for miss in missed)

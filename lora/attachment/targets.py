@@ -13,7 +13,7 @@ from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.expressions import expression
 from lora.linear import LoRALayer
-from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, matches, near
+from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, first_value, matches, near
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad.nn import Conv1d, Conv2d, Embedding, Linear, Module, MultiHeadAttention
 
@@ -128,11 +128,12 @@ def select(
             f"nothing is left of the targets {', '.join(map(repr, in_vain or emptied))} after "
             f"exclude={config.exclude!r} and layers_to_transform={config.layers_to_transform!r}"
         )
-    ranks = _values("rank_pattern", config.rank_pattern, found)
-    alphas = _values("alpha_pattern", config.alpha_pattern, found)
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    _check_effects("rank_pattern", ranks, found)
+    _check_effects("alpha_pattern", alphas, found)
     return [
-        Target(name, pattern, ranks.get(name, config.rank), alphas.get(name, config.alpha))
-        for name, pattern in found.items()
+        Target(n, p, first_value(ranks, n, config.rank), first_value(alphas, n, config.alpha))
+        for n, p in found.items()
     ]
 
 
@@ -153,25 +154,19 @@ def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
     return None
 
 
-def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the value of each name that a pattern in a table matches; the first pattern counts.
-
-    A ValueError is raised if a pattern matches no name, or is the first match of no name.
-    """
-    names = list(names)
-    values: dict[str, Any] = {}
-    for pattern, value in table.items():
-        hits = [name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)]
+def _check_effects(role: str, table: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise a ValueError if a pattern in a table matches no name, or is the first match of none."""
+    left = set(names)
+    for pattern in table:
+        hits = {name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)}
         if not hits:
             raise ValueError(
                 f"{role} has a pattern that matches no target: {near(pattern, names)}; the "
                 f"targets are {', '.join(names)}"
             )
-        if values.keys() >= set(hits):
+        if left.isdisjoint(hits):
             raise ValueError(
                 f"{role}: {pattern!r} comes after patterns that match all of its layers, and of "
                 f"several the first counts; put it first, or leave it out"
             )
-        for name in hits:
-            values.setdefault(name, value)
-    return values
+        left -= hits

@@ -22,7 +22,7 @@ from lora.patterns import (
     ALL_LINEAR,
     END_OF_NAME,
     check_expression,
-    ends_of,
+    find,
     first_value,
     is_any_match,
 )
@@ -270,29 +270,22 @@ class PeftConfig:
 
         "all-linear" selects the names in `linear`.
         """
-        linear, targets = set(linear), self.target_modules
-        order = {target: -i for i, target in enumerate(reversed(targets))}  # the first one counts
+        targets, indices = self.target_modules, self.layers_to_transform
+        if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+            linear = set(linear)
+            found = {name: targets for name in names if name in linear}
+        else:
+            found = find("target_modules", targets, names, strict=False)
+        if indices and not isinstance(targets, str):  # a full name counts for any index
+            named = found.keys() & targets
+            found = {n: p for n, p in found.items() if n in named or self._index(n) in indices}
         saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
-
-        def pattern_of(name: str) -> str | None:
-            if isinstance(targets, str):
-                is_all = targets.lower() == ALL_LINEAR
-                is_found = name in linear if is_all else is_any_match(targets, name)
-                return targets if is_found else None
-            if name in order:  # a full name counts for any index
-                return name
-            if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
-                return None
-            return min(ends_of(name) & order.keys(), key=order.__getitem__, default=None)
-
-        found = {}
-        for name in names:
-            pattern = pattern_of(name)
-            if pattern is None or is_any_match(self.exclude_modules, name):
-                continue
-            if not any(each.matches(name) for each in saved):
-                found[name] = pattern
-        return found
+        return {
+            name: pattern
+            for name, pattern in found.items()
+            if not is_any_match(self.exclude_modules, name)
+            and not any(each.matches(name) for each in saved)
+        }
 
     def _index(self, name: str) -> int | None:
         """Return the index of the layer that a name belongs to, as in "model.layers.3.q_proj"."""
@@ -312,9 +305,8 @@ class PeftConfig:
         return [name for name in names if name.endswith(self.modules_to_save)]
 
     def is_saved(self, parameter: str) -> bool:
-        """Tell whether a parameter belongs to a module that was trained in full."""
-        parts = parameter.split(".")
-        return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
+        """Tell whether a parameter is inside of a module that was trained in full."""
+        return any(f"{end}." in parameter for end in self.modules_to_save)
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
