@@ -24,6 +24,7 @@ from minigrad.ops.shape import fits
 Reduction = Literal["mean", "sum", "none"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_NO_LOSSES = "there are no losses in shape {}, so there is no mean"
 _NO_MEAN = "no target counts, so there is no mean; see ignore_index"
 _NEGATIVE_TARGETS = (
     "targets of floats are probabilities, and some of these are negative; "
@@ -142,15 +143,25 @@ def cross_entropy(
         if weights is not None:
             terms = terms * _along(axis, weights, logits.ndim)
         return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
-    labels = _labels(target, logits, axis)
-    usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
-    if usual and not (label_smoothing and weight is not None):
-        options: Any = logits.shape[1], ignore_index, weights, logits.dtype, reduction
-        counts, divisor = observed(label_weights, labels, *options)
-        return narrowed(label_loss(logits, labels, counts, label_smoothing, divisor), given)
+    labels, classes = _labels(target, logits, axis), logits.shape[axis]
+    options: Any = logits.dtype, reduction
+    counts, divisor = observed(label_weights, labels, classes, ignore_index, weights, *options)
+    smoothed = labels, counts, label_smoothing, divisor
+    if weights is None or not label_smoothing:
+        if logits.ndim == 2 and logits.size and logits.dtype in _FLOATS:
+            losses = label_loss(logits, *smoothed)
+        else:
+            scores = ops.log_softmax(logits, axis)
+            losses = _label_losses(scores, *smoothed, axis=axis, is_weighted=weights is not None)
+        return narrowed(losses, given)
     scores = ops.log_softmax(logits, axis)
-    options = axis, labels, weights, ignore_index, reduction, label_smoothing
-    return narrowed(_label_losses(scores, *options), given)
+    # What smoothing spreads over the classes has their weights, and not those of the labels.
+    ones, _ = observed(label_weights, labels, classes, ignore_index, None, *options)
+    counted, *_ = observed(counted_scores, labels, ones, axis)
+    spread = ops.sum(scores * _along(axis, weights, scores.ndim), axis)
+    losses = (1 - label_smoothing) * _label_losses(scores, labels, counts, 0.0, None, axis)
+    losses = losses - (label_smoothing / classes) * ops.where(counted, spread, 0.0)
+    return narrowed(losses if divisor is None else ops.sum(losses) / divisor, given)
 
 
 @composition
@@ -239,7 +250,9 @@ def nll(
     scores = widened(log_probabilities)
     axis, weights = _classes(scores, weight)
     labels = _labels(target, scores, axis)
-    losses = _label_losses(scores, axis, labels, weights, ignore_index, reduction)
+    options = scores.shape[axis], ignore_index, weights, scores.dtype, reduction
+    counts, divisor = observed(label_weights, labels, *options)
+    losses = _label_losses(scores, labels, counts, 0.0, divisor, axis, weights is not None)
     return narrowed(losses, log_probabilities)
 
 
@@ -303,34 +316,41 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
         raise ValueError(
             f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
         )
+    if not scores.shape[axis]:  # then there is no target to ignore either
+        check_below("targets", labels, 0, "classes")
     return as_array(labels, np.int64)  # for which kernels exist; an error if one is too large
 
 
 def _label_losses(
     scores: Array,
-    axis: int,
-    labels: NDArray[np.int64],
-    class_weights: NDArray[Any] | None,
-    ignore_index: int,
-    reduction: Reduction,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Return the losses of labels for log-probabilities with the classes along `axis`."""
-    classes = scores.shape[axis]
-    chosen = observed(chosen_scores, labels, axis, classes, ignore_index, class_weights, reduction)
-    counted, used, weights, total, *index = chosen
-    # A label with weight 0 has the loss 0, even if its score is infinite.
-    losses = ops.where(used, -ops.getitem(scores, tuple(index)), 0.0)
-    if class_weights is not None:
-        losses = losses * weights
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+    axis: int = 1,
+    is_weighted: bool = True,
+) -> Any:
+    """Return the losses of labels for log-probabilities with the classes along `axis`.
+
+    If not `is_weighted`, each weight is 1 or 0.
+    """
+    counted, *index = observed(counted_scores, labels, weights, axis)
+    chosen = ops.getitem(scores, tuple(index))
+    losses = (smoothing - 1) * chosen if smoothing else -chosen
     if smoothing:
-        if class_weights is not None:
-            scores = scores * _along(axis, class_weights, scores.ndim)
-        spread = ops.where(counted, -ops.sum(scores, axis), 0.0)
-        losses = (1 - smoothing) * losses + smoothing / classes * spread
-    if reduction == "mean" and labels.size:
-        return narrowed(ops.sum(widened(losses)) / total, losses)
-    return _reduced(losses, reduction)
+        losses = losses - (smoothing / scores.shape[axis]) * ops.sum(scores, axis)
+    losses = ops.where(counted, losses, 0.0)  # also where a weight is 0 and a score infinite
+    if is_weighted:
+        losses = losses * weights
+    return losses if divisor is None else ops.sum(losses) / divisor
+
+
+def counted_scores(labels: Any, weights: Any, axis: int) -> tuple[Any, ...]:
+    """Return which labels have a weight, and the index of a score for each (any, if weight 0)."""
+    counted = weights != 0
+    index: list[Any] = list(np.indices(labels.shape, sparse=True))
+    index.insert(axis, labels * counted)
+    return counted, *index
 
 
 def label_weights(
@@ -347,45 +367,14 @@ def label_weights(
         ValueError: if a label is not a class, or all labels are ignored in a mean.
     """
     weights, total = kernels.losses.label_weights(
-        labels, classes, int(ignore_index), class_weights, dtype
+        labels.ravel(), classes, int(ignore_index), class_weights, dtype
     )
     if not isfinite(total):  # the weight is nan where a label is not a class
         check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
-        raise ValueError(_NO_MEAN)
-    return weights, {"mean": total, "sum": 1.0, "none": None}[reduction]
-
-
-def chosen_scores(
-    labels: NDArray[Any],
-    axis: int,
-    classes: int,
-    ignore_index: int,
-    class_weights: NDArray[Any] | None,
-    reduction: Reduction,
-) -> tuple[Any, ...]:
-    """Return which labels count, their weights, and where their scores are.
-
-    Returns:
-        Which labels are not ignored, which of these have a weight above 0, the weights (None for
-        1), the sum of the weights, and the index of the scores, an array for each of their axes.
-
-    Raises:
-        ValueError: if a label is not a class, or all labels are ignored in a mean.
-    """
-    counted = labels != ignore_index
-    labels = np.where(counted, labels, 0)
-    check_below("targets", labels, classes, "classes")
-    if class_weights is None:
-        weights, used, total = None, counted, float(np.count_nonzero(counted))
-    else:
-        weights = counted * class_weights[labels]
-        total, used = float(weights.sum(dtype=np.float64)), weights != 0
-    if reduction == "mean" and total == 0 and (class_weights is not None or labels.size):
-        raise ValueError(_NO_MEAN)
-    index: list[Any] = list(np.indices(labels.shape, sparse=True))
-    index.insert(axis, labels)
-    return counted, used, weights, total, *index
+        raise ValueError(_NO_MEAN if labels.size else _NO_LOSSES.format(labels.shape))
+    divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
+    return weights.reshape(labels.shape), divisor
 
 
 def check_from_0_to_1(values: NDArray[Any]) -> None:
@@ -464,25 +453,14 @@ def _squared_error_tangent(
     return sum(sign * np.vdot(difference, v) for sign, v in signed if v is not None) * 2 / divisor
 
 
-def _label_loss(
-    logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
-) -> Any:
-    counted, *index = observed(counted_scores, labels, weights)
-    scores = ops.log_softmax(logits)
-    losses = (smoothing - 1) * ops.getitem(scores, tuple(index))
-    if smoothing:
-        losses = losses - (smoothing / logits.shape[1]) * ops.sum(scores, 1)
-    losses = ops.where(counted, losses, 0.0) * weights  # so infinity times a weight of 0 is 0
-    return losses if divisor is None else ops.sum(losses) / divisor
-
-
-def counted_scores(labels: Any, weights: Any) -> tuple[Any, Any, Any]:
-    """Return which labels have a weight, and the index of a score for each (any, if weight 0)."""
-    counted = weights != 0
-    return counted, np.arange(len(labels)), labels * counted
-
-
-@op(composition=_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
+@op(
+    composition=lambda logits, labels, weights, smoothing, divisor: _label_losses(
+        ops.log_softmax(logits), labels, weights, smoothing, divisor
+    ),
+    replayed=True,
+    returns_residuals=True,
+    fresh=("weights",),
+)
 def label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
@@ -613,5 +591,5 @@ def _reduced(losses: Any, reduction: Reduction) -> Tensor:
     if reduction == "sum":
         return ops.sum(losses)
     if losses.size == 0:
-        raise ValueError(f"there are no losses in shape {losses.shape}, so there is no mean")
+        raise ValueError(_NO_LOSSES.format(losses.shape))
     return ops.mean(losses)
