@@ -1,4 +1,4 @@
-"""The decorator `composition`, for functions that are written with ops."""
+"""What functions that are written with ops share: a decorator, wider dtypes, and a root."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from minigrad.core.grad_mode import mode, observed
-from minigrad.core.tensor import Tensor, as_array
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.errors import called_with, none_given, op_error, without_name
+from minigrad.ops import astype, sqrt, where
 from minigrad.renamed import instead_of_argument
 
 P = ParamSpec("P")
@@ -116,3 +117,28 @@ def _array(parameter: inspect.Parameter, value: Any, others: Sequence[Any]) -> A
     ):
         return as_array(value, np.float64)
     return array
+
+
+_HALF = np.dtype(np.float16)
+
+
+def root(x: Array, p: float = 2.0) -> Tensor:
+    """x^(1/p) for x >= 0, with gradient 0 instead of infinity at 0, the minimum of a distance."""
+    zero = x == 0
+    positive = where(zero, 1.0, x)
+    return where(zero, 0.0, sqrt(positive) if p == 2 else positive ** (1 / p))
+
+
+def widened(x: Array) -> Array:
+    """Convert float16 to float32 and integers to float64, to avoid overflow in sums of squares."""
+    if x.dtype.kind == "f":
+        # By equality, because a dtype from a pickle is another object.
+        return astype(x, np.float32) if x.dtype == _HALF else x
+    return astype(x, np.float64)
+
+
+def narrowed(result: Tensor, x: Array) -> Tensor:
+    """Convert a result to the dtype of x; if x holds integers, convert a Tensor to float32."""
+    if x.dtype.kind == "f":
+        return astype(result, x.dtype) if result.dtype != x.dtype else result
+    return astype(result, np.float32) if isinstance(result, Tensor) else result

@@ -18,8 +18,7 @@ from minigrad import ops
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition
-from minigrad.functional.precision import narrowed, widened
+from minigrad.functional.compositions import composition, narrowed, widened
 from minigrad.ops.hints import Undefined
 from minigrad.ops.linalg import (
     check_finite,

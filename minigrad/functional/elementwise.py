@@ -10,8 +10,7 @@ import numpy as np
 from minigrad.checks import check_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition
-from minigrad.functional.precision import narrowed, widened
+from minigrad.functional.compositions import composition, narrowed, widened
 from minigrad.ops import abs, astype, isnan, log, logical_and, multiply, sin, where
 
 

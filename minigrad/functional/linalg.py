@@ -13,9 +13,8 @@ from minigrad import ops
 from minigrad.checks import check_count, check_integer
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
-from minigrad.functional.compositions import composition
+from minigrad.functional.compositions import composition, narrowed, root, widened
 from minigrad.functional.decompositions import svdvals
-from minigrad.functional.precision import narrowed, root, widened
 from minigrad.functional.shape import expand_dims, moveaxis
 from minigrad.ops.linalg import check_square
 from minigrad.ops.shape import flag, normalize_axes

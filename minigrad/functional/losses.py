@@ -15,9 +15,8 @@ from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition
+from minigrad.functional.compositions import composition, narrowed, widened
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.precision import narrowed, widened
 from minigrad.ops.products import as_rows, check_linear, stored_linear
 from minigrad.ops.shape import fits
 

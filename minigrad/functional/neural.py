@@ -13,9 +13,8 @@ from minigrad.checks import check_count, check_flag, check_integer, check_probab
 from minigrad.core.grad_mode import observed
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.functional.compositions import composition
+from minigrad.functional.compositions import composition, narrowed, widened
 from minigrad.functional.indexing import as_integers, check_below
-from minigrad.functional.precision import narrowed, widened
 from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
 from minigrad.ops.shape import fits

@@ -6,8 +6,7 @@ import numpy as np
 
 from minigrad.checks import check_range
 from minigrad.core.tensor import Array, Axis, Tensor
-from minigrad.functional.compositions import composition
-from minigrad.functional.precision import narrowed, root, widened
+from minigrad.functional.compositions import composition, narrowed, root, widened
 from minigrad.ops import sum
 from minigrad.ops.reduction import count_along
 from minigrad.ops.shape import flag
