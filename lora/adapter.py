@@ -14,13 +14,7 @@ import numpy as np
 
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import near
-from lora.scaling import (
-    LoRAScaling,
-    check_alpha,
-    check_finite,
-    check_rank_divides,
-    check_size,
-)
+from lora.scaling import LoRAScaling, check_alpha, check_finite, check_rank_divides, check_size
 from lora.variants import dora
 from lora.variants.inits import Factors, check_init, draw
 from minigrad import kernels, ops

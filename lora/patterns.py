@@ -157,6 +157,11 @@ def ends_of(name: str) -> set[str]:
     return {".".join(parts[i:]) for i in range(len(parts))}
 
 
+def is_inside(ends: Iterable[str], parameter: str) -> bool:
+    """Tell whether a parameter is inside of a module whose name ends in one of `ends`."""
+    return any(f"{end}." in parameter for end in ends)
+
+
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
     """Tell whether one of some patterns with * matches a name, or its end after a dot."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)

@@ -17,7 +17,7 @@ from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.patterns import check_several, exact, exact_key, is_glob_match, near
+from lora.patterns import check_several, exact, exact_key, is_glob_match, is_inside, near
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_folder
@@ -144,7 +144,7 @@ def extract_files(
     check_no_model(out, base, finetuned)
     with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
         before, after = pool.opened
-        saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
+        saved = tuple(modules_to_save)
         _check_fit(before, after, saved)
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
         if embeddings != EMBEDDINGS:
@@ -186,7 +186,7 @@ def extract_files(
             rank_pattern=smaller,
             alpha_pattern=smaller,
             bias=bias,
-            modules_to_save=saved.modules_to_save,
+            modules_to_save=saved,
             fan_in_fan_out=fan_in_fan_out or known,
         )
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
@@ -233,11 +233,11 @@ def _extract(
     return Extracted.of(name, best), update, old.fingerprint()
 
 
-def _check_fit(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
+def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> None:
     """Raise an error if names or shapes differ, except in modules copied in full."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
-        if saved.is_saved(name):
+        if is_inside(saved, name):
             continue
         if name not in before:
             problems.append(f"unexpected: {near(name, list(before))}")
@@ -277,17 +277,13 @@ def _layers(
     return found
 
 
-def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
+def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: Sequence[str]) -> list[str]:
     """Return the tensors to copy in full; raise an error if one of them has an update too."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in after))
-
-    def is_in_module(ends: Sequence[str], module: str) -> bool:
-        return PeftConfig((), modules_to_save=tuple(ends)).is_saved(f"{module}.weight")
-
-    _check_matches("modules_to_save", saved.modules_to_save, modules, is_in_module)
+    _check_matches("modules_to_save", saved, modules, lambda ends, n: is_inside(ends, f"{n}."))
     biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
     biases = {name for name in biases if bias != "none" and name.endswith(".bias")}
-    found = [name for name in after if saved.is_saved(name) or name in biases]
+    found = [name for name in after if is_inside(saved, name) or name in biases]
     both = [name for name in found if name.removesuffix(".weight") in layers]
     if both:
         raise ValueError(

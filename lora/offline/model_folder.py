@@ -19,7 +19,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 from lora.adapter import Adapter
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
+from lora.patterns import is_inside
 from lora.peft.config import CONFIG, read_json
 from lora.peft.folder import AdapterFolder, StoredLayer
 from lora.peft.keys import KEYS, MAGNITUDE, A, B
@@ -244,15 +244,14 @@ class AdaptedBase(Closing):
         adapter has another tensor, or whose name finds nothing in the adapter.
         """
         config, layers, whole = self.files.config, self.files.layers, self.files.whole
-        each = [replace(config, modules_to_save=(end,)) for end in config.modules_to_save]
-        unused = [one for one in each if not any(map(one.is_saved, whole))]
+        ends = config.modules_to_save
+        unused = [end for end in ends if not any(is_inside([end], name) for name in whole)]
         owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
             own_name = _without(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
             is_bias = config.bias != "none" and last == "bias" and layer in layers
-            is_saved = layer in owners and config.is_saved(own_name)
-            is_saved |= any(one.is_saved(own_name) for one in unused)
+            is_saved = is_inside(ends if layer in owners else unused, own_name)
             is_known = own_name in whole or is_computed(name, len(info.shape))
             if (is_bias or is_saved) and not is_known:
                 yield (

@@ -25,6 +25,7 @@ from lora.patterns import (
     find,
     first_value,
     is_any_match,
+    is_inside,
 )
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_probability, check_problems, nearest
@@ -306,7 +307,7 @@ class PeftConfig:
 
     def is_saved(self, parameter: str) -> bool:
         """Tell whether a parameter is inside of a module that was trained in full."""
-        return any(f"{end}." in parameter for end in self.modules_to_save)
+        return is_inside(self.modules_to_save, parameter)
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
