@@ -1217,6 +1217,12 @@ def test_targets_are_found_by_the_rules_of_peft(options, wanted):
     assert list(found) == [NAMES[i] for i in wanted]
 
 
+def test_the_first_pattern_is_named_also_if_a_later_one_is_the_full_name():
+    names = ["model.layers.0.q", "model.layers.1.q"]
+    found = PeftConfig(("q", "model.layers.0.q"), layers_to_transform=(1,)).targets_among(names, ())
+    assert found == dict.fromkeys(names, "q")
+
+
 def test_modules_to_save_are_found_by_the_ends_of_their_names():
     config = PeftConfig((), modules_to_save=("head",))
     assert config.saved_modules(NAMES) == ["head", "prehead", "x.head"]

@@ -96,6 +96,21 @@ def test_targets_that_are_no_classes_are_errors(target, error, message):
         nn.CrossEntropyLoss()(minigrad.zeros((2, 3)), target)
 
 
+@pytest.mark.parametrize("weight", [None, np.ones(3)])
+@pytest.mark.parametrize("loss", [minigrad.cross_entropy, minigrad.nll])
+def test_a_mean_of_no_losses_is_an_error_that_says_so(loss, weight):
+    with pytest.raises(ValueError, match=r"no losses in shape \(0, 2\), so there is no mean"):
+        loss(np.zeros((0, 3, 2)), np.zeros((0, 2), int), weight=weight)
+    assert loss(np.zeros((0, 3, 2)), np.zeros((0, 2), int), "sum", weight=weight).item() == 0
+
+
+@pytest.mark.parametrize("loss", [minigrad.cross_entropy, minigrad.nll])
+def test_without_classes_there_is_no_target(loss):
+    with pytest.raises(ValueError, match="but there are 0 classes"):
+        loss(np.zeros((2, 0)), np.full(2, -100), "sum")
+    assert loss(np.zeros((0, 0)), np.zeros(0, int), "sum").item() == 0
+
+
 def test_huber_is_square_near_zero_and_linear_beyond(rng):
     p, y = 3 * rng.standard_normal((2, 4, 5))
     d = abs(p - y)
