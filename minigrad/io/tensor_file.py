@@ -213,7 +213,9 @@ class TensorFile(Tensors):
         except FileNotFoundError:  # safetensors says this of any error that `open` has
             with open(self.path, "rb"):  # raises the true one
                 raise
-        except MemoryError as error:
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and "os error 12" not in str(error):  # of safetensors 0.7
+                raise
             raise MemoryError(
                 f"{self.location} cannot be mapped into memory ({error}); raise the limit of the "
                 f"address space (ulimit -v)"

@@ -197,7 +197,7 @@ def function_from(
 
 @functools.cache
 def entry(signature: tuple[Any, ...]) -> Any:
-    """Return the compiled function that Python calls for all kernels with these argument types."""
+    """Return numba's dispatcher for all kernels with these argument types; Python can call it."""
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
     body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
     function = function_from("entry", names, body, __name__, call=call)
@@ -228,6 +228,9 @@ class Kernel:
         threads: whether threads may share the work.
         pieces: the number of pieces for several threads; 0 means one for each thread.
         shares: whether the function calls `share` itself; then it is called once.
+        checks: whether each call checks the types of its arguments, which takes a third of the time
+            of a small call. False is for loops whose callers check dtype, axes and layout of all
+            arrays: other arrays would be read, and written to, as if they had the right type.
 
     Attributes:
         alone: the loop on the calling thread, called as `alone(*arguments)`.
@@ -239,6 +242,7 @@ class Kernel:
     threads: bool = True
     pieces: int = PIECES
     shares: bool = False
+    checks: bool = True
 
     def __post_init__(self) -> None:
         # Plain attributes and no properties, because each call reads them.
@@ -272,7 +276,11 @@ class Kernel:
                 first = (0, launching) if self.shares else (launching, 0)
                 how = np.array([*first, pieces, code])
                 CALLS.append(how)
-                return partial(entry(self.signature), how.ctypes.data)
+                made = entry(self.signature)
+                if not self.checks:
+                    (overload,) = made.overloads.values()
+                    made = overload.entry_point
+                return partial(made, how.ctypes.data)
         finally:
             if start.after_compiling is not None:
                 start.after_compiling()

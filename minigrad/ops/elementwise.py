@@ -26,6 +26,9 @@ def where(condition: Array, x: Array, y: Array) -> Array:
         ValueError: if the shapes cannot be broadcast, or one operand holds integers, and the other
             is an integer out of their range.
     """
+    if x.__class__ is int or y.__class__ is int:  # before 2.3, numpy drops the high bits of one
+        dtype = np.result_type(x, y)
+        x, y = np.asarray(x, dtype), np.asarray(y, dtype)
     if condition.__class__ is np.ndarray and condition.size >= _MANY:
         return kernels.elementwise.where(condition, x, y)
     return np.where(condition, x, y)

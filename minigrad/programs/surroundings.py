@@ -26,7 +26,7 @@ from enum import Enum
 from functools import cached_property, partial
 from inspect import iscode
 from itertools import chain
-from operator import attrgetter, call
+from operator import attrgetter, call, is_
 from random import SystemRandom
 from types import (
     BuiltinMethodType,
@@ -59,6 +59,7 @@ _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
+_END = object()  # of the values that are compared
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, and records that only change together with layers.
@@ -96,7 +97,10 @@ class Surroundings:
         self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
         self._values = [list(read()) for read in self._reads]
-        self._all_values = [*chain.from_iterable(self._values)]
+        # The end is an object of its own, so values after or instead of it are a difference too.
+        self._all_values = [*chain.from_iterable(self._values), _END]
+        end: Callable[[], Iterable[Any]] = partial(iter, [_END])
+        self._read_all = [*self._reads, end]
         self.add({})
         self.leave_out(self._arrays)
         self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
@@ -121,7 +125,7 @@ class Surroundings:
     def hold(self) -> bool:
         """Return whether nothing has changed."""
         return (
-            are_same([*chain.from_iterable(map(call, self._reads))], self._all_values)
+            all(map(is_, chain.from_iterable(map(call, self._read_all)), self._all_values))
             and self.memory_holds()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
@@ -275,6 +279,7 @@ class Surroundings:
         is_foreign = package_of(module) in FOREIGN and module not in _CONTAINERS
         members = [member for cls in type(value).__mro__ for member in vars(cls).items()]
         slots = [name for name, kind in members if isinstance(kind, MemberDescriptorType)]
+        slots = sorted({*slots} - {"__dict__"})  # whose values are compared below
         if slots and not is_foreign:
             self._enter(path, slots, lambda: [getattr(value, name, None) for name in slots])
         if attributes is not None and (not is_all or is_foreign):

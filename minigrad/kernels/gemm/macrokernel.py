@@ -262,6 +262,25 @@ def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
 
 
 @external()
+def multiply_block(
+    t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool,
+    pack_b: bool, room: int, bias: Matrix,
+) -> None:  # fmt: skip
+    """Compute C = A B, or +=, and add a bias, if all of A and B is one block: without `multiply`.
+
+    The loops of `multiply` take as long as the arithmetic of a small product.
+    """
+    A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
+    B = Panels(b.at, b.col, b.row, t.NR * b.col, False)
+    if pack_b:
+        pack_panels(t, b, n, k, room)
+        B = Panels(room, t.item, t.NR * t.item, t.NR * k * t.item, True)
+    macro_kernel(t, m, n, k, A, B, C, add, 0)
+    if bias.at:
+        add_bias(t, m, n, bias, C)
+
+
+@external()
 def multiply(
     launcher: int, pieces: int, t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix,
     C: Matrix, add: bool, choice: PackingChoice, room: int, prepacked: int, more: Extra,

@@ -25,6 +25,7 @@ from minigrad.kernels.gemm.macrokernel import (
     choose_packing,
     first_line,
     multiply,
+    multiply_block,
     work_size,
 )
 from minigrad.kernels.gemm.packing import (
@@ -39,6 +40,7 @@ from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
+ONE_BLOCK = 128**3  # multiply-adds up to which loops over blocks take a notable time
 HEADER = 13  # integers at the head of a plan
 Bytes = Annotated[Written.D1, types.uint8]
 
@@ -98,18 +100,21 @@ def multiply_run(
     choice = choose_packing(t, m, n, k, a, b, 0)
     work = np.empty(work_size(t, n, min(k, choice.depth) if choice.pack_b else 0), np.uint8)
     room = first_line(work)
+    is_block = m * n * k <= ONE_BLOCK and k <= choice.depth and n <= t.NC and not choice.pack_a
+    is_block = is_block and pieces == 1 and C.col == t.item
     for index in range(start, stop):
-        multiply(
-            launcher, pieces, t, m, n, k,
-            Matrix(a.at + locate(plan, index, left), a.row, a.col),
-            Matrix(b.at + locate(plan, index, right), b.row, b.col),
-            Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            plan[11] != 0, choice, room, 0, Extra(bias, 0, a, b),
-        )  # fmt: skip
+        A = Matrix(a.at + locate(plan, index, left), a.row, a.col)
+        B = Matrix(b.at + locate(plan, index, right), b.row, b.col)
+        target, add = Matrix(C.at + index * m * n * t.item, C.row, C.col), plan[11] != 0
+        if is_block:
+            multiply_block(t, m, n, k, A, B, target, add, choice.pack_b, room, bias)
+        else:
+            more = Extra(bias, 0, a, b)
+            multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)
     keep_alive(work)
 
 
-@for_each_dtype(pieces=0, shares=True)
+@for_each_dtype(pieces=0, shares=True, checks=False)
 def gemm(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, bias: Strided.D1, out: Written.D2,
     plan: Integers,

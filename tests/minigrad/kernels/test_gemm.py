@@ -482,3 +482,14 @@ def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
 def test_tiles_of_dots_fit_the_registers():
     for rows, cols in skinny.dot_shapes():
         assert rows * cols + rows + 1 <= REGISTERS
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="BLAS promises no bits")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN"])
+def test_rows_of_a_small_product_have_the_bits_of_those_of_a_large_one(layout, dtype, rng):
+    """A small product is computed as one block, and a large one block by block."""
+    x, y = operands(512, 96, 80, layout, dtype, rng)
+    large = matmul(x, y)
+    for rows in (17, 64, 200):
+        np.testing.assert_array_equal(matmul(x[:rows], y), large[:rows])
