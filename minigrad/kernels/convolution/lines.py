@@ -15,9 +15,12 @@ from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
     VECTOR,
     address_of,
+    copy_every_second,
     copy_some,
     copy_vector,
     keep_alive,
+    load,
+    store,
 )
 
 NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
@@ -31,7 +34,7 @@ def lines_of(plan: Any) -> Lines:
     p = plan[HEAD:]
     return Lines(
         p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13],
-        p[14], p[15], p[16],
+        p[14], p[15], p[16], p[17],
     )  # fmt: skip
 
 
@@ -52,23 +55,21 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
             here = (s.top + first + start) * s.width + x + before * s.phases
             there = (c * s.lines + start) * s.line + phase * length + before
             for _ in range(start, end):
-                if s.phases == 1:
-                    at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
-                    to = address_of(lines) + there * item
-                    if 0 < size < lanes:  # the zeros written after them are overwritten next
-                        copy_some(at, to, size, zero)
-                    else:
-                        for j in range(0, size, lanes):
-                            step = min(j, size - lanes) * item  # the last vector may overlap
-                            copy_vector(at + step, to + step, zero)
-                elif size > 0:
-                    numbers, target = source[plane + c, here:], lines[there : there + size]
-                    if s.phases == 2:
-                        for j in range(size):
-                            target[j] = numbers[2 * j]  # this becomes vector code
-                    else:
-                        for j in range(size):
-                            target[j] = numbers[j * s.phases]
+                at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
+                to = address_of(lines) + there * item
+                if s.phases == 1 and 0 < size < lanes:
+                    copy_some(at, to, size, zero)  # zeros after them are overwritten next
+                elif s.phases == 1:
+                    for j in range(0, size, lanes):
+                        step = min(j, size - lanes) * item  # the last vector may overlap
+                        copy_vector(at + step, to + step, zero)
+                elif s.phases == 2 and size >= lanes:
+                    for j in range(0, size, lanes):
+                        step = min(j, size - lanes) * item
+                        copy_every_second(at + 2 * step, to + step, zero)
+                else:
+                    for j in range(size):
+                        store(to + j * item, load(at + j * s.phases * item, zero))
                 here += s.width
                 there += s.line
 
@@ -93,6 +94,39 @@ def copy_images(
     return first
 
 
+@jit(inline="always")
+def image_step(s: Lines) -> int:
+    """Return the numbers from the lines of an image, for one group, to those of the next image."""
+    step: int = s.channels * s.lines * s.line * (s.groups if s.in_place else 1)
+    return step
+
+
+@jit(inline="always")
+def find_lines(
+    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
+    cleared_for: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Return the address of the lines, copied if they must be, and then as `copy_images`."""
+    if s.in_place:
+        plane = (image * s.groups + group) * s.channels
+        start = (plane * s.height + first * s.step) * s.line
+        return address_of(source) + start * source.itemsize, cleared_for
+    cleared_for = copy_images(source, s, group, image, images, first, rows, lines, cleared_for)
+    return address_of(lines), cleared_for
+
+
+@jit(inline="always")
+def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
+    """Return the bytes from the first line to the first tap of each element of the result."""
+    offsets = np.empty((images, rows, s.cols), np.int64)
+    for image in range(images):
+        for row in range(rows):
+            for col in range(s.cols):
+                number = image * image_step(s) + row * s.step * s.line + col * s.apart
+                offsets[image, row, col] = number * item
+    return offsets
+
+
 @for_each_dtype(pieces=0)
 def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
@@ -106,15 +140,11 @@ def correlate(
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
         image, first = number // blocks, number % blocks * s.block  # each group counts as an image
-        rows, plane = min(s.block, s.rows - first), image * s.channels
-        if s.in_place:
-            at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
-        else:
-            at = address_of(lines)
-            cleared_for = copy_images(
-                source, s, image % s.groups, image // s.groups, 1, first, rows, lines, cleared_for
-            )
-        filter_ = image % s.groups * filters
+        rows, group = min(s.block, s.rows - first), image % s.groups
+        at, cleared_for = find_lines(
+            source, s, group, image // s.groups, 1, first, rows, lines, cleared_for
+        )
+        filter_ = group * filters
         if bias.size:
             for o in range(filters):
                 target = out[image * filters + o, first * s.cols : (first + rows) * s.cols]
