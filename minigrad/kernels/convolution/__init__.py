@@ -24,6 +24,8 @@ If there is no kernel, numpy computes with windows of x.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -37,6 +39,8 @@ from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
 
+PARTS = 4  # of the images, for threads to share; each has sums of its own
+SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
 DEEP = 64  # taps of a sum from which on transposing it takes little time
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
@@ -94,11 +98,12 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
         windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped_planes(g, geometry.groups)
         products: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, gs)
         return products.reshape(shape)
-    dw = np.zeros(shape, g.dtype)
-    sums = dw.reshape(g.shape[1], -1)
+    depth = math.prod(shape[1:])
+    parts = min(x.shape[0], PARTS) if is_fast and shape[0] * depth <= SMALL else 1
+    sums = np.zeros((parts, *shape), g.dtype)
     plan = forward_plan(x.shape, x.itemsize, size, geometry, blocks=1, sort=not is_fast)
-    kernel(g.size * sums.shape[1] * SECONDS, _planes(x), _planes(g), *plan, sums)
-    return dw
+    kernel(g.size * depth * SECONDS, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
+    return sums[0] if parts == 1 else sums.sum(axis=0)
 
 
 def _fill_vectors(filters: int, depth: int, itemsize: int) -> bool:

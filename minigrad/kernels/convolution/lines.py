@@ -74,7 +74,7 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                 there += s.line
 
 
-@jit(inline="always")
+@external()
 def copy_images(
     source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
     cleared_for: int,
@@ -115,7 +115,7 @@ def find_lines(
     return address_of(lines), cleared_for
 
 
-@jit(inline="always")
+@external()
 def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
     """Return the bytes from the first line to the first tap of each element of the result."""
     offsets = np.empty((images, rows, s.cols), np.int64)

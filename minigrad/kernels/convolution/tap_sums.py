@@ -137,10 +137,14 @@ def sums_of_taps(
 ) -> None:  # fmt: skip
     """Compute the sums over all images and rows of the result, a row of `out` for each filter.
 
+    If `out` is longer, it has such rows for each of some equal parts of the images.
+
     Each piece computes some tiles. It copies the lines, and packs the planes of g, that they read.
     """
     t, s = blocks_of(plan, source), lines_of(plan)
-    filters, depth = out.shape[0] // s.groups, out.shape[1]
+    filters, depth = g.shape[0] // (s.images * s.groups), out.shape[1]
+    sets = out.shape[0] // filters  # of filters: one for each group of each part
+    parts = sets // s.groups
     wide = t.VL if filters <= t.VL else t.NR
     MR = tile_height(t.MR, wide // t.VL)
     in_panel = (depth + MR - 1) // MR
@@ -151,18 +155,20 @@ def sums_of_taps(
     near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes
     near_images = max(1, near_rows // s.rows)
     near = max(near_rows, near_images * s.rows) * s.cols * wide * t.item
-    share = (s.groups * tiles + pieces - 1) // pieces
+    share = (sets * tiles + pieces - 1) // pieces
     sums = np.empty((min(share, tiles) * MR, wide), source.dtype)
     work = np.empty(CACHE_LINE + near, np.uint8)
-    all_tiles = span(piece, pieces, s.groups * tiles)
-    for group in range(s.groups):
-        start = max(0, all_tiles.start - group * tiles)
-        end = min(tiles, all_tiles.stop - group * tiles)
+    all_tiles = span(piece, pieces, sets * tiles)
+    for number in range(sets):
+        part, group = number // s.groups, number % s.groups
+        start = max(0, all_tiles.start - number * tiles)
+        end = min(tiles, all_tiles.stop - number * tiles)
         if start >= end:
             continue
         sums[:] = 0
-        for image in range(0, s.images, s.together):
-            images = min(s.together, s.images - image)
+        last_image = (part + 1) * s.images // parts
+        for image in range(part * s.images // parts, last_image, s.together):
+            images = min(s.together, last_image - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
                 at, cleared_for = find_lines(
@@ -184,7 +190,7 @@ def sums_of_taps(
             for o in range(min(wide, filters - filter_)):
                 for tap in range(min(MR, depth - k)):
                     total = sums[(tile - start) * MR + tap, o]
-                    out[group * filters + filter_ + o, k + tap] = total
+                    out[number * filters + filter_ + o, k + tap] = total
     keep_alive(lines)
     keep_alive(pixels)
     keep_alive(sums)
