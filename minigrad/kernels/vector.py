@@ -385,15 +385,6 @@ def copy_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
 
 
 @instruction()
-def copy_every_second(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
-    """Copy every second number, as many as a vector has lanes, and read none after the last."""
-    low = e.load(source, e.vector)
-    high = e.load(e.builder.add(source, WORD((e.lanes - 1) * e.item)), e.vector)
-    lanes = [2 * i if 2 * i < e.lanes else 2 * i + 1 for i in range(e.lanes)]
-    e.store(e.shuffle(low, high, lanes), target)
-
-
-@instruction()
 def add_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
     """Add as many adjacent numbers as a vector has lanes to those at `target`."""
     e.store(e.builder.fadd(e.load(source, e.vector), e.load(target, e.vector)), target)

@@ -38,6 +38,7 @@ from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
+from minigrad.kernels.vector import VECTOR
 
 PARTS = 4  # of the images, for threads to share; each has sums of its own
 SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
@@ -58,8 +59,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
         sums: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, filters).reshape(shape)
         return sums if bias is None else sums + bias[:, None, None]
     out = np.empty(shape, x.dtype)
-    blocks = 1 if many else BLOCKS
-    plan = forward_plan(x.shape, x.itemsize, taps, geometry, blocks=blocks, sort=not many)
+    plan = forward_plan(x.shape, x.itemsize, taps, geometry, 1 if many else BLOCKS, not many)
     _run(kernel, x, weight, bias, plan, out)
     return out
 
@@ -101,14 +101,14 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
     depth = math.prod(shape[1:])
     parts = min(x.shape[0], PARTS) if is_fast and shape[0] * depth <= SMALL else 1
     sums = np.zeros((parts, *shape), g.dtype)
-    plan = forward_plan(x.shape, x.itemsize, size, geometry, blocks=1, sort=not is_fast)
+    plan = forward_plan(x.shape, x.itemsize, size, geometry, 1, not is_fast)
     kernel(g.size * depth * SECONDS, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
     return sums[0] if parts == 1 else sums.sum(axis=0)
 
 
 def _fill_vectors(filters: int, depth: int, itemsize: int) -> bool:
     """Return whether vectors of filters are fast: they are full, and `depth` taps are many."""
-    return filters > tile_shape(itemsize).VL and depth >= DEEP
+    return filters * itemsize > VECTOR and depth >= DEEP
 
 
 def _run(

@@ -15,12 +15,9 @@ from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
     VECTOR,
     address_of,
-    copy_every_second,
     copy_some,
     copy_vector,
     keep_alive,
-    load,
-    store,
 )
 
 NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
@@ -55,21 +52,23 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
             here = (s.top + first + start) * s.width + x + before * s.phases
             there = (c * s.lines + start) * s.line + phase * length + before
             for _ in range(start, end):
-                at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
-                to = address_of(lines) + there * item
-                if s.phases == 1 and 0 < size < lanes:
-                    copy_some(at, to, size, zero)  # zeros after them are overwritten next
-                elif s.phases == 1:
-                    for j in range(0, size, lanes):
-                        step = min(j, size - lanes) * item  # the last vector may overlap
-                        copy_vector(at + step, to + step, zero)
-                elif s.phases == 2 and size >= lanes:
-                    for j in range(0, size, lanes):
-                        step = min(j, size - lanes) * item
-                        copy_every_second(at + 2 * step, to + step, zero)
-                else:
-                    for j in range(size):
-                        store(to + j * item, load(at + j * s.phases * item, zero))
+                if s.phases == 1:
+                    at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
+                    to = address_of(lines) + there * item
+                    if 0 < size < lanes:  # the zeros written after them are overwritten next
+                        copy_some(at, to, size, zero)
+                    else:
+                        for j in range(0, size, lanes):
+                            step = min(j, size - lanes) * item  # the last vector may overlap
+                            copy_vector(at + step, to + step, zero)
+                elif size > 0:
+                    numbers, target = source[plane + c, here:], lines[there : there + size]
+                    if s.phases == 2:
+                        for j in range(size):
+                            target[j] = numbers[2 * j]  # this becomes vector code
+                    else:
+                        for j in range(size):
+                            target[j] = numbers[j * s.phases]
                 here += s.width
                 there += s.line
 
@@ -95,13 +94,6 @@ def copy_images(
 
 
 @jit(inline="always")
-def image_step(s: Lines) -> int:
-    """Return the numbers from the lines of an image, for one group, to those of the next image."""
-    step: int = s.channels * s.lines * s.line * (s.groups if s.in_place else 1)
-    return step
-
-
-@jit(inline="always")
 def find_lines(
     source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
     cleared_for: int,
@@ -119,11 +111,12 @@ def find_lines(
 def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
     """Return the bytes from the first line to the first tap of each element of the result."""
     offsets = np.empty((images, rows, s.cols), np.int64)
+    planes = s.channels * (s.groups if s.in_place else 1)  # of an image
     for image in range(images):
         for row in range(rows):
             for col in range(s.cols):
-                number = image * image_step(s) + row * s.step * s.line + col * s.apart
-                offsets[image, row, col] = number * item
+                line = image * planes * s.lines + row * s.step
+                offsets[image, row, col] = (line * s.line + col * s.apart) * item
     return offsets
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.kernels.convolution.lines import find_lines, image_step, lines_of, pixel_offsets
-from minigrad.kernels.convolution.tap_sums import add_tile, tile_height
+from minigrad.kernels.convolution.lines import find_lines, lines_of, pixel_offsets
+from minigrad.kernels.convolution.tap_sums import ADDRESSES, add_tile
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix, pack
@@ -21,14 +21,6 @@ from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.jit import Integers, Read, Written, external
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import address_of, keep_alive, load, prefetch, store, transpose_block
-
-
-@external()
-def _prefetch_planes(target: int, plane: int, filters: int, size: int) -> None:
-    """Prefetch `size` bytes of planes that are `plane` bytes apart."""
-    for o in range(filters):
-        for byte in range(0, size, CACHE_LINE):
-            prefetch(target + o * plane + byte)
 
 
 @external()
@@ -62,7 +54,7 @@ def sums_of_pixels(
     all_images = s.images * s.groups  # each group counts as an image
     block = min(s.block, max(1, s.rows * all_images // (2 * pieces)))
     together = min(s.together, max(1, all_images // (2 * pieces))) if block == s.rows else 1
-    lines = np.empty(0 if s.in_place else together * image_step(s), source.dtype)
+    lines = np.empty(0 if s.in_place else together * s.channels * s.lines * s.line, source.dtype)
     offsets = pixel_offsets(s, together, block, t.item)
     cleared_for = -1
     most = t.MR * t.VL // 2  # pixels whose sums are computed before they are transposed
@@ -88,7 +80,7 @@ def sums_of_pixels(
         while o < last_filter:
             high = min(t.NR, last_filter - o)
             wide = t.VL if high <= t.VL else t.NR
-            height = tile_height(t.MR, wide // t.VL)
+            height = t.MR if wide > t.VL else min(t.MR, ADDRESSES)
             a = Matrix(address_of(weight) + o * depth * t.item, depth * t.item, t.item)
             pack(t, a, high, depth, wide, wide, packed)
             if bias.size:
@@ -100,8 +92,10 @@ def sums_of_pixels(
                 for p in range(0, of_image, most):
                     pixels = min(most, of_image - p)  # of each image
                     target = corner + i * image_bytes + p * t.item
-                    for j in range(together_now):
-                        _prefetch_planes(target + j * image_bytes, plane, high, pixels * t.item)
+                    for j in range(together_now * high):
+                        to = target + j // high * image_bytes + j % high * plane
+                        for byte in range(0, pixels * t.item, CACHE_LINE):
+                            prefetch(to + byte)  # the cache lines that are written soon
                     for run in range(runs):
                         k, end = run * depth // runs, (run + 1) * depth // runs
                         for row in range(0, together_now * pixels, height):

@@ -55,7 +55,7 @@ class LoopPlan(NamedTuple):
 
 def _plan(
     shape: Shape, itemsize: int, groups: int, start: Shape, stride: Shape, taps: Sequence[Array],
-    size: Shape, blocks: int = BLOCKS, sort: bool = True,
+    size: Shape, blocks: int, sort: bool,
 ) -> LoopPlan:  # fmt: skip
     """Return the plan of a result of this size, from a source of this shape.
 
@@ -102,9 +102,8 @@ def _plan(
 
 @lru_cache(PLANS)
 def forward_plan(
-    shape: Shape, itemsize: int, kernel: Shape, geometry: Geometry, blocks: int = BLOCKS,
-    sort: bool = True,
-) -> LoopPlan:  # fmt: skip
+    shape: Shape, itemsize: int, kernel: Shape, geometry: Geometry, blocks: int, sort: bool
+) -> LoopPlan:
     """Return the plan of a convolution of a source of this shape."""
     start = (-geometry.padding[0], -geometry.padding[1])
     taps = [np.arange(k) * d for k, d in zip(kernel, geometry.dilation, strict=True)]
@@ -143,9 +142,8 @@ def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator
 
 @lru_cache(PLANS)
 def input_plans(
-    shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry,
-    blocks: int = BLOCKS,
-) -> list[tuple[_Reaching, _Reaching, LoopPlan]]:  # fmt: skip
+    shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry, blocks: int
+) -> list[tuple[_Reaching, _Reaching, LoopPlan]]:
     """Return plans for the gradient of x: one for each pair of remainders of a row and a column."""
     found = []
     for rows in _reaching(size[0], kernel[0], geometry, 0):
@@ -153,7 +151,7 @@ def input_plans(
             start, taps = (rows.start, cols.start), (rows.offsets, cols.offsets)
             counts = (rows.size, cols.size)
             plan = _plan(
-                shape, itemsize, geometry.groups, start, (1, 1), taps, counts, blocks
-            )  # fmt: skip
+                shape, itemsize, geometry.groups, start, (1, 1), taps, counts, blocks, sort=False
+            )
             found.append((rows, cols, plan))
     return found

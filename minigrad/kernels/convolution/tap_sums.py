@@ -17,40 +17,30 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.convolution.lines import find_lines, image_step, lines_of, pixel_offsets
+from minigrad.kernels.convolution.lines import find_lines, lines_of, pixel_offsets
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, tile_shape
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import WORD, Integers, Read, Written, external, jit
+from minigrad.kernels.jit import WORD, Integers, Read, Written, external
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import Emitter, address_of, instruction, keep_alive
 
-ADDRESSES = 10  # that stay in registers, if a processor has 16 of them
-
-
-def _height(MR: int, vectors: int) -> int:
-    """Return the most rows of a tile of `add_tile`.
-
-    With one vector, a step has a load for each multiply-add, so there are at most as many rows as
-    there are registers for their addresses.
-    """
-    return MR if vectors > 1 else min(MR, ADDRESSES)
-
-
-tile_height = jit(inline="always")(_height)
+ADDRESSES = 10  # of rows: so many stay in registers, if a processor has 16 of them
 
 
 @instruction()
-def _tile_over_offsets(
+def add_tile(
     e: Emitter, rows: Any, filters: Any, depth: Any, lines: Any, of_rows: Any, of_steps: Any,
     factors: Any, start: Any, sums: Any, _zero: Any,
 ) -> None:  # fmt: skip
     """Compute sums[i, :] += the sum over k of lines[of_rows[i] + of_steps[k]] * factors[k, :].
 
-    The offsets are in bytes. The tile has at most `tile_height` rows. `factors` and `sums` have
-    complete vectors of `filters`: one, or NV. If `start` is not 0, it is the address of numbers to
-    which each row adds the sums instead.
+    The offsets are in bytes. `factors` and `sums` have complete vectors of `filters`: one, or NV.
+    If `start` is not 0, it is the address of numbers to which each row adds the sums instead.
+
+    The tile has at most MR rows. With one vector, it has at most ADDRESSES, because then each
+    multiply-add needs a load, and there is no time to load addresses too.
     """
     builder = e.builder
     starts = builder.icmp_signed("!=", start, WORD(0))
@@ -60,7 +50,8 @@ def _tile_over_offsets(
     bases = [e.hidden(builder.add(lines, offset)) for offset in offsets]
 
     def emit(vectors: int) -> list[Any]:
-        step, height = WORD(vectors * e.vector_bytes), _height(len(bases), vectors)
+        step = WORD(vectors * e.vector_bytes)
+        height = len(bases) if vectors > 1 else min(len(bases), ADDRESSES)
 
         def steps_of_k(count: int, now: list[Any]) -> list[Any]:
             at, factors_at, *totals = now
@@ -89,15 +80,6 @@ def _tile_over_offsets(
 
     is_wide = builder.icmp_signed(">", filters, WORD(e.lanes))
     e.choose([(is_wide, partial(emit, NV))], partial(emit, 1))
-
-
-@external()
-def add_tile(
-    rows: int, filters: int, depth: int, lines: int, of_rows: int, of_steps: int, factors: int,
-    start: int, sums: int, zero: float,
-) -> None:  # fmt: skip
-    """Call `_tile_over_offsets`, which is compiled once for all loops."""
-    _tile_over_offsets(rows, filters, depth, lines, of_rows, of_steps, factors, start, sums, zero)
 
 
 @external()
@@ -146,10 +128,10 @@ def sums_of_taps(
     sets = out.shape[0] // filters  # of filters: one for each group of each part
     parts = sets // s.groups
     wide = t.VL if filters <= t.VL else t.NR
-    MR = tile_height(t.MR, wide // t.VL)
+    MR = t.MR if wide > t.VL else min(t.MR, ADDRESSES)
     in_panel = (depth + MR - 1) // MR
     tiles = (filters + wide - 1) // wide * in_panel
-    lines = np.empty(0 if s.in_place else s.together * image_step(s), source.dtype)
+    lines = np.empty(0 if s.in_place else s.together * s.channels * s.lines * s.line, source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
     cleared_for = -1
     near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes

@@ -151,8 +151,8 @@ def on_threads(monkeypatch):
     mg.set_num_threads(before)
 
 
-def with_blocks(number, *shapes, **options):
-    return plan.forward_plan(*shapes, **options | {"blocks": number})
+def with_blocks(number, shape, itemsize, kernel, geometry, _, sort):
+    return plan.forward_plan(shape, itemsize, kernel, geometry, number, sort)
 
 
 @pytest.mark.parametrize("filters", [9, 50])
