@@ -41,6 +41,7 @@ from minigrad.kernels.launch import Kernel, kernel_for
 from minigrad.kernels.vector import VECTOR
 
 PARTS = 4  # of the images, for threads to share; each has sums of its own
+LONG = 2e-4  # seconds of work from which on parts pay
 SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
 DEEP = 64  # taps of a sum from which on transposing it takes little time
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
@@ -99,10 +100,12 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
         products: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, gs)
         return products.reshape(shape)
     depth = math.prod(shape[1:])
-    parts = min(x.shape[0], PARTS) if is_fast and shape[0] * depth <= SMALL else 1
+    seconds = g.size * depth * SECONDS
+    few_tiles = is_fast and shape[0] * depth <= SMALL
+    parts = min(x.shape[0], PARTS) if few_tiles and seconds >= LONG else 1
     sums = np.zeros((parts, *shape), g.dtype)
     plan = forward_plan(x.shape, x.itemsize, size, geometry, 1, not is_fast)
-    kernel(g.size * depth * SECONDS, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
+    kernel(seconds, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
     return sums[0] if parts == 1 else sums.sum(axis=0)
 
 

@@ -123,9 +123,12 @@ def three(how, x, weight, bias, y):
 
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("deep", [1, 64])  # taps from which on vectors hold filters
-def test_kernels_agree_with_sums_over_windows(dtype, deep, monkeypatch):
-    monkeypatch.setattr(kernels.convolution, "DEEP", deep)
+@pytest.mark.parametrize("are_long", [True, False])
+def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
+    """Long work is shared by threads and by parts of the images, and a sum of many taps is long."""
+    if are_long:
+        monkeypatch.setattr(kernels.convolution, "SECONDS", 1.0)
+        monkeypatch.setattr(kernels.convolution, "DEEP", 1)
     rng = np.random.default_rng(0)
     for _ in range(100):
         how, *arrays = random_convolution(rng)
