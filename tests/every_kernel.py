@@ -103,6 +103,8 @@ def products(dtype):
     x, y = draws(dtype, (70, 90), (90, 75))
     found["bias"] = lambda: [matmul(x, y, bias=y[0])]
     found["kept panels"] = with_prepacked
+    images, filters = draws(dtype, (2, 8, 5, 6), (20, 8, 3, 3))
+    found["convolution with many filters"] = lambda: [mg.conv2d(images, filters, padding=1)]
     for name, kind in (("NF4", NF4Matrix.of), ("bfloat16", BFloat16Matrix.of)):
         found[name] = lambda kind=kind: narrow(kind)
     return {f"product: {name}": call for name, call in found.items()}

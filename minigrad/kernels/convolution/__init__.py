@@ -8,11 +8,13 @@ So a tile of the result is a tile of a matrix product in which the rows of B are
 distances. A table has the position of each row, and the micro-kernel reads the rows in place. For
 this, the numbers of a row must be adjacent. With padding or a stride, the lines (rows of x) for
 some rows of the result are copied first: zeros are put around them, and their columns are sorted by
-the remainder after division by the stride.
+the remainder after division by the stride. With many filters, these are the columns of the product
+instead, and the numbers of an image are read one by one, at any distance.
 
     plan        which lines a result reads, and the positions of its taps; found once for a shape
     lines       copying lines, and the loop of the forward pass; it also computes the gradient of x,
                 with other taps for each remainder of an index after division by the stride
+    pixel_sums  the same for many filters: a product whose columns are filters
     tap_sums    the gradient of the weight: a product whose rows are taps and whose columns are
                 filters
     row_sums    the same for few filters: products of rows of g with lines of x
@@ -22,24 +24,35 @@ If there is no kernel, numpy computes with windows of x.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from minigrad.kernels.convolution.lines import correlate
-from minigrad.kernels.convolution.plan import LoopPlan, forward_plan, input_plans
+from minigrad.kernels.convolution.pixel_sums import sums_of_pixels
+from minigrad.kernels.convolution.plan import BLOCKS, LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
 from minigrad.kernels.convolution.tap_sums import sums_of_taps
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import Kernel, kernel_for
+from minigrad.kernels.vector import VECTOR
 
+PARTS = 4  # of the images, for threads to share; each has sums of its own
+LONG = 2e-4  # seconds of work from which on parts pay
+SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
+DEEP = 64  # taps of a sum from which on transposing it takes little time
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> Array:
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
-    kernel, taps = kernel_for(correlate, x, weight, bias), weight.shape[2:]
+    depth = weight.size // max(1, weight.shape[0])
+    many = _fill_vectors(weight.shape[0] // geometry.groups, depth, x.itemsize)
+    kernel = kernel_for(sums_of_pixels if many else correlate, x, weight, bias)
+    taps = weight.shape[2:]
     size = geometry.result_size(x.shape[2:], taps)
     shape = x.shape[0], weight.shape[0], *size
     if kernel is None:
@@ -47,22 +60,26 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
         sums: Array = np.einsum("ngcyxij,gocij->ngoyx", windows, filters).reshape(shape)
         return sums if bias is None else sums + bias[:, None, None]
     out = np.empty(shape, x.dtype)
-    _run(kernel, x, weight, bias, forward_plan(x.shape, x.itemsize, taps, geometry), out)
+    plan = forward_plan(x.shape, x.itemsize, taps, geometry, 1 if many else BLOCKS, not many)
+    _run(kernel, x, weight, bias, plan, out)
     return out
 
 
 def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
-    kernel = kernel_for(correlate, g, weight)
+    (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
+    depth = weight.size // max(1, channels * down * right)  # of a part, on average
+    many = _fill_vectors(weight.shape[1], depth, g.itemsize)
+    kernel = kernel_for(sums_of_pixels if many else correlate, g, weight)
     if kernel is None:
         return _add_to_windows(g, weight, size, geometry)
-    (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
     every = down == right == 1  # one part is enough, because all taps reach each element of x
     dx = (np.empty if every else np.zeros)((g.shape[0], channels, *size), g.dtype)
     swapped = np.swapaxes(_grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
-    for rows, cols, plan in input_plans(g.shape, g.itemsize, weight.shape[2:], size, geometry):
+    taps, blocks = weight.shape[2:], 1 if many else BLOCKS
+    for rows, cols, plan in input_plans(g.shape, g.itemsize, taps, size, geometry, blocks):
         target = dx[..., rows.first :: down, cols.first :: right]
-        part = swapped[..., rows.taps, :][..., cols.taps].reshape(channels, -1)
+        part = swapped[..., rows.taps, cols.taps].reshape(channels, -1)
         out = dx if every else np.empty(target.shape, g.dtype)
         _run(kernel, g, part, None, plan, out)
         if not every:
@@ -82,11 +99,19 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
         windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped_planes(g, geometry.groups)
         products: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, gs)
         return products.reshape(shape)
-    dw = np.zeros(shape, g.dtype)
-    sums = dw.reshape(g.shape[1], -1)
-    plan = forward_plan(x.shape, x.itemsize, size, geometry, blocks=1)
-    kernel(g.size * sums.shape[1] * SECONDS, _planes(x), _planes(g), *plan, sums)
-    return dw
+    depth = math.prod(shape[1:])
+    seconds = g.size * depth * SECONDS
+    few_tiles = is_fast and shape[0] * depth <= SMALL
+    parts = min(x.shape[0], PARTS) if few_tiles and seconds >= LONG else 1
+    sums = np.zeros((parts, *shape), g.dtype)
+    plan = forward_plan(x.shape, x.itemsize, size, geometry, 1, not is_fast)
+    kernel(seconds, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
+    return sums[0] if parts == 1 else sums.sum(axis=0)
+
+
+def _fill_vectors(filters: int, depth: int, itemsize: int) -> bool:
+    """Return whether vectors of filters are fast: they are full, and `depth` taps are many."""
+    return filters * itemsize > VECTOR and depth >= DEEP
 
 
 def _run(

@@ -31,7 +31,7 @@ def lines_of(plan: Any) -> Lines:
     p = plan[HEAD:]
     return Lines(
         p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13],
-        p[14], p[15], p[16],
+        p[14], p[15], p[16], p[17],
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
                 there += s.line
 
 
-@jit(inline="always")
+@external()
 def copy_images(
     source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
     cleared_for: int,
@@ -93,6 +93,33 @@ def copy_images(
     return first
 
 
+@jit(inline="always")
+def find_lines(
+    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
+    cleared_for: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Return the address of the lines, copied if they must be, and then as `copy_images`."""
+    if s.in_place:
+        plane = (image * s.groups + group) * s.channels
+        start = (plane * s.height + first * s.step) * s.line
+        return address_of(source) + start * source.itemsize, cleared_for
+    cleared_for = copy_images(source, s, group, image, images, first, rows, lines, cleared_for)
+    return address_of(lines), cleared_for
+
+
+@external()
+def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
+    """Return the bytes from the first line to the first tap of each element of the result."""
+    offsets = np.empty((images, rows, s.cols), np.int64)
+    planes = s.channels * (s.groups if s.in_place else 1)  # of an image
+    for image in range(images):
+        for row in range(rows):
+            for col in range(s.cols):
+                line = image * planes * s.lines + row * s.step
+                offsets[image, row, col] = (line * s.line + col * s.apart) * item
+    return offsets
+
+
 @for_each_dtype(pieces=0)
 def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
@@ -106,15 +133,11 @@ def correlate(
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
         image, first = number // blocks, number % blocks * s.block  # each group counts as an image
-        rows, plane = min(s.block, s.rows - first), image * s.channels
-        if s.in_place:
-            at = address_of(source) + (plane * s.height + first * s.step) * s.line * t.item
-        else:
-            at = address_of(lines)
-            cleared_for = copy_images(
-                source, s, image % s.groups, image // s.groups, 1, first, rows, lines, cleared_for
-            )
-        filter_ = image % s.groups * filters
+        rows, group = min(s.block, s.rows - first), image % s.groups
+        at, cleared_for = find_lines(
+            source, s, group, image // s.groups, 1, first, rows, lines, cleared_for
+        )
+        filter_ = group * filters
         if bias.size:
             for o in range(filters):
                 target = out[image * filters + o, first * s.cols : (first + rows) * s.cols]

@@ -42,7 +42,8 @@ class Lines(NamedTuple):
     block: int  # rows of the result that are computed from one copy
     rows: int  # rows in a plane of the result
     cols: int
-    together: int  # for the gradient of the weight: images whose lines are copied at once
+    together: int  # images whose lines may be copied at once
+    apart: int  # numbers in a line from a column of the result to the next
 
 
 class LoopPlan(NamedTuple):
@@ -54,24 +55,26 @@ class LoopPlan(NamedTuple):
 
 def _plan(
     shape: Shape, itemsize: int, groups: int, start: Shape, stride: Shape, taps: Sequence[Array],
-    size: Shape, blocks: int = BLOCKS,
+    size: Shape, blocks: int, sort: bool,
 ) -> LoopPlan:  # fmt: skip
     """Return the plan of a result of this size, from a source of this shape.
 
     The first tap of the first element of the result reads the source at `start`, which may be
     negative, and that of the next element `stride` further. `taps` has the indices that all taps of
     the first element read, minus `start`, for each axis. `blocks` is the least number of blocks of
-    rows, for threads to share.
+    rows, for threads to share. With `sort`, the columns of copied lines are sorted by phases.
     """
     images, planes, height, width = shape
     (rows, cols), channels = size, planes // groups
     reach = [int(indices.max()) + 1 for indices in taps]
-    phase = -(-((cols - 1) * stride[1] + reach[1]) // stride[1])
-    line = phase * stride[1]
+    phases = stride[1] if sort else 1
+    phase = -(-((cols - 1) * stride[1] + reach[1]) // phases)
+    line = phase * phases
     ends = start[0] + (rows - 1) * stride[0] + reach[0]
-    fits = stride[1] == 1 and start == (0, 0) and line == width and ends <= height
+    fits = phases == 1 and start == (0, 0) and line <= width and ends <= height
+    line = width if fits else line
     joined = 1
-    if fits and reach == [1, 1] and height == rows:  # several rows are joined to one
+    if fits and reach == [1, 1] and (height, width) == size:  # several rows are joined to one
         joined = max(n for n in range(1, rows + 1) if rows % n == 0 and n * cols <= max(cols, LONG))
     # Without masked loads, a tile that is not full would read past the last line.
     in_place = fits and (MASKS_ARE_FREE or joined * cols % tile_shape(itemsize).NR == 0)
@@ -85,13 +88,13 @@ def _plan(
     copied = height if in_place else (block - 1) * stride[0] + reach[0]
     if not in_place and copied * line * itemsize % ALIAS == 0:
         copied += 1
-    in_line = taps[1] % stride[1] * phase + taps[1] // stride[1]
+    in_line = taps[1] % phases * phase + taps[1] // phases
     table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
     together = max(1, min(images, most // copied)) if block == rows else 1
-    (top, left), (step, phases) = start, stride
+    (top, left), step = start, stride[0]
     lines = Lines(
         images, groups, channels, height, width, top, left, step, phases, reach[0], line, copied,
-        in_place, block, rows, cols, together,
+        in_place, block, rows, cols, together, stride[1] // phases,
     )  # fmt: skip
     sizes = np.array([*block_sizes(itemsize), *lines])
     return LoopPlan(table.reshape(-1) * itemsize, sizes)
@@ -99,13 +102,13 @@ def _plan(
 
 @lru_cache(PLANS)
 def forward_plan(
-    shape: Shape, itemsize: int, kernel: Shape, geometry: Geometry, blocks: int = BLOCKS
+    shape: Shape, itemsize: int, kernel: Shape, geometry: Geometry, blocks: int, sort: bool
 ) -> LoopPlan:
     """Return the plan of a convolution of a source of this shape."""
     start = (-geometry.padding[0], -geometry.padding[1])
     taps = [np.arange(k) * d for k, d in zip(kernel, geometry.dilation, strict=True)]
     size = geometry.result_size(shape[2:], kernel)
-    return _plan(shape, itemsize, geometry.groups, start, geometry.stride, taps, size, blocks)
+    return _plan(shape, itemsize, geometry.groups, start, geometry.stride, taps, size, blocks, sort)
 
 
 class _Reaching(NamedTuple):
@@ -117,7 +120,7 @@ class _Reaching(NamedTuple):
 
     first: int  # the first i
     size: int  # the number of indices i
-    taps: Array
+    taps: slice  # from the last to the first
     start: int  # the least index of g that is read for the first i
     offsets: Array  # for the first i: the index of g that each tap reads, minus `start`
 
@@ -129,15 +132,17 @@ def _reaching(size: int, kernel: int, geometry: Geometry, axis: int) -> Iterator
         first = (remainder - p) % s
         taps = np.flatnonzero(np.arange(kernel) * d % s == remainder)[::-1]
         if first < size and taps.size:
+            step = taps[0] - taps[1] if taps.size > 1 else 1
+            every = slice(int(taps[0]), int(taps[-1]) - 1 if taps[-1] else None, -int(step))
             indices = (first + p) // s - (d * taps - remainder) // s
             yield _Reaching(
-                first, -(-(size - first) // s), taps, int(indices[0]), indices - indices[0]
+                first, -(-(size - first) // s), every, int(indices[0]), indices - indices[0]
             )
 
 
 @lru_cache(PLANS)
 def input_plans(
-    shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry
+    shape: Shape, itemsize: int, kernel: Shape, size: Shape, geometry: Geometry, blocks: int
 ) -> list[tuple[_Reaching, _Reaching, LoopPlan]]:
     """Return plans for the gradient of x: one for each pair of remainders of a row and a column."""
     found = []
@@ -145,6 +150,8 @@ def input_plans(
         for cols in _reaching(size[1], kernel[1], geometry, 1):
             start, taps = (rows.start, cols.start), (rows.offsets, cols.offsets)
             counts = (rows.size, cols.size)
-            plan = _plan(shape, itemsize, geometry.groups, start, (1, 1), taps, counts)
+            plan = _plan(
+                shape, itemsize, geometry.groups, start, (1, 1), taps, counts, blocks, sort=False
+            )
             found.append((rows, cols, plan))
     return found

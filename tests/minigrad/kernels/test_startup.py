@@ -287,7 +287,7 @@ sys.stdout.flush()
         (
             # So large that threads share it, by a loop that is compiled too.
             "minigrad.conv2d(minigrad.ones(32, 16, 28, 28), minigrad.ones(32, 16, 3, 3))",
-            "correlate",
+            "sums_of_pixels",
             "sums_of_taps",
         ),
     ],

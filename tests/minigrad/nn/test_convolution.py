@@ -96,7 +96,8 @@ def random_convolution(rng):
     """Operands and options of a convolution, of any shape."""
     while True:
         groups, images = (int(n) for n in rng.integers(1, 4, 2))
-        channels, filters = (groups * int(n) for n in rng.integers(1, [5, 40]))
+        few_and_many = rng.permutation(rng.integers(1, [5, 40]))
+        channels, filters = (groups * int(n) for n in few_and_many)
         kernel, stride, dilation = (tuple(map(int, rng.integers(1, 5, 2))) for _ in range(3))
         padding, size = (
             tuple(map(int, rng.integers(0, 6, 2))),
@@ -122,7 +123,12 @@ def three(how, x, weight, bias, y):
 
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_kernels_agree_with_sums_over_windows(dtype, monkeypatch):
+@pytest.mark.parametrize("are_long", [True, False])
+def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
+    """Long work is shared by threads and by parts of the images, and a sum of many taps is long."""
+    if are_long:
+        monkeypatch.setattr(kernels.convolution, "SECONDS", 1.0)
+        monkeypatch.setattr(kernels.convolution, "DEEP", 1)
     rng = np.random.default_rng(0)
     for _ in range(100):
         how, *arrays = random_convolution(rng)
@@ -140,11 +146,16 @@ def test_kernels_agree_with_sums_over_windows(dtype, monkeypatch):
 
 @pytest.fixture
 def on_threads(monkeypatch):
-    """Sets the number of threads, and makes any work worth it."""
+    """Sets the number of threads, and makes any work worth it, and any sum one of many taps."""
     before = mg.get_num_threads()
     monkeypatch.setattr(kernels.convolution, "SECONDS", 1.0)
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
     yield mg.set_num_threads
     mg.set_num_threads(before)
+
+
+def with_blocks(number, shape, itemsize, kernel, geometry, _, sort):
+    return plan.forward_plan(shape, itemsize, kernel, geometry, number, sort)
 
 
 @pytest.mark.parametrize("filters", [9, 50])
@@ -161,19 +172,21 @@ def test_threads_and_blocks_change_no_bit(shape, filters, on_threads, monkeypatc
         results.append([z.tobytes() for z in three(how, x, weight, None, y)])
     assert results[0] == results[1]
     for blocks in (1, 50):
-        of_blocks = partial(plan.forward_plan, blocks=blocks)
+        of_blocks = partial(with_blocks, blocks)
         monkeypatch.setattr(kernels.convolution, "forward_plan", of_blocks)
         assert kernels.convolution.convolve(x, weight, None, how).tobytes() == results[0][0]
 
 
-def test_an_infinity_beside_an_image_stays_there():
+def test_an_infinity_beside_an_image_stays_there(monkeypatch):
     """What lies beside a row in memory is multiplied with nothing."""
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
     x = np.ones((1, 2, 6, 5), np.float32)
     x[0, 1] = np.inf
-    out = mg.conv2d(x, np.ones((3, 1, 3, 3), np.float32).repeat(2, 0), groups=2, padding=1)
-    assert np.isfinite(out[0, :3]).all()
-    assert np.isinf(out[0, 3:]).all()
-    for filters in (1, 20):  # in each of two groups
+    for filters in (1, 3, 20):  # in each of two groups
+        out = mg.conv2d(x, np.ones((2 * filters, 1, 3, 3), np.float32), groups=2, padding=1)
+        assert np.isfinite(out[0, :filters]).all()
+        assert np.isinf(out[0, filters:]).all()
+    for filters in (1, 20):
         y = np.ones((1, 2 * filters, 6, 5), np.float32)
         y[0, filters:] = np.nan
         dw = kernels.convolution.weight_gradient(
