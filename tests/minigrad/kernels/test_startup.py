@@ -578,8 +578,8 @@ def test_a_function_whose_parts_are_missing_is_compiled_and_ends_no_process(mach
     for file in machine.folder.rglob("macro_kernel-*.nbc"):  # of each dtype
         file.unlink()
     compiled, *_ = machine.run(script)
-    assert compiled[-1] == "macro_kernel"  # and all that calls it
-    assert "multiply_piece" in compiled
+    assert compiled[-1] == "macro_kernel"  # and the first function that was to call it
+    assert "multiply_block" in compiled
     assert machine.run(script)[0] == []
 
 
