@@ -366,14 +366,13 @@ def label_weights(
         ValueError: if a label is not a class, or all labels are ignored in a mean.
     """
     weights, total = kernels.losses.label_weights(
-        labels.ravel(), classes, int(ignore_index), class_weights, dtype
+        labels, classes, int(ignore_index), class_weights, dtype
     )
     if not isfinite(total):  # the weight is nan where a label is not a class
         check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
         raise ValueError(_NO_MEAN if labels.size else _NO_LOSSES.format(labels.shape))
-    divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
-    return weights.reshape(labels.shape), divisor
+    return weights, {"mean": total, "sum": 1.0, "none": None}[reduction]
 
 
 def check_from_0_to_1(values: NDArray[Any]) -> None:

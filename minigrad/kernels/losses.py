@@ -36,9 +36,9 @@ def label_weights(
     """
     kernel = _label_weights_loop.get(dtype)
     if kernel is not None and labels.dtype == np.int64:
-        weights, total = np.empty(labels.size, SINGLE), np.empty(1)
+        weights, total = np.empty(labels.shape, SINGLE), np.empty(1)
         known = nothing(SINGLE) if class_weights is None else class_weights.ravel()
-        kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
+        kernel.alone(labels.ravel(), classes, ignored, known, weights.ravel(), total)
         return weights, total.item()
     is_unknown = (labels < 0) | (labels >= classes)
     if class_weights is None:
