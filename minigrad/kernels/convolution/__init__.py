@@ -41,7 +41,7 @@ from minigrad.kernels.launch import Kernel, kernel_for
 from minigrad.kernels.vector import VECTOR
 
 PARTS = 4  # of the images, for threads to share; each has sums of its own
-LONG = 2e-4  # seconds of work from which on parts pay
+LEAST_SECONDS = 2e-4  # of work from which on parts pay
 SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
 DEEP = 64  # taps of a sum from which on transposing it takes little time
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
@@ -49,7 +49,7 @@ SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> Array:
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
-    depth = weight.size // max(1, weight.shape[0])
+    depth = math.prod(weight.shape[1:])
     many = _fill_vectors(weight.shape[0] // geometry.groups, depth, x.itemsize)
     kernel = kernel_for(sums_of_pixels if many else correlate, x, weight, bias)
     taps = weight.shape[2:]
@@ -102,7 +102,7 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
     depth = math.prod(shape[1:])
     seconds = g.size * depth * SECONDS
     few_tiles = is_fast and shape[0] * depth <= SMALL
-    parts = min(x.shape[0], PARTS) if few_tiles and seconds >= LONG else 1
+    parts = min(x.shape[0], PARTS) if few_tiles and seconds >= LEAST_SECONDS else 1
     sums = np.zeros((parts, *shape), g.dtype)
     plan = forward_plan(x.shape, x.itemsize, size, geometry, 1, not is_fast)
     kernel(seconds, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.kernels.convolution.lines import find_lines, lines_of, pixel_offsets
-from minigrad.kernels.convolution.tap_sums import ADDRESSES, add_tile
+from minigrad.kernels.convolution.tap_sums import add_tile, tile_height
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix, pack
@@ -80,7 +80,7 @@ def sums_of_pixels(
         while o < last_filter:
             high = min(t.NR, last_filter - o)
             wide = t.VL if high <= t.VL else t.NR
-            height = t.MR if wide > t.VL else min(t.MR, ADDRESSES)
+            height = tile_height(t, wide)
             a = Matrix(address_of(weight) + o * depth * t.item, depth * t.item, t.item)
             pack(t, a, high, depth, wide, wide, packed)
             if bias.size:

@@ -22,7 +22,7 @@ from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, tile_shape
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import WORD, Integers, Read, Written, external
+from minigrad.kernels.jit import WORD, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import Emitter, address_of, instruction, keep_alive
 
@@ -82,6 +82,12 @@ def add_tile(
     e.choose([(is_wide, partial(emit, NV))], partial(emit, 1))
 
 
+@jit(inline="always")
+def tile_height(t: BlockSizes, wide: int) -> int:
+    """Return the most rows of `add_tile` with so many filters."""
+    return t.MR if wide > t.VL else min(t.MR, ADDRESSES)
+
+
 @external()
 def _add_block(
     t: BlockSizes, MR: int, start: int, end: int, wide: int, filters: int, depth: int, images: int,
@@ -128,7 +134,7 @@ def sums_of_taps(
     sets = out.shape[0] // filters  # of filters: one for each group of each part
     parts = sets // s.groups
     wide = t.VL if filters <= t.VL else t.NR
-    MR = t.MR if wide > t.VL else min(t.MR, ADDRESSES)
+    MR = tile_height(t, wide)
     in_panel = (depth + MR - 1) // MR
     tiles = (filters + wide - 1) // wide * in_panel
     lines = np.empty(0 if s.in_place else s.together * s.channels * s.lines * s.line, source.dtype)
