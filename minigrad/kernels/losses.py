@@ -44,7 +44,8 @@ def label_weights(
     if class_weights is None:
         weights = np.ones(labels.shape, dtype)
     else:
-        weights = class_weights.astype(dtype)[np.where(is_unknown, 0, labels)]
+        # For a single label, indexing returns a number.
+        weights = np.asarray(class_weights.astype(dtype)[np.where(is_unknown, 0, labels)])
     weights[is_unknown] = np.nan
     weights[labels == ignored] = 0
     return weights, float(weights.sum(dtype=np.float64))

@@ -349,3 +349,11 @@ def test_an_impossible_target_to_ignore_is_refused(index):
     for call in calls:
         with pytest.raises(TypeError, match=r"ignore_index .* is an integer, not"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_single_label_has_the_loss_of_a_batch_of_one(dtype):
+    scores, weight = np.array([1, 2, 0.5], dtype), np.array([1, 2, 0.25], dtype)
+    one = minigrad.cross_entropy(minigrad.tensor(scores), 2, weight=weight, reduction="sum")
+    batch = minigrad.cross_entropy(scores[None], [2], weight=weight, reduction="sum")
+    assert one.item() == pytest.approx(batch.item(), rel=1e-6)
