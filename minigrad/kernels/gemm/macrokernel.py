@@ -246,16 +246,19 @@ def rows_are_near(t: BlockSizes, m: int, depth: int) -> bool:
 
 
 @jit(inline="always")
-def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
-    """Return the number of strips of rows: a divisor of `pieces` that leaves MC rows or more.
+def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int, packs: bool) -> int:
+    """Return the number of strips of rows, a divisor of `pieces`; the other factor cuts columns.
 
-    The other factor of `pieces` cuts the columns. Each thread packs the rows of A that it needs, so
-    two threads with the same rows both pack them. This extra work is small if each thread has many
-    columns and A is in the level-2 cache.
+    Strips of rows are better for C: two threads write to one cache line at most, but to one in each
+    row of C if they have different columns. If B must be packed (`packs`), columns can be better
+    for A and B: each thread packs the columns of B that it needs, and the rows of A, which are then
+    packed several times. This extra work is small if each thread has many columns and A is in the
+    level-2 cache; otherwise a strip has MC rows or more.
     """
-    if rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
+    if packs and rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
         return 1
-    strips = min(pieces, max(1, m // t.MC))
+    least = t.MC if packs else 4 * t.MR
+    strips = min(pieces, max(1, m // least))
     while pieces % strips:
         strips -= 1
     return strips
@@ -263,21 +266,29 @@ def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int) -> int:
 
 @external()
 def multiply_block(
-    t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool,
-    pack_b: bool, room: int, bias: Matrix,
+    piece: int, pieces: int, t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix,
+    add: bool, pack_b: bool, bias: Matrix,
 ) -> None:  # fmt: skip
-    """Compute C = A B, or +=, and add a bias, if all of A and B is one block: without `multiply`.
+    """Compute a piece of C = A B, or +=, and add a bias, if all of A and B is one block.
 
-    The loops of `multiply` take as long as the arithmetic of a small product.
+    The loops of `multiply` take as long as the arithmetic of a small product. The pieces are rows.
+    Each piece packs all of B for itself, which is faster than waiting for other threads and reading
+    what they packed.
     """
+    first = piece * m // pieces
+    rows = (piece + 1) * m // pieces - first
+    a, C = part_of(a, first, 0), part_of(C, first, 0)
     A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
     B = Panels(b.at, b.col, b.row, t.NR * b.col, False)
+    work = np.empty(work_size(t, n, k) if pack_b else 0, np.uint8)
     if pack_b:
+        room = first_line(work)
         pack_panels(t, b, n, k, room)
         B = Panels(room, t.item, t.NR * t.item, t.NR * k * t.item, True)
-    macro_kernel(t, m, n, k, A, B, C, add, 0)
+    macro_kernel(t, rows, n, k, A, B, C, add, 0)
     if bias.at:
-        add_bias(t, m, n, bias, C)
+        add_bias(t, rows, n, bias, C)
+    keep_alive(work)
 
 
 @external()
@@ -292,8 +303,9 @@ def multiply(
     already, for those of the second product.
     """
     most = min(k, choice.depth)
-    strips = cut_rows(t, m, n, most, pieces)
-    packed_at_use = choice.pack_b and not prepacked and strips == 1 and rows_are_near(t, m, most)
+    packs = choice.pack_b and not prepacked
+    strips = cut_rows(t, m, n, most, pieces, packs)
+    packed_at_use = packs and strips == 1 and rows_are_near(t, m, most)
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR

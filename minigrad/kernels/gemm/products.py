@@ -20,6 +20,7 @@ from numba import types
 
 from minigrad.kernels.gemm.macrokernel import (
     NO_BIAS,
+    SHALLOW,
     Extra,
     block_depth,
     choose_packing,
@@ -98,16 +99,19 @@ def multiply_run(
         m, n, left, right = n, m, right, left
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
-    work = np.empty(work_size(t, n, min(k, choice.depth) if choice.pack_b else 0), np.uint8)
+    one_block = m * n * k <= ONE_BLOCK and k <= choice.depth and n <= t.NC and C.col == t.item
+    one_block = one_block and (k <= SHALLOW or not choice.pack_a)
+    one_block = one_block and (pieces == 1 or m >= pieces * t.MR)
+    packed = choice.pack_b and not one_block
+    work = np.empty(work_size(t, n, min(k, choice.depth)) if packed else 0, np.uint8)
     room = first_line(work)
-    is_block = m * n * k <= ONE_BLOCK and k <= choice.depth and n <= t.NC and not choice.pack_a
-    is_block = is_block and pieces == 1 and C.col == t.item
     for index in range(start, stop):
         A = Matrix(a.at + locate(plan, index, left), a.row, a.col)
         B = Matrix(b.at + locate(plan, index, right), b.row, b.col)
         target, add = Matrix(C.at + index * m * n * t.item, C.row, C.col), plan[11] != 0
-        if is_block:
-            multiply_block(t, m, n, k, A, B, target, add, choice.pack_b, room, bias)
+        if one_block:
+            arguments = t, m, n, k, A, B, target, add, choice.pack_b, bias
+            share(launcher, pieces, multiply_block, arguments)
         else:
             more = Extra(bias, 0, a, b)
             multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)

@@ -101,6 +101,26 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
 
 
 @needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+@pytest.mark.parametrize("shape", [(128, 128, 128), (100, 70, 33), (31, 64, 300), (300, 200, 160)])
+def test_any_number_of_threads_gives_the_same_bits(shape, layout, dtype, rng):
+    """Few rows, a block, and several blocks, shared by up to eight threads."""
+    kernel = PRODUCTS[np.dtype(dtype)]
+    x, y = operands(*shape, layout, dtype, rng)
+    bias = rng.standard_normal(y.shape[1]).astype(dtype)
+    start = rng.standard_normal((x.shape[0], y.shape[1])).astype(dtype)
+    for add in (False, True):
+        alone = start.copy()
+        kernel.gemm.alone(x, y, bias, alone, kernel.plans[add])
+        assert_close(alone, x, y, bias + start * add)
+        for threads in (2, 3, 8):
+            shared = start.copy()
+            kernel.gemm.shared(threads, x, y, bias, shared, kernel.plans[add])
+            np.testing.assert_array_equal(shared, alone)
+
+
+@needs_jit
 @pytest.mark.parametrize("layout", ["NN", "NT"])
 @pytest.mark.parametrize(
     ("m", "n", "worth_threads"), [(1, 576, True), (3, 1536, True), (1, 100, False), (3, 192, False)]
