@@ -128,13 +128,16 @@ def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
             is_ours = True
             with suppress(OSError):  # the file system may have no locks
                 is_ours = try_lock(file)
-            if (is_ours and os.path.exists(file.name)) or not left:
+            if is_ours or not left:
                 yield file
                 return
 
 
 def try_lock(file: BinaryIO) -> bool:
     """Lock a file until it is closed; return False if another process holds the lock.
+
+    Also return False if the file is not at its path any more: after it was opened, another process
+    has moved or removed it, and may have made a new one.
 
     Raises:
         OSError: if the system or the file system has no locks.
@@ -143,9 +146,9 @@ def try_lock(file: BinaryIO) -> bool:
         raise OSError(errno.ENOTSUP, "files that are locked cannot be renamed")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, FileNotFoundError):
         return False
-    return True
 
 
 def remove_dead(left: Path, lock: Path) -> None:

@@ -296,12 +296,11 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         _give_up_turn(target, [*_left_by_version_0_1(target)])
         return
     with open(saved / _MANIFEST, "r+b") as lock:
-        found = os.fstat(lock.fileno())
         try:
             is_free = try_lock(lock)
         except OSError:  # without locks, after such a long time, assume that it was killed
-            is_free = found.st_mtime < time.time() - PATIENCE
-        if is_free and os.path.samestat(found, os.stat(saved / _MANIFEST)):
+            is_free = os.fstat(lock.fileno()).st_mtime < time.time() - PATIENCE
+        if is_free:
             _give_up_turn(target, [*unfinished(target)])
 
 

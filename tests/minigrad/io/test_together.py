@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,9 @@ import pytest
 from minigrad import io
 from tests.chaos.forks import forks
 from tests.chaos.lines import Lines
+
+if sys.platform != "win32":
+    import fcntl
 
 ENTRY, OTHER = "entry", "in/side"
 
@@ -388,6 +391,36 @@ def test_without_locks_what_is_a_day_old_is_removed(tmp_path, monkeypatch):
         os.utime(path, (past, past))
     put(tmp_path, "x")
     assert hidden(tmp_path) == [".saving-new"]
+
+
+@posix
+@pytest.mark.parametrize("plan", [None, "plan"])
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_leftover_that_another_save_takes_meanwhile_is_left_alone(
+    plan, is_made_again, tmp_path, monkeypatch
+):
+    left, flock = tmp_path / ".saving-plan", fcntl.flock
+
+    def make():
+        left.mkdir()
+        return open(left / ".manifest.json", "xb")
+
+    with ExitStack() as stack:
+
+        def lock(file, how):
+            """Lock a file that was opened before another save ended, and perhaps one more began."""
+            monkeypatch.setattr("fcntl.flock", flock)
+            shutil.rmtree(left)
+            if is_made_again:
+                flock(stack.enter_context(make()), how)
+            flock(file, how)
+
+        make().close()
+        monkeypatch.setattr("fcntl.flock", lock)
+        with io.replacing_together(tmp_path, ENTRY, plan) as stage:
+            (stage / ENTRY).write_text("x")
+    assert (tmp_path / ENTRY).read_text() == "x"
+    assert left.exists() == is_made_again
 
 
 @posix
