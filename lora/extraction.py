@@ -178,8 +178,8 @@ def extract(
     if lost:
         raise ValueError(
             f"the finetuned model differs from the base in what the adapter would not have: "
-            f"{', '.join(lost)}; make their layers targets, take modules over with "
-            f'modules_to_save=[...], biases with bias="all"'
+            f"{', '.join(lost)}; make their layers targets, or copy modules with "
+            f'modules_to_save=[...], and biases with bias="all"'
         )
     found = {}
     for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):

@@ -101,7 +101,7 @@ def convert_adapter(
     is_gguf = target.suffix == ".gguf" and not target.is_dir()
     if (is_gguf or target.is_file()) if is_file else not is_gguf:
         kind = "a folder" if is_file else "a file that ends in .gguf"
-        raise ValueError(f"{os.fspath(out)!r} is to be {kind}; name one")
+        raise ValueError(f"{os.fspath(out)!r} must be {kind}; name one")
     if is_file:
         check_no_model(out, base)
         return _to_folder(GGUFFile(adapter), out, config)

@@ -157,8 +157,8 @@ def extract_files(
         if lost and not lossy:
             raise ValueError(
                 f"the finetuned model differs from the base in what the adapter would not have: "
-                f"{', '.join(lost)}; take biases over with bias, modules with modules_to_save, or "
-                f"say lossy to leave these out"
+                f"{', '.join(lost)}; copy biases with bias, and modules with modules_to_save, or "
+                f"set lossy to leave these out"
             )
         tables = [
             name

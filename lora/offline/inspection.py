@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora.adapter import UNMERGEABLE
+from lora.frozen import Array
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
 from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
 from lora.offline.workers import WorkerPool
@@ -70,11 +71,8 @@ class LayerSummary(Spectral):
         if missing := [part for part in (A, B) if part not in layer.keys]:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
         a, b = (files.part(layer, part, np.float64) for part in (A, B))
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] * layer.groups:
-            raise ValueError(
-                f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
-                f"(d_out, rank)"
-            )
+        if problem := _shape_problem(a, b, layer.groups):
+            raise ValueError(f"{layer.name}: {problem}")
         kind = layer.kind + (f", {layer.groups} groups" if layer.groups > 1 else "")
         kind += ", DoRA" if MAGNITUDE in layer.keys else ""
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
@@ -165,6 +163,13 @@ def summarise(folder: PathLike) -> Summary:
             files.has_checksum,
             files.unfinished,
         )
+
+
+def _shape_problem(a: Array, b: Array, groups: int) -> str:
+    """Return why A and B cannot be the factors of an update; empty if they can."""
+    if a.ndim == b.ndim == 2 and len(a) == b.shape[1] * groups:
+        return ""
+    return f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)"
 
 
 def draw(summary: Summary, path: PathLike | None = None) -> Picture:
@@ -311,14 +316,9 @@ def check_adapter(
             broken = [weight.name for weight, is_finite in weights if not is_finite]
             if opened.model is not None:
                 names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
-                compared = pool.map(compare_tensor, names, "compare", "tensor")
-                for name, verdict in zip(names, compared, strict=True):
-                    if isinstance(verdict, MergedLayer):
-                        rows.append(verdict)
-                        name, verdict = verdict.name, verdict.verdict
-                    if verdict not in ("", RIGHT):
-                        is_hidden = verdict == HIDDEN
-                        found.append(Finding("odd" if is_hidden else "wrong", name, verdict))
+                compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
+                rows += [each for each in compared if isinstance(each, MergedLayer)]
+                found += _findings_of_merged(names, compared)
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
@@ -329,6 +329,20 @@ def check_adapter(
             ]
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
+
+
+def _findings_of_merged(
+    names: Sequence[str], compared: Sequence[MergedLayer | str]
+) -> Iterator[Finding]:
+    """Yield the mistakes in a merged model, from the results of `compare_tensor` for its tensors.
+
+    For a layer, its name is given, and not that of its weight.
+    """
+    for name, verdict in zip(names, compared, strict=True):
+        if isinstance(verdict, MergedLayer):
+            name, verdict = verdict.name, verdict.verdict
+        if verdict not in ("", RIGHT):
+            yield Finding("odd" if verdict == HIDDEN else "wrong", name, verdict)
 
 
 def _damage(base: AdaptedBase, file: str) -> str:
@@ -412,8 +426,8 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
         if broken := int(np.count_nonzero(~np.isfinite(array))):
             yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
     a, b = arrays[A], arrays[B]
-    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] * layer.groups:
-        yield wrong(f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)")
+    if problem := _shape_problem(a, b, layer.groups):
+        yield wrong(problem)
         return
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):

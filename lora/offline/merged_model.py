@@ -23,6 +23,7 @@ from lora.offline.model_folder import AdaptedBase, is_computed
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling
+from minigrad.core.tensor import Tensor
 from minigrad.io.tensor_file import Tensors
 from minigrad.io.tensor_info import to_stored
 
@@ -139,7 +140,7 @@ def _compared(
 
     is_right, figures = distance(right, 1.0)
     if not is_right and adapter.start is not None:
-        eps += _rounding_of_start(weight, adapter)
+        eps += _rounding_of_start(weight, s, *adapter.start)
         is_right, figures = distance(right, 1.0)
     ratio, error, _ = figures
     if is_right:  # if little of the update was lost, the base is not as near
@@ -161,7 +162,7 @@ def _compared(
     if norms is not None:
         plain = partial(Adapter.of(weight, a, b, s).update, weight)
         mistakes.append((plain, 1.0, "has the update without DoRA's magnitude"))
-    verdict = f"is {error:.3g} |dW| from what it should be, and not the base"
+    verdict = f"differs by {error:.3g} |dW| from W + dW, and is not the base"
     scaled = (right, ratio, f"{lost} {ratio * s:.4g}, which is {ratio:.4g} times {s:g}")
     for update, factor, text in (*mistakes, scaled):
         if distance(update, factor)[0]:
@@ -171,17 +172,17 @@ def _compared(
     return MergedLayer(name, dtype, *figures, verdict)
 
 
-def _rounding_of_start(weight: StoredWeight, adapter: Adapter) -> float:
+def _rounding_of_start(
+    weight: StoredWeight, scale: float, first_a: Tensor, first_b: Tensor
+) -> float:
     """Return how far PiSSA's s B_0 A_0 may be from PEFT's, whose singular vectors are float32's.
 
     The first r vectors turn towards the others, the more so the less their singular values differ.
     """
-    if adapter.start is None:
-        return 0.0
-    a, b = (part._data.astype(np.float64) for part in adapter.start)
-    values = adapter.scale * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=0)
+    a, b = (part._data.astype(np.float64) for part in (first_a, first_b))
+    values = scale * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=0)
     largest, last = float(values.max()), float(values.min())
-    gap = last - float(np.linalg.norm(weight.dense() - adapter.scale * (b @ a), 2))
+    gap = last - float(np.linalg.norm(weight.dense() - scale * (b @ a), 2))
     turn = max(1.0, last / max(gap, _BACKWARD * largest)) if largest else 0.0
     return _BACKWARD * largest * turn
 

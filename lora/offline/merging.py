@@ -78,9 +78,11 @@ class MergedFiles:
         lines += [f"{name} {UNTIED}" for name in self.heads]
         if self.left_out:
             left_out = ", ".join(self.left_out)
-            lines.append(f"not copied, for there may be weights without the update: {left_out}")
+            reason = "because weights without the update may be in them"
+            lines.append(f"not copied, {reason}: {left_out}")
         if self.kept:
-            lines.append(f"complete from a merge that was killed: {', '.join(self.kept)}")
+            kept = ", ".join(self.kept)
+            lines.append(f"complete already, from a merge that was killed: {kept}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 

@@ -41,12 +41,12 @@ PathLike = str | os.PathLike[str]
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
-    "in both, and one with the adapter in the embedding only; to keep the head as it is, save the "
-    "base with a copy of its own (tie_word_embeddings=False) first"
+    "in both, and a model with the adapter only in the embedding; to keep the head as it is, first "
+    "save the base with a copy of the weight for the head (tie_word_embeddings=False)"
 )
 UNTIED = (
-    "is a head of its own, where the base has that of the embedding: config.json must say "
-    "tie_word_embeddings=false, as a copied one does"
+    "is the weight of the head, which in the base is the weight of the embedding: config.json must "
+    "have tie_word_embeddings=false, as a copied one has"
 )
 
 EMBEDDINGS = (

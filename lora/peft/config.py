@@ -225,7 +225,7 @@ class PeftConfig:
                 problems.append(f"{name}={content[name]!r:.100} is wrong: {error}")
         targets, layers = values.get("target_modules"), values.get("layers_to_transform")
         if targets is None and not problems:
-            problems.append("target_modules are not said; name the layers that have updates")
+            problems.append("target_modules are missing; name the layers that have updates")
         if values.get("layers_pattern") and not layers:
             problems.append(
                 f"layers_pattern={values['layers_pattern']!r:.200} says where an index is: "

@@ -39,7 +39,7 @@ def render(
     try:  # copy by way of JSON: the template gets plain data, and no objects with methods
         turns = json.loads(json.dumps(messages))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"messages are made of what JSON has: {error}") from None
+        raise ValueError(f"messages consist of values that JSON can represent: {error}") from None
     listed = turns if isinstance(turns, list) else []
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in listed]
     if not roles or not all(isinstance(role, str) for role in roles):
@@ -54,12 +54,12 @@ def render(
         for part in _compiled(template).generate(given):
             made += part
             if len(made) > LONGEST:
-                raise exceptions.SecurityError(f"to write more than {LONGEST:,} characters")
+                raise exceptions.SecurityError(f"it writes more than {LONGEST:,} characters")
         return made
     except exceptions.TemplateSyntaxError as error:
         raise ValueError(f"the chat template is not a template of jinja2: {error}") from None
     except exceptions.SecurityError as error:
-        raise ValueError(f"the chat template tries what is not allowed: {error}") from None
+        raise ValueError(f"the chat template does what is not allowed: {error}") from None
     except exceptions.TemplateError as error:
         raise ValueError(f"the chat template refuses these messages: {error}") from None
     except Exception as error:  # an expression in it can raise any error
@@ -86,7 +86,7 @@ def _sandbox() -> Any:
         """Return a value, and count a step of the template that uses it."""
         if next(context.parent[_STEPS]) > MOST_STEPS:
             raise jinja2.exceptions.SecurityError(
-                f"to make more than {MOST_STEPS:,} passes of loops and calls"
+                f"it makes more than {MOST_STEPS:,} passes of loops and calls"
             )
         return value
 

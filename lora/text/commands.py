@@ -276,15 +276,13 @@ def evaluate(
 ) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
     """Compute the loss of the base, and of an adapter if one is given."""
     if len(adapter) > 1:
-        raise ValueError(f"eval measures the base beside one adapter, not beside {len(adapter)}")
+        raise ValueError(f"eval compares the base with one adapter, not with {len(adapter)}")
     files = data_files(data)
     file = files.get("test") or files.get("valid") or files["train"]
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
-    vocab_size, most = model.config.vocab_size, model.config.max_length
-    given = {"max_length": min(training.LONGEST, most), **options}
-    if (longest := given["max_length"]) is not None and longest > most:
-        raise ValueError(f"max_length={longest}, but the model's context is {most} tokens")
-    rows = read_rows(file, tokenizer, vocab_size=vocab_size, **given)
+    config = model.config
+    options["max_length"] = training.longest_row(options.get("max_length"), config.max_length)
+    rows = read_rows(file, tokenizer, vocab_size=config.vocab_size, **options)
     if progress:
         print(rows, file=sys.stderr)
     report = evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)

@@ -162,30 +162,19 @@ def read_rows(
                 continue
             notes: list[str] = []
             try:
-                row = _parsed(line, as_chat, notes)
-                parts = list(_parts(row, tokenizer, render, train_on_prompts, notes))
+                content = _parsed(line, as_chat, notes)
+                parts = list(_parts(content, tokenizer, render, train_on_prompts, notes))
                 ids = np.array([token for tokens, _ in parts for token in tokens], np.int64)
                 counts = np.array([c for tokens, c in parts for _ in tokens], np.bool_)
                 counts[:1] = False  # the first token cannot be predicted
                 check_tokens(ids.tolist(), largest)
-                if not counts.any():
-                    notes = ["left out, without an answer"]
-                elif max_length is not None and len(ids) > max_length:
-                    if long_rows == "refuse":
-                        raise ValueError(
-                            f"the row has {len(ids):,} tokens, and max_length is {max_length:,}; "
-                            f"raise it, or let long rows be cut"
-                        )
-                    ids, counts = ids[:max_length], counts[:max_length]
-                    notes.append(f"cut to {max_length:,} tokens")
-                    if not counts.any():
-                        notes = [f"left out, with no answer up to token {max_length:,}"]
+                row = _fitting(Row(ids, counts), max_length, long_rows, notes)
             except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {number}: {error!s:.1000}") from None
             for note in notes:
                 rows.notes.setdefault(note, []).append(number)
-            if counts.any():
-                rows.rows.append(Row(ids, counts))
+            if row is not None:
+                rows.rows.append(row)
     rows.digest = digest.hexdigest()
     if not rows.rows:
         raise ValueError(f"{rows!r}; nothing is left")
@@ -230,6 +219,32 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
+    return row
+
+
+def _fitting(
+    row: Row, max_length: int | None, long_rows: Literal["cut", "refuse"], notes: list[str]
+) -> Row | None:
+    """Return a row with at most `max_length` tokens, or None if none of these counts.
+
+    There is a note about a row that is cut. About a row that is left out, it is the only one.
+    """
+    if not row.counted.any():
+        notes[:] = ["left out, without an answer"]
+        return None
+    length = len(row.ids)
+    if max_length is None or length <= max_length:
+        return row
+    if long_rows == "refuse":
+        raise ValueError(
+            f"the row has {length:,} tokens, and max_length is {max_length:,}; raise it, or let "
+            f"long rows be cut"
+        )
+    row = Row(row.ids[:max_length], row.counted[:max_length])
+    if not row.counted.any():
+        notes[:] = [f"left out, with no answer up to token {max_length:,}"]
+        return None
+    notes.append(f"cut to {max_length:,} tokens")
     return row
 
 

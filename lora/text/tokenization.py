@@ -338,7 +338,7 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"character {error.start + 1:,} of {len(text):,} of {name} is half of one, or a byte "
-            f"that is not UTF-8; a text has whole characters"
+            f"that is not UTF-8; a text consists of whole characters"
         ) from None
 
 

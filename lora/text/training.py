@@ -183,8 +183,8 @@ def train(
     """
     targets = None if targets is None else check_patterns("targets", targets)
     options = {name: value for name, value in locals().items() if name in OPTION_TYPES}
-    _check_options(options, model.config.max_length)
-    options["max_length"] = max_length or min(LONGEST, model.config.max_length)
+    _check_options(options)
+    options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
     linear = candidates(model)[0]
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
@@ -266,18 +266,29 @@ OPTION_TYPES = {
 """The types of the parameters of `train` that are stored with a run, and stay when it resumes."""
 
 
-def _check_options(options: Mapping[str, Any], context: int) -> None:
-    """Check the options of `train` for a model with a context of so many tokens."""
+def longest_row(max_length: int | None, context: int) -> int:
+    """Return the largest number of tokens of a row for a model with a context of so many tokens.
+
+    It is `max_length`; or by default, the lesser of LONGEST and the context. A ValueError is raised
+    if `max_length` exceeds the context.
+    """
+    if max_length is None:
+        return min(LONGEST, context)
+    if max_length > context:
+        raise ValueError(f"max_length={max_length}, but the model's context is {context} tokens")
+    return max_length
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of `train`; `read_rows` checks `long_rows` and most flags."""
     for name in ("epochs", "batch_size", "accumulation_steps", *_MAY_BE_NONE):
         if options[name] is not None or name not in _MAY_BE_NONE:
             (check_count if name == "validate_every" else check_positive)(name, options[name])
-    check_flag("checkpointing", options["checkpointing"])  # `read_rows` checks the other flags
+    check_flag("checkpointing", options["checkpointing"])
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
     check_above_0("clip_norm", options["clip_norm"])
-    if (most := options["max_length"]) is not None and most > context:
-        raise ValueError(f"max_length={most}, but the model's context is {context} tokens")
 
 
 def _rows(

@@ -41,7 +41,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
     count = environment.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in environment and count != "1":
         raise RuntimeError(
-            f"torchrun has started {count} processes, but those of minigrad talk by MPI: start "
+            f"torchrun has started {count} processes, but minigrad's communicate by MPI: start "
             f"them by `mpiexec -n {count} python train.py`"
         )
     if environment.get(PARENT, str(os.getpid())) != str(os.getpid()):
@@ -72,7 +72,7 @@ def prepare_rank() -> None:
 
 
 def end_others() -> None:
-    """At the end of this rank, end all if an error was not caught before the world has begun.
+    """End all ranks if this one ends with an error that nobody caught, before its world has begun.
 
     The other ranks would wait for this one. A launcher ends them if a signal ends a process.
     """

@@ -340,7 +340,8 @@ def _mpi(launch: Launch) -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise RuntimeError(
-            f"{launch.launcher} has started {launch.size} processes, and they cannot talk, because "
-            f"mpi4py is missing or finds no MPI ({error}): {INSTALL}, with the MPI of that launcher"
+            f"{launch.launcher} has started {launch.size} processes, and they cannot communicate, "
+            f"because mpi4py is missing or finds no MPI ({error}): {INSTALL}, with the MPI of that "
+            f"launcher"
         ) from error
     return MPI

@@ -97,7 +97,7 @@ def launcher() -> int:
 
 
 def _emit_share(
-    context: Any, builder: Any, launcher: Any, pieces: Any, code: Any, kinds: Any, values: Any
+    context: Any, builder: Any, launcher_at: Any, pieces: Any, code: Any, kinds: Any, values: Any
 ) -> None:
     """Emit code that lets threads call the function at an address for each piece.
 
@@ -124,9 +124,9 @@ def _emit_share(
     inner.ret_void()
 
     described = [builder.ptrtoint(x, WORD) for x in (work, record)]
-    emit_call(context, builder, launcher, types.none, (INT,) * 3, [*described, pieces])
-    some = builder.load(cgutils.gep_inbounds(builder, record, 0, 0))
-    with cgutils.if_unlikely(builder, builder.icmp_signed("!=", some, WORD(0))):
+    emit_call(context, builder, launcher_at, types.none, (INT,) * 3, [*described, pieces])
+    has_failed = builder.load(cgutils.gep_inbounds(builder, record, 0, 0))
+    with cgutils.if_unlikely(builder, builder.icmp_signed("!=", has_failed, WORD(0))):
         message = "a kernel found no memory to work in"
         context.call_conv.return_user_exc(builder, MemoryError, (message,))
 
@@ -142,15 +142,15 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
     symbol = EXTERNALS[function.typing_key].symbol(every)
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        team, count, _, packed = values
+        launcher_at, count, _, packed = values
         unpacked = cgutils.unpack_tuple(builder, packed)
         given = [*map(partial(context.cast, builder), unpacked, arguments, kinds)]
         code = emit_address(context, builder, symbol, types.none, every)
-        with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (alone, shared):
+        with builder.if_else(builder.icmp_signed("==", launcher_at, WORD(0))) as (alone, shared):
             with alone, cgutils.for_range(builder, count) as loop:
                 emit_call(context, builder, code, types.none, every, [loop.index, count, *given])
             with shared:
-                _emit_share(context, builder, team, count, code, kinds, given)
+                _emit_share(context, builder, launcher_at, count, code, kinds, given)
         return context.get_dummy_value()
 
     return types.none(INT, INT, function, arguments), emit
@@ -167,13 +167,14 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         words, *given = values
         words = builder.inttoptr(words, WORD.as_pointer())
-        team, first, count, code = (builder.load(builder.gep(words, [WORD(i)])) for i in range(4))
-        with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (once, shared):
+        loaded = (builder.load(builder.gep(words, [WORD(i)])) for i in range(4))
+        launcher_at, first, count, code = loaded
+        with builder.if_else(builder.icmp_signed("==", launcher_at, WORD(0))) as (once, shared):
             with once:
                 every = (INT, INT, *kinds)
                 emit_call(context, builder, code, types.none, every, [first, count, *given])
             with shared:
-                _emit_share(context, builder, team, count, code, kinds, given)
+                _emit_share(context, builder, launcher_at, count, code, kinds, given)
         return context.get_dummy_value()
 
     return types.none(how, *kinds), emit

@@ -5,7 +5,6 @@ recorder      an observer that records a step as lines of a program
 names         the names of the values in a program
 program       a program: its lines, its source code and its function
 surroundings  what a step reads besides its arguments, and whether this has changed
-settings      the options and states that a program reads again in each run
 """
 
 from minigrad.programs.captured import Captured as Captured

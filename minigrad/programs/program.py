@@ -104,9 +104,8 @@ class Program:
             before, now = next((a, b) for a, b in pairs if a != b)
             raise CaptureError(
                 f"capture: {when} does something else than the call before: first "
-                f"{_shown(before)}, now {_shown(now)}{old}; a choice by values is made with "
-                f"minigrad.where, and what changes from call to call is an argument, a number as a "
-                f"Tensor"
+                f"{_shown(before)}, now {_shown(now)}{old}; choose by values with minigrad.where, "
+                f"and pass what changes from call to call as an argument, a number as a Tensor"
             )
         for name, value in self._constants.items():
             if _is_same(first._constants.get(name), value):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dis
 import io
 import pickle
+import random as stdlib_random
 import re
 import sys
 import weakref
@@ -27,7 +28,6 @@ from functools import cached_property, partial
 from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call, is_
-from random import SystemRandom
 from types import (
     BuiltinMethodType,
     FunctionType,
@@ -46,10 +46,12 @@ from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
-from minigrad.optim import Optimizer
-from minigrad.programs.settings import GENERATORS, Settable, named_settings, settings_of, state_of
+from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.random import states_of_global_generators
 from minigrad.readonly import owner_of
+
+Settable = Optimizer | LRScheduler | EMA
+GENERATORS = np.random.Generator, np.random.RandomState, stdlib_random.Random
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
 LIBRARY = {"minigrad", "lora"}
@@ -157,8 +159,8 @@ class Surroundings:
         A program reads them again in each run, and only functions that its lines call may change
         them.
         """
-        settings = {path: settings_of(each) for path, each in self.settable.items()}
-        states: list[Any] = [pickle.dumps(state_of(source)) for source in self._sources]
+        settings = {path: _settings_of(each) for path, each in self.settable.items()}
+        states: list[Any] = [pickle.dumps(_state_of(source)) for source in self._sources]
         if "random" in self._words:
             states += states_of_global_generators()
         return settings, states
@@ -232,7 +234,7 @@ class Surroundings:
         elif isinstance(value, weakref.ref):
             self._walk(value(), path)
         elif isinstance(value, GENERATORS):
-            if not isinstance(value, SystemRandom):  # which has no state
+            if not isinstance(value, stdlib_random.SystemRandom):  # which has no state
                 self._sources.append(value)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
@@ -303,7 +305,7 @@ class Surroundings:
             if not isinstance(scope, ModuleType):  # the code may name a new attribute
                 self._compare(path, ("a new attribute",), partial(_count, scope))
         for path, each in self.settable.items():
-            self._compare_settings(path, partial(named_settings, each, self._words))
+            self._compare_settings(path, partial(_named_settings, each, self._words))
 
     def _compare_settings(self, path: str, read: Callable[[], Iterable[tuple[str, Any]]]) -> None:
         """Compare settings that a program reads again, but that the code names too."""
@@ -342,6 +344,42 @@ class Surroundings:
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
         names = sorted(read)
         self._enter("", names, partial(map, function.__globals__.get, names))
+
+
+def _settings_of(value: Settable) -> Any:
+    """Return the settings that only `step()` and `update()` may change in a step."""
+    if isinstance(value, LRScheduler):
+        return vars(value) | value.state_dict()
+    # Loading a state makes another dict. This dict is kept, so the new one has another id.
+    if isinstance(value, EMA):
+        options = value.decay, value.warmup, value.updates, value.is_applied
+        return *options, id(value.averages), value.averages
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
+    return groups, id(value.state), value.state
+
+
+def _named_settings(value: Settable, words: set[str]) -> list[tuple[str, Any]]:
+    """List the settings that a program reads again, and that the code of the step names too."""
+    if isinstance(value, Optimizer):
+        groups = enumerate(value.param_groups)
+        return [
+            (f"param_groups.{i}.{k}", group[k])
+            for i, group in groups
+            for k in sorted(group.keys() & words - {"params"})
+        ]
+    found = [(name, vars(value)[name]) for name in sorted(vars(value).keys() & words)]
+    if isinstance(value, LRScheduler) and "get_last_lr" in words:
+        found += [("get_last_lr()", rate) for rate in value.get_last_lr()]
+    return found
+
+
+def _state_of(source: Any) -> Any:
+    """Return the state of a source of random numbers."""
+    if isinstance(source, np.random.Generator):
+        return source.bit_generator.state
+    if isinstance(source, np.random.RandomState):
+        return source.get_state(legacy=False)
+    return source.getstate()
 
 
 def _value_in(cell: Any) -> Any:

@@ -110,7 +110,7 @@ class TrainingStep:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _optimized(self) -> set[int]:
-        """Return their ids."""
+        """Return the ids of the parameters that the optimiser trains."""
         return set(map(id, self._parameters()))
 
     def _recorded_step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:

@@ -268,8 +268,8 @@ class Trainer(TrainingStep):
         if self._unfinished is not None:
             if len(self._unfinished.order) != len(data):
                 raise ValueError(
-                    f"the unfinished epoch is one of {len(self._unfinished.order)} rows or "
-                    f"micro-batches, and these are {len(data)}; continue with the same data"
+                    f"the unfinished epoch has {len(self._unfinished.order)} rows or "
+                    f"micro-batches, and these data have {len(data)}; continue with the same data"
                 )
             left -= self._unfinished.position
         size = data.batch_size * self.accumulation_steps
@@ -684,13 +684,14 @@ def _by_name(metrics: Any) -> dict[str, Metric]:
     names = [getattr(metric, "__name__", type(metric).__name__) for metric in functions]
     names = list(metrics) if isinstance(metrics, Mapping) else names
     if len(set(names)) != len(names):
-        raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
+        raise ValueError(f"two metrics have the same name, of {names}; pass a dict of names")
     for name in names:
         is_free = isinstance(name, str) and not name.startswith("validation_")
         if not is_free or name in RESERVED:
             raise ValueError(
-                f"a metric cannot be called {name!r:.60}, as its name is a string that the records "
-                f"do not use for something else; name it with a dict, metrics={{'my_loss': ...}}"
+                f"a metric cannot be called {name!r:.60}: its name must be a string that the "
+                f"records do not use for something else; name it by a dict, metrics={{'my_loss': "
+                f"...}}"
             )
     return dict(zip(names, functions, strict=True))
 

@@ -571,7 +571,9 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
         *("adapter_config.json", "blob", "deep/", "elsewhere/", "fp16/", "link.json", "onnx/"),
         *("openvino/", "pytorch_model.bin"),
     )
-    assert "not copied, for there may be weights without the update: adapter_config" in repr(merged)
+    assert "not copied, because weights without the update may be in them: adapter_config" in repr(
+        merged
+    )
     single = merge_files(base, adapter, tmp_path / "out.safetensors")
     assert single.left_out == ()
 
@@ -722,7 +724,7 @@ def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     found = check_adapter(tmp_path / "adapter", base)
     assert found.is_right
     for told in (repr(merged), repr(found)):
-        assert ("is a head of its own" in told) is bool(config)
+        assert ("is the weight of the head, which in the base is" in told) is bool(config)
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
@@ -1167,8 +1169,8 @@ def test_an_extracted_adapter_is_the_best_of_its_rank(net, rng, tmp_path):
 
 
 NOTHING_LOST = {
-    "a bias": (lambda a: replaced("norm.bias", np.ones(8, "f4"))(a), {}, "norm.bias; take"),
-    "an excluded layer": (lambda a: a, {"exclude": ["square"]}, "square.weight; take"),
+    "a bias": (lambda a: replaced("norm.bias", np.ones(8, "f4"))(a), {}, "norm.bias; copy"),
+    "an excluded layer": (lambda a: a, {"exclude": ["square"]}, "square.weight; copy"),
     "a pattern": (lambda a: a, {"targets": ["nope"]}, "targets: 'nope' matches none of"),
     "a module": (
         lambda a: a,

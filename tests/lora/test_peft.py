@@ -1132,7 +1132,7 @@ def test_an_expression_goes_with_no_indices(theirs):
     with pytest.raises(ValueError, match="not with an expression"):
         lora.load(model_of("mlp"), folder)
     configure(folder, target_modules=None, layers_to_transform=None)
-    with pytest.raises(ValueError, match="target_modules are not said"):
+    with pytest.raises(ValueError, match="target_modules are missing"):
         lora.load(model_of("mlp"), folder)
 
 

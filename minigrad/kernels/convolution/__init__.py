@@ -41,9 +41,9 @@ from minigrad.kernels.launch import Kernel, kernel_for
 from minigrad.kernels.vector import VECTOR
 
 PARTS = 4  # of the images, for threads to share; each has sums of its own
-LEAST_SECONDS = 2e-4  # of work from which on parts pay
-SMALL = 16 * 1024  # numbers of a weight from which on its tiles are enough for threads to share
-DEEP = 64  # taps of a sum from which on transposing it takes little time
+LEAST_SECONDS = 2e-4  # of work; with less, parts do not pay
+SMALL = 16 * 1024  # numbers of a weight; a larger one has enough tiles for threads to share
+DEEP = 64  # taps of a sum; with fewer, transposing the sums takes too much of the time
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 
@@ -73,16 +73,16 @@ def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> 
     kernel = kernel_for(sums_of_pixels if many else correlate, g, weight)
     if kernel is None:
         return _add_to_windows(g, weight, size, geometry)
-    every = down == right == 1  # one part is enough, because all taps reach each element of x
-    dx = (np.empty if every else np.zeros)((g.shape[0], channels, *size), g.dtype)
+    is_whole = down == right == 1  # one part, because all taps reach each element of x
+    dx = (np.empty if is_whole else np.zeros)((g.shape[0], channels, *size), g.dtype)
     swapped = np.swapaxes(_grouped(weight, geometry.groups), 1, 2)  # (groups, C, O, h, w)
     taps, blocks = weight.shape[2:], 1 if many else BLOCKS
     for rows, cols, plan in input_plans(g.shape, g.itemsize, taps, size, geometry, blocks):
         target = dx[..., rows.first :: down, cols.first :: right]
         part = swapped[..., rows.taps, cols.taps].reshape(channels, -1)
-        out = dx if every else np.empty(target.shape, g.dtype)
+        out = dx if is_whole else np.empty(target.shape, g.dtype)
         _run(kernel, g, part, None, plan, out)
-        if not every:
+        if not is_whole:
             target[...] = out
     return dx
 
@@ -110,7 +110,7 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
 
 
 def _fill_vectors(filters: int, depth: int, itemsize: int) -> bool:
-    """Return whether vectors of filters are fast: they are full, and `depth` taps are many."""
+    """Return whether tiles with vectors of filters are fast: these are full, and taps are many."""
     return filters * itemsize > VECTOR and depth >= DEEP
 
 

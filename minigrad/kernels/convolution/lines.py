@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.microkernel import lines_in_tile, tile_over_taps
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix
-from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.products import SIZES, blocks_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
@@ -22,26 +22,44 @@ from minigrad.kernels.vector import (
 
 NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
 LOW = 4  # rows of a tile; with fewer, its sums are so few that each waits for its last addition
-HEAD = 11  # block sizes at the head of a plan
 
 
 @jit(inline="always")
 def lines_of(plan: Any) -> Lines:
     """Return the part of a plan after the block sizes."""
-    p = plan[HEAD:]
+    p = plan[SIZES:]
     return Lines(
         p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13],
         p[14], p[15], p[16], p[17],
     )  # fmt: skip
 
 
+@jit(inline="always")
+def image_size(s: Lines) -> int:
+    """Return how many numbers the copied lines of one image have, in all channels of a group."""
+    size: int = s.channels * s.copied * s.line
+    return size
+
+
+@jit(inline="always")
+def _copy_numbers(at: int, to: int, count: int, item: int, zero: Any) -> None:
+    """Copy adjacent numbers. Zeros may be written after them, up to a complete vector."""
+    lanes = VECTOR // item
+    if 0 < count < lanes:
+        copy_some(at, to, count, zero)
+        return
+    for i in range(0, count, lanes):
+        step = min(i, count - lanes) * item  # the last vector may overlap
+        copy_vector(at + step, to + step, zero)
+
+
 @external()
-def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
+def _copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
     """Copy `count` lines of each channel of a group, from line `first` on, with zeros around them.
 
     The columns are sorted by their remainder after division by the number of phases.
     """
-    item, zero, lanes = source.itemsize, source.dtype.type(0), VECTOR // source.itemsize
+    item, zero = source.itemsize, source.dtype.type(0)
     length = s.line // s.phases
     start, end = max(0, -s.top - first), min(count, s.height - s.top - first)
     for phase in range(s.phases):
@@ -50,17 +68,12 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
         size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
         for c in range(s.channels):
             here = (s.top + first + start) * s.width + x + before * s.phases
-            there = (c * s.lines + start) * s.line + phase * length + before
+            there = (c * s.copied + start) * s.line + phase * length + before
             for _ in range(start, end):
                 if s.phases == 1:
                     at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
-                    to = address_of(lines) + there * item
-                    if 0 < size < lanes:  # the zeros written after them are overwritten next
-                        copy_some(at, to, size, zero)
-                    else:
-                        for j in range(0, size, lanes):
-                            step = min(j, size - lanes) * item  # the last vector may overlap
-                            copy_vector(at + step, to + step, zero)
+                    # What is written after the numbers of a line, the next line overwrites.
+                    _copy_numbers(at, address_of(lines) + there * item, size, item, zero)
                 elif size > 0:
                     numbers, target = source[plane + c, here:], lines[there : there + size]
                     if s.phases == 2:
@@ -76,35 +89,36 @@ def copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines:
 @external()
 def copy_images(
     source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
-    cleared_for: int,
-) -> int:  # fmt: skip
+    clear: bool,
+) -> None:  # fmt: skip
     """Copy the lines that `rows` rows of the result read, from row `first` on, of some images.
 
-    `cleared_for` is the first row for which the lines had zeros around them at the last call, or
-    -1. The one for which they have them now, `first`, is returned.
+    With `clear`, zeros are put around them. They are there already if the last copy was for the
+    same rows.
     """
-    if cleared_for != first:
+    if clear:
         lines[:] = 0
     count = (rows - 1) * s.step + s.reach
     for i in range(images):
         plane = ((image + i) * s.groups + group) * s.channels
-        to = lines[i * s.channels * s.lines * s.line :]
-        copy_lines(source, plane, s, first * s.step, count, to)
-    return first
+        to = lines[i * image_size(s) :]
+        _copy_lines(source, plane, s, first * s.step, count, to)
 
 
 @jit(inline="always")
 def find_lines(
     source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
-    cleared_for: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Return the address of the lines, copied if they must be, and then as `copy_images`."""
+    clear: bool,
+) -> int:  # fmt: skip
+    """Return the address of the lines, after `copy_images` if they cannot be read in place."""
     if s.in_place:
         plane = (image * s.groups + group) * s.channels
         start = (plane * s.height + first * s.step) * s.line
-        return address_of(source) + start * source.itemsize, cleared_for
-    cleared_for = copy_images(source, s, group, image, images, first, rows, lines, cleared_for)
-    return address_of(lines), cleared_for
+        address: int = address_of(source) + start * source.itemsize
+        return address
+    copy_images(source, s, group, image, images, first, rows, lines, clear)
+    address = address_of(lines)
+    return address
 
 
 @external()
@@ -115,7 +129,7 @@ def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
     for image in range(images):
         for row in range(rows):
             for col in range(s.cols):
-                line = image * planes * s.lines + row * s.step
+                line = image * planes * s.copied + row * s.step
                 offsets[image, row, col] = (line * s.line + col * s.apart) * item
     return offsets
 
@@ -128,15 +142,14 @@ def correlate(
     """Compute the result, block of rows by block of rows, for each image and each group."""
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
-    lines = np.empty(0 if s.in_place else s.channels * s.lines * s.line + t.NR, source.dtype)
-    cleared_for = -1
+    lines = np.empty(0 if s.in_place else image_size(s) + t.NR, source.dtype)
+    before = -1  # the first row of the last block
     blocks = (s.rows + s.block - 1) // s.block
     for number in span(piece, pieces, s.images * s.groups * blocks):
         image, first = number // blocks, number % blocks * s.block  # each group counts as an image
         rows, group = min(s.block, s.rows - first), image % s.groups
-        at, cleared_for = find_lines(
-            source, s, group, image // s.groups, 1, first, rows, lines, cleared_for
-        )
+        at = find_lines(source, s, group, image // s.groups, 1, first, rows, lines, first != before)
+        before = first
         filter_ = group * filters
         if bias.size:
             for o in range(filters):

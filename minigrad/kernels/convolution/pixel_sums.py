@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.kernels.convolution.lines import find_lines, lines_of, pixel_offsets
-from minigrad.kernels.convolution.tap_sums import add_tile, tile_height
+from minigrad.kernels.convolution.lines import find_lines, image_size, lines_of, pixel_offsets
+from minigrad.kernels.convolution.tap_sums import add_tile, tile_size
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import Matrix, pack
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of
-from minigrad.kernels.jit import Integers, Read, Written, external
+from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import address_of, keep_alive, load, prefetch, store, transpose_block
 
@@ -42,6 +42,40 @@ def _write_planes(
             store(target + o * plane + i * item, load(sums + (i * wide + o) * item, zero))
 
 
+@jit(inline="always")
+def _prefetch_planes(at: int, images: int, image: int, filters: int, plane: int, size: int) -> None:
+    """Prefetch the first `size` bytes of some planes of some images, which are written soon.
+
+    The planes of an image are `plane` bytes apart, and the images `image` bytes.
+    """
+    for number in range(images * filters):
+        here = at + number // filters * image + number % filters * plane
+        for byte in range(0, size, CACHE_LINE):
+            prefetch(here + byte)
+
+
+@jit(inline="always")
+def _sum_over_taps(
+    t: BlockSizes, pixels: int, filters: int, depth: int, lines: int, offsets: int, table: int,
+    weights: int, start: int, sums: int,
+) -> None:  # fmt: skip
+    """Compute the sums of some pixels, a row for each; all begin with the numbers at `start`.
+
+    A sum of many taps is cut into runs of about equal length. All arguments after `depth` are
+    addresses: of the lines, the offsets of pixels and taps, and the packed weights of the filters.
+    """
+    high, wide = tile_size(t, filters)
+    runs = (depth + t.RUN - 1) // t.RUN
+    for run in range(runs):
+        k, end = run * depth // runs, (run + 1) * depth // runs
+        for pixel in range(0, pixels, high):
+            add_tile(
+                min(high, pixels - pixel), wide, end - k, lines, offsets + pixel * 8,
+                table + k * 8, weights + k * wide * t.item, 0 if k else start,
+                sums + pixel * wide * t.item, t.zero,
+            )  # fmt: skip
+
+
 @for_each_dtype(pieces=0)
 def sums_of_pixels(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
@@ -54,64 +88,50 @@ def sums_of_pixels(
     all_images = s.images * s.groups  # each group counts as an image
     block = min(s.block, max(1, s.rows * all_images // (2 * pieces)))
     together = min(s.together, max(1, all_images // (2 * pieces))) if block == s.rows else 1
-    lines = np.empty(0 if s.in_place else together * s.channels * s.lines * s.line, source.dtype)
+    lines = np.empty(0 if s.in_place else together * image_size(s), source.dtype)
     offsets = pixel_offsets(s, together, block, t.item)
-    cleared_for = -1
+    before = -1  # the first row of the last block
     most = t.MR * t.VL // 2  # pixels whose sums are computed before they are transposed
     sums, start = np.empty(most * t.NR, source.dtype), np.zeros(t.NR, source.dtype)
     work = np.empty(CACHE_LINE + depth * t.NR * t.item, np.uint8)
     packed = first_line(work)
     blocks = (s.rows + block - 1) // block
     in_group = (s.images + together - 1) // together * blocks
-    runs = (depth + t.RUN - 1) // t.RUN
     plane = s.rows * s.cols * t.item
     image_bytes = s.groups * filters * plane
     for number in span(piece, pieces, s.groups * in_group):
         group, image = number // in_group, number % in_group // blocks * together
         first = number % blocks * block
         images, rows = min(together, s.images - image), min(block, s.rows - first)
-        at, cleared_for = find_lines(
-            source, s, group, image, images, first, rows, lines, cleared_for
-        )
-        of_image = rows * s.cols  # pixels of an image in this block
-        step = max(1, most // of_image)
-        last_filter = (group + 1) * filters
-        o = group * filters
-        while o < last_filter:
-            high = min(t.NR, last_filter - o)
-            wide = t.VL if high <= t.VL else t.NR
-            height = tile_height(t, wide)
-            a = Matrix(address_of(weight) + o * depth * t.item, depth * t.item, t.item)
-            pack(t, a, high, depth, wide, wide, packed)
+        at = find_lines(source, s, group, image, images, first, rows, lines, first != before)
+        before = first
+        in_image = rows * s.cols  # pixels of an image in this block
+        step = max(1, most // in_image)  # images whose sums are computed at a time
+        for o in range(group * filters, (group + 1) * filters, t.NR):
+            now = min(t.NR, (group + 1) * filters - o)
+            _, wide = tile_size(t, now)
+            weights = Matrix(address_of(weight) + o * depth * t.item, depth * t.item, t.item)
+            pack(t, weights, now, depth, wide, wide, packed)
             if bias.size:
-                for i in range(high):
+                for i in range(now):
                     start[i] = bias[o + i]
             corner = address_of(out) + image * image_bytes + o * plane + first * s.cols * t.item
             for i in range(0, images, step):
-                together_now = min(step, images - i)
-                for p in range(0, of_image, most):
-                    pixels = min(most, of_image - p)  # of each image
+                some = min(step, images - i)
+                for p in range(0, in_image, most):
+                    pixels = min(most, in_image - p)  # of each image
                     target = corner + i * image_bytes + p * t.item
-                    for j in range(together_now * high):
-                        to = target + j // high * image_bytes + j % high * plane
-                        for byte in range(0, pixels * t.item, CACHE_LINE):
-                            prefetch(to + byte)  # the cache lines that are written soon
-                    for run in range(runs):
-                        k, end = run * depth // runs, (run + 1) * depth // runs
-                        for row in range(0, together_now * pixels, height):
-                            add_tile(
-                                min(height, together_now * pixels - row), wide, end - k, at,
-                                address_of(offsets) + (i * of_image + p + row) * 8,
-                                address_of(table) + k * 8, packed + k * wide * t.item,
-                                0 if k else address_of(start),
-                                address_of(sums) + row * wide * t.item, t.zero,
-                            )  # fmt: skip
-                    for j in range(together_now):
+                    _prefetch_planes(target, some, image_bytes, now, plane, pixels * t.item)
+                    _sum_over_taps(
+                        t, some * pixels, now, depth, at,
+                        address_of(offsets) + (i * in_image + p) * 8, address_of(table), packed,
+                        address_of(start), address_of(sums),
+                    )  # fmt: skip
+                    for j in range(some):
                         _write_planes(
-                            t.VL, address_of(sums) + j * pixels * wide * t.item, wide, high,
+                            t.VL, address_of(sums) + j * pixels * wide * t.item, wide, now,
                             pixels, target + j * image_bytes, plane, t.item, t.zero,
                         )  # fmt: skip
-            o += high
     keep_alive(lines)
     keep_alive(offsets)
     keep_alive(start)

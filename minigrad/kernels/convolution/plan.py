@@ -37,7 +37,7 @@ class Lines(NamedTuple):
     phases: int  # columns of the source from a column of the result to the next
     reach: int  # lines that a row of the result reads
     line: int  # numbers in a line
-    lines: int  # copied at a time, in each channel
+    copied: int  # lines copied at a time, in each channel; in place, the rows of the source
     in_place: int  # whether the source itself is read
     block: int  # rows of the result that are computed from one copy
     rows: int  # rows in a plane of the result
@@ -68,8 +68,8 @@ def _plan(
     (rows, cols), channels = size, planes // groups
     reach = [int(indices.max()) + 1 for indices in taps]
     phases = stride[1] if sort else 1
-    phase = -(-((cols - 1) * stride[1] + reach[1]) // phases)
-    line = phase * phases
+    in_phase = -(-((cols - 1) * stride[1] + reach[1]) // phases)  # numbers of a phase in a line
+    line = in_phase * phases
     ends = start[0] + (rows - 1) * stride[0] + reach[0]
     fits = phases == 1 and start == (0, 0) and line <= width and ends <= height
     line = width if fits else line
@@ -88,7 +88,7 @@ def _plan(
     copied = height if in_place else (block - 1) * stride[0] + reach[0]
     if not in_place and copied * line * itemsize % ALIAS == 0:
         copied += 1
-    in_line = taps[1] % phases * phase + taps[1] // phases
+    in_line = taps[1] % phases * in_phase + taps[1] // phases
     table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
     together = max(1, min(images, most // copied)) if block == rows else 1
     (top, left), step = start, stride[0]

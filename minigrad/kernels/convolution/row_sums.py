@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 
-from minigrad.kernels.convolution.lines import NEAR, copy_images, lines_of
+from minigrad.kernels.convolution.lines import NEAR, copy_images, image_size, lines_of
+from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.macrokernel import first_line
+from minigrad.kernels.gemm.packing import BlockSizes
 from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.gemm.skinny import fold
-from minigrad.kernels.jit import WORD, Integers, Read, Written, jit
-from minigrad.kernels.launch import for_each_dtype
+from minigrad.kernels.jit import WORD, Integers, Read, Written, external, jit
+from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
     MASKS_ARE_FREE,
     REGISTERS,
@@ -31,17 +32,16 @@ from minigrad.kernels.vector import (
 FILTERS, TAPS = 4, 4 if REGISTERS > 16 else 3  # in a tile
 
 
-@instruction(types.intp)
+@instruction()
 def _tile_of_row_products(
     e: Emitter, filters: Any, taps: Any, images: Any, rows: Any, cols: Any, g: Any, g_plane: Any,
     lines: Any, line: Any, lines_image: Any, table: Any, out: Any, out_row: Any, _zero: Any,
-) -> Any:  # fmt: skip
+) -> None:  # fmt: skip
     """Compute out[i, j] += the sum over images and rows of g[i, row, :] * lines[table[j] + row, :].
 
-    A tile has FILTERS planes of g, or one if `filters` is less, and `taps` steps of the table, at
-    most TAPS. The planes are `g_plane` bytes apart, with rows as `_pack_rows` writes them. The next
-    row reads `line` numbers further on, and the next image `lines_image` bytes. The number of
-    planes is returned.
+    A tile has a plane of g for each filter, FILTERS or one, and `taps` steps of the table, at most
+    TAPS. The planes are `g_plane` bytes apart, with rows as `_pack_rows` writes them. The next row
+    reads `line` numbers further on, and the next image `lines_image` bytes.
 
     Complete vectors are read, also past the end of a row; lanes past the end must not change the
     sums. If masks have their own registers, the multiply-adds are masked, because this takes no
@@ -115,10 +115,10 @@ def _tile_of_row_products(
         out_rows = [e.step(out, out_row, i) for i in range(height)]
         targets = [builder.add(row, builder.mul(j, item)) for row in out_rows for j in columns]
         e.store_or_add(fold(e, sums), targets, WORD(1))
-        return [WORD(height)]
+        return []
 
-    enough = builder.icmp_signed(">=", filters, WORD(FILTERS))
-    return e.choose([(enough, partial(emit, FILTERS))], partial(emit, 1))[0]
+    all_filters = builder.icmp_signed("==", filters, WORD(FILTERS))
+    e.choose([(all_filters, partial(emit, FILTERS))], partial(emit, 1))
 
 
 @jit(inline="always")
@@ -139,6 +139,36 @@ def _pack_rows(at: int, rows: int, cols: int, to: int, item: int, zero: Any) -> 
     return (to + VECTOR - 1) // VECTOR * VECTOR
 
 
+@external()
+def _add_products(
+    t: BlockSizes, s: Lines, filters: int, depth: int, images: int, rows: int, g: int, g_image: int,
+    lines: int, table: int, packed: int, out: int,
+) -> None:  # fmt: skip
+    """Add the sums over some rows of some images to the rows of `out` for some filters.
+
+    All arguments after `rows` are addresses, except for `g_image`: the bytes in g from an image to
+    the next. `packed` is the address of memory for FILTERS planes.
+    """
+    g_row, line = s.cols * t.item, s.step * s.line
+    lines_image = image_size(s) * t.item
+    o = 0
+    while o < filters:
+        planes = FILTERS if filters - o >= FILTERS else 1
+        to = packed
+        for plane in range(o, o + planes):
+            for image in range(images):
+                at = g + image * g_image + plane * s.rows * g_row
+                to = _pack_rows(at, rows, s.cols, to, t.item, t.zero)
+        plane_bytes = (to - packed) // planes
+        for k in range(0, depth, TAPS):
+            _tile_of_row_products(
+                planes, min(TAPS, depth - k), images, rows, s.cols, packed, plane_bytes, lines,
+                line, lines_image, table + k * 8, out + (o * depth + k) * t.item, depth * t.item,
+                t.zero,
+            )  # fmt: skip
+        o += planes
+
+
 @for_each_dtype(pieces=0)
 def weight_sums(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
@@ -150,54 +180,39 @@ def weight_sums(
     """
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = out.shape[0] // s.groups, out.shape[1]
-    size = s.channels * s.lines * s.line
+    size = image_size(s)
     lines = np.empty(s.together * size + t.NR, source.dtype)
-    cleared_for = -1
+    before = -1  # the first row of the last block
     g_row, g_plane = s.cols * t.item, s.rows * s.cols * t.item
     row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g; some rows stay in the cache
     near_rows = max(1, NEAR // (FILTERS * row_bytes))
     near_images = max(1, near_rows // s.rows)
     near = np.empty((FILTERS * max(near_rows, near_images * s.rows) + 3) * row_bytes, np.uint8)
-    packed = first_line(near)
     tiles = (filters + FILTERS - 1) // FILTERS
-    start, stop = piece * s.groups * tiles // pieces, (piece + 1) * s.groups * tiles // pieces
-    while start < stop:
-        group = start // tiles
-        end = min(stop, (group + 1) * tiles)
-        first_filter = group * filters + (start - group * tiles) * FILTERS
-        last_filter = min((group + 1) * filters, group * filters + (end - group * tiles) * FILTERS)
-        start = end
+    all_tiles = span(piece, pieces, s.groups * tiles)
+    for group in range(s.groups):
+        start = max(0, all_tiles.start - group * tiles) * FILTERS
+        end = min(filters, (all_tiles.stop - group * tiles) * FILTERS)
+        if start >= end:
+            continue
+        o = group * filters + start
         for image in range(0, s.images, s.together):
             images = min(s.together, s.images - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
-                cleared_for = copy_images(
-                    source, s, group, image, images, first, rows, lines, cleared_for
-                )
+                copy_images(source, s, group, image, images, first, rows, lines, first != before)
+                before = first
                 for i in range(0, images, near_images):
+                    plane = (image + i) * s.groups * filters + o
                     for row in range(0, rows, near_rows):
-                        some_images = min(near_images, images - i)
-                        some_rows = min(near_rows, rows - row)
-                        o = first_filter
-                        while o < last_filter:
-                            to, plane_bytes = packed, 0
-                            for plane in range(o, min(o + FILTERS, last_filter)):
-                                plane_bytes = -to
-                                for j in range(image + i, image + i + some_images):
-                                    at = address_of(g) + (j * s.groups * filters + plane) * g_plane
-                                    at += (first + row) * g_row
-                                    to = _pack_rows(at, some_rows, s.cols, to, t.item, t.zero)
-                                plane_bytes += to
-                            done = 0
-                            for k in range(0, depth, TAPS):
-                                done = _tile_of_row_products(
-                                    last_filter - o, min(TAPS, depth - k), some_images, some_rows,
-                                    s.cols, packed, plane_bytes,
-                                    address_of(lines) + (i * size + row * s.step * s.line) * t.item,
-                                    s.step * s.line, size * t.item, address_of(table) + k * 8,
-                                    address_of(out) + (o * depth + k) * t.item, depth * t.item,
-                                    t.zero,
-                                )  # fmt: skip
-                            o += done
+                        _add_products(
+                            t, s, end - start, depth, min(near_images, images - i),
+                            min(near_rows, rows - row),
+                            address_of(g) + plane * g_plane + (first + row) * g_row,
+                            s.groups * filters * g_plane,
+                            address_of(lines) + (i * size + row * s.step * s.line) * t.item,
+                            address_of(table), first_line(near),
+                            address_of(out) + o * depth * t.item,
+                        )  # fmt: skip
     keep_alive(lines)
     keep_alive(near)

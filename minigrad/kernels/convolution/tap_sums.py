@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.convolution.lines import find_lines, lines_of, pixel_offsets
+from minigrad.kernels.convolution.lines import find_lines, image_size, lines_of, pixel_offsets
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, tile_shape
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of
@@ -83,24 +83,26 @@ def add_tile(
 
 
 @jit(inline="always")
-def tile_height(t: BlockSizes, wide: int) -> int:
-    """Return the most rows of `add_tile` with so many filters."""
-    return t.MR if wide > t.VL else min(t.MR, ADDRESSES)
+def tile_size(t: BlockSizes, filters: int) -> tuple[int, int]:
+    """Return the most rows of `add_tile`, and the columns, for so many filters."""
+    if filters > t.VL:
+        return t.MR, t.NR
+    return min(t.MR, ADDRESSES), t.VL
 
 
 @external()
 def _add_block(
-    t: BlockSizes, MR: int, start: int, end: int, wide: int, filters: int, depth: int, images: int,
-    numbers: int, g: Matrix, g_image: int, lines: int, pixels: int, table: int, packed: int,
-    sums: int,
+    t: BlockSizes, start: int, end: int, filters: int, depth: int, images: int, numbers: int,
+    g: Matrix, g_image: int, lines: int, pixels: int, table: int, packed: int, sums: int,
 ) -> None:  # fmt: skip
     """Add the sums over some rows of some images to the tiles from `start` to before `end`.
 
-    Tiles are counted for one group: all tiles of taps for the first `wide` filters, then for the
-    next. A row of `g` is what is summed of a plane; the planes of the next image are `g_image`
-    bytes further on.
+    Tiles are counted for one group: all tiles of taps for the first filters, as many as a tile has
+    columns, then for the next. A row of `g` has the `numbers` that are summed of a plane; the
+    planes of the next image are `g_image` bytes further on.
     """
-    tiles = (depth + MR - 1) // MR
+    high, wide = tile_size(t, filters)
+    tiles = (depth + high - 1) // high
     tile = start
     while tile < end:
         filter_ = tile // tiles * wide
@@ -110,10 +112,10 @@ def _add_block(
             pack(t, planes, min(wide, filters - filter_), numbers, wide, wide, to)
         last = min(end, (tile // tiles + 1) * tiles)
         for number in range(tile, last):
-            k = number % tiles * MR
+            k = number % tiles * high
             add_tile(
-                min(MR, depth - k), wide, images * numbers, lines, table + k * 8, pixels, packed,
-                0, sums + (number - start) * MR * wide * t.item, t.zero,
+                min(high, depth - k), wide, images * numbers, lines, table + k * 8, pixels, packed,
+                0, sums + (number - start) * high * wide * t.item, t.zero,
             )  # fmt: skip
         tile = last
 
@@ -133,18 +135,17 @@ def sums_of_taps(
     filters, depth = g.shape[0] // (s.images * s.groups), out.shape[1]
     sets = out.shape[0] // filters  # of filters: one for each group of each part
     parts = sets // s.groups
-    wide = t.VL if filters <= t.VL else t.NR
-    MR = tile_height(t, wide)
-    in_panel = (depth + MR - 1) // MR
+    high, wide = tile_size(t, filters)
+    in_panel = (depth + high - 1) // high
     tiles = (filters + wide - 1) // wide * in_panel
-    lines = np.empty(0 if s.in_place else s.together * s.channels * s.lines * s.line, source.dtype)
+    lines = np.empty(0 if s.in_place else s.together * image_size(s), source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
-    cleared_for = -1
+    before = -1  # the first row of the last block
     near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes
     near_images = max(1, near_rows // s.rows)
     near = max(near_rows, near_images * s.rows) * s.cols * wide * t.item
     share = (sets * tiles + pieces - 1) // pieces
-    sums = np.empty((min(share, tiles) * MR, wide), source.dtype)
+    sums = np.empty((min(share, tiles) * high, wide), source.dtype)
     work = np.empty(CACHE_LINE + near, np.uint8)
     all_tiles = span(piece, pieces, sets * tiles)
     for number in range(sets):
@@ -159,14 +160,15 @@ def sums_of_taps(
             images = min(s.together, last_image - image)
             for first in range(0, s.rows, s.block):
                 rows = min(s.block, s.rows - first)
-                at, cleared_for = find_lines(
-                    source, s, group, image, images, first, rows, lines, cleared_for
+                at = find_lines(
+                    source, s, group, image, images, first, rows, lines, first != before
                 )
+                before = first
                 for i in range(0, images, near_images):
                     planes = ((image + i) * s.groups + group) * filters
                     for row in range(0, rows, near_rows):
                         _add_block(
-                            t, MR, start, end, wide, filters, depth, min(near_images, images - i),
+                            t, start, end, filters, depth, min(near_images, images - i),
                             min(near_rows, rows - row) * s.cols,
                             part_of(matrix_of(g), planes, (first + row) * s.cols),
                             s.groups * filters * g.strides[0], at,
@@ -174,10 +176,10 @@ def sums_of_taps(
                             address_of(table), first_line(work), address_of(sums),
                         )  # fmt: skip
         for tile in range(start, end):
-            filter_, k = tile // in_panel * wide, tile % in_panel * MR
+            filter_, k = tile // in_panel * wide, tile % in_panel * high
             for o in range(min(wide, filters - filter_)):
-                for tap in range(min(MR, depth - k)):
-                    total = sums[(tile - start) * MR + tap, o]
+                for tap in range(min(high, depth - k)):
+                    total = sums[(tile - start) * high + tap, o]
                     out[number * filters + filter_ + o, k + tap] = total
     keep_alive(lines)
     keep_alive(pixels)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.vector import MASKS_ARE_CHEAP, VECTOR
+from minigrad.kernels.vector import VECTOR
 
 KIB = 1024
 USUAL = {  # the bytes of a vector: the assumed bytes of the level-2 and level-3 caches
@@ -69,4 +69,4 @@ def block_sizes(itemsize: int) -> list[int]:
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)
     near, far = level2 // 8, level3 // 2
-    return [*tile, MC, KC, NC, RUN, near, far, int(MASKS_ARE_CHEAP)]
+    return [*tile, MC, KC, NC, RUN, near, far]

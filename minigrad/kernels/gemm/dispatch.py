@@ -30,6 +30,7 @@ from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.threads import get_num_threads
+from minigrad.kernels.vector import MASKS_ARE_CHEAP
 
 SECONDS = 2e-11  # seconds of a multiply-add on one thread, at best: float32 with AVX-512
 SECONDS_OF_A_BYTE = 5e-11  # seconds to read a byte from memory, which limits skinny products
@@ -243,7 +244,7 @@ class Products:
         self.tile = tile_shape(dtype.itemsize)
         self.lanes = self.tile.VL
         self._sizes = block_sizes(dtype.itemsize)
-        self._near, self._masks = self._sizes[-3], self._sizes[-1]
+        self._near = self._sizes[-2]
         self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         self.no_bias = nothing(dtype)
@@ -317,7 +318,7 @@ class Products:
             return True
         long = k >= PIECES * SPLIT
         large = n > 1 and y_col == item and y.size * item > self._near
-        if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
+        if large and m <= STREAMED and (MASKS_ARE_CHEAP or n % self.tile.NR == 0):
             if long:
                 return False
             straight = out.strides[1] == item

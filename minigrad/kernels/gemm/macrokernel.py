@@ -49,7 +49,14 @@ from minigrad.kernels.gemm.packing import (
 )
 from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
-from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
+from minigrad.kernels.vector import (
+    MASKS_ARE_CHEAP,
+    add_vector,
+    address_of,
+    keep_alive,
+    load,
+    store,
+)
 
 STEPS = 64  # steps of k whose cache lines fit in a level-1 cache at a distance of 512 bytes
 NARROW = 256  # bytes in a row of B up to which packing takes longer than the collisions of steps
@@ -125,7 +132,7 @@ def choose_packing(
     steps_collide = m > 2 * t.MR and n * t.item > NARROW and a.col % 512 == 0 and k > STEPS
     in_place = not wide and not steps_collide and size <= t.near
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and not in_place)
-    if t.masks == 0 and n % t.NR:  # a tile would read past the end of a row
+    if not MASKS_ARE_CHEAP and n % t.NR:  # a tile would read past the end of a row
         pack_b = True
     streamed = not pack_b and size > t.far
     pack_a = (wide or rows_collide or steps_collide) and m > 2 * t.MR and pack_b

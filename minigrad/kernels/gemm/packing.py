@@ -43,7 +43,6 @@ class BlockSizes(NamedTuple):
     RUN: int  # steps of k that a tile adds up before it writes
     near: int  # bytes: a B of at most this size is read in place unless it has many columns
     far: int  # bytes: a larger B that is not packed is read only once, in shallow blocks
-    masks: int  # 1 if masked loads are cheap, so that a narrow panel can be read in place
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
@@ -79,54 +78,70 @@ def pack(
     t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
     """Copy `rows` rows of `depth` numbers into panels of `step` rows, `width` >= `step` wide."""
-    line, vector = width * t.item, t.VL * t.item
     if source.row == t.item:
-        # Contiguous columns: for each k, a piece of the column for each panel. The extra lanes
-        # of a panel get the first rows of the next panel, so that complete vectors are copied.
-        for first in range(0, depth, STEPS_NEAR):
-            steps = min(STEPS_NEAR, depth - first)
-            here, there = source.at + first * source.col, target + first * line
-            left = rows
-            while left > 0:
-                v, numbers = 0, left
-                while v < line:
-                    from_, to = here + v, there + v
-                    if numbers >= t.VL:
-                        for _ in range(steps):
-                            copy_vector(from_, to, t.zero)
-                            from_ += source.col
-                            to += line
-                    else:
-                        for _ in range(steps):
-                            copy_some(from_, to, max(numbers, 0), t.zero)
-                            from_ += source.col
-                            to += line
-                    v += vector
-                    numbers -= t.VL
-                left -= step
-                here += step * t.item
-                there += line * depth
-        return
-    for i in range(0, rows, step):
-        high = min(step, rows - i)
-        at, done = source.at + i * source.row, 0
-        if source.col == t.item:
-            # Contiguous rows: square blocks of vectors are transposed while they are copied.
-            done = depth - depth % t.VL
-            for r in range(0, high, t.VL):
-                last = min(t.VL, high - r) - 1
-                here, there = at + r * source.row, target + r * t.item
-                for _ in range(0, done, t.VL):
-                    transpose_block(here, source.row, last, there, line, t.zero)
-                    here += vector
-                    there += t.VL * line
-        for k in range(done, depth):
-            for r in range(width):
-                value = t.zero
-                if r < high:
-                    value = load(at + r * source.row + k * source.col, t.zero)
-                store(target + (k * width + r) * t.item, value)
-        target += width * depth * t.item
+        _copy_columns(t, source, rows, depth, step, width, target)
+    else:
+        for i in range(0, rows, step):
+            panel = target + i // step * width * depth * t.item
+            _transpose_rows(t, part_of(source, i, 0), min(step, rows - i), depth, width, panel)
+
+
+@jit(inline="always")
+def _copy_columns(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+) -> None:
+    """Pack a matrix with contiguous columns: for each k, copy a piece of the column to each panel.
+
+    The extra lanes of a panel get the first rows of the next panel, so that complete vectors are
+    copied.
+    """
+    line, vector = width * t.item, t.VL * t.item
+    for first in range(0, depth, STEPS_NEAR):
+        steps = min(STEPS_NEAR, depth - first)
+        here, there = source.at + first * source.col, target + first * line
+        left = rows
+        while left > 0:
+            v, numbers = 0, left
+            while v < line:
+                from_, to = here + v, there + v
+                if numbers >= t.VL:
+                    for _ in range(steps):
+                        copy_vector(from_, to, t.zero)
+                        from_ += source.col
+                        to += line
+                else:
+                    for _ in range(steps):
+                        copy_some(from_, to, max(numbers, 0), t.zero)
+                        from_ += source.col
+                        to += line
+                v += vector
+                numbers -= t.VL
+            left -= step
+            here += step * t.item
+            there += line * depth
+
+
+@jit(inline="always")
+def _transpose_rows(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, width: int, panel: int
+) -> None:
+    """Pack the rows of one panel. Of contiguous rows, square blocks of vectors are transposed."""
+    line, done = width * t.item, 0
+    if source.col == t.item:
+        done = depth - depth % t.VL
+        for r in range(0, rows, t.VL):
+            last = min(t.VL, rows - r) - 1
+            here, there = source.at + r * source.row, panel + r * t.item
+            for _ in range(0, done, t.VL):
+                transpose_block(here, source.row, last, there, line, t.zero)
+                here += t.VL * t.item
+                there += t.VL * line
+    for k in range(done, depth):
+        for r in range(width):
+            value = t.zero
+            if r < rows:
+                value = load(source.at + r * source.row + k * source.col, t.zero)
+            store(panel + k * line + r * t.item, value)
 
 
 @external()

@@ -2,7 +2,7 @@
 
 A plan is one array of integers, because each further argument makes a call slower:
 
-    MR NR VL AR MC KC NC RUN near far masks      the sizes that `gemm.blocking` finds
+    MR NR VL AR MC KC NC RUN near far            the sizes that `gemm.blocking` finds
     add                                          whether to add to what is there
     count                                        how many products, one after another in `out`
     length, step of x, step of y                 for each leading axis of a batch
@@ -42,7 +42,8 @@ from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 ONE_BLOCK = 128**3  # multiply-adds up to which loops over blocks take a notable time
-HEADER = 13  # integers at the head of a plan
+SIZES = 10  # block sizes at the head of a plan
+ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
 
 
@@ -51,7 +52,7 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
-        plan[10], array.itemsize, array.dtype.type(0),
+        array.itemsize, array.dtype.type(0),
     )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def multiply_run(
     for index in range(start, stop):
         A = Matrix(a.at + locate(plan, index, left), a.row, a.col)
         B = Matrix(b.at + locate(plan, index, right), b.row, b.col)
-        target, add = Matrix(C.at + index * m * n * t.item, C.row, C.col), plan[11] != 0
+        target, add = Matrix(C.at + index * m * n * t.item, C.row, C.col), plan[ADD] != 0
         if one_block:
             arguments = t, m, n, k, A, B, target, add, choice.pack_b, bias
             share(launcher, pieces, multiply_block, arguments)
@@ -128,7 +129,7 @@ def gemm(
     `x`, `y` and `out` are the matrices of the first product; `locate` finds the others. A bias is
     added to each row; one of length 0 means no bias. Threads share the work of each product.
     """
-    multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, plan[12])
+    multiply_run(launcher, pieces, x, y, bias_of(bias), out, plan, 0, plan[COUNT])
 
 
 @for_each_dtype()
@@ -136,7 +137,7 @@ def gemm_batch(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
     """Compute the products of `gemm`, where each thread computes complete products."""
-    numbers = span(piece, pieces, plan[12])
+    numbers = span(piece, pieces, plan[COUNT])
     multiply_run(0, 1, x, y, NO_BIAS, out, plan, numbers.start, numbers.stop)
 
 

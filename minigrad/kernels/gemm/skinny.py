@@ -188,30 +188,36 @@ def dots_of_rows(
                     )  # fmt: skip
 
 
+@jit(inline="always")
+def _pack_rows(b: Matrix, rows: int, k: int, target: int, item: int, zero: Any) -> None:
+    """Copy rows, a block of k at a time: in a block each row is contiguous, and so are all rows."""
+    lanes, block = VECTOR // item, steps_in_block(rows, item)
+    for pc in range(0, k, block):
+        depth = min(block, k - pc)
+        for j in range(rows):
+            here = b.at + j * b.row + pc * b.col
+            done = 0
+            if b.col == item:
+                done = depth - depth % lanes
+                for p in range(0, done, lanes):
+                    copy_vector(here + p * item, target + p * item, zero)
+            for p in range(done, depth):
+                store(target + p * item, load(here + p * b.col, zero))
+            target += depth * item
+
+
 @for_each_dtype(pieces=0, shares=True)
 def dots(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
     """Compute out = or += x y^T, where x has contiguous rows; y is copied if that is faster."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
-    item, zero, lanes = x.itemsize, x.dtype.type(0), VECTOR // x.itemsize
+    item, zero = x.itemsize, x.dtype.type(0)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
-    if packed:  # each row becomes contiguous, and so do all rows of a block of k
-        target, block = address_of(work), steps_in_block(n, item)
-        for pc in range(0, k, block):
-            depth = min(block, k - pc)
-            for j in range(n):
-                here = b.at + j * b.row + pc * b.col
-                done = 0
-                if b.col == item:
-                    done = depth - depth % lanes
-                    for p in range(0, done, lanes):
-                        copy_vector(here + p * item, target + p * item, zero)
-                for p in range(done, depth):
-                    store(target + p * item, load(here + p * b.col, zero))
-                target += depth * item
+    if packed:
+        _pack_rows(b, n, k, address_of(work), item, zero)
         b = Matrix(address_of(work), b.row, item)
     share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero))
     keep_alive(work)
@@ -269,17 +275,17 @@ def stream(
     panels = (n + t.NR - 1) // t.NR
     start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
     for pc in range(0, k, STRIP):
-        depth, then = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
+        depth, next_depth = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
-        hinted = 0
+        prefetched = 0  # rows of the next strip
         for j in range(start, end, t.NR):
             wide = min(t.NR, end - j)
             here = b.at + pc * b.row + j * t.item
-            while hinted * (end - start) < then * (j + wide - start):  # whole rows, in order
-                ahead = b.at + (pc + STRIP + hinted) * b.row + start * t.item
+            while prefetched * (end - start) < next_depth * (j + wide - start):
+                ahead = b.at + (pc + STRIP + prefetched) * b.row + start * t.item
                 for byte in range(0, (end - start) * t.item, CACHE_LINE):
                     prefetch(ahead + byte)
-                hinted += 1
+                prefetched += 1
             B = Panels(here, t.item, b.row, 0, False)
             macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, 0)
 

@@ -47,7 +47,7 @@ def test_an_unknown_role_is_refused_with_the_words_of_the_template():
     [[], ["x"], [{"content": "x"}], [{"role": 1}], "text", None, 5, [{"role": "user", "x": {1}}]],
 )
 def test_messages_that_are_no_messages_are_refused(messages):
-    with pytest.raises(ValueError, match="messages are"):
+    with pytest.raises(ValueError, match=r"messages (are tables|consist of values)"):
         render("x", messages)
 
 
@@ -61,12 +61,12 @@ def test_messages_that_are_no_messages_are_refused(messages):
     ],
 )
 def test_steps_of_a_template_are_limited(template):
-    with pytest.raises(ValueError, match="tries what is not allowed: to make more than 250,000"):
+    with pytest.raises(ValueError, match="does what is not allowed: it makes more than 250,000"):
         render(template)
 
 
 def test_the_length_of_what_a_template_writes_is_limited():
-    with pytest.raises(ValueError, match="tries what is not allowed: to write more than"):
+    with pytest.raises(ValueError, match="does what is not allowed: it writes more than"):
         render("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}")
 
 

@@ -191,7 +191,7 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
     tied = tiny_folder(tmp_path / "t", tie_word_embeddings=True)
     with pytest.raises(ValueError, match=r"no matrix lm_head.weight"):
         convert_adapter(head, tmp_path / "a.gguf", tied)
-    with pytest.raises(ValueError, match=r"to be a file that ends in .gguf"):
+    with pytest.raises(ValueError, match=r"must be a file that ends in .gguf"):
         convert_adapter(adapter, tmp_path / "a", base)
     with pytest.raises(FileNotFoundError):
         convert_adapter(adapter, tmp_path / "a.gguf", tmp_path / "none")
@@ -203,14 +203,14 @@ def test_another_base_or_a_wrong_path_is_named(base, tmp_path, capsys):
     arguments = [adapter, tmp_path / "a.gguf", "--base", base]
     assert main(["convert", *map(str, arguments)]) == 0
     assert "14 layers, alpha 8" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"b.gguf' is to be a folder; name one"):
+    with pytest.raises(ValueError, match=r"b.gguf' must be a folder; name one"):
         convert_adapter(tmp_path / "a.gguf", tmp_path / "b.gguf", base)
     qwen = tiny_folder(tmp_path / "q", "qwen2")
     with pytest.raises(ValueError, match=r"general.architecture is 'llama', not 'qwen2'"):
         convert_adapter(tmp_path / "a.gguf", tmp_path / "back", qwen)
     with pytest.raises(ValueError, match=r"general.type is None, not 'adapter'"):
         convert_adapter(tiny_gguf(tmp_path / "m.gguf", base), tmp_path / "back", base)
-    with pytest.raises(ValueError, match="to be a folder"):
+    with pytest.raises(ValueError, match="must be a folder"):
         convert_adapter(tmp_path / "a.gguf", adapter / WEIGHTS, base)
 
 

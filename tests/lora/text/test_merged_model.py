@@ -287,7 +287,7 @@ def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
     dropped = [where for where, what in told.items() if "dropped" in what]
     assert len(dropped) == 7
     assert all("model.layers.1" in where for where in dropped)
-    assert "and not the base" in told["model.layers.0.mlp.up_proj"]
+    assert "and is not the base" in told["model.layers.0.mlp.up_proj"]
     assert "the adapter does not change it" in told["model.norm.weight"]
     assert "in the model only" in told["more.weight"]
     assert "is missing" in told["model.layers.0.input_layernorm.weight"]

@@ -312,7 +312,7 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
         (("generate", "BASE", "--chat", "--json"), "a conversation is for people"),
         (("eval", "BASE", "nowhere.jsonl"), "there is no file or folder 'nowhere.jsonl'"),
         (("eval", "BASE", "BROKEN"), "line 2"),
-        (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not beside 2"),
+        (("eval", "BASE", "LONG", "--adapter", "a", "--adapter", "b"), "one adapter, not with 2"),
         (("eval", "BASE", "BROKEN"), "Expecting value, at its end"),
         (("train", "BASE", "BROKEN", "OUT"), "line 2"),
         (("train", "BASE", "LONG", "OUT", "--long-rows", "refuse"), "line 1: the row has"),

@@ -415,7 +415,7 @@ def test_a_state_that_is_saved_at_the_last_step_of_an_epoch_goes_on_with_its_rec
 def test_an_unfinished_epoch_goes_on_with_data_of_the_same_length_only():
     one = trainer()
     one.fit(micro_batches(), steps=2)
-    with pytest.raises(ValueError, match="one of 9 rows or micro-batches, and these are 8"):
+    with pytest.raises(ValueError, match="has 9 rows or micro-batches, and these data have 8"):
         one.fit(micro_batches()[:8], epochs=1)
     one.fit(micro_batches(), epochs=1)
     assert len(one.history.steps) == 9
