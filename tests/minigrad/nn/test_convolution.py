@@ -144,6 +144,19 @@ def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
             assert np.abs(x - y).max() < most, how
 
 
+@pytest.mark.parametrize("filters", [1, 20])
+def test_a_stride_from_a_single_column_leads_nowhere(filters, monkeypatch):
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((2, n, 6, 1)).astype(np.float32) for n in (3, filters))
+    weight = rng.standard_normal((filters, 3, 1, 1)).astype(np.float32)
+    found, right = (
+        three(Geometry((1, step), (0, 0), (1, 1), 1), x, weight, None, y) for step in (3, 1)
+    )
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.fixture
 def on_threads(monkeypatch):
     """Sets the number of threads, and makes any work worth it, and any sum one of many taps."""
