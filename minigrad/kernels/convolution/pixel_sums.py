@@ -54,7 +54,8 @@ def sums_of_pixels(
     all_images = s.images * s.groups  # each group counts as an image
     block = min(s.block, max(1, s.rows * all_images // (2 * pieces)))
     together = min(s.together, max(1, all_images // (2 * pieces))) if block == s.rows else 1
-    lines = np.empty(0 if s.in_place else together * s.channels * s.lines * s.line, source.dtype)
+    size = s.channels * s.lines * s.line
+    lines = np.empty(0 if s.in_place else together * size + t.NR, source.dtype)
     offsets = pixel_offsets(s, together, block, t.item)
     cleared_for = -1
     most = t.MR * t.VL // 2  # pixels whose sums are computed before they are transposed

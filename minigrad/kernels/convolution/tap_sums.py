@@ -137,7 +137,8 @@ def sums_of_taps(
     MR = tile_height(t, wide)
     in_panel = (depth + MR - 1) // MR
     tiles = (filters + wide - 1) // wide * in_panel
-    lines = np.empty(0 if s.in_place else s.together * s.channels * s.lines * s.line, source.dtype)
+    size = s.channels * s.lines * s.line
+    lines = np.empty(0 if s.in_place else s.together * size + t.NR, source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
     cleared_for = -1
     near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes
