@@ -144,6 +144,24 @@ def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
             assert np.abs(x - y).max() < most, how
 
 
+@compiled
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("operand", range(4))
+def test_kernels_agree_where_a_number_is_not_finite(bad, operand, monkeypatch):
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
+    rng = np.random.default_rng(operand)
+    for _ in range(30):
+        how, *arrays = random_convolution(rng)
+        arrays[operand].flat[rng.integers(arrays[operand].size)] = bad
+        found = three(how, *arrays)
+        with monkeypatch.context() as numpy_alone:
+            numpy_alone.setattr(kernels.convolution, "kernel_for", lambda *_: None)
+            right = three(how, *arrays)
+        for x, y in zip(found, right, strict=True):
+            np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+            np.testing.assert_array_equal(np.isinf(x), np.isinf(y))
+
+
 @pytest.mark.parametrize("filters", [1, 20])
 def test_a_stride_from_a_single_column_leads_nowhere(filters, monkeypatch):
     monkeypatch.setattr(kernels.convolution, "DEEP", 1)
