@@ -92,6 +92,16 @@ def test_layers_refuse_what_cannot_be():
         nn.Conv1d(3, 4, (3, 3))
 
 
+def test_images_without_rows_have_gradients():
+    """With padding, even these have a result."""
+    x, weight = (mg.Tensor(np.ones(s), requires_grad=True) for s in ((2, 3, 0, 4), (5, 3, 1, 1)))
+    out = mg.conv2d(x, weight, padding=1)
+    dx, dweight = mg.grad(out, (x, weight), np.ones((2, 5, 2, 6)))
+    assert not out.data.any()
+    assert dx.shape == x.shape
+    assert not dweight.data.any()
+
+
 def random_convolution(rng):
     """Operands and options of a convolution, of any shape."""
     while True:
