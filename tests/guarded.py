@@ -8,7 +8,10 @@ import mmap
 from contextlib import contextmanager
 from unittest import mock
 
+import llvmlite.binding as llvm
 import numpy as np
+from numba.core.registry import cpu_target
+from numba.core.runtime import _nrt_python, rtsys
 
 _C = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +34,54 @@ def guarded_copy(x, end):
     out = guarded(x.size, x.dtype, end).reshape(x.shape)
     out[...] = x
     return out
+
+
+class _Header(ctypes.Structure):
+    """What numba writes before an array: `NRT_MemInfo` in its nrt.cpp."""
+
+    _fields_ = (
+        ("references", ctypes.c_size_t),
+        ("destructor", ctypes.c_void_p),
+        ("of_destructor", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+    )
+
+
+_ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
+_DESTROY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_for_ever = []  # the functions that compiled code calls
+
+
+def guard_scratch(rng):
+    """From now on, arrays made by kernels are at the edge of memory, and full of nan.
+
+    No kernel may be loaded yet. Returns a list whose only number counts the arrays.
+    """
+    rtsys.initialize(cpu_target.target_context)
+    of_numba = _ALLOCATE(_nrt_python.c_helpers["MemInfo_alloc_aligned"])
+    alive, count = {}, [0]
+
+    @_DESTROY
+    def destroy(data, _size, _of_destructor):
+        del alive[data]
+
+    @_ALLOCATE
+    def allocate(size, align):
+        address = of_numba(1, align)
+        numbers = guarded(size, np.uint8, rng.integers(2))
+        numbers[...] = 255
+        header = _Header.from_address(address)
+        header.data, header.size = numbers.ctypes.data, size
+        header.destructor = ctypes.cast(destroy, ctypes.c_void_p)
+        alive[header.data] = numbers
+        count[0] += 1
+        return address
+
+    _for_ever.extend((destroy, allocate))
+    for name in ("NRT_MemInfo_alloc_aligned", "NRT_MemInfo_alloc_safe_aligned"):
+        llvm.add_symbol(name, ctypes.cast(allocate, ctypes.c_void_p).value)
+    return count
 
 
 def new_arrays_guarded(rng):

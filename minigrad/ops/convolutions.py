@@ -96,7 +96,7 @@ def convolution_input(
         ValueError: if y does not have the shape of the result of the convolution, or as in
             `convolution`.
     """
-    sizes = for_each_axis("size", size, 2)
+    sizes = for_each_axis("size", size, 2, least=0)
     check_positive("groups", groups)
     _check_axes(y=y.shape, weight=weight.shape)
     x = y.shape[0], weight.shape[1] * groups, *sizes

@@ -88,7 +88,7 @@ def sums_of_pixels(
     all_images = s.images * s.groups  # each group counts as an image
     block = min(s.block, max(1, s.rows * all_images // (2 * pieces)))
     together = min(s.together, max(1, all_images // (2 * pieces))) if block == s.rows else 1
-    lines = np.empty(0 if s.in_place else together * image_size(s), source.dtype)
+    lines = np.empty(0 if s.in_place else together * image_size(s) + t.NR, source.dtype)
     offsets = pixel_offsets(s, together, block, t.item)
     before = -1  # the first row of the last block
     most = t.MR * t.VL // 2  # pixels whose sums are computed before they are transposed

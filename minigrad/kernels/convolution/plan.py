@@ -66,6 +66,8 @@ def _plan(
     """
     images, planes, height, width = shape
     (rows, cols), channels = size, planes // groups
+    if cols == 1:
+        stride = stride[0], 1  # there is no next column
     reach = [int(indices.max()) + 1 for indices in taps]
     phases = stride[1] if sort else 1
     in_phase = -(-((cols - 1) * stride[1] + reach[1]) // phases)  # numbers of a phase in a line

@@ -138,7 +138,7 @@ def sums_of_taps(
     high, wide = tile_size(t, filters)
     in_panel = (depth + high - 1) // high
     tiles = (filters + wide - 1) // wide * in_panel
-    lines = np.empty(0 if s.in_place else s.together * image_size(s), source.dtype)
+    lines = np.empty(0 if s.in_place else s.together * image_size(s) + t.NR, source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
     before = -1  # the first row of the last block
     near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes

@@ -396,9 +396,10 @@ FUZZ = """
     from minigrad.kernels.gemm.prepacked import packed_bytes
     from minigrad.kernels.gemm.products import gemm_packed, pack_all
     from minigrad.kernels.vector import vector_registers
-    from tests.guarded import guarded
+    from tests.guarded import guard_scratch, guarded
 
     rng = np.random.default_rng(int(sys.argv[2]))
+    in_kernels = guard_scratch(np.random.default_rng(int(sys.argv[2])))
 
     def matrix(rows, cols, dtype):
         steps = rng.choice([1, 1, 1, 2, 3], 2)
@@ -427,7 +428,8 @@ FUZZ = """
         row[...] = rng.standard_normal(n)
         bias = row if rng.integers(2) else None
         products = PRODUCTS[np.dtype(dtype)]
-        products.multiply(x, y, out, add, m * n * k, bias)
+        long = int(rng.choice([1, 10**6]))  # any work is long enough for threads, or little is
+        products.multiply(x, y, out, add, m * n * k * long, bias)
         wide = x.astype(float) @ y.astype(float) + start * add + (row if bias is row else 0)
         bound = (k + 4) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 18)
         assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
@@ -440,18 +442,19 @@ FUZZ = """
         row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
         row[...] = rng.standard_normal(row.size)
         operands = x, room, n, left, right, row, out, products.plans[False]
-        gemm_packed[np.dtype(dtype)](0.0, *operands)
+        gemm_packed[np.dtype(dtype)](long * 1e-6, *operands)
         wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
         wide += row if row.size else 0
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
         assert (abs(out - wide) <= bound).all(), (m, k, n, rank, dtype, x.strides, y.strides, add)
+    assert in_kernels[0] > int(sys.argv[1])
     print("done", *vector_registers())
 """
 
 
 def fuzz(count, seed, tmp_path, **environment):
     """Run FUZZ; returns bytes of a vector and number of registers that its process compiled for."""
-    variables = {"NUMBA_NUM_THREADS": "1", **environment}
+    variables = {"NUMBA_NUM_THREADS": "2", **environment}
     done, width, registers = run_python(FUZZ, count, seed, cwd=tmp_path, **variables).split()
     assert done == "done"
     return int(width), int(registers)

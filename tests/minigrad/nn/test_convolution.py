@@ -92,6 +92,16 @@ def test_layers_refuse_what_cannot_be():
         nn.Conv1d(3, 4, (3, 3))
 
 
+def test_images_without_rows_have_gradients():
+    """With padding, even these have a result."""
+    x, weight = (mg.Tensor(np.ones(s), requires_grad=True) for s in ((2, 3, 0, 4), (5, 3, 1, 1)))
+    out = mg.conv2d(x, weight, padding=1)
+    dx, dweight = mg.grad(out, (x, weight), np.ones((2, 5, 2, 6)))
+    assert not out.data.any()
+    assert dx.shape == x.shape
+    assert not dweight.data.any()
+
+
 def random_convolution(rng):
     """Operands and options of a convolution, of any shape."""
     while True:
@@ -142,6 +152,37 @@ def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
             assert x.dtype == y.dtype == dtype
             most = 20 * np.finfo(dtype).eps * max(1, np.abs(y).max()) * np.sqrt(arrays[0][0].size)
             assert np.abs(x - y).max() < most, how
+
+
+@compiled
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("operand", range(4))
+def test_kernels_agree_where_a_number_is_not_finite(bad, operand, monkeypatch):
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
+    rng = np.random.default_rng(operand)
+    for _ in range(30):
+        how, *arrays = random_convolution(rng)
+        arrays[operand].flat[rng.integers(arrays[operand].size)] = bad
+        found = three(how, *arrays)
+        with monkeypatch.context() as numpy_alone:
+            numpy_alone.setattr(kernels.convolution, "kernel_for", lambda *_: None)
+            right = three(how, *arrays)
+        for x, y in zip(found, right, strict=True):
+            np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+            np.testing.assert_array_equal(np.isinf(x), np.isinf(y))
+
+
+@pytest.mark.parametrize("filters", [1, 20])
+def test_a_stride_from_a_single_column_leads_nowhere(filters, monkeypatch):
+    monkeypatch.setattr(kernels.convolution, "DEEP", 1)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((2, n, 6, 1)).astype(np.float32) for n in (3, filters))
+    weight = rng.standard_normal((filters, 3, 1, 1)).astype(np.float32)
+    found, right = (
+        three(Geometry((1, step), (0, 0), (1, 1), 1), x, weight, None, y) for step in (3, 1)
+    )
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

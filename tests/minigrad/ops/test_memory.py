@@ -1,6 +1,6 @@
 """Every op between pages that may not be touched, forward and backward, in loops of our own.
 
-The operands are at the edge of memory, and so is what the library makes room for.
+The operands are at the edge of memory, and so is what the library and its kernels make room for.
 """
 
 import os
@@ -19,13 +19,13 @@ import faulthandler, sys
 from functools import partial
 import numpy as np
 import minigrad
-from minigrad import Tensor
+from minigrad import Tensor, kernels
 from tests.cases import CASES
-from tests.guarded import guarded_copy, new_arrays_guarded
+from tests.guarded import guard_scratch, guarded_copy, new_arrays_guarded
 
 faulthandler.enable()
 rng = np.random.default_rng(int(sys.argv[1]))
-made = 0
+made, in_kernels = 0, guard_scratch(np.random.default_rng(int(sys.argv[1])))
 
 
 class Always:
@@ -77,6 +77,9 @@ def sizes(*most):
     return [int(rng.integers(1, n + 1)) for n in most]
 
 
+usual = kernels.convolution.DEEP, kernels.convolution.SECONDS
+
+
 def attention(q, k, v):
     return minigrad.scaled_dot_product_attention(q, k, v, is_causal=bool(len(q.shape) % 2))
 
@@ -101,13 +104,15 @@ for _ in range(int(sys.argv[2])):
         arrays = [rng.standard_normal((*lead, *size)).astype(dtype)
                   for size in ((queries, d), (keys, d), (keys, d_v))]
         check("attention", attention, arrays, dtype)
-        groups, channels, filters, *kernel = sizes(3, 4, 9, 3, 3)
-        stride, dilation, more = sizes(3, 3), sizes(2, 2), sizes(20, 40)
+        groups, channels, filters, *kernel = sizes(3, 4, rng.choice([9, 40]), 3, 3)
+        stride, dilation, more = sizes(3, 3), sizes(2, 2), sizes(20, rng.choice([5, 40]))
         padding = [n - 1 for n in sizes(3, 3)]
         spans = [d * (k - 1) + n for d, k, n in zip(dilation, kernel, more)]
         options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         shapes = (2, groups * channels, *spans), (groups * filters, channels, *kernel)
         arrays = [rng.standard_normal(s).astype(dtype) for s in (*shapes, (groups * filters,))]
+        # Any sum is one of many taps, and any work is long enough for threads, or neither is.
+        kernels.convolution.DEEP, kernels.convolution.SECONDS = rng.choice([(1, 1.0), usual])
         check("conv2d", partial(minigrad.conv2d, **options), arrays, dtype)
         pointwise = rng.standard_normal((filters, groups * channels, 1, 1)).astype(dtype)
         check("conv2d in place", minigrad.conv2d, [arrays[0], pointwise], dtype)
@@ -129,7 +134,7 @@ for _ in range(int(sys.argv[2])):
         check("linear", minigrad.linear, [x, W, bias], dtype)
         lora = partial(minigrad.lora_linear, scale=0.5)
         check("lora_linear", lora, [x, W, A, B, bias], dtype)
-print("done", made)
+print("done", made, *in_kernels)
 """
 
 
@@ -145,9 +150,10 @@ def at_the_edge(*arguments):
     )
     *before, last = result.stdout.splitlines() or [""]
     assert result.returncode == 0, f"in {last}\n{result.stderr}"
-    done, made = last.split()
+    done, made, in_kernels = last.split()
     assert done == "done"
     assert int(made) > len(before)  # each line is a check, which makes arrays of its own
+    assert int(in_kernels) > 1000
 
 
 pytestmark = [
