@@ -57,7 +57,8 @@ def _copy_numbers(at: int, to: int, count: int, item: int, zero: Any) -> None:
 def _copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
     """Copy `count` lines of each channel of a group, from line `first` on, with zeros around them.
 
-    The columns are sorted by their remainder after division by the number of phases.
+    The columns are sorted by their remainder after division by the number of phases. Up to one
+    vector may be written after the last line.
     """
     item, zero = source.itemsize, source.dtype.type(0)
     length = s.line // s.phases
