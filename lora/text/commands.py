@@ -199,6 +199,11 @@ def generate(
         raise ValueError("--prompt and --message take one --adapter; --chat can switch to others")
     if chat and not progress:
         raise ValueError("--json goes with --prompt or --message; a conversation is for people")
+    if chat and sys.stdin is None:  # the process began without one, as after `<&-` of a shell
+        raise ValueError(
+            "--chat reads messages from the standard input, which is closed; open it, or ask one "
+            "--message"
+        )
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     writer = generating.TextGenerator(model, tokenizer, **options)
     first = [] if system is None else [{"role": "system", "content": system}]

@@ -188,7 +188,7 @@ def read_rows(
                 rows.rows.append(Row(ids, counts))
     rows.digest = digest.hexdigest()
     if not rows.rows:
-        raise ValueError(f"{rows!r}; nothing is left")
+        raise ValueError(f"{rows!r}; nothing is left, and a row with an answer is needed")
     return rows
 
 
@@ -206,9 +206,9 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         length = len(error.doc)
         at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
-        raise ValueError(f"the line is not JSON: {error.msg}, at {at}") from None
+        raise ValueError(f"the line is not JSON: {error.msg}, at {at}; each row is one line") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
+        raise ValueError(f"a row is an object of JSON in one line, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]
     if len(forms) != 1:
         known = set().union(*_FORMS)

@@ -199,7 +199,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, row):
     assert len(found) == 1
     assert found.notes == {"left out, without an answer": [1, 3]}
     assert "2 left out, without an answer (lines 1, 3)" in repr(found)
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="nothing is left, and a row with an answer is needed"):
         read_rows(written(tmp_path, row), tokenizer())
 
 
@@ -237,9 +237,9 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"text": "the', "not JSON.* at character 10 of 13"),
+        (b'{"text": "the', "not JSON.* at character 10 of 13; each row is one line"),
         (b'{"text": ', "not JSON.* at its end"),
-        (b"[1, 2]", "an object of JSON"),
+        (b"[1, 2]", "an object of JSON in one line"),
         (b'{"text": "\xff"}', "byte 11 of the line is not UTF-8; write the file again"),
         (b'{"text": "\\ud800"}', "character 1 of 1 of text is half of one"),
         (b'{"text": "a", "text": "b"}', "the row has the same name twice"),

@@ -127,6 +127,14 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
     assert status == 2
     assert "has no options of a run" in error
+    assert "give the options.json of another run, or begin a run in another folder" in error
+    for name, what in (("a", "Is a directory"), ("nowhere", "No such file")):
+        status, _, error = run(
+            capsys, "train", base, data, tmp_path / "c", "--config", tmp_path / name
+        )
+        assert status == 2
+        assert f"{what}" in error
+        assert "give the options.json of a run" in error
     resume = ("train", base, data, tmp_path / "a", "--resume")
     assert run(capsys, *resume)[0] == 0
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
@@ -277,6 +285,28 @@ def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypa
     first, second = printed.split("> ")[1:3]
     assert "is half of one, or a byte that is not UTF-8" in first
     assert second.strip()
+
+
+def test_a_conversation_needs_a_standard_input(base, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # as in a process that began without one
+    status, printed, error = run(capsys, "generate", base, "--chat")
+    assert (status, printed) == (2, "")
+    assert "reads messages from the standard input, which is closed; open it, or ask one" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "hint"),
+    [
+        (("train", "BASE", "DATA", "OUT"), "--stpes", " (did you mean '--steps'?)"),
+        (("generate", "BASE", "--prompt", "a"), "--maxtokens", " (did you mean '--max-tokens'?)"),
+        (("eval", "BASE", "DATA"), "--qqqq", ""),
+    ],
+)
+def test_of_a_misspelled_option_the_likely_one_is_named(capsys, command, option, hint):
+    with pytest.raises(SystemExit):
+        main([*command, option, "3"])
+    help_text = f"; python -m lora {command[0]} --help lists the options"
+    assert f"unrecognized arguments: {option} 3{hint}{help_text}\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_samples")

@@ -337,7 +337,7 @@ def test_a_run_does_not_go_on_with_another_tokenizer_or_chat_template(data, tmp_
 
 
 def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run to resume"):
+    with pytest.raises(FileNotFoundError, match="no run to resume; begin one without resume"):
         run(data, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
     run(data, tmp_path / "out")
@@ -348,6 +348,13 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
         (tmp_path / "out" / "options.json").write_bytes(damage)
         with pytest.raises(ValueError, match="has no options of a run"):
             run(data, tmp_path / "out", resume=True)
+
+
+def test_a_run_with_other_options_is_refused_with_what_to_do(data, tmp_path):
+    run(data, tmp_path / "out", rank=2)
+    advice = "give the same base, data and options, or begin a run in another folder"
+    with pytest.raises(ValueError, match=advice):
+        run(data, tmp_path / "out", rank=4, resume=True)
 
 
 def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monkeypatch):
