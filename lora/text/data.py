@@ -206,7 +206,9 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         length = len(error.doc)
         at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
-        raise ValueError(f"the line is not JSON: {error.msg}, at {at}; each row is one line") from None
+        raise ValueError(
+            f"the line is not JSON: {error.msg}, at {at}; each row is one line"
+        ) from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object of JSON in one line, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]
