@@ -296,7 +296,8 @@ def evaluate(
     if progress:
         return report
     base_loss = None if report.base is None else report.base.loss
-    return {**vars(report), "base": base_loss, "base_report": report.base}
+    beside = {"base": base_loss, "base_report": report.base, "data": rows.summary()}
+    return {**vars(report), **beside}
 
 
 def load(

@@ -72,6 +72,10 @@ class Dataset(Sequence[Row]):
                 found.update(part.tobytes())
         return found.hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """Return the name of the file, the number of rows and the notes, which JSON can store."""
+        return {"file": self.file, "rows": len(self), "notes": self.notes}
+
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 

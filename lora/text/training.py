@@ -73,10 +73,7 @@ class TrainResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the result as numbers, strings, lists and dicts, which JSON can store."""
-        data = {
-            split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
-            for split, rows in self.data.items()
-        }
+        data = {split: rows.summary() for split, rows in self.data.items()}
         steps = {"best_step": self.best_step, "steps": self.history.steps}
         return {"out": os.fspath(self.out), **steps, "data": data}
 

@@ -92,6 +92,7 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
         == pytest.approx(evaluate(model, rows).loss, rel=1e-6)
     )
     assert found["tokens"] == sum(row.counted[1:].sum() for row in rows)
+    assert found["data"] == {"file": str(data), "rows": len(ROWS), "notes": {}}
 
     ask = ("--prompt", ROWS[0]["prompt"], "--max-tokens", 5, "--temperature", 0)
     status, printed, _ = run(capsys, "generate", base, "--adapter", out, *ask, "--json")
@@ -370,6 +371,16 @@ def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, m
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_json_of_eval_tells_of_rows_that_were_cut_or_left_out(base, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = {"text": "fox " * 9}, {"prompt": "fox " * 9, "completion": "lazy"}, {"text": "fox"}
+    file.write_text("\n".join(map(json.dumps, rows)))
+    status, printed, error = run(capsys, "eval", base, file, "--max-length", 6, "--json")
+    assert (status, error) == (0, "")
+    notes = {"cut to 6 tokens": [1], "left out, with no answer up to token 6": [2]}
+    assert json.loads(printed)["data"] == {"file": str(file), "rows": 2, "notes": notes}
 
 
 @pytest.mark.full
