@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer, check_text, check_tokens
+from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
 from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
@@ -145,9 +145,10 @@ def read_rows(
         ValueError: if a line is not a valid row, or a token is outside of the vocabulary; the
             message has the number of the line. Also if no row is left, `max_length` is not
             positive, or `long_rows` is unknown.
-        TypeError: if a flag is not True or False.
+        TypeError: if a flag is not True or False, or `tokenizer` is not a tokenizer.
         ImportError: if a row has messages, and the package jinja2 is not installed.
     """
+    check_tokenizer(tokenizer)
     if max_length is not None:
         check_positive("max_length", max_length)
     check_flag("train_on_prompts", train_on_prompts)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lora.text.model import LanguageModel
-from lora.text.tokenization import Tokenizer, check_tokens
+from lora.text.model import LanguageModel, check_model
+from lora.text.tokenization import Tokenizer, check_tokenizer, check_tokens
 from minigrad import random
 from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
@@ -51,6 +51,7 @@ class TextGenerator:
     Raises:
         ValueError: if `max_tokens` is not a positive integer, or `seed` is not an integer of at
             least 0. `stream` checks the other options.
+        TypeError: if `model` is not a model, or `tokenizer` is not a tokenizer.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class TextGenerator:
         top_p: float | None = None,
         seed: int | None = None,
     ) -> None:
+        check_model(model)
+        check_tokenizer(tokenizer)
         check_positive("max_tokens", max_tokens)
         check_count("seed", 0 if seed is None else seed)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, int(max_tokens)
