@@ -207,7 +207,8 @@ def generate(
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     writer = generating.TextGenerator(model, tokenizer, **options)
     first = [] if system is None else [{"role": "system", "content": system}]
-    if chat:
+    if chat:  # begin only if the template accepts the system message, and a first question
+        tokenizer.render([*first, {"role": "user", "content": "?"}], add_generation_prompt=True)
         converse(writer, first)
         return None
     asked = prompt if message is None else [*first, {"role": "user", "content": message}]

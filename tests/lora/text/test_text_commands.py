@@ -288,6 +288,26 @@ def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypa
     assert second.strip()
 
 
+@pytest.mark.parametrize(
+    ("options", "template", "message"),
+    [
+        ((), None, "this model has no chat template"),
+        (("--system", "Be kind."), "{{ raise_exception('no system') }}", "refuses these messages"),
+        (("--top-k", 0), "{{ messages[0].content }}", "top_k must be a positive integer, not 0"),
+        (("--temperature", -1), "{{ messages[0].content }}", "temperature must be in [0.0, inf)"),
+    ],
+)
+def test_a_conversation_that_has_no_answers_does_not_begin(
+    base, capsys, monkeypatch, options, template, message
+):
+    (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("why?\nwhy?\n"))
+    status, printed, error = run(capsys, "generate", base, "--chat", *options)
+    assert (status, printed) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_a_conversation_needs_a_standard_input(base, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)  # as in a process that began without one
     status, printed, error = run(capsys, "generate", base, "--chat")
