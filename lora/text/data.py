@@ -102,7 +102,12 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     if path.is_file():
         return {"train": path}
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no file or folder {os.fspath(path)!r}")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} is neither a file nor a folder, but perhaps a pipe; save the "
+            f"rows in a file"
+            if path.exists()
+            else f"there is no file or folder {os.fspath(path)!r}"
+        )
     found = {split: path / f"{split}.jsonl" for split in SPLITS}
     found = {split: file for split, file in found.items() if file.is_file()}
     if not found:

@@ -1,10 +1,12 @@
 """Rows of JSONL files as tokens: which of them count, what is cut, left out or refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
+from lora.text import load_model, loading
 from lora.text.data import Row, data_files, micro_batches, read_rows
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
@@ -182,6 +184,15 @@ def test_one_row_and_one_token_are_no_plural(tmp_path):
     file.write_bytes(b"x")
     with pytest.raises(ValueError, match="at character 1 of 1"):
         read_rows(file, tokenizer())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_called_missing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    message = "pipe' is neither a file nor a folder, but perhaps a pipe; save "
+    for call in (data_files, load_model, loading.tokenizer):
+        with pytest.raises(FileNotFoundError, match=message):
+            call(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(
