@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -26,6 +27,7 @@ from lora.offline import check_adapter, convert_adapter, extract_files, merge_fi
 from lora.offline.inspection import draw
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands, add_options
+from minigrad.checks import nearest
 from minigrad.console import print_any_text, print_error
 from minigrad.distributed import world
 
@@ -44,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = ""
         if given.command == "generate" and given.adapter and not unknown[0].startswith("-"):
             hint = "; give several adapters by repeating --adapter"
+        elif unknown[0].startswith("-"):
+            likely = nearest(unknown[0], re.findall(r"--[a-z-]+", given.usage()))
+            hint = f"{likely}; {parser.prog} {given.command} --help lists the options"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options = {name: value for name, value in vars(given).items() if value is not None}
-    command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
+    command, run, as_json, _ = (options.pop(key) for key in ("command", "run", "json", "usage"))
     plot = options.pop("plot", None)
     written = plot or options.get("out")
     found: Any = None
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         """Add a command, and return the function that adds an argument to it."""
         description = f"{help_text[0].upper()}{help_text[1:]}."
         made = commands.add_parser(name, help=help_text, description=description, aliases=aliases)
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, usage=made.format_usage)
         made.add_argument(
             "--json", action="store_true", help="print the result as JSON, for programs"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from lora.adapter import UNMERGEABLE
 from lora.frozen import Array
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, other_weights
+from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, made_on_nf4, other_weights
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -319,6 +319,13 @@ def check_adapter(
                 compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
                 rows += [each for each in compared if isinstance(each, MergedLayer)]
                 found += _findings_of_merged(names, compared)
+            if count := len(made_on_nf4(opened)):
+                what = (
+                    f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, "
+                    f"so the hash of the base was not compared; to compare it, load the model in "
+                    f"nf4 and the adapter into it (--dtype nf4 of generate and eval)"
+                )
+                found.append(Finding("odd", "base", what))
             added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),

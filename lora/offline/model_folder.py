@@ -271,20 +271,24 @@ def is_computed(name: str, axes: int) -> bool:
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
     """List at most one error: that hashes of weights differ from those in the metadata."""
     base = pool.opened
-    stored = {name: fact.stored for name, fact in base.files.facts.layers.items()}
-    # The adapter was made on the matrix in the file, unless that was rounded to few bits.
-    same = [
-        name
-        for name, weight in base.weights.items()
-        if stored.get(name, "dense") in ("dense", base.tensors.info(weight.name).dtype)
-    ]
+    known = [name for name in base.weights if name not in made_on_nf4(base)]
     return base.files.facts.base_problems(
-        same, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
+        known, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
     )
 
 
+def made_on_nf4(base: AdaptedBase) -> list[str]:
+    """Return the layers whose adapter was made on NF4, so the base's hash cannot be compared.
+
+    The values of NF4 depend on its block size, which the metadata of the adapter do not have.
+    """
+    facts = base.files.facts.layers
+    return [name for name in base.weights if name in facts and facts[name].stored == "nf4"]
+
+
 def _fingerprint(base: AdaptedBase, layer: str) -> str:
-    return base.weights[layer].fingerprint()
+    in_bfloat16 = base.files.facts.layers[layer].stored == "bfloat16"
+    return base.weights[layer].fingerprint(in_bfloat16)
 
 
 def _with(prefix: str, name: str) -> str:

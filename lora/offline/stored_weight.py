@@ -11,6 +11,7 @@ from lora.frozen import Array, FrozenMatrix, strips
 from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS
 from minigrad.io import TensorSet
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 
 
 class StoredWeight(FrozenMatrix):
@@ -57,7 +58,11 @@ class StoredWeight(FrozenMatrix):
             return [(slice(None), strip) for strip in strips(self.stored_shape)]
         return super().blocks()
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the tensor."""
+    def fingerprint(self, in_bfloat16: bool = False) -> str:
+        """Return the fingerprint of the tensor, or of the nearest numbers in bfloat16."""
         read = partial(self._tensors.read, self.name, None)
-        return fingerprint_of_rows(self.stored_shape, read)
+
+        def rounded(rows: slice) -> Array:
+            return BFloat16Matrix.of(read(rows)).dense()
+
+        return fingerprint_of_rows(self.stored_shape, rounded if in_bfloat16 else read)

@@ -199,10 +199,16 @@ def generate(
         raise ValueError("--prompt and --message take one --adapter; --chat can switch to others")
     if chat and not progress:
         raise ValueError("--json goes with --prompt or --message; a conversation is for people")
+    if chat and sys.stdin is None:  # the process began without one, as after `<&-` of a shell
+        raise ValueError(
+            "--chat reads messages from the standard input, which is closed; open it, or ask one "
+            "--message"
+        )
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     writer = generating.TextGenerator(model, tokenizer, **options)
     first = [] if system is None else [{"role": "system", "content": system}]
-    if chat:
+    if chat:  # begin only if the template accepts the system message, and a first question
+        tokenizer.render([*first, {"role": "user", "content": "?"}], add_generation_prompt=True)
         converse(writer, first)
         return None
     asked = prompt if message is None else [*first, {"role": "user", "content": message}]
@@ -289,7 +295,8 @@ def evaluate(
     if progress:
         return report
     base_loss = None if report.base is None else report.base.loss
-    return {**vars(report), "base": base_loss, "base_report": report.base}
+    beside = {"base": base_loss, "base_report": report.base, "data": rows.summary()}
+    return {**vars(report), **beside}
 
 
 def load(

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.text.tokenization import Tokenizer, check_text, check_tokens
+from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
 from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
 from minigrad.random import Rng, generator
@@ -72,6 +72,10 @@ class Dataset(Sequence[Row]):
                 found.update(part.tobytes())
         return found.hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """Return the name of the file, the number of rows and the notes, which JSON can store."""
+        return {"file": self.file, "rows": len(self), "notes": self.notes}
+
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
@@ -98,7 +102,12 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     if path.is_file():
         return {"train": path}
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no file or folder {os.fspath(path)!r}")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} is neither a file nor a folder, but perhaps a pipe; save the "
+            f"rows in a file"
+            if path.exists()
+            else f"there is no file or folder {os.fspath(path)!r}"
+        )
     found = {split: path / f"{split}.jsonl" for split in SPLITS}
     found = {split: file for split, file in found.items() if file.is_file()}
     if not found:
@@ -141,9 +150,10 @@ def read_rows(
         ValueError: if a line is not a valid row, or a token is outside of the vocabulary; the
             message has the number of the line. Also if no row is left, `max_length` is not
             positive, or `long_rows` is unknown.
-        TypeError: if a flag is not True or False.
+        TypeError: if a flag is not True or False, or `tokenizer` is not a tokenizer.
         ImportError: if a row has messages, and the package jinja2 is not installed.
     """
+    check_tokenizer(tokenizer)
     if max_length is not None:
         check_positive("max_length", max_length)
     check_flag("train_on_prompts", train_on_prompts)
@@ -177,7 +187,7 @@ def read_rows(
                 rows.rows.append(row)
     rows.digest = digest.hexdigest()
     if not rows.rows:
-        raise ValueError(f"{rows!r}; nothing is left")
+        raise ValueError(f"{rows!r}; nothing is left, and a row with an answer is needed")
     return rows
 
 
@@ -195,9 +205,11 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         length = len(error.doc)
         at = "its end" if error.pos == length else f"character {error.pos + 1} of {length:,}"
-        raise ValueError(f"the line is not JSON: {error.msg}, at {at}") from None
+        raise ValueError(
+            f"the line is not JSON: {error.msg}, at {at}; each row is one line"
+        ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"a row is an object of JSON, not {row!r:.60}")
+        raise ValueError(f"a row is an object of JSON in one line, not {row!r:.60}")
     forms = [form for form in _FORMS if form <= row.keys()]
     if len(forms) != 1:
         known = set().union(*_FORMS)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lora.text.model import LanguageModel
-from lora.text.tokenization import Tokenizer, check_tokens
+from lora.text.model import LanguageModel, check_model
+from lora.text.tokenization import Tokenizer, check_tokenizer, check_tokens
 from minigrad import random
 from minigrad.checks import check_count, check_positive
 from minigrad.nn import KVCache
@@ -49,8 +49,9 @@ class TextGenerator:
             the largest length of the model.
 
     Raises:
-        ValueError: if `max_tokens` is not a positive integer, or `seed` is not an integer of at
-            least 0. `stream` checks the other options.
+        ValueError: if an option has an impossible value, such as a temperature below 0.
+        TypeError: if `temperature` or `top_p` is not a number, `model` is not a model, or
+            `tokenizer` is not a tokenizer.
     """
 
     def __init__(
@@ -64,12 +65,16 @@ class TextGenerator:
         top_p: float | None = None,
         seed: int | None = None,
     ) -> None:
+        check_model(model)
+        check_tokenizer(tokenizer)
         check_positive("max_tokens", max_tokens)
         check_count("seed", 0 if seed is None else seed)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, int(max_tokens)
         usual = 0.0 if top_k is None and top_p is None else 1.0
         self.temperature = usual if temperature is None else temperature
         self.top_k, self.top_p = top_k, top_p
+        only = np.random.default_rng(0)  # such that a check of the options leaves `rng` as it is
+        sample(np.zeros(1), self.temperature, top_k, top_p, only)
         self.rng = random.generator(None if seed is None else np.random.default_rng(seed))
         self.prompt_tokens: list[int] = []
         self.tokens: list[int] = []
@@ -101,9 +106,7 @@ class TextGenerator:
 
         Raises:
             ValueError: if the prompt is empty, there is no template, the template refuses the
-                messages, or the prompt is too long for the model. Also if an option has an
-                impossible value, such as a temperature below 0, or the logits have NaN.
-            TypeError: if an option is not a number.
+                messages, the prompt is too long for the model, or the logits have NaN.
             ImportError: if messages are given, and the package jinja2 is not installed.
         """
         if isinstance(prompt, str):

@@ -113,7 +113,10 @@ class GGUFFile:
         gguf, types, size = package("gguf"), _types(), reader.left
         magic, version = reader.take(4), reader.number("I")
         if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
+            raise ValueError(
+                f"it begins with {magic!r} and version {version}, not GGUF 2 or 3; a base is a "
+                f"GGUF file, or a Hugging Face folder"
+            )
         tensors, facts = reader.number("Q"), reader.number("Q")
         self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
         self.tensors: dict[str, StoredTensor] = {}

@@ -178,12 +178,18 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a file, which must be GGUF.
 
-    A FileNotFoundError is raised if the path does not exist, or is a folder of GGUF files only.
+    A FileNotFoundError is raised if the path does not exist, is a pipe, or is a folder of GGUF
+    files only.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"there is no folder and no file {os.fspath(path)!r}; give a Hugging Face folder or a "
             f"GGUF file of this machine, since nothing is downloaded"
+        )
+    if not (Path(path).is_file() or Path(path).is_dir()):
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} is neither a file nor a folder, but perhaps a pipe; save the "
+            f"model in a file"
         )
     files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
     if files and not find(path, "config.json").is_file():

@@ -133,6 +133,13 @@ class TiedHead(Module):
         return stored_linear(x, self.weight)  # type: ignore[no-any-return]
 
 
+def check_model(model: Any) -> None:
+    """Raise a TypeError unless it is a model, for example if it is a path."""
+    if not isinstance(model, Module):
+        kind = type(model).__name__
+        raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
+
+
 def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, float]:
     """Return the inputs and targets of a model if only the predictions of some tokens count.
 

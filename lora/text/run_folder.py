@@ -72,7 +72,9 @@ class RunFolder:
                 )
             return
         if not self.options_file.is_file():
-            raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
+            raise FileNotFoundError(
+                f"{name!r} has no {OPTIONS}, so there is no run to resume; begin one without resume"
+            )
         runs = _saved_run(self.options_file), known
         old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
         changed = [
@@ -80,7 +82,11 @@ class RunFolder:
             for key in {**old, **new}
             if old.get(key) != new.get(key) and key != "save_every"
         ]
-        check_problems(f"the run in {name!r} cannot continue with other data or options", changed)
+        check_problems(
+            f"give the same base, data and options, or begin a run in another folder, since the "
+            f"run in {name!r} cannot continue with other data or options",
+            changed,
+        )
 
     @contextmanager
     def running(self, facts: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[None]:
@@ -128,7 +134,14 @@ def _saved_run(file: str | os.PathLike[str]) -> dict[str, Any]:
         began = datetime.fromisoformat(found.get("time", now)).isoformat()
         return {"options": dict(found["options"]), "data": data, "base": base, "time": began}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(file)!r} has no options of a run: {error!r:.200}") from None
+        raise ValueError(
+            f"{os.fspath(file)!r} has no options of a run: {error!r:.200}; give the {OPTIONS} of "
+            f"another run, or begin a run in another folder"
+        ) from None
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"{error.strerror}; give the {OPTIONS} of a run", os.fspath(file)
+        ) from None
 
 
 def options_of(file: str | os.PathLike[str], kinds: Mapping[str, Any]) -> dict[str, Any]:

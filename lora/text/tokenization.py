@@ -317,6 +317,13 @@ class Tokenizer:
         }
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise a TypeError unless it is a tokenizer, for example if it is a path."""
+    if not hasattr(tokenizer, "decode"):  # another class with these methods serves too
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer is what lora.text.tokenizer(path) returns, not a {kind}")
+
+
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
     """Raise a ValueError if an id is outside of a model's vocabulary."""
     if (largest := max(ids, default=0)) >= vocab_size:

@@ -35,8 +35,9 @@ from lora.patterns import check_patterns
 from lora.peft import save
 from lora.text.data import Dataset, data_files, micro_batches, read_rows
 from lora.text.estimating import estimate
+from lora.text.model import check_model
 from lora.text.run_folder import DTYPE, RunFolder
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
@@ -73,10 +74,7 @@ class TrainResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the result as numbers, strings, lists and dicts, which JSON can store."""
-        data = {
-            split: {"file": rows.file, "rows": len(rows), "notes": rows.notes}
-            for split, rows in self.data.items()
-        }
+        data = {split: rows.summary() for split, rows in self.data.items()}
         steps = {"best_step": self.best_step, "steps": self.history.steps}
         return {"out": os.fspath(self.out), **steps, "data": data}
 
@@ -172,7 +170,7 @@ def train(
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` stay
             complete.
-        TypeError: if an option has the wrong type.
+        TypeError: if an option has the wrong type, or `model` or `tokenizer` is not one.
         ValueError: if an option is impossible, a target matches nothing, a row is invalid, the
             model has an adapter called "default", `out` has another run or a model, or the data,
             their tokens, the base or an option differ from those of the run to resume. After this
@@ -181,6 +179,8 @@ def train(
             written.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
+    check_model(model)
+    check_tokenizer(tokenizer)
     targets = None if targets is None else check_patterns("targets", targets)
     options = {name: value for name, value in locals().items() if name in OPTION_TYPES}
     _check_options(options)

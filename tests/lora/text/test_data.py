@@ -1,10 +1,12 @@
 """Rows of JSONL files as tokens: which of them count, what is cut, left out or refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
+from lora.text import load_model, loading
 from lora.text.data import Row, data_files, micro_batches, read_rows
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
@@ -184,6 +186,15 @@ def test_one_row_and_one_token_are_no_plural(tmp_path):
         read_rows(file, tokenizer())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_called_missing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    message = "pipe' is neither a file nor a folder, but perhaps a pipe; save "
+    for call in (data_files, load_model, loading.tokenizer):
+        with pytest.raises(FileNotFoundError, match=message):
+            call(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -199,7 +210,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, row):
     assert len(found) == 1
     assert found.notes == {"left out, without an answer": [1, 3]}
     assert "2 left out, without an answer (lines 1, 3)" in repr(found)
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="nothing is left, and a row with an answer is needed"):
         read_rows(written(tmp_path, row), tokenizer())
 
 
@@ -237,9 +248,9 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"text": "the', "not JSON.* at character 10 of 13"),
+        (b'{"text": "the', "not JSON.* at character 10 of 13; each row is one line"),
         (b'{"text": ', "not JSON.* at its end"),
-        (b"[1, 2]", "an object of JSON"),
+        (b"[1, 2]", "an object of JSON in one line"),
         (b'{"text": "\xff"}', "byte 11 of the line is not UTF-8; write the file again"),
         (b'{"text": "\\ud800"}', "character 1 of 1 of text is half of one"),
         (b'{"text": "a", "text": "b"}', "the row has the same name twice"),

@@ -220,7 +220,9 @@ def test_a_file_that_is_cut_short_or_no_gguf_file_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"fetch it again|not GGUF"):
             GGUFFile(path)
     path.write_bytes(b"GGML" + content[4:])
-    with pytest.raises(ValueError, match="not GGUF"):
+    with pytest.raises(
+        ValueError, match="not GGUF 2 or 3; a base is a GGUF file, or a Hugging Face"
+    ):
         GGUFFile(path)
     with pytest.raises(FileNotFoundError):
         GGUFFile(tmp_path / "none.gguf")

@@ -46,6 +46,43 @@ def test_a_gguf_file_becomes_a_folder_with_the_adapter_merged(architecture, tmp_
     assert after.eos_token_id == before.eos_token_id
 
 
+def adapter_in(form, base, path, targets=("q_proj", "down_proj")):
+    """Write an adapter that was made on a base in few bits."""
+    model = load_model(base, form)
+    lora.attach(model, lora.LoRAConfig(rank=2, targets=list(targets)))
+    for parameter in model.trainable_parameters():
+        parameter.data = parameter.data + np.float32(0.1)
+    lora.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("lm_head", "embed_tokens")])
+def test_the_base_of_an_adapter_that_was_made_in_bfloat16_is_known(targets, tmp_path):
+    base, other = (tiny_folder(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    adapter = adapter_in("bfloat16", base, tmp_path / "adapter", targets)
+    assert check_adapter(adapter, base).findings == ()
+    merge_files(base, adapter, tmp_path / "out")
+    (wrong,) = check_adapter(adapter, other).findings
+    assert wrong.level == "wrong"
+    assert wrong.what.startswith("another base: the weight of ")
+    with pytest.raises(ValueError, match="another base: the weight of "):
+        merge_files(other, adapter, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    merge_files(other, adapter, tmp_path / "other", check_base=False)
+    same = tiny_folder(tmp_path / "c", seed=0, dtype="bfloat16")  # has the same rounded values
+    assert check_adapter(adapter, same).findings == ()
+
+
+def test_of_an_adapter_that_was_made_in_nf4_the_check_says_that_its_base_is_not_known(tmp_path):
+    base = tiny_folder(tmp_path / "a")
+    found = check_adapter(adapter_in("nf4", base, tmp_path / "adapter"), base)
+    assert found.is_right
+    (odd,) = found.findings
+    assert (odd.level, odd.where) == ("odd", "base")
+    assert "4 layers were trained on nf4" in odd.what
+    assert "load the model in nf4" in odd.what
+
+
 def test_a_merged_file_of_few_bits_is_the_converted_one(tmp_path, monkeypatch):
     made = tiny_folder(tmp_path / "m", intermediate_size=64)
     base = tiny_gguf(tmp_path / "m.gguf", made, quantised="Q8_0")

@@ -92,6 +92,7 @@ def test_an_adapter_that_was_trained_is_measured_and_written_with(base, data, tm
         == pytest.approx(evaluate(model, rows).loss, rel=1e-6)
     )
     assert found["tokens"] == sum(row.counted[1:].sum() for row in rows)
+    assert found["data"] == {"file": str(data), "rows": len(ROWS), "notes": {}}
 
     ask = ("--prompt", ROWS[0]["prompt"], "--max-tokens", 5, "--temperature", 0)
     status, printed, _ = run(capsys, "generate", base, "--adapter", out, *ask, "--json")
@@ -127,6 +128,14 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     status, _, error = run(capsys, "train", base, data, tmp_path / "c", "--config", data)
     assert status == 2
     assert "has no options of a run" in error
+    assert "give the options.json of another run, or begin a run in another folder" in error
+    for name, what in (("a", "Is a directory"), ("nowhere", "No such file")):
+        status, _, error = run(
+            capsys, "train", base, data, tmp_path / "c", "--config", tmp_path / name
+        )
+        assert status == 2
+        assert f"{what}" in error
+        assert "give the options.json of a run" in error
     resume = ("train", base, data, tmp_path / "a", "--resume")
     assert run(capsys, *resume)[0] == 0
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
@@ -279,6 +288,48 @@ def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypa
     assert second.strip()
 
 
+@pytest.mark.parametrize(
+    ("options", "template", "message"),
+    [
+        ((), None, "this model has no chat template"),
+        (("--system", "Be kind."), "{{ raise_exception('no system') }}", "refuses these messages"),
+        (("--top-k", 0), "{{ messages[0].content }}", "top_k must be a positive integer, not 0"),
+        (("--temperature", -1), "{{ messages[0].content }}", "temperature must be in [0.0, inf)"),
+    ],
+)
+def test_a_conversation_that_has_no_answers_does_not_begin(
+    base, capsys, monkeypatch, options, template, message
+):
+    (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("why?\nwhy?\n"))
+    status, printed, error = run(capsys, "generate", base, "--chat", *options)
+    assert (status, printed) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_conversation_needs_a_standard_input(base, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # as in a process that began without one
+    status, printed, error = run(capsys, "generate", base, "--chat")
+    assert (status, printed) == (2, "")
+    assert "reads messages from the standard input, which is closed; open it, or ask one" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "hint"),
+    [
+        (("train", "BASE", "DATA", "OUT"), "--stpes", " (did you mean '--steps'?)"),
+        (("generate", "BASE", "--prompt", "a"), "--maxtokens", " (did you mean '--max-tokens'?)"),
+        (("eval", "BASE", "DATA"), "--qqqq", ""),
+    ],
+)
+def test_of_a_misspelled_option_the_likely_one_is_named(capsys, command, option, hint):
+    with pytest.raises(SystemExit):
+        main([*command, option, "3"])
+    help_text = f"; python -m lora {command[0]} --help lists the options"
+    assert f"unrecognized arguments: {option} 3{hint}{help_text}\n" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("no_samples")
 def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypatch):
     run(capsys, "train", base, data, tmp_path / "taught", *TRAIN)
@@ -340,6 +391,16 @@ def test_bad_input_is_one_line_and_a_status(base, tmp_path, capsys, arguments, m
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_json_of_eval_tells_of_rows_that_were_cut_or_left_out(base, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = {"text": "fox " * 9}, {"prompt": "fox " * 9, "completion": "lazy"}, {"text": "fox"}
+    file.write_text("\n".join(map(json.dumps, rows)))
+    status, printed, error = run(capsys, "eval", base, file, "--max-length", 6, "--json")
+    assert (status, error) == (0, "")
+    notes = {"cut to 6 tokens": [1], "left out, with no answer up to token 6": [2]}
+    assert json.loads(printed)["data"] == {"file": str(file), "rows": 2, "notes": notes}
 
 
 @pytest.mark.full

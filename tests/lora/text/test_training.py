@@ -18,6 +18,7 @@ from lora.attachment.state import adapted_layers
 from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
+from lora.text.generating import TextGenerator
 from lora.text.loading import DTYPES, load_model
 from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
@@ -337,7 +338,7 @@ def test_a_run_does_not_go_on_with_another_tokenizer_or_chat_template(data, tmp_
 
 
 def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run to resume"):
+    with pytest.raises(FileNotFoundError, match="no run to resume; begin one without resume"):
         run(data, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
     run(data, tmp_path / "out")
@@ -348,6 +349,38 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
         (tmp_path / "out" / "options.json").write_bytes(damage)
         with pytest.raises(ValueError, match="has no options of a run"):
             run(data, tmp_path / "out", resume=True)
+
+
+def test_a_run_with_other_options_is_refused_with_what_to_do(data, tmp_path):
+    run(data, tmp_path / "out", rank=2)
+    advice = "give the same base, data and options, or begin a run in another folder"
+    with pytest.raises(ValueError, match=advice):
+        run(data, tmp_path / "out", rank=4, resume=True)
+
+
+def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_makes_one(
+    data, tmp_path
+):
+    model, tok, path = StandIn(), tokenizer(), str(tmp_path)
+    wanted = {
+        "model": r"lora\.text\.load_model\(path\)",
+        "tokenizer": r"lora\.text\.tokenizer\(path\)",
+    }
+    for name, call in (
+        ("model", lambda: train(path, tok, data, tmp_path / "out")),
+        ("tokenizer", lambda: train(model, path, data, tmp_path / "out")),
+        ("tokenizer", lambda: read_rows(data / "train.jsonl", path)),
+        ("model", lambda: TextGenerator(path, tok)),
+        ("model", lambda: TextGenerator(tok, model)),
+        ("tokenizer", lambda: TextGenerator(model, path)),
+        ("model", lambda: evaluate(path, read_rows(data / "train.jsonl", tok))),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is what {wanted[name]} returns, not a "):
+            call()
+    message = r"^rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path '"
+    with pytest.raises(TypeError, match=message):
+        evaluate(model, path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monkeypatch):
