@@ -28,7 +28,12 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 def check_gradients_left(tensors: Iterable[Tensor]) -> None:
-    """Raise a RuntimeError if only a captured step has computed gradients of these tensors."""
+    """Raise a RuntimeError if only a captured step has computed gradients of these tensors.
+
+    Inside of a captured step, nothing is raised: a tensor may have no gradient in it.
+    """
+    if mode.captured_steps:
+        return
     nodes = [tensor.node for tensor in tensors if tensor.node is not None]
     if any(node.in_program for node in nodes) and all(node.grad is None for node in nodes):
         raise RuntimeError(
@@ -277,8 +282,7 @@ class Optimizer(ABC):
             if parameters:
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
-        # While an observer captures a step, an optimiser may find no gradients.
-        if not (has_stepped or mode.observers):
+        if not has_stepped:
             check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)
