@@ -191,6 +191,11 @@ class Optimizer(ABC):
                 f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
+        if not isinstance(tensors, Iterable):
+            raise TypeError(
+                f"the parameters of group {i} are a list of tensors, such as "
+                f"model.trainable_parameters(), not {tensors!r:.60}"
+            )
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
         for k, tensor in enumerate(tensors):
