@@ -154,7 +154,7 @@ class Captured(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the program, whose result has no graph; under an observer or no_grad, the step."""
-        if mode.state != (True, ()):  # an observer is active, or no graph is recorded
+        if mode.state != (True, ()) or mode.captured_steps:  # observed, no graph, or in a step
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
         keys = [_key(v, name, arrays) for v, name in zip(args, self._positional, strict=False)]

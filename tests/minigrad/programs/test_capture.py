@@ -1405,6 +1405,34 @@ def test_captured_in_captured_is_one_program():
     assert outer.source.count("step_group(") == 2
 
 
+def test_a_captured_step_in_one_that_runs_itself_leaves_its_gradients_to_it():
+    trained = []
+    for capture in (lambda step: step, mg.capture):
+        model, other = network(), mg.tensor([1.0], requires_grad=True)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        @capture
+        def clipped(x, y, model=model):
+            model.zero_grad()
+            mg.mse(model(x), y).backward()
+            return optim.clip_grad_norm(model, 0.1)
+
+        @capture
+        def step(x, y, clipped=clipped, optimizer=optimizer, other=other):
+            norm = clipped(x, y)
+            optimizer.step()
+            return norm + other.detach()
+
+        for _ in range(3):
+            clipped(*batch())
+        for i in range(8):
+            if i == 4:
+                other.grad = mg.ones(1)  # not zeroed by the step, so calls run the step itself
+            step(*batch(i))
+        trained.append([p.tolist() for p in model.parameters()])
+    assert trained[0] == trained[1]
+
+
 def test_eager_calls_under_observers_and_no_grad():
     model = network()
     step = mg.capture(training_step(model, optim.Adam(model.parameters(), lr=0.05)))
