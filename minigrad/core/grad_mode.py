@@ -24,6 +24,7 @@ class _Mode(threading.local):
 
     state: tuple[bool, tuple[Any, ...]] = (True, ())
     no_grad_blocks: int = 0  # how many the thread is inside of, even if `enable_grad` is active
+    captured_steps: int = 0  # how many the thread runs itself, and not as programs
 
     @property
     def grad_enabled(self) -> bool:
@@ -67,6 +68,16 @@ def unobserved(grad_enabled: bool) -> Iterator[None]:
         yield
     finally:
         mode.state = before
+
+
+@contextmanager
+def in_captured_step() -> Iterator[None]:
+    """Mark that the `with` block runs a captured step itself, and not its program."""
+    mode.captured_steps += 1
+    try:
+        yield
+    finally:
+        mode.captured_steps -= 1
 
 
 def is_grad_enabled() -> bool:

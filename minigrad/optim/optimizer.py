@@ -28,7 +28,12 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 def check_gradients_left(tensors: Iterable[Tensor]) -> None:
-    """Raise a RuntimeError if only a captured step has computed gradients of these tensors."""
+    """Raise a RuntimeError if only a captured step has computed gradients of these tensors.
+
+    Inside of a captured step, nothing is raised: a tensor may have no gradient in it.
+    """
+    if mode.captured_steps:
+        return
     nodes = [tensor.node for tensor in tensors if tensor.node is not None]
     if any(node.in_program for node in nodes) and all(node.grad is None for node in nodes):
         raise RuntimeError(
@@ -186,6 +191,11 @@ class Optimizer(ABC):
                 f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
+        if not isinstance(tensors, Iterable):
+            raise TypeError(
+                f"the parameters of group {i} are a list of tensors, such as "
+                f"model.trainable_parameters(), not {tensors!r:.60}"
+            )
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
         for k, tensor in enumerate(tensors):
@@ -277,8 +287,7 @@ class Optimizer(ABC):
             if parameters:
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
-        # While an observer captures a step, an optimiser may find no gradients.
-        if not (has_stepped or mode.observers):
+        if not has_stepped:
             check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)

@@ -36,7 +36,7 @@ from numpy import asarray, generic, ndarray
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
-from minigrad.core.grad_mode import is_deferred, mode
+from minigrad.core.grad_mode import in_captured_step, is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
@@ -154,11 +154,10 @@ class Captured(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the program, whose result has no graph; under an observer or no_grad, the step."""
-        if mode.state != (True, ()):  # an observer is active, or no graph is recorded
+        if mode.state != (True, ()) or mode.captured_steps:  # observed, no graph, or in a step
             return self._eager(args, kwargs)
         arrays: list[tuple[str, NDArray[Any]]] = []
-        pairs = zip(args, self._positional, strict=False)
-        keys = [_key(value, name, arrays) for value, name in pairs]
+        keys = [_key(v, name, arrays) for v, name in zip(args, self._positional, strict=False)]
         if kwargs or len(args) > len(keys):
             others = range(len(keys), len(args))
             keys += [_key(args[i], f"argument{i}", arrays) for i in others]
@@ -183,7 +182,8 @@ class Captured(Generic[P, R]):
         kwargs = {name: _with_tensors(value, views) for name, value in kwargs.items()}
         args = [_with_tensors(value, views) for value in args]
         before = [*_contents([args, kwargs])]
-        result = self.step(*args, **kwargs)
+        with in_captured_step():
+            result = self.step(*args, **kwargs)
         if not are_same([*_contents([args, kwargs])], before):
             raise CaptureError(
                 "capture: the step writes to a list or dict among its arguments, which a program "

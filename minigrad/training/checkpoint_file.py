@@ -53,7 +53,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if isinstance(value, np.ndarray)
     }
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    text = json.dumps(known, default=lambda value: value.tolist(), sort_keys=True)
+    text = json.dumps(known, default=lambda value: value.tolist())
     if len(text) > _LONGEST_TEXT:
         arrays[KEY], text = np.frombuffer(text.encode(), np.uint8), "in the array of this name"
     try:

@@ -492,6 +492,8 @@ def test_a_group_that_is_added_is_stepped_as_if_it_had_been_there(rng, make):
         (lambda p, q: {"lr": 0.1}, TypeError, "group 1 must be a dict with 'params'"),
         (lambda p, q: {"params": [q], "rate": 1}, TypeError, r"group 1 has unknown.*rate.*lr"),
         (lambda p, q: {"params": [q, "w"]}, TypeError, "parameter 1 of group 1 must be a Tensor"),
+        (lambda p, q: {"params": Linear(1, 1)}, TypeError, "group 1 are a list.* not Linear"),
+        (lambda p, q: {"params": None}, TypeError, "group 1 are a list of tensors.* not None"),
         (lambda p, q: {"params": [q, p]}, ValueError, "parameter 1 of group 1 occurs twice"),
         (lambda p, q: {"params": [q, q]}, ValueError, "parameter 1 of group 1 occurs twice"),
         (lambda p, q: {"params": [q * 1]}, ValueError, "parameter 0 of group 1 .* only leaves"),

@@ -1252,6 +1252,33 @@ def test_clipping_outside_of_a_captured_step_says_why_there_are_no_gradients():
     assert optim.grad_norm(network().parameters()) == 0.0
 
 
+def test_a_step_may_clip_and_step_parameters_that_have_no_gradient_in_it():
+    trained = {}
+    for capture in (lambda step: step, mg.capture):
+        models = {name: network() for name in "ab"}
+        optimizers = [optim.SGD(model.parameters(), lr=0.1) for model in models.values()]
+        other = mg.tensor([1.0], requires_grad=True)
+
+        def step(x, y, name, models=models, optimizers=optimizers, other=other):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss = mg.mse(models[name](x), y)
+            loss.backward()
+            for model, optimizer in zip(models.values(), optimizers, strict=True):
+                optim.clip_grad_norm(model, 0.1)
+                optimizer.step()
+            return loss + other.detach()
+
+        step = capture(step)
+        for i, name in enumerate("aaabbbbbbbbbbbbab"):
+            if i == 14:
+                other.grad = mg.ones(1)  # not zeroed by the step, so calls run the step itself
+            step(*batch(i), name)
+        trained[capture] = [p.tolist() for model in models.values() for p in model.parameters()]
+    eager, captured = trained.values()
+    assert eager == captured
+
+
 @pytest.mark.parametrize("threshold", [2, 3, 4])
 def test_a_step_that_becomes_another_is_noticed_at_calls_10_100_1000(threshold):
     runs = contextvars.ContextVar("runs", default=0)  # which a program cannot follow
@@ -1376,6 +1403,34 @@ def test_captured_in_captured_is_one_program():
         assert bits(second) == bits(plain(expected, sgd, *batch(i)))
     assert "0 programs" in repr(learner.step)
     assert outer.source.count("step_group(") == 2
+
+
+def test_a_captured_step_in_one_that_runs_itself_leaves_its_gradients_to_it():
+    trained = []
+    for capture in (lambda step: step, mg.capture):
+        model, other = network(), mg.tensor([1.0], requires_grad=True)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        @capture
+        def clipped(x, y, model=model):
+            model.zero_grad()
+            mg.mse(model(x), y).backward()
+            return optim.clip_grad_norm(model, 0.1)
+
+        @capture
+        def step(x, y, clipped=clipped, optimizer=optimizer, other=other):
+            norm = clipped(x, y)
+            optimizer.step()
+            return norm + other.detach()
+
+        for _ in range(3):
+            clipped(*batch())
+        for i in range(8):
+            if i == 4:
+                other.grad = mg.ones(1)  # not zeroed by the step, so calls run the step itself
+            step(*batch(i))
+        trained.append([p.tolist() for p in model.parameters()])
+    assert trained[0] == trained[1]
 
 
 def test_eager_calls_under_observers_and_no_grad():

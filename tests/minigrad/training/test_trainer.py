@@ -1031,6 +1031,7 @@ def test_a_checkpoint_can_be_saved_by_hand_and_keeps_all_numbers(data, tmp_path)
     other.load(tmp_path / "run")
     np.testing.assert_equal(everything(other), before)
     assert other.history == trainer.history  # seconds too
+    assert other.history.keys() == trainer.history.keys()  # in the order that a table has
 
 
 def of_many_rows(seed, rng, **options):
