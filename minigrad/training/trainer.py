@@ -252,9 +252,6 @@ class Trainer(TrainingStep):
             self._unfinished = None  # a step may be half done, so the epoch cannot be resumed
             self._world.check_left_together(error)
             raise
-        if self.patience is not None and self._epochs_since_best >= self.patience:
-            self.restore_best()
-            self._check_and_save()  # the checkpoint has the last weights
         return self.history
 
     def _planned_steps(
@@ -476,9 +473,15 @@ class Trainer(TrainingStep):
         return is_stopped
 
     def _check_and_save(self) -> None:
-        """Check that all ranks have the same state, and write the checkpoint, if there is one."""
-        self._check_same(self._trained(), {})
+        """Check that all ranks have the same state, and write the checkpoint, if there is one.
+
+        If `patience` has run out, the best weights are restored before, so a run that is killed
+        afterwards does not continue with others.
+        """
         self._drop_unfit_best()
+        if self.patience is not None and self._epochs_since_best >= self.patience:
+            self.restore_best()
+        self._check_same(self._trained(), {})
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 

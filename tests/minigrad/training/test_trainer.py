@@ -973,6 +973,24 @@ def test_a_run_that_stopped_early_goes_on_with_the_best_weights(tmp_path):
     np.testing.assert_equal(everything(second), everything(whole))
 
 
+@pytest.mark.parametrize("options", [{}, {"validate_every": 1}])
+def test_each_checkpoint_of_a_run_that_stopped_early_has_the_best_weights(
+    options, tmp_path, monkeypatch
+):
+    """From another one, a run that was killed after writing it would train on."""
+    states, save = [], Trainer.save
+
+    def keep(trainer, path):
+        save(trainer, path)
+        states.append(trainer.state_dict())
+
+    monkeypatch.setattr(Trainer, "save", keep)
+    whole = slope(lr=0.1, patience=2, checkpoint=tmp_path / "run", **options)
+    whole.fit((ONES, ONES), epochs=50, validation=(ONES, 0.5 * ONES))
+    ended = [state["model"]["w"].item() for state in states if state["epochs_since_best"] == 2]
+    assert ended == [whole.model.w.item()]
+
+
 def test_a_run_that_is_saved_by_hand_goes_on_too(tmp_path):
     validation = (ONES, 0.5 * ONES)
     whole = slope(lr=0.1, patience=20)
