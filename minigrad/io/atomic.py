@@ -125,9 +125,10 @@ def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
                 raise
             continue
         with file:
-            is_ours = True
-            with suppress(OSError):  # the file system may have no locks
+            try:
                 is_ours = try_lock(file)
+            except OSError:  # the file system may have no locks
+                is_ours = is_at_its_path(file)
             if is_ours or not left:
                 yield file
                 return
@@ -136,8 +137,7 @@ def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
 def try_lock(file: BinaryIO) -> bool:
     """Lock a file until it is closed; return False if another process holds the lock.
 
-    Also return False if the file is not at its path any more: after it was opened, another process
-    has moved or removed it, and may have made a new one.
+    Also return False if the file is not at its path any more (`is_at_its_path`).
 
     Raises:
         OSError: if the system or the file system has no locks.
@@ -146,8 +146,19 @@ def try_lock(file: BinaryIO) -> bool:
         raise OSError(errno.ENOTSUP, "files that are locked cannot be renamed")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return is_at_its_path(file)
+
+
+def is_at_its_path(file: BinaryIO) -> bool:
+    """Return whether an open file is still the one at its path.
+
+    After it was opened, another process may have moved or removed it, and have made a new one.
+    """
+    try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         return False
 
 

@@ -42,6 +42,7 @@ from minigrad.io.atomic import (
     create_locked,
     flush,
     flush_folder,
+    is_at_its_path,
     keep_mode,
     naming_full_disk,
     remove,
@@ -299,7 +300,8 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         try:
             is_free = try_lock(lock)
         except OSError:  # without locks, after such a long time, assume that it was killed
-            is_free = os.fstat(lock.fileno()).st_mtime < time.time() - PATIENCE
+            is_old = os.fstat(lock.fileno()).st_mtime < time.time() - PATIENCE
+            is_free = is_old and is_at_its_path(lock)
         if is_free:
             _give_up_turn(target, [*unfinished(target)])
 
