@@ -271,7 +271,8 @@ def is_computed(name: str, axes: int) -> bool:
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
     """List at most one error: that hashes of weights differ from those in the metadata."""
     base = pool.opened
-    known = [name for name in base.weights if name not in made_on_nf4(base)]
+    unknown = {*made_on_nf4(base)}
+    known = [name for name in base.weights if name not in unknown]
     return base.files.facts.base_problems(
         known, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
     )
