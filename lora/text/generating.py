@@ -73,8 +73,8 @@ class TextGenerator:
         usual = 0.0 if top_k is None and top_p is None else 1.0
         self.temperature = usual if temperature is None else temperature
         self.top_k, self.top_p = top_k, top_p
-        only = np.random.default_rng(0)  # such that a check of the options leaves `rng` as it is
-        sample(np.zeros(1), self.temperature, top_k, top_p, only)
+        # `sample` checks the options; it gets another generator, because it draws from it.
+        sample(np.zeros(1), self.temperature, top_k, top_p, np.random.default_rng(0))
         self.rng = random.generator(None if seed is None else np.random.default_rng(seed))
         self.prompt_tokens: list[int] = []
         self.tokens: list[int] = []

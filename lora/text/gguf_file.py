@@ -115,7 +115,7 @@ class GGUFFile:
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(
                 f"it begins with {magic!r} and version {version}, not GGUF 2 or 3; a base is a "
-                f"GGUF file, or a Hugging Face folder"
+                f"GGUF file, or a Hugging Face folder, and an adapter a GGUF file, or PEFT's folder"
             )
         tensors, facts = reader.number("Q"), reader.number("Q")
         self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
