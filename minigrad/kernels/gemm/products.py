@@ -101,6 +101,7 @@ def multiply_run(
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
     one_block = m * n * k <= ONE_BLOCK and k <= choice.depth and n <= t.NC and C.col == t.item
+    # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * t.MR)
     packed = choice.pack_b and not one_block
