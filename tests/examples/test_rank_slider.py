@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from examples.walkthroughs import rank_slider
+from tests.browser import wait_until
 
 ROWS, COLUMNS = 5, 7
 
@@ -136,7 +137,7 @@ def test_keys_move_the_slider_in_its_frame(delta, browser, tmp_path, scheme):
     inside.evaluate("document.documentElement.dataset.theme = 'dark'")
     page.emulate_media(media="print", color_scheme="light")
     drawn_again = f"({PIXELS})(document.querySelector('#difference')).every(level => level === 255)"
-    inside.wait_for_function(drawn_again)
+    wait_until(inside, drawn_again)
     page.emulate_media(media="screen", color_scheme=scheme)
     assert inside.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert said == []

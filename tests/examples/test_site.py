@@ -27,6 +27,7 @@ from examples.site.links import ROOT, Links, slug
 from examples.site.markdown import Document, coloured, formula
 from examples.site.notebook import picture_title, rendered
 from examples.walkthroughs.notebooks import code_cells, exercises, read, walkthroughs
+from tests.browser import wait_until
 from tests.minigrad.viz.test_script import lint
 from tests.test_reference import documented
 
@@ -693,9 +694,8 @@ def test_it_is_dark_where_the_system_is_or_the_reader_says_so(opened, name):
     page.reload()
     assert max(page.evaluate(PAPER)[:3]) < 60
     if len(page.frames) > 1:
-        page.wait_for_function(
-            "document.querySelector('iframe').contentDocument.readyState == 'complete'"
-        )
+        loaded = "document.querySelector('iframe').contentDocument.readyState == 'complete'"
+        wait_until(page, loaded)
         assert max(page.frames[1].evaluate(PAPER)[:3]) < 60
     page.locator("#theme").press("Enter")
     assert min(page.evaluate(PAPER)[:3]) > 200
@@ -751,7 +751,7 @@ def test_a_frame_that_begins_to_load_gets_its_colours_when_it_has_loaded(opened)
     page.add_init_script(EARLY)
     page.reload()
     page.wait_for_load_state("load")
-    page.frames[1].wait_for_function(f"Math.max(...{PAPER}.slice(0, 3)) < 60")
+    wait_until(page.frames[1], f"Math.max(...{PAPER}.slice(0, 3)) < 60")
 
 
 @pytest.mark.full
@@ -784,4 +784,4 @@ def test_code_that_is_wider_than_a_phone_scrolls_by_the_keyboard(opened):
     assert wide.evaluate("e => e.scrollWidth > e.clientWidth")
     wide.focus()
     wide.press("ArrowRight")
-    page.wait_for_function("document.activeElement.scrollLeft > 0")
+    wait_until(page, "document.activeElement.scrollLeft > 0")

@@ -7,6 +7,7 @@ import pytest
 
 import lora
 import minigrad as mg
+from tests.browser import wait_until
 
 pytestmark = pytest.mark.full
 
@@ -387,9 +388,8 @@ def test_zoom_by_wheel_button_and_key(opened):
     assert wide() < first
     reader.page.mouse.move(400, 400)
     reader.page.mouse.wheel(0, -600)
-    reader.page.wait_for_function(
-        "width => document.querySelector('.card').getBoundingClientRect().width > width", arg=first
-    )
+    wider = "width => document.querySelector('.card').getBoundingClientRect().width > width"
+    wait_until(reader.page, wider, first)
 
 
 def test_names_are_shown_as_text(opened):
@@ -558,7 +558,7 @@ def test_arrow_keys_scroll_source_that_is_wider_than_its_box(opened):
     source.focus()
     reader.press("ArrowRight")
     assert reader.text("#counter") == at
-    reader.page.wait_for_function("() => document.activeElement.scrollLeft > 0")
+    wait_until(reader.page, "document.activeElement.scrollLeft > 0")
 
 
 def test_with_forced_colours_the_pass_that_is_shown_stands_out(opened):
@@ -755,7 +755,7 @@ def test_a_page_inside_a_notebook_is_alive(opened):
     wide = frame.locator(".card").first.bounding_box()["width"]
     reader.page.mouse.move(box["x"] + 200, box["y"] + 100)
     reader.page.mouse.wheel(0, 200)  # scrolls the notebook
-    reader.page.wait_for_function("() => scrollY > 0")
+    wait_until(reader.page, "scrollY > 0")
     assert frame.locator(".card").first.bounding_box()["width"] == wide
     assert "ctrl + wheel" in frame.locator("#legend").inner_text()
 
