@@ -39,7 +39,7 @@ from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.gemm.skinny import dots_of_rows
 from minigrad.kernels.jit import Array, Integers, Strided, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import address_of, elements, greatest_of, keep_alive
+from minigrad.kernels.vector import address_of, cut_row, elements, greatest_of, keep_alive
 
 SECONDS = 4e-11  # approximate seconds of a multiply-add
 FEW = 8  # the most queries of a head for which keys and values are read in place
@@ -228,7 +228,8 @@ def _packed(x: Any, depth: int, row: int) -> Matrix:
 @jit()
 def vector_at(x: Any, b: int, h: int, i: int) -> Any:
     """Return x[b, h, i] as an array that the compiler knows to be contiguous."""
-    return elements(_matrix(x, b, h, x.shape[1], i).at, 0, x.shape[3], x)
+    at = address_of(x) + b * x.strides[0] + h * x.strides[1] + i * x.strides[2]
+    return elements(at, 0, x.shape[3], x)
 
 
 @external()
@@ -247,46 +248,59 @@ def _panels(t: BlockSizes, columns: int) -> int:
 
 # --------------------------------------------------------------------------------------------------
 # A row of scores: those of one query with a block of keys. It is in a buffer that is as long as the
-# panels of keys that the register tile has multiplied. Scores beyond the last key get the weight 0.
+# panels of keys that the register tile has multiplied. Scores of other keys than the first `count`,
+# which the query may use, become -inf, so their weights are 0.
 # --------------------------------------------------------------------------------------------------
 
 
-_exp = vector_math.by_dtype(vector_math.exp, lambda x: math.exp(x))
+_exp = vector_math.by_dtype(vector_math.exp_below, lambda x: math.exp(x))
+
+
+@jit()
+def _row(x: Matrix, r: int, columns: int, like: Any) -> Any:
+    """Return a row of a contiguous buffer as an array that does not own the memory."""
+    return elements(x.at + r * x.row, 0, columns, like)
+
+
+@jit()
+def _factors(mask: Mask, scale: Any, one: Any) -> tuple[Any, Any]:
+    """Return the factors of scores before and after masks are applied: the scale and 1, or 1 first.
+
+    The scale can come last, in the loop of exponentials, if it does not change the order of scores.
+    """
+    return (one, scale) if mask.added.size == 0 and scale > 0 else (scale, one)
 
 
 @external()
-def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
-    """Apply scale and mask to the scores of query i with the keys from j on; -inf after the last.
-
-    Returns the scale that has not been applied yet.
-    """
-    number = row.dtype.type
-    if mask.added.size or not scale > 0:
+def limited(row: Any, factor: Any, mask: Mask, b: int, h: int, i: int, j: int) -> None:
+    """Apply a factor and the masks' arrays to the scores of query i with the keys from j on."""
+    if factor != 1:
         for n in range(row.size):
-            row[n] *= scale
-        scale = number(1)
+            row[n] *= factor
     if mask.added.size:
-        added = vector_at(mask.added, b, h, i)[j : j + keys]
-        for n in range(keys):
-            row[n] = row[n] + added[n] if added[n] != -np.inf else number(-np.inf)
+        added = vector_at(mask.added, b, h, i)[j : j + row.size]
+        for n in range(row.size):
+            row[n] = row[n] + added[n] if added[n] != -np.inf else row.dtype.type(-np.inf)
     if mask.allowed.size:
-        allowed = vector_at(mask.allowed, b, h, i)[j : j + keys]
-        for n in range(keys):
-            row[n] = row[n] if allowed[n] else number(-np.inf)
-    for n in range(max(min(keys, i + 1 + mask.offset - j), 0), row.size):
-        row[n] = -np.inf
-    return scale
+        allowed = vector_at(mask.allowed, b, h, i)[j : j + row.size]
+        for n in range(row.size):
+            row[n] = row[n] if allowed[n] else row.dtype.type(-np.inf)
 
 
 @external(fastmath={"reassoc", "contract"})
-def exponentials(row: Any, scale: Any, most: Any) -> Any:
-    """Replace scores by e^(scale score - most), and return their sum."""
-    total = row.dtype.type(0)
-    for n in range(row.size):
-        e = _exp(row[n] * scale - most)
-        row[n] = e
-        total += e
-    return total
+def exponentials(
+    scores: Matrix, rows: int, columns: int, scale: Any, most: Any, total: Any
+) -> None:
+    """Replace the scores of all rows by e^(scale score - most), and add their sums to `total`."""
+    for r in range(rows):
+        row, added = _row(scores, r, columns, most), most.dtype.type(0)
+        # If no score is above -inf yet, each is -inf, of weight 0, or nan, which stays.
+        peak = most[r] if most[r] > -np.inf else most.dtype.type(0)
+        for n in range(row.size):
+            e = _exp(row[n] * scale - peak)
+            row[n] = e
+            added += e
+        total[r] += added
 
 
 @external()
@@ -299,13 +313,18 @@ def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     return True
 
 
-@external()
-def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: Any) -> None:
+@external(fastmath={"contract"})
+def weights_and_slopes(
+    scores: Matrix, slopes: Matrix, rows: int, columns: int, scale: Any, lse: Any, mean: Any
+) -> None:
     """Replace scores by weights p = e^(scale score - lse), and slopes by p (slope - mean)."""
-    for n in range(weights.size):
-        p = _exp(weights[n] * scale - lse)
-        weights[n] = p
-        slopes[n] = p * (slopes[n] - mean)
+    for r in range(rows):
+        row, slope = _row(scores, r, columns, mean), _row(slopes, r, columns, mean)
+        log, middle = mean.dtype.type(lse[r]), mean[r]
+        for n in range(columns):
+            p = _exp(row[n] * scale - log)
+            row[n] = p
+            slope[n] = p * (slope[n] - middle)
 
 
 @for_each_dtype()
@@ -316,15 +335,21 @@ def forward_loop(
 ) -> None:  # fmt: skip
     """Write `out` and `lse` of all heads; the pieces are chunks of the queries of a head."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
+    factor, last = _factors(mask, number(scale), number(1))
+    is_limited = mask.added.size > 0 or mask.allowed.size > 0 or factor != 1
     heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
     few, chunks = queries <= FEW, (queries + QUERIES - 1) // QUERIES
+    keys = min(k.shape[2], queries + offset)
+    width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
+    columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
+    scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
+    most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
+    S, SV = _part(scores, 0, 0), _part(sums, 0, 0)
     for task in span(piece, pieces, q.shape[0] * heads * chunks):
         b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
         end = min(queries, start + QUERIES)
         keys = min(k.shape[2], end + offset)
-        width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
         K, V = _matrix(k, b, h, heads, 0), _matrix(v, b, h, heads, 0)
-        columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
         if not few:
             pack_panels(t, transposed(K), keys, d, address_of(columns))
         if few and d_v == width:
@@ -332,9 +357,6 @@ def forward_loop(
         else:
             pack_panels(t, V, d_v, keys, address_of(values))
             V = _packed(values, keys, 0)
-        scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
-        most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
-        S, SV = _part(scores, 0, 0), _part(sums, 0, 0)
         for i in range(start, end, t.MR):
             high = min(t.MR, end - i)
             seen = min(keys, i + high + offset)
@@ -352,9 +374,12 @@ def forward_loop(
                     K_T = _packed(columns, d, j // t.NR * d)
                     multiply_panels(t, high, panels * t.NR, d, Q, K_T, S, False)
                 for r in range(high):
-                    row = scores[r, : panels * t.NR]
-                    left = limited(row, number(scale), mask, b, h, i + r, j, step)
-                    before, greatest = most[r], greatest_of(row) * left
+                    count = max(min(step, i + r + 1 + offset - j), 0)
+                    if is_limited:
+                        limited(_row(S, r, count, q), factor, mask, b, h, i + r, j)
+                    cut_row(S.at + r * S.row, count, panels * t.NR, t.zero)
+                    row = _row(S, r, panels * t.NR, q)
+                    before, greatest = most[r], greatest_of(row) * last
                     if not greatest > before:
                         greatest = before
                     elif j > 0:
@@ -363,9 +388,7 @@ def forward_loop(
                         for c in range(width):
                             sums[r, c] *= shrunk
                     most[r] = greatest
-                    # If no score is above -inf yet, each is -inf, of weight 0, or nan, which stays.
-                    peak = number(0) if greatest == -np.inf else greatest
-                    total[r] += exponentials(row, left, peak)
+                exponentials(S, high, panels * t.NR, last, most, total)
                 multiply_panels(t, high, width, step, S, part_of(V, j, 0), SV, j > 0)
             for r in range(high):
                 lse[b, h, i + r] = most[r] + math.log(total[r])
@@ -377,8 +400,8 @@ def forward_loop(
                 target = vector_at(out, b, h, i + r)
                 for c in range(d_v):
                     target[c] = sums[r, c] * share
-        for used in (columns, values, scores, sums):
-            keep_alive(used)
+    for used in (columns, values, scores, sums):
+        keep_alive(used)
 
 
 @external(fastmath={"contract"})
@@ -386,20 +409,31 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
     """Write the dot product of each row of g with the row of `out`.
 
     Each is summed from the first number to the last, as in the tile. So if a query has only one
-    key, the difference between its slope and this product is exactly 0.
+    key, the difference between its slope and this product is exactly 0. Four rows at a time are
+    summed, because an addition has to wait for the one before it.
     """
-    for i in range(means.size):
-        x, y, total = vector_at(g, b, h, i), vector_at(out, b, h, i), g.dtype.type(0)
-        for n in range(x.size):
-            total += x[n] * y[n]
-        means[i] = total
+    last = means.size - 1
+    for i in range(0, means.size, 4):
+        rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
+        x0, y0 = vector_at(g, b, h, rows[0]), vector_at(out, b, h, rows[0])
+        x1, y1 = vector_at(g, b, h, rows[1]), vector_at(out, b, h, rows[1])
+        x2, y2 = vector_at(g, b, h, rows[2]), vector_at(out, b, h, rows[2])
+        x3, y3 = vector_at(g, b, h, rows[3]), vector_at(out, b, h, rows[3])
+        sum0 = sum1 = sum2 = sum3 = g.dtype.type(0)
+        for n in range(x0.size):
+            sum0 += x0[n] * y0[n]
+            sum1 += x1[n] * y1[n]
+            sum2 += x2[n] * y2[n]
+            sum3 += x3[n] * y3[n]
+        means[rows[0]], means[rows[1]], means[rows[2]], means[rows[3]] = sum0, sum1, sum2, sum3
 
 
 @external()
-def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
+def _write(rows: int, source: Matrix, scale: Any, b: int, h: int, start: int, target: Any) -> None:
     """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
     for r in range(rows):
-        x, y = source[r], vector_at(target, b, h, start + r)
+        y = vector_at(target, b, h, start + r)
+        x = _row(source, r, y.size, target)
         for c in range(y.size):
             y[c] = x[c] * scale
 
@@ -413,23 +447,28 @@ def backward_loop(
 ) -> None:  # fmt: skip
     """Write `dq`, `dk`, `dv` and `ds`, except those of size 0; `ds` is 0 above the diagonal."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
+    factor, last = _factors(mask, number(scale), number(1))
+    is_limited = mask.added.size > 0 or mask.allowed.size > 0 or factor != 1
     heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
+    mean = np.empty(queries, q.dtype)
+    q_rows = _room(queries * width // t.NR, t.NR, q)
+    g_rows = _room(queries * width_v // t.NR, t.NR, q)
+    q_sums, k_sums, v_sums = (
+        _room(queries, width, q),
+        _room(wide, width, q),
+        _room(wide, width_v, q),
+    )
+    k_rows = _room(wide * width // t.NR, t.NR, q)
+    k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
+    weights, slopes = _room(high, wide, q), _room(high, wide, q)
     for task in span(piece, pieces, q.shape[0] * heads):
         b, h = task // heads, task % heads
-        mean = np.empty(queries, q.dtype)
         _means(g, out, b, h, mean)
-        q_rows = _room(queries * width // t.NR, t.NR, q)
-        g_rows = _room(queries * width_v // t.NR, t.NR, q)
         pack_panels(t, _matrix(q, b, h, heads, 0), d, queries, address_of(q_rows))
         pack_panels(t, _matrix(g, b, h, heads, 0), d_v, queries, address_of(g_rows))
-        q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
-        v_sums = _room(wide, width_v, q)
         q_sums[:] = 0
-        k_rows = _room(wide * width // t.NR, t.NR, q)
-        k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
-        weights, slopes = _room(high, wide, q), _room(high, wide, q)
         for j in range(0, keys, wide):
             step = min(wide, keys - j)
             K, V = _matrix(k, b, h, heads, j), _matrix(v, b, h, heads, j)
@@ -448,17 +487,22 @@ def backward_loop(
                     K_T, V_T = _packed(k_columns, d, 0), _packed(v_columns, d_v, 0)
                     multiply_panels(t, strip, columns, d, Q, K_T, P, False)
                     multiply_panels(t, strip, columns, d_v, G, V_T, dP, False)
+                    for r in range(strip):
+                        n = i + s + r
+                        count = max(min(seen, n + 1 + offset - j), 0)
+                        if is_limited:
+                            limited(_row(P, r, count, q), factor, mask, b, h, n, j)
+                        cut_row(P.at + r * P.row, count, columns, t.zero)
+                    logs, means = lse[b, h, i + s : i + s + strip], mean[i + s : i + s + strip]
+                    weights_and_slopes(P, dP, strip, columns, last, logs, means)
                     for r in range(s, s + strip):
-                        n = i + r
-                        row, slope = weights[r, :columns], slopes[r, :columns]
-                        left = limited(row, number(scale), mask, b, h, n, j, seen)
-                        weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
                         if ds.size:
                             # Not as slices, for which numba would compile an error message.
                             for key in range(seen):
-                                ds[b, h, n, j + key] = slope[key]
-                        weights[r, columns:] = 0
-                        slopes[r, columns:] = 0
+                                ds[b, h, i + r, j + key] = slopes[r, key]
+                        if columns < wide:
+                            weights[r, columns:] = 0
+                            slopes[r, columns:] = 0
                     K_rows, dQ = _packed(k_rows, step, 0), _part(q_sums, i + s, 0)
                     multiply_panels(t, strip, width, seen, dP, K_rows, dQ, True)
                 for s in range(0, step, t.MR):
@@ -473,12 +517,12 @@ def backward_loop(
                     multiply_panels(t, strip, width_v, count, transposed(P), G, dV, True)
                     multiply_panels(t, strip, width, count, transposed(dP), Q, dK, True)
             if dk.size:
-                _write(step, k_sums, number(scale), b, h, j, dk)
+                _write(step, _part(k_sums, 0, 0), number(scale), b, h, j, dk)
             if dv.size:
-                _write(step, v_sums, number(1), b, h, j, dv)
+                _write(step, _part(v_sums, 0, 0), number(1), b, h, j, dv)
         if dq.size:
-            _write(queries, q_sums, number(scale), b, h, 0, dq)
-        for used in (
-            q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
-        ):  # fmt: skip
-            keep_alive(used)
+            _write(queries, _part(q_sums, 0, 0), number(scale), b, h, 0, dq)
+    for used in (
+        q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
+    ):  # fmt: skip
+        keep_alive(used)

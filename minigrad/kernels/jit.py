@@ -3,7 +3,7 @@
 A function that a kernel calls has one of two decorators:
 
 * `jit` is for short functions. Each caller gets a copy of the machine code, which LLVM optimises
-  together with the code around it. A loop over `vector_math.exp` needs this to become vector code.
+  together with the code around it. A loop over `vector_math.tanh` needs this to become vector code.
 * `external` is for long functions. They are compiled once for each set of argument types, and
   called through a symbol, as C calls a function in another file. The register tile, for example,
   takes seconds to compile, and a dozen kernels call it.

@@ -446,6 +446,20 @@ def greatest_of(row: Any) -> Any:
 
 
 @instruction()
+def cut_row(e: Emitter, row: Any, count: Any, size: Any, _zero: Any) -> None:
+    """Write -inf over the numbers after the first `count` in a row of `size`: complete vectors."""
+    builder, least = e.builder, ir.Constant(e.vector, [-math.inf] * e.lanes)
+
+    def cut_vector(n: Any, _: list[Any]) -> list[Any]:
+        at, left = builder.add(row, builder.mul(n, WORD(e.item))), builder.sub(count, n)
+        some = builder.select(builder.icmp_signed(">", left, WORD(0)), left, WORD(0))
+        e.store(builder.select(e.first_lanes(some), e.load(at, e.vector), least), at)
+        return []
+
+    e.for_range(builder.and_(count, WORD(-e.lanes)), size, e.lanes, [], cut_vector)
+
+
+@instruction()
 def transpose_block(
     e: Emitter, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, _zero: Any
 ) -> None:

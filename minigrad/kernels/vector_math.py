@@ -29,29 +29,14 @@ from minigrad.kernels.vector import F32, I32, Emitter, instruction
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 # Adding this constant rounds a number to a whole number, which is then in the last bits of the sum.
-# The last bits of the constant itself are twice the offset of a float32's exponent.
-_SHIFT = np.float32(1.5 * 2**23 + 254)
-
-
-@instruction(types.float32)
-def _scaled(e: Emitter, number: Any, shifted: Any) -> Any:
-    """Compute number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
-
-    It multiplies twice by about 2^(k / 2), because 2^k itself may be too large or too small.
-    """
-    both = e.builder.bitcast(shifted, I32)
-    half = e.builder.lshr(both, I32(1))
-    for part in (half, e.builder.sub(both, half)):
-        power = e.builder.bitcast(e.builder.shl(part, I32(23)), F32)
-        number = e.builder.fmul(number, power)
-    return number
+# The last bits of the constant itself are the offset of a float32's exponent.
+_SHIFT = np.float32(1.5 * 2**23 + 127)
 
 
 @instruction(types.float32)
 def _power_of_two(e: Emitter, shifted: Any) -> Any:
     """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
-    exponent = e.builder.sub(e.builder.bitcast(shifted, I32), I32(127))
-    return e.builder.bitcast(e.builder.shl(exponent, I32(23)), F32)
+    return e.builder.bitcast(e.builder.shl(e.builder.bitcast(shifted, I32), I32(23)), F32)
 
 
 @instruction(types.float32)
@@ -94,7 +79,6 @@ def _mantissa(e: Emitter, number: Any) -> Any:
 _LOG2_E = np.float32(1 / math.log(2))
 _LN_2_HIGH = np.float32(355 / 512)  # 9 binary digits, so that k times this is exact
 _LN_2_LOW = np.float32(math.log(2) - 355 / 512)
-_HIGHEST, _LOWEST = np.float32(89), np.float32(-104)  # beyond these, inf and 0
 _VANISHING = np.float32(-88)  # its k is -127, for which `_power_of_two` gives 0
 
 # (e^r - 1 - r) / r^2 for |r| <= log(2) / 2, to 1.4e-8 of e^r - 1. Like the other polynomials here
@@ -119,19 +103,11 @@ def _curve(r: Any) -> Any:
 
 
 @jit(inline="always")
-def exp(x: Any) -> Any:
-    """Compute e^x within 1.1 units in the last place, also where the result is subnormal."""
-    x = _HIGHEST if x > _HIGHEST else x  # a nan stays
-    x = _LOWEST if x < _LOWEST else x
-    r, shifted = _reduce_range(x)
-    return _scaled(_ONE + (r + _curve(r)), shifted)
-
-
-@jit(inline="always")
 def exp_below(x: Any) -> Any:
     """Compute e^x for x <= 0 (and up to 80) within 1.1 units in the last place; 0 below 2^-126.5.
 
-    It takes three quarters of the time of `exp`.
+    The results below it would be subnormal numbers, with which some processors take a hundred times
+    as long. Scores that are masked by -inf would have that cost, too.
     """
     x = _VANISHING if x < _VANISHING else x
     r, shifted = _reduce_range(x)
