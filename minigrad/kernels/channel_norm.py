@@ -34,21 +34,23 @@ def moments(x: Array, num_groups: int | None) -> Array:
     x is `(N, C, ...)`, not of size 0. The result is `(2, N, num_groups)`; or `(2, 1, C)`, without
     groups.
     """
-    rows = _rows(x, num_groups is None)
+    if num_groups is None:
+        rows = _rows(x, True)
+    else:
+        size = math.prod(x.shape[1:]) // num_groups
+        rows = np.ascontiguousarray(x).reshape(len(x), num_groups, size)
     kernel = kernel_for(_moments_loop, rows)
     if kernel is not None:
-        of_rows = np.empty((2, rows.shape[0] * rows.shape[1]))
-        kernel(x.size * SECONDS, rows.reshape(-1, rows.shape[2]), of_rows)
-        mean, variance = of_rows.reshape(2, *rows.shape[:2])
+        of_rows = np.empty((2, *rows.shape[:2]))
+        kernel(x.size * SECONDS, _flat(rows), of_rows.reshape(2, -1))
     else:
-        mean, variance = np.mean(rows, 2, np.float64), np.var(rows, 2, np.float64)
-    shape, axis = (1, *mean.shape), 1
+        of_rows = np.stack([np.mean(rows, 2, np.float64), np.var(rows, 2, np.float64)])
     if num_groups is not None:
-        shape, axis = (len(x), num_groups, x.shape[1] // num_groups), 2
-    mean, variance = mean.reshape(shape), variance.reshape(shape)
-    common = np.mean(mean, axis, keepdims=True)
-    variance = np.mean(variance + np.square(mean - common), axis, keepdims=True)
-    return np.stack([common, variance]).squeeze(axis + 1)
+        return of_rows
+    mean, variance = of_rows
+    common = np.mean(mean, 0, keepdims=True)
+    variance = np.mean(variance + np.square(mean - common), 0, keepdims=True)
+    return np.stack([common, variance])
 
 
 def norm(

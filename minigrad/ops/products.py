@@ -98,7 +98,8 @@ def as_rows(x: Array) -> Array:
     """Reshape a stack of vectors to one matrix, with a vector in each row."""
     if x.ndim == 2:
         return x
-    return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    shape = math.prod(x.shape[:-1]), x.shape[-1]
+    return x.reshape(shape) if x.__class__ is np.ndarray else reshape(x, shape)
 
 
 @op(linear=("x", "weight"), composition=_linear, product=True)

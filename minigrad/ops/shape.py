@@ -155,7 +155,11 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
 
 @transpose.vjp("x")
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
-    inverse = None if axes is None else [int(i) for i in np.argsort([a % len(axes) for a in axes])]
+    if axes is None:
+        return transpose(g)
+    inverse = [0] * len(axes)
+    for i, axis in enumerate(axes):
+        inverse[axis] = i
     return transpose(g, inverse)
 
 
