@@ -28,11 +28,13 @@ from operator import is_
 from typing import Annotated, Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import overload
 
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
-from minigrad.kernels.vector import elements
+from minigrad.kernels.vector import DTYPE, Emitter, elements, instruction
 
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
@@ -216,6 +218,27 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
 # --------------------------------------------------------------------------------------------------
 
 
+def flushed(x: Any) -> Any:
+    """Return x, with 0 for subnormal numbers ("flush to zero").
+
+    A mean of gradients that stay 0, as those of a dead unit, would shrink to a subnormal number
+    and stay there, because of rounding. Arithmetic with such numbers is ten times as slow.
+    """
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, x.dtype.type(0), x)
+
+
+@instruction(DTYPE)
+def _flushed_number(e: Emitter, x: Any) -> Any:
+    """Return a number, or 0 if its exponent has no bits."""
+    kind = ir.IntType(8 * e.item)
+    exponent = kind(0x7F800000 if e.item == 4 else 0x7FF0000000000000)
+    bits = e.builder.and_(e.builder.bitcast(x, kind), exponent)
+    return e.builder.select(e.builder.icmp_unsigned("==", bits, kind(0)), e.scalar(0), x)
+
+
+overload(flushed, strict=False)(lambda x: lambda x: _flushed_number(x))
+
+
 @MultiTensor
 def sgd(g: Any, x: Any, _own: Any, options: Any) -> Any:
     """Do a step of SGD without momentum; the options are those of `sgd_momentum`."""
@@ -231,7 +254,7 @@ def sgd_momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
     """
     lr, momentum, weight_decay, share = options[0], options[1], options[2], own[0]
     gradient = g + weight_decay * x
-    speed = momentum * velocity + share * gradient
+    speed = flushed(momentum * velocity + share * gradient)
     return x - lr * (gradient + momentum * speed if options[3] else speed), speed
 
 
@@ -245,8 +268,8 @@ def sgd_momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
 def adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
     """Do a step of Adam."""
     gradient = g + options[1] * x
-    first = options[2] * m + options[3] * gradient
-    second = options[4] * v + options[5] * (gradient * gradient)
+    first = flushed(options[2] * m + options[3] * gradient)
+    second = flushed(options[4] * v + options[5] * (gradient * gradient))
     return options[0] * x - own[0] * first / (np.sqrt(second) + own[1]), first, second
 
 
@@ -254,8 +277,8 @@ def adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
 def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any) -> Any:
     """Do a step of AMSGrad, which uses the largest v of all steps so far."""
     gradient = g + options[1] * x
-    first = options[2] * m + options[3] * gradient
-    second = options[4] * v + options[5] * (gradient * gradient)
+    first = flushed(options[2] * m + options[3] * gradient)
+    second = flushed(options[4] * v + options[5] * (gradient * gradient))
     highest = np.maximum(highest, second)
     return options[0] * x - own[0] * first / (np.sqrt(highest) + own[1]), first, second, highest
 
@@ -267,7 +290,7 @@ def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any
 def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop without momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
+    square = flushed(options[1] * v + options[2] * (gradient * gradient))
     return x - options[0] * gradient / (np.sqrt(square) + options[3]), square
 
 
@@ -275,8 +298,8 @@ def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
 def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop with momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    speed = options[5] * velocity + gradient / (np.sqrt(square) + options[3])
+    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    speed = flushed(options[5] * velocity + gradient / (np.sqrt(square) + options[3]))
     return x - options[0] * speed, square, speed
 
 
@@ -287,8 +310,8 @@ def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: 
 def centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
     """Do a centered step, which divides by the root of the variance, without momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    mean = options[1] * m + options[2] * gradient
+    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
     return x - options[0] * gradient / (root + options[3]), square, mean
 
@@ -299,10 +322,10 @@ def centered_momentum(
 ) -> Any:
     """Do a centered step, which divides by the root of the variance, with momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    mean = options[1] * m + options[2] * gradient
+    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
-    speed = options[5] * velocity + gradient / (root + options[3])
+    speed = flushed(options[5] * velocity + gradient / (root + options[3]))
     return x - options[0] * speed, square, mean, speed
 
 
@@ -322,7 +345,7 @@ def adagrad(g: Any, x: Any, total: Any, own: Any, options: Any) -> Any:
 @MultiTensor
 def ema(x: Any, average: Any, _own: Any, options: Any) -> Any:
     """Compute average <- decay average + (1 - decay) x; option 0 is 1 - decay."""
-    return (average + options[0] * (x - average),)
+    return (flushed(average + options[0] * (x - average)),)
 
 
 @MultiTensor

@@ -402,3 +402,14 @@ def test_a_decay_is_in_the_unit_interval(decay):
 def test_options_of_another_kind_are_errors(options):
     with pytest.raises(TypeError, match=f"{next(iter(options))} must be"):
         EMA([leaf], **options)
+
+
+def test_the_average_of_a_weight_that_stays_0_becomes_0():
+    tiny = np.finfo(np.float32).tiny
+    weight = Parameter(np.full(20, 3 * tiny, np.float32))
+    ema = EMA([weight], decay=0.9)
+    weight.data[...] = 0
+    for _ in range(100):
+        ema.update()
+    (average,) = ema.state_dict()["averages"].values()
+    assert np.all(average == 0)

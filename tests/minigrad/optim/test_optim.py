@@ -422,6 +422,31 @@ def test_a_gradient_of_zeros_is_a_gradient():
     assert p.data == 1 - 0.1 * 0.5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_means_of_gradients_that_stay_0_become_0(rng, make, dtype):
+    tiny = np.finfo(dtype).tiny
+    strided = minigrad.Tensor(np.ones((4, 8), dtype)[:, ::2], requires_grad=True)
+    parameters = [parameter(np.ones(20), dtype=dtype), strided]
+    optimizer = make(parameters)
+    give_gradients(parameters, rng)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for values in state["state"].values():
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                values[name] = (3 * tiny * rng.uniform(0.5, 1, value.shape)).astype(dtype)
+    optimizer.load_state_dict(state)
+    for p in parameters:
+        p.data[...] = 0  # else a weight decay would add to the means
+        p.grad = minigrad.zeros(*p.shape, dtype=dtype)
+    for _ in range(100):
+        optimizer.step()
+    for values in optimizer.state_dict()["state"].values():
+        for value in values.values():
+            sizes = np.abs(value)
+            assert np.all((sizes == 0) | (sizes >= tiny))
+
+
 def test_zero_grad_forgets_all_gradients(make):
     p, q = parameter([1.0], [1.0]), parameter([2.0], [2.0])
     optimizer = make([{"params": [p]}, {"params": [q]}])
