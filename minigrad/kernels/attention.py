@@ -264,9 +264,9 @@ def _row(x: Matrix, r: int, columns: int, like: Any) -> Any:
 
 @jit()
 def _factors(mask: Mask, scale: Any, one: Any) -> tuple[Any, Any]:
-    """Return the factors of scores before and after masks are applied: the scale and 1, or 1 first.
+    """Return the factors of scores before and after masks are applied, 1 and the scale if possible.
 
-    The scale can come last, in the loop of exponentials, if it does not change the order of scores.
+    The loop of exponentials can apply the scale if it does not change the order of the scores.
     """
     return (one, scale) if mask.added.size == 0 and scale > 0 else (scale, one)
 
@@ -455,11 +455,8 @@ def backward_loop(
     mean = np.empty(queries, q.dtype)
     q_rows = _room(queries * width // t.NR, t.NR, q)
     g_rows = _room(queries * width_v // t.NR, t.NR, q)
-    q_sums, k_sums, v_sums = (
-        _room(queries, width, q),
-        _room(wide, width, q),
-        _room(wide, width_v, q),
-    )
+    q_sums = _room(queries, width, q)
+    k_sums, v_sums = _room(wide, width, q), _room(wide, width_v, q)
     k_rows = _room(wide * width // t.NR, t.NR, q)
     k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
     weights, slopes = _room(high, wide, q), _room(high, wide, q)

@@ -310,6 +310,16 @@ def test_scores_that_are_all_minus_infinity_are_not_taken_for_a_mask():
         assert_array_equal(np.isnan(both(q, k, v, v[:2], allowed=allowed)[0]), [[True], [False]])
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="numpy computes exp, also where it is subnormal")
+def test_a_weight_is_0_rather_than_subnormal():
+    q, k = np.ones((1, 20, 1), np.float32), np.float32([0, -87, -88, -100]).reshape(1, 4, 1)
+    for key, is_normal in ((1, True), (2, False), (3, False)):
+        v = np.zeros((1, 4, 1), np.float32)
+        v[0, key] = 3e37
+        out, _ = attention.attention(q, k, v, None, None, None, 1.0)
+        assert_array_equal(out > 0, np.full(out.shape, is_normal))
+
+
 def test_the_gradients_that_are_not_needed_are_none(rng):
     arrays = operands(rng, (2,), 9, 8, 4, 4)
     every = both(*arrays)[2:]
