@@ -165,8 +165,7 @@ def is_at_its_path(file: BinaryIO) -> bool:
 def remove_dead(left: Path, lock: Path) -> None:
     """Remove a file or a folder if the process that wrote it is dead, so its lock is free.
 
-    A folder without the file of its lock was being removed. If there are no locks, remove what
-    nothing was written to for a day.
+    If there are no locks, remove what nothing was written to for a day.
     """
     try:
         with open(lock, "r+b") as file:
@@ -174,9 +173,26 @@ def remove_dead(left: Path, lock: Path) -> None:
                 remove(left)
     except OSError as error:
         with suppress(OSError):  # another process may remove it too, or another user may own it
+            if isinstance(error, FileNotFoundError):
+                _remove_without_lock(left, lock)
+                return
             last = max(each.lstat().st_mtime for each in (left, *left.rglob("*")))
-            if isinstance(error, FileNotFoundError) or last < time.time() - _ABANDONED:
+            if last < time.time() - _ABANDONED:
                 remove(left)
+
+
+def _remove_without_lock(left: Path, lock: Path) -> None:
+    """Remove a folder without a lock if it is empty, or its removal was interrupted.
+
+    In an empty folder, a save may be about to create its lock. So it is removed only while it is
+    empty, and the save makes another one.
+    """
+    if left.is_symlink():
+        left.unlink()
+    elif not (names := os.listdir(left)):
+        left.rmdir()
+    elif lock.name not in names:
+        remove(left)
 
 
 def remove(left: Path) -> None:

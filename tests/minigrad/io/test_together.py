@@ -441,6 +441,35 @@ def test_what_is_being_written_stays(tmp_path):
     assert hidden(tmp_path) == []
 
 
+@posix
+def test_a_folder_in_which_another_save_is_about_to_create_its_lock_stays(tmp_path, monkeypatch):
+    other = tmp_path / ".saving-0123abcd"
+    other.mkdir()
+    is_created = []
+
+    def after_the_other_save(remove):
+        def removing(path, *args, **options):
+            if os.fspath(path) == os.fspath(other) and not is_created:
+                is_created.append((other / ".manifest.json").touch())
+            return remove(path, *args, **options)
+
+        return removing
+
+    monkeypatch.setattr(os, "rmdir", after_the_other_save(os.rmdir))
+    monkeypatch.setattr(shutil, "rmtree", after_the_other_save(shutil.rmtree))
+    put(tmp_path, "one")
+    assert other.is_dir()
+    assert seen(tmp_path) == [("one", "one")] * 2
+
+
+@posix
+def test_what_an_interrupted_removal_has_left_is_removed(tmp_path):
+    left = tmp_path / ".saving-0123abcd"
+    write_inside(left / OTHER, "old")
+    put(tmp_path, "one")
+    assert hidden(tmp_path) == []
+
+
 SAVER = """
 import sys
 from minigrad import io
