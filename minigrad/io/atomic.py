@@ -171,11 +171,12 @@ def remove_dead(left: Path, lock: Path) -> None:
         with open(lock, "r+b") as file:
             if try_lock(file):
                 remove(left)
-    except OSError as error:
-        with suppress(OSError):  # another process may remove it too, or another user may own it
-            if isinstance(error, FileNotFoundError):
-                _remove_without_lock(left, lock)
-                return
+    # Below, errors are ignored: another process may remove it too, or another user may own it.
+    except FileNotFoundError:
+        with suppress(OSError):
+            _remove_without_lock(left, lock)
+    except OSError:
+        with suppress(OSError):
             last = max(each.lstat().st_mtime for each in (left, *left.rglob("*")))
             if last < time.time() - _ABANDONED:
                 remove(left)

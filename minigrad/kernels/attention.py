@@ -339,9 +339,10 @@ def forward_loop(
     is_limited = mask.added.size > 0 or mask.allowed.size > 0 or factor != 1
     heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
     few, chunks = queries <= FEW, (queries + QUERIES - 1) // QUERIES
-    keys = min(k.shape[2], queries + offset)
-    width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
-    columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
+    all_keys = min(k.shape[2], queries + offset)  # those of the last chunk
+    width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, all_keys)) * t.NR
+    columns = _room(_panels(t, all_keys) * d, t.NR, q)
+    values = _room(width * all_keys // t.NR, t.NR, q)
     scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
     most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
     S, SV = _part(scores, 0, 0), _part(sums, 0, 0)

@@ -34,11 +34,9 @@ def moments(x: Array, num_groups: int | None) -> Array:
     x is `(N, C, ...)`, not of size 0. The result is `(2, N, num_groups)`; or `(2, 1, C)`, without
     groups.
     """
-    if num_groups is None:
-        rows = _rows(x, True)
-    else:
-        size = math.prod(x.shape[1:]) // num_groups
-        rows = np.ascontiguousarray(x).reshape(len(x), num_groups, size)
+    rows = _rows(x, num_groups is None)
+    if num_groups is not None:  # the channels of a group are one row
+        rows = rows.reshape(len(x), num_groups, x.shape[1] // num_groups * rows.shape[2])
     kernel = kernel_for(_moments_loop, rows)
     if kernel is not None:
         of_rows = np.empty((2, *rows.shape[:2]))
