@@ -119,9 +119,9 @@ def writable_folder() -> Path | None:
             if suspect(folder):
                 continue
             is_new = not folder.exists()
-            for place in reversed([folder, *folder.parents]):
-                is_ours = place in (folder, folder.parent)
-                place.mkdir(mode=0o700 if is_ours else 0o755, exist_ok=True)
+            for each in reversed([folder, *folder.parents]):
+                is_ours = each in (folder, folder.parent)
+                each.mkdir(mode=0o700 if is_ours else 0o755, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError:
             continue
@@ -305,16 +305,16 @@ def read_file(path: Path) -> bytes | None:
     """Return the content of a file; None if it is missing, damaged, or others may write to it."""
     try:
         path.stat()  # if this fails, others may still make the folder, so nothing is known of it
-        place = known_suspect(path.parent)
-        if place is None:
+        unsafe = known_suspect(path.parent)
+        if unsafe is None:
             with open(path, "rb") as file:  # once, so that no other file is read than is examined
-                place = path if others_may_write(file.fileno()) else None
+                unsafe = path if others_may_write(file.fileno()) else None
                 content = file.read()
     except OSError:
         return None
-    if place is not None:
+    if unsafe is not None:
         say_once(
-            f"compiled kernels in {path.parent} are not loaded, since {place} belongs to another "
+            f"compiled kernels in {path.parent} are not loaded, since {unsafe} belongs to another "
             "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
         )
         return None
@@ -362,9 +362,9 @@ def _why_not(folder: Path) -> str:
     """Say why a folder cannot be used."""
     if above := suspect(folder):
         return f", since {above} belongs to another user, or others may write there"
-    for place in (folder.parent, folder):
-        if os.path.exists(place) and not os.access(place, os.R_OK | os.X_OK):
-            return f", which others may use after its owner's chmod -R go+rX {place}"
+    for each in (folder.parent, folder):
+        if os.path.exists(each) and not os.access(each, os.R_OK | os.X_OK):
+            return f", which others may use after its owner's chmod -R go+rX {each}"
     return ", which cannot be written to"
 
 

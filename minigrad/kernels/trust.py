@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.resolve()
 
 
-def others_may_write(place: Path | int, ours: bool = True) -> bool:
+def others_may_write(path: Path | int, ours: bool = True) -> bool:
     """Return whether others than this user and root may change a file or folder.
 
     If minigrad made it for this user, they lose this permission. If not, it may be sticky, as the
@@ -26,7 +26,7 @@ def others_may_write(place: Path | int, ours: bool = True) -> bool:
     """
     if not hasattr(os, "geteuid"):  # on Windows, which has other permissions
         return False
-    facts, owners = os.stat(place), {os.geteuid(), 0}
+    facts, owners = os.stat(path), {os.geteuid(), 0}
     loose = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not ours:
         owners.add(os.stat("/").st_uid)  # in a user namespace, root may have another number
@@ -35,7 +35,7 @@ def others_may_write(place: Path | int, ours: bool = True) -> bool:
             loose = 0
     elif loose and facts.st_uid == os.geteuid():
         with suppress(OSError):  # as on a disk that is mounted to be read only
-            os.chmod(place, stat.S_IMODE(facts.st_mode) & ~loose)
+            os.chmod(path, stat.S_IMODE(facts.st_mode) & ~loose)
             loose = 0
     return bool(loose) or facts.st_uid not in owners
 
@@ -57,11 +57,11 @@ def suspect(folder: Path) -> Path | None:
     Those that are missing or hidden are left out. So are those above the sources, for who may write
     there can change these as well.
     """
-    places = [folder] if PACKAGE in folder.parents else [folder, *folder.parents]
-    for place in places:
+    folders = [folder] if PACKAGE in folder.parents else [folder, *folder.parents]
+    for each in folders:
         with suppress(OSError):
-            if others_may_write(place, ours=place in places[:2]):
-                return place
+            if others_may_write(each, ours=each in folders[:2]):
+                return each
     return None
 
 
