@@ -19,7 +19,9 @@ instead, and the numbers of an image are read one by one, at any distance.
                 filters
     row_sums    the same for few filters: products of rows of g with lines of x
 
-If there is no kernel, numpy computes with windows of x.
+A 1x1 kernel has one tap for each channel. Then each image is multiplied by the matrix of filters,
+in the forward pass and for the gradient of x. If there is no kernel, numpy computes with windows of
+x.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from minigrad.kernels.convolution.pixel_sums import sums_of_pixels
 from minigrad.kernels.convolution.plan import BLOCKS, LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
 from minigrad.kernels.convolution.tap_sums import sums_of_taps
+from minigrad.kernels.gemm import matmul
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape
 from minigrad.kernels.jit import Array, nothing
@@ -49,6 +52,11 @@ SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> Array:
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
+    if _is_pointwise(weight, geometry):
+        out = _multiply_images(weight[:, :, 0, 0], x)
+        if bias is not None:
+            out += bias[:, None, None]
+        return out
     depth = math.prod(weight.shape[1:])
     many = _fill_vectors(weight.shape[0] // geometry.groups, depth, x.itemsize)
     kernel = kernel_for(sums_of_pixels if many else correlate, x, weight, bias)
@@ -67,6 +75,8 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
 
 def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
+    if _is_pointwise(weight, geometry):
+        return _multiply_images(weight[:, :, 0, 0].T, g)
     (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
     depth = weight.size // max(1, channels * down * right)  # of a part, on average
     many = _fill_vectors(weight.shape[1], depth, g.itemsize)
@@ -111,6 +121,18 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
     plan = forward_plan(x.shape, x.itemsize, size, geometry, 1, not is_fast)
     kernel(seconds, _planes(x), _planes(g), *plan, sums.reshape(-1, depth))
     return sums[0] if parts == 1 else sums.sum(axis=0)
+
+
+def _is_pointwise(weight: Array, geometry: Geometry) -> bool:
+    """Return whether each element of the result depends on one pixel, at the same position."""
+    kernel, (stride, padding, _, groups) = weight.shape[2:], geometry
+    return kernel == stride == (1, 1) and padding == (0, 0) and groups == 1
+
+
+def _multiply_images(matrix: Array, x: Array) -> Array:
+    """Multiply the channels of each image by a matrix: `(O, C)`, `(N, C, ...)` -> `(N, O, ...)`."""
+    products = matmul(matrix, x.reshape(*x.shape[:2], math.prod(x.shape[2:])))
+    return products.reshape(x.shape[0], len(matrix), *x.shape[2:])
 
 
 def _fill_vectors(filters: int, depth: int, itemsize: int) -> bool:
