@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad import ops
 from minigrad.checks import check_flag, check_integer
@@ -47,9 +49,8 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
             f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
         )
-    index: list[Any] = list(observed(np.indices, x.shape, np.int64, True))
-    index[axis] = taken
-    return ops.getitem(x, tuple(index))
+    positions = observed(flat_positions, taken, axis, x.shape, x.shape)
+    return ops.getitem(ops.reshape(x, -1), positions)
 
 
 @composition
@@ -66,9 +67,27 @@ def gather(x: Array, axis: int, indices: Array) -> Tensor:
     """
     axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
     _check_smaller(taken, "x", x.shape, axis)
-    corner = [slice(n) for n in taken.shape]
-    corner[axis] = slice(None)
-    return take_along_axis(ops.getitem(x, tuple(corner)), indices, axis)
+    positions = observed(flat_positions, taken, axis, x.shape, taken.shape)
+    return ops.getitem(ops.reshape(x, -1), positions)
+
+
+def flat_positions(
+    indices: Any, axis: int, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return where the elements x[i, indices[i, j, k], k] are in x.reshape(-1), for `axis=1`.
+
+    x has the given shape. i and k count to `sizes`, unless the indices are broadcast there.
+
+    Raises:
+        IndexError: if an index is out of range.
+    """
+    steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    positions: NDArray[Any] = from_the_front(indices, axis, shape) * steps[axis]
+    for i, (size, step) in enumerate(zip(sizes, steps, strict=True)):
+        if i != axis and size != 1:
+            along = step * np.arange(size).reshape(-1, *[1] * (len(shape) - i - 1))
+            positions = positions + along
+    return positions
 
 
 @composition
@@ -115,11 +134,10 @@ def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, 
     Raises:
         IndexError: if an index is out of range.
     """
-    index = np.indices(indices.shape)
-    index[axis] = from_the_front(indices, axis, shape)
+    positions = flat_positions(indices, axis, shape, indices.shape)
     # A flat array: numpy keeps the last of several values for a position, in any memory order.
     source = np.full(shape, -1)
-    source.reshape(-1)[np.ravel_multi_index(index, shape).ravel()] = np.arange(indices.size)
+    source.reshape(-1)[positions.ravel()] = np.arange(indices.size)
     written = source >= 0
     return np.flatnonzero(written), source[written], written
 

@@ -93,7 +93,11 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     shapes = {np.shape(array) for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")
-    axis = normalize_axis(axis, len(shapes.pop()) + 1)
+    shape = shapes.pop()
+    axis = normalize_axis(axis, len(shape) + 1)
+    if axis < len(shape):
+        joined = concatenate(arrays, axis)
+        return reshape(joined, (*shape[:axis], len(arrays), *shape[axis:]))
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 

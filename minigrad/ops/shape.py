@@ -296,7 +296,7 @@ getitem.vjp("x", lambda g, x_shape, index: scatter_add(g, index, x_shape))
 scatter_add.vjp("values", lambda g, index: getitem(g, index))
 
 
-COMPILED_FROM = 4096  # elements, from which a compiled kernel is faster
+COMPILED_FROM = 1024  # elements, from which a compiled kernel is faster
 
 
 def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
