@@ -143,8 +143,8 @@ def updates(dtype):
 
 
 def choices(dtype):
-    """Elements of one array or another, of an array or a number; and rows added to a table."""
-    x, y = draws(dtype, (40, 25), (40, 25))
+    """Elements of one array or another, of an array or a number; rows added up or to a table."""
+    x, y, large = draws(dtype, (40, 25), (40, 25), (5, 3000))
 
     def rows_added():
         table = x.copy()
@@ -153,6 +153,7 @@ def choices(dtype):
 
     return {
         "rows": rows_added,
+        "sums of rows": lambda: [mg.sum(large, 1), mg.sum(large)],
         "where: arrays": lambda: [where(x > 0, x, y)],
         "where: else a number": lambda: [where(x > 0, x, 2.0)],
         "where: a number": lambda: [where(x > 0, 2.0, y)],

@@ -284,10 +284,10 @@ def binary_cross_entropy_with_logits(
     x, t = _alike(logits, target)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
-    positive = t * ops.softplus(-x)
-    if pos_weight is not None:
-        positive = positive * pos_weight
-    losses = positive + ops.subtract(1, t) * ops.softplus(x)
+    if pos_weight is None:
+        losses = logistic_loss(x, t)
+    else:
+        losses = t * ops.softplus(-x) * pos_weight + ops.subtract(1, t) * ops.softplus(x)
     losses = losses if weight is None else losses * weight
     return narrowed(_reduced(losses, reduction), logits)
 
@@ -449,6 +449,30 @@ def _squared_error_tangent(
     difference = prediction - target
     signed = [(1.0, tangents[0]), (-1.0, tangents[1])]
     return sum(sign * np.vdot(difference, v) for sign, v in signed if v is not None) * 2 / divisor
+
+
+@op(
+    elementwise=True,
+    composition=lambda logits, target: (
+        target * ops.softplus(-logits) + (1 - target) * ops.softplus(logits)
+    ),
+)
+def logistic_loss(logits: Array, target: Array) -> Array:
+    """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits) and the target t, of one shape.
+
+    The gradients are (1 - t) s - t (1 - s) and -logits, times g.
+    """
+    return kernels.losses.logistic_loss(logits, target)
+
+
+@logistic_loss.vjp("logits")
+def _logistic_loss_logits(g: Array, logits: Array, target: Array) -> Array:
+    if isinstance(g, Tensor):
+        return g * ((1 - target) * ops.sigmoid(logits) - target * ops.sigmoid(-logits))
+    return g * kernels.losses.logistic_slope(logits, target)
+
+
+logistic_loss.vjp("target", lambda g, logits: -g * logits)
 
 
 @op(

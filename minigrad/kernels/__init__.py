@@ -15,7 +15,8 @@ Where to read:
 * `launch` has the class `Kernel`: a loop that is compiled once, and run by one thread or shared by
   several. Its parameters are annotated with their types, which `jit` lists.
 * `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as in
-  `softmax`); `optim` makes a kernel from an update of many tensors.
+  `softmax`); `reduction` has the sums of rows, and `optim` makes a kernel from an update of many
+  tensors.
 * `gemm` is the matrix product; its docstring explains its files. `lora` uses it.
 * `convolution` has such a docstring too; `pooling`, `channel_norm` and `recurrent` have the other
   loops for images and sequences.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from minigrad.kernels import optim as optim
     from minigrad.kernels import pooling as pooling
     from minigrad.kernels import recurrent as recurrent
+    from minigrad.kernels import reduction as reduction
     from minigrad.kernels import rope as rope
     from minigrad.kernels import softmax as softmax
     from minigrad.kernels import threads as threads

@@ -16,10 +16,11 @@ import numpy as np
 from numba import types
 
 from minigrad.kernels import vector_math
-from minigrad.kernels.fused import LINE, elementwise, rows_of
+from minigrad.kernels.fused import CURVE, LINE, elementwise, rows_of
 from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
-from minigrad.kernels.softmax import SECONDS, STRETCH, sum_of, sum_of_exponentials
+from minigrad.kernels.reduction import STRETCH, sum_of, sum_of_exponentials
+from minigrad.kernels.softmax import SECONDS
 from minigrad.kernels.vector import greatest_of
 
 Labels = Annotated[Read.D1, types.int64]
@@ -98,7 +99,7 @@ def cross_entropy_gradient(
     return np.where(weights[:, None] != 0, out * (g * weights)[:, None], 0).astype(logits.dtype)
 
 
-_ONE = np.float32(1)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _, _sum_of_differences = sum_of(lambda x, highest: x - highest)
 
 
@@ -187,3 +188,28 @@ def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: S
 def scaled_difference(x: Any, y: Any, factor: float) -> Any:
     """Compute (x - y) factor, which is the gradient of `squared_error` by x if factor is 2 g."""
     return (x - y) * factor
+
+
+def _logistic_loss(x: Array, t: Array) -> Array:
+    tail = np.log1p(np.exp(-np.abs(x)))
+    return np.asarray(t * (np.maximum(-x, 0) + tail) + (1 - t) * (np.maximum(x, 0) + tail))
+
+
+@elementwise(CURVE, reference=_logistic_loss)
+def logistic_loss(x: Any, t: Any) -> Any:
+    """Compute -t log s - (1 - t) log(1 - s) with s = sigmoid(x)."""
+    tail = vector_math.log1p_series(vector_math.exp_below(-abs(x)))
+    above, below = (_ZERO if x < 0 else x), (-x if x < 0 else _ZERO)
+    return t * (below + tail) + (_ONE - t) * (above + tail)
+
+
+def _logistic_slope(x: Array, t: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    of_x, of_minus_x = np.where(x < 0, (e, np.ones_like(e)), (np.ones_like(e), e)) / (1 + e)
+    return np.asarray((1 - t) * of_x - t * of_minus_x)
+
+
+@elementwise(CURVE, reference=_logistic_slope)
+def logistic_slope(x: Any, t: Any) -> Any:
+    """Compute (1 - t) s - t (1 - s), the derivative of `logistic_loss` by x."""
+    return (_ONE - t) * vector_math.sigmoid(x) - t * vector_math.sigmoid(-x)

@@ -13,7 +13,6 @@ only -inf, is nan in every element, as in numpy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,10 @@ import numpy as np
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rowwise
 from minigrad.kernels.jit import Array, jit
+from minigrad.kernels.reduction import STRETCH, sum_of_exponentials, sum_of_row, sum_of_stretch
 from minigrad.kernels.vector import greatest_of
 
 SECONDS = 4e-10  # approximate seconds of an element
-STRETCH = 2048  # elements that are added up in float32; their sums are added up in float64
-
-# LLVM may split a sum into as many sums as a vector has lanes. It adds these up at the end, in an
-# order that depends only on the length of the row. A loop with a sum never writes to an array: LLVM
-# would make two versions of it, with and without vectors, and choose by the distance of the arrays.
-# Then the last digit of the sum would depend on their addresses.
 
 
 @jit(fastmath={"contract"})
@@ -37,35 +31,6 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
     """Write e^(x - highest) to `out`."""
     for j in range(row.size):
         out[j] = vector_math.exp_below(row[j] - highest)
-
-
-def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
-
-    Elements are added up in float32, and the sums of stretches in float64. If the term does not
-    need `number`, it may be any number.
-    """
-    f = jit(inline="always")(term)
-
-    @jit(fastmath={"contract", "reassoc"})
-    def sum_of_stretch(row: Any, number: Any) -> Any:
-        total = np.float32(0)
-        for j in range(row.size):
-            total += f(row[j], number)
-        return total
-
-    @jit(inline="always")
-    def sum_of_row(row: Any, number: Any) -> Any:
-        total = 0.0
-        for start in range(0, row.size, STRETCH):
-            total += sum_of_stretch(row[start : start + STRETCH], number)
-        return total
-
-    return sum_of_stretch, sum_of_row
-
-
-_, sum_of_exponentials = sum_of(lambda x, highest: vector_math.exp_below(x - highest))
-_sum_of_stretch, _sum = sum_of(lambda x, _: x)
 
 
 @jit(fastmath={"contract", "reassoc"})
@@ -90,7 +55,7 @@ def softmax(row: Any, result: Any) -> None:
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
         _exponentials(row[stretch], highest, result[stretch])
-        total += _sum_of_stretch(result[stretch], 0)
+        total += sum_of_stretch(result[stretch], 0)
     factor = np.float32(1.0 / total)
     for j in range(row.size):
         result[j] *= factor
@@ -134,6 +99,6 @@ def _log_softmax_gradient(g: Array, out: Array) -> Array:
 @rowwise(SECONDS, reference=_log_softmax_gradient)
 def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute g - e^out sum(g) along the last axis."""
-    total = np.float32(_sum(flow, 0))
+    total = np.float32(sum_of_row(flow, 0))
     for j in range(row.size):
         result[j] = flow[j] - vector_math.exp_below(row[j]) * total

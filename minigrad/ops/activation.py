@@ -14,7 +14,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import clip, exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
-from minigrad.ops.shape import as_tuple, normalize_axes
+from minigrad.ops.shape import as_tuple, flag, normalize_axes, reduced, reshape
 
 # If the backward pass is recorded, a VJP gets Tensors, and computes with ops. Usually it gets
 # arrays; then a kernel computes the same in one pass.
@@ -216,8 +216,45 @@ def _log_softmax_tangent(tangents: Sequence[Array], axis: Axis, out: Array) -> A
     return tangents[0] - sum(exp(out) * tangents[0], axis, keepdims=True)
 
 
+@op(
+    floats=True,
+    cost=lambda x, out: 4 * x.size + 2 * out.size,
+    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
+)
+def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x) over `axis`.
+
+    Raises:
+        ValueError: if there are no elements to sum, or an axis does not exist or is repeated.
+        TypeError: if an axis is not an integer, or `keepdims` is not True or False.
+    """
+    axis, keepdims = as_tuple(axis), flag(keepdims)
+    out = kernels.reduction.logsumexp(x) if _is_last(axis, x) else None
+    if out is not None:
+        return out.reshape(reduced(x.shape, axis, keepdims))
+    top = x.max(axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
+    with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
+        out = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
+    return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
+
+
+@logsumexp.vjp("x")
+def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
+    shape = reduced(x.shape, axis, keepdims=True)
+    if isinstance(x, np.ndarray) and _is_last(axis, x) and np.isfinite(out).all():
+        return reshape(g, shape) * kernels.softmax.softmax(x)
+    weights = exp(x - reshape(out, shape))
+    # For a large x, the weights do not sum to 1, because `out` is rounded. Next to an infinite x,
+    # they are 0, and their sum is nan.
+    total = sum(weights, axis, keepdims=True)
+    return reshape(g, shape) * weights / where(total > 0, total, 1)
+
+
 def _is_last(axis: Axis, x: Array) -> bool:
-    """Return whether `axis` is the last axis, for which kernels exist."""
+    """Return whether `axis` is the last axis, or None for the only one; kernels exist for it."""
+    if axis is None:
+        return bool(x.ndim == 1)
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
-from minigrad.ops.elementwise import exp, where
 from minigrad.ops.of_numpy import reducer
 from minigrad.ops.shape import (
     as_tuple,
@@ -102,36 +102,6 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 
 @op(
-    floats=True,
-    cost=lambda x, out: 4 * x.size + 2 * out.size,
-    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
-)
-def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x) over `axis`.
-
-    Raises:
-        ValueError: if there are no elements to sum, or an axis does not exist or is repeated.
-        TypeError: if an axis is not an integer, or `keepdims` is not True or False.
-    """
-    axis, keepdims = as_tuple(axis), flag(keepdims)
-    top = x.max(axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
-    with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
-        out = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
-    return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
-
-
-@logsumexp.vjp("x")
-def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = reduced(x.shape, axis, keepdims=True)
-    weights = exp(x - reshape(out, shape))
-    # For a large x, the weights do not sum to 1, because `out` is rounded. Next to an infinite x,
-    # they are 0, and their sum is nan.
-    total = sum(weights, axis, keepdims=True)
-    return reshape(g, shape) * weights / where(total > 0, total, 1)
-
-
-@op(
     linear=("x",),
     cost=lambda x: x.size,
     shape=lambda x, axis: (x.size,) if axis is None else x.shape,
@@ -145,6 +115,8 @@ def cumsum(x: Array, axis: int | None = None) -> Array:
         ValueError: if the axis does not exist.
     """
     x = np.asarray(x)
+    if axis.__class__ is int and x.ndim and axis in (-1, x.ndim - 1) and x.dtype == np.float32:
+        return kernels.reduction.cumsum(x)
     wider = {2: np.float32, 4: np.float64}.get(x.itemsize) if x.dtype.kind == "f" else None
     sums = np.cumsum(x, axis, wider)
     return sums.astype(x.dtype) if wider else sums

@@ -393,7 +393,7 @@ def test_bytes_are_those_that_the_process_holds(traced, adapt):
 
 def test_dropout_keeps_the_numbers_that_it_drew(traced):
     x = drawn(ROWS, D, requires_grad=True)
-    minigrad.dropout(x, 0.5)  # as above
+    minigrad.dropout(x, 0.5).sum()  # as above
     traced()
     with receipt() as r:
         y = minigrad.dropout(x, 0.5).sum()

@@ -1,0 +1,113 @@
+"""Sums, cumulative sums and logsumexp along rows, each in one pass over memory.
+
+Elements are added up in float32 over a stretch of a row, and the sums of stretches in float64. So
+the rounding error of a sum does not grow with its length.
+
+float32 has loops. The functions return None if there is none for an array, and numpy computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from numba import types
+
+from minigrad.kernels import vector_math
+from minigrad.kernels.fused import CURVE, LINE, rows_of, rowwise
+from minigrad.kernels.jit import SINGLE, Array, Read, Written, jit
+from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.vector import greatest_of
+
+STRETCH = 2048  # elements that are added up in float32; their sums are added up in float64
+
+# LLVM may split a sum into as many sums as a vector has lanes. It adds these up at the end, in an
+# order that depends only on the length of the row. A loop with a sum never writes to an array: LLVM
+# would make two versions of it, with and without vectors, and choose by the distance of the arrays.
+# Then the last digit of the sum would depend on their addresses.
+
+
+def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
+
+    Elements are added up in float32, and the sums of stretches in float64. If the term does not
+    need `number`, it may be any number.
+    """
+    f = jit(inline="always")(term)
+
+    @jit(fastmath={"contract", "reassoc"})
+    def sum_of_stretch(row: Any, number: Any) -> Any:
+        total = np.float32(0)
+        for j in range(row.size):
+            total += f(row[j], number)
+        return total
+
+    @jit(inline="always")
+    def sum_of_row(row: Any, number: Any) -> Any:
+        total = 0.0
+        for start in range(0, row.size, STRETCH):
+            total += sum_of_stretch(row[start : start + STRETCH], number)
+        return total
+
+    return sum_of_stretch, sum_of_row
+
+
+sum_of_stretch, sum_of_row = sum_of(lambda x, _: x)
+_, sum_of_exponentials = sum_of(lambda x, highest: vector_math.exp_below(x - highest))
+
+
+def sum_rows(x: Array) -> Array | None:
+    """Compute the sum of each row of a contiguous matrix, in its dtype."""
+    kernel = kernel_for(_sum_rows_loop, x)
+    if kernel is None:
+        return None
+    sums = np.empty((len(x), -(-x.shape[1] // STRETCH)))
+    kernel(x.size * LINE, x, sums)
+    return (sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)).astype(x.dtype)
+
+
+@for_each_dtype(SINGLE)
+def _sum_rows_loop(
+    piece: int, pieces: int, x: Read.D2, sums: Annotated[Written.D2, types.float64]
+) -> None:
+    stretches = sums.shape[1]
+    for i in span(piece, pieces, sums.size):
+        row, number = i // stretches, i % stretches
+        start = number * STRETCH
+        sums[row, number] = sum_of_stretch(x[row, start : start + STRETCH], 0)
+
+
+def logsumexp(x: Array) -> Array | None:
+    """Compute log(sum(e^x)) along the last axis.
+
+    None is also returned if a result is not finite, because inf and nan need more cases.
+    """
+    kernel = kernel_for(_logsumexp_loop, x)
+    if kernel is None:
+        return None
+    rows = rows_of(x)
+    out = np.empty(len(rows), x.dtype)
+    kernel(x.size * CURVE, rows, out)
+    return out.reshape(x.shape[:-1]) if np.isfinite(out).all() else None
+
+
+@for_each_dtype(SINGLE)
+def _logsumexp_loop(piece: int, pieces: int, x: Read.D2, out: Written.D1) -> None:
+    for i in span(piece, pieces, len(x)):
+        highest = greatest_of(x[i])
+        total = np.float32(sum_of_exponentials(x[i], highest))
+        out[i] = highest + vector_math.log(total)
+
+
+def _cumsum(x: Array) -> Array:
+    return np.cumsum(x, -1, np.float64).astype(x.dtype)
+
+
+@rowwise(10 * LINE, reference=_cumsum)
+def cumsum(row: Any, result: Any) -> None:
+    """Compute the cumulative sums along the last axis, in float64, and round them at the end."""
+    total = 0.0
+    for j in range(row.size):
+        total += row[j]
+        result[j] = total
