@@ -1,8 +1,8 @@
 """Batch norm and group norm: moments of channels, the result, and the gradients.
 
-x is seen as (N, C, inner): a row for each channel of each element of the batch. The loops over
-memory compute one number for each row. From these, numpy computes what rows share, in float64. With
-m the number of elements that share a mean and a variance,
+x is seen as (N, C, inner): a row for each channel of each element of the batch. The backward pass
+reads memory twice. First a loop sums each row; from these sums, numpy computes the means that rows
+share, in float64. With m the number of elements that share a mean and a variance,
 
     standard = (x - mean) rstd,   rstd = 1 / sqrt(variance + eps),   d = g weight
     dx = rstd (d - sum(d) / m - standard sum(d standard) / m)
@@ -25,7 +25,8 @@ from minigrad.kernels.normalization import STRETCH, about_pivot
 SECONDS = 1.5e-10  # approximate seconds of an element in one pass
 SHORT = 16  # elements; if rows are shorter, all rows of a channel become one row
 
-Doubles = Annotated[Written.D2, types.float64]
+Doubles = Annotated[Read.D2, types.float64]
+WrittenDoubles = Annotated[Written.D2, types.float64]
 
 
 def moments(x: Array, num_groups: int | None) -> Array:
@@ -56,13 +57,17 @@ def norm(
     num_groups: int | None,
 ) -> Array:  # fmt: skip
     """Compute `weight` standard + `bias`; these have shape `(C,)`, or are None for 1 and 0."""
+    kernel = kernel_for(_scaled_loop, x, weight, bias)
+    if kernel is None:
+        out, _ = _standardised(x, moments, eps)
+        out = out if weight is None else out * weight[:, None]
+        out = out if bias is None else out + bias[:, None]
+        return _from_rows(out.astype(x.dtype), x.shape)
     rows = _rows(x, num_groups is None)
-    mean, rstd = _of_rows(rows, moments, eps)
-    scale = rstd if weight is None else rstd * weight
-    pivot = mean.astype(x.dtype)
-    shift = (pivot - mean) * scale  # the digits that the mean loses when it is rounded to pivot
-    shift = shift if bias is None else shift + bias
-    return _from_rows(_scaled(rows, pivot, scale, shift), x.shape)
+    out, summands = np.empty_like(rows), nothing(x.dtype) if bias is None else bias.ravel()
+    of_rows = _of_rows(x, moments, weight, eps, num_groups)
+    kernel(2 * x.size * SECONDS, _flat(rows), *of_rows, summands, _flat(out))
+    return _from_rows(out, x.shape)
 
 
 def norm_gradients(
@@ -73,29 +78,38 @@ def norm_gradients(
 
     Unless the moments are fixed, they are functions of x, computed with this `num_groups`.
     """
-    rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
-    mean, rstd = _of_rows(rows, moments, eps)
-    scale = rstd if weight is None else rstd * weight
-    pivot = mean.astype(x.dtype)
     if is_fixed and not any(needs_input_grad[1:]):
-        zero = np.zeros_like(pivot)
-        return _from_rows(_scaled(gs, zero, scale, zero), x.shape), None, None
-    total, products, dx = _row_sums(
-        gs, rows, pivot, scale if is_fixed and needs_input_grad[0] else None
-    )
-    products = (products + (pivot - mean) * total) * rstd
-    if dx is not None:
-        dx = _from_rows(dx, x.shape)
-    elif needs_input_grad[0]:
-        factor = 1.0 if weight is None else weight
-        x_factor = rstd * rstd * _shared(products * factor, rows, num_groups)
-        constant = rstd * _shared(total * factor, rows, num_groups) + (pivot - mean) * x_factor
-        dx = _from_rows(_input_gradient_rows(gs, rows, pivot, scale, x_factor, constant), x.shape)
+        without_mean = moments * np.array([0, 1])[:, None, None]
+        return norm(g, without_mean, weight, None, eps, num_groups), None, None
+    sums_kernel = kernel_for(_row_sums_loop, x, g, weight)
+    if sums_kernel is None:
+        found = _gradients_in_numpy(g, x, moments, weight, eps, num_groups, is_fixed)
+        dx, dweight, dbias = (
+            each if is_needed else None
+            for each, is_needed in zip(found, needs_input_grad, strict=True)
+        )
+        return dx, dweight, dbias
+    rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
+    of_rows = _of_rows(x, moments, weight, eps, num_groups)
+    sums = np.empty((2, rows.shape[0] * rows.shape[1]))
+    dx = np.empty_like(rows) if needs_input_grad[0] else None
+    scaled = _flat(dx) if dx is not None and is_fixed else nothing(x.dtype, 2)
+    sums_kernel(2 * x.size * SECONDS, _flat(gs), _flat(rows), *of_rows, scaled, sums)
+    sums = sums.reshape(2, *rows.shape[:2])
+    if dx is not None and not is_fixed:
+        weighted = sums if weight is None else sums * weight
+        if num_groups is None:
+            shared = weighted.sum(1)
+        else:
+            shared = weighted.reshape(2, moments[0].size, -1).sum(2)
+        shared /= x.size / moments[0].size
+        kernel = _input_gradient_loop[x.dtype]
+        kernel(3 * x.size * SECONDS, _flat(gs), _flat(rows), *of_rows, shared, _flat(dx))
     dweight, dbias = (
-        sums.sum(0).astype(x.dtype) if is_needed else None
-        for sums, is_needed in zip((products, total), needs_input_grad[1:], strict=True)
+        each.sum(0).astype(x.dtype) if is_needed else None
+        for each, is_needed in zip(sums[::-1], needs_input_grad[1:], strict=True)
     )
-    return dx, dweight, dbias
+    return None if dx is None else _from_rows(dx, x.shape), dweight, dbias
 
 
 def _rows(x: Array, by_channel: bool) -> Array:
@@ -116,110 +130,119 @@ def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
     return rows
 
 
-def _of_rows(rows: Array, moments: Array, eps: float) -> tuple[Array, Array]:
-    """Return the mean and 1 / sqrt(variance + eps) of each row, `(N or 1, C)`."""
-    mean, variance = np.repeat(moments, rows.shape[1] // moments.shape[2], 2)
-    return mean, 1 / np.sqrt(variance + eps)
+def _of_rows(
+    x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None
+) -> tuple[Any, ...]:
+    """Return what the loops need to find the numbers of a row (see `_numbers`).
 
-
-def _shared(values: Array, rows: Array, num_groups: int | None) -> Array:
-    """Return, for rows that share a mean, the sum of their values divided by their elements."""
-    if num_groups is None:
-        shared: Array = values.sum(0, keepdims=True) / (rows.shape[0] * rows.shape[2])
-        return shared
-    count = values.shape[1] // num_groups
-    groups = values.reshape(len(values), num_groups, count)
-    return np.repeat(groups.sum(2) / (count * rows.shape[2]), count, 1)
-
-
-# --------------------------------------------------------------------------------------------------
-# Passes over memory, with numbers for each row
-# --------------------------------------------------------------------------------------------------
-
-
-def _scaled(x: Array, pivot: Array, scale: Array, shift: Array) -> Array:
-    """Return (x - pivot) scale + shift."""
-    kernel, out = kernel_for(_scaled_loop, x), np.empty_like(x)
-    if kernel is None:
-        pivot, scale, shift = (y[..., None] for y in (pivot, scale, shift))
-        np.copyto(out, (x - pivot) * scale + shift, "same_kind")
-        return out
-    kernel(2 * x.size * SECONDS, _flat(x), _numbers(x, pivot, scale, shift), _flat(out))
-    return out
-
-
-def _row_sums(
-    g: Array, x: Array, pivot: Array, scale: Array | None
-) -> tuple[Array, Array, Array | None]:
-    """Return the sums of g and of g (x - pivot) in each row; and g scale, if there is a scale."""
-    kernel = kernel_for(_row_sums_loop, x, g)
-    if kernel is None:
-        products = (g * (x - pivot[..., None])).sum(2, np.float64)
-        scaled = None if scale is None else (g * scale[..., None]).astype(x.dtype)
-        return g.sum(2, np.float64), products, scaled
-    out = np.empty((2, x.shape[0] * x.shape[1]))
-    scaled = None if scale is None else np.empty_like(x)
-    numbers = _numbers(x, pivot, pivot if scale is None else scale)
-    written = nothing(x.dtype, 2) if scaled is None else _flat(scaled)
-    kernel(2 * x.size * SECONDS, _flat(g), _flat(x), numbers, written, out)
-    total, products = out.reshape(2, *x.shape[:2])
-    return total, products, scaled
-
-
-def _input_gradient_rows(
-    g: Array, x: Array, pivot: Array, scale: Array, x_factor: Array, constant: Array
-) -> Array:
-    """Return g scale - (x - pivot) x_factor - constant."""
-    kernel, out = kernel_for(_input_gradient_loop, x, g), np.empty_like(x)
-    if kernel is None:
-        pivot, scale, x_factor, constant = (
-            y[..., None] for y in (pivot, scale, x_factor, constant)
-        )
-        np.copyto(out, g * scale - (x - pivot) * x_factor - constant, "same_kind")
-        return out
-    numbers = _numbers(x, pivot, scale, x_factor, constant)
-    kernel(3 * x.size * SECONDS, _flat(g), _flat(x), numbers, _flat(out))
-    return out
+    These are means and rstds, weights, and the number of adjacent rows that have the same moments,
+    or 0 if rows of the same channel have.
+    """
+    mean, variance = moments
+    mean_and_rstd = np.array([mean, 1 / np.sqrt(variance + eps)]).reshape(2, -1)
+    factors = np.ones(x.shape[1], x.dtype) if weight is None else weight.ravel()
+    return mean_and_rstd, factors, 0 if num_groups is None else x.shape[1] // num_groups
 
 
 def _flat(rows: Array) -> Array:
     return rows.reshape(-1, rows.shape[2])
 
 
-def _numbers(x: Array, *values: Array) -> Array:
-    """Return values for each row of x: `(rows, len(values))`."""
-    out = np.empty((*x.shape[:2], len(values)), x.dtype)
-    for i, value in enumerate(values):
-        out[..., i] = value
-    return out.reshape(-1, len(values))
+# --------------------------------------------------------------------------------------------------
+# In numpy
+# --------------------------------------------------------------------------------------------------
+
+
+def _standardised(x: Array, moments: Array, eps: float) -> tuple[Array, Array]:
+    """Return (x - mean) rstd, `(N, C, inner)`, and rstd, `(N or 1, C, 1)`, in float64."""
+    mean, variance = np.repeat(moments, x.shape[1] // moments.shape[2], 2)[..., None]
+    rstd = 1 / np.sqrt(variance + eps)
+    return (x.reshape(*x.shape[:2], -1) - mean) * rstd, rstd
+
+
+def _gradients_in_numpy(
+    g: Array, x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None,
+    is_fixed: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Compute all gradients of `norm`."""
+    standard, rstd = _standardised(x, moments, eps)
+    gs = g.reshape(standard.shape).astype(np.float64)
+    d = gs if weight is None else gs * weight[:, None]
+
+    def average(values: Array) -> Array:
+        """Return the mean over all elements that share their moments."""
+        if num_groups is None:
+            return np.mean(values, (0, 2), keepdims=True)
+        groups = np.mean(values.reshape(len(x), num_groups, -1), 2)
+        return np.repeat(groups, x.shape[1] // num_groups, 1)[..., None]
+
+    dx = d * rstd if is_fixed else rstd * (d - average(d) - standard * average(d * standard))
+    of_channels = (gs * standard).sum((0, 2)), gs.sum((0, 2))
+    dweight, dbias = (sums.astype(x.dtype) for sums in of_channels)
+    return _from_rows(dx.astype(x.dtype), x.shape), dweight, dbias
+
+
+# --------------------------------------------------------------------------------------------------
+# Passes over memory
+# --------------------------------------------------------------------------------------------------
 
 
 @for_each_dtype()
-def _moments_loop(piece: int, pieces: int, x: Read.D2, out: Doubles) -> None:
+def _moments_loop(piece: int, pieces: int, x: Read.D2, out: WrittenDoubles) -> None:
     for row in span(piece, pieces, len(x)):
         pivot, off, variance, _, _ = about_pivot(x[row], True, x[row], x[row])
         out[0, row] = pivot + off
         out[1, row] = 0.0 if variance < 0 else variance  # negative only by rounding
 
 
+@jit(inline="always")
+def _numbers(
+    row: int, channel: int, moments: Any, weight: Any, together: int
+) -> tuple[int, Any, Any, Any]:
+    """Return the index of a row's moments, its mean, and its rstd without and with the weight."""
+    index = row // together if together else channel
+    rstd = moments[1, index]
+    return index, moments[0, index], rstd, rstd * weight[channel]
+
+
 @for_each_dtype()
-def _scaled_loop(piece: int, pieces: int, x: Read.D2, numbers: Read.D2, out: Written.D2) -> None:
-    for row in span(piece, pieces, len(x)):
+def _scaled_loop(
+    piece: int, pieces: int, x: Read.D2, moments: Doubles, weight: Read.D1,
+    together: int, bias: Read.D1, out: Written.D2,
+) -> None:  # fmt: skip
+    number, rows = x.dtype.type, span(piece, pieces, len(x))
+    channel = rows.start % weight.size - 1
+    for row in rows:
+        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
         xs, outs = x[row], out[row]
-        pivot, scale, shift = numbers[row, 0], numbers[row, 1], numbers[row, 2]
+        _, mean, _, scale = _numbers(row, channel, moments, weight, together)
+        pivot = number(mean)
+        shift = (pivot - mean) * scale  # the digits that the mean loses when it is rounded to pivot
+        if bias.size:
+            shift += bias[channel]
+        factor, summand = number(scale), number(shift)
         for i in range(xs.size):
-            outs[i] = (xs[i] - pivot) * scale + shift
+            outs[i] = (xs[i] - pivot) * factor + summand
 
 
 @for_each_dtype()
 def _input_gradient_loop(
-    piece: int, pieces: int, g: Read.D2, x: Read.D2, numbers: Read.D2, out: Written.D2
-) -> None:
-    for row in span(piece, pieces, len(x)):
-        gs, xs, outs, of_row = g[row], x[row], out[row], numbers[row]
-        pivot, scale, x_factor, constant = of_row[0], of_row[1], of_row[2], of_row[3]
+    piece: int, pieces: int, g: Read.D2, x: Read.D2, moments: Doubles, weight: Read.D1,
+    together: int, shared: Doubles, out: Written.D2,
+) -> None:  # fmt: skip
+    """Compute dx; `shared` has the means of d and of d standard."""
+    number, rows = x.dtype.type, span(piece, pieces, len(x))
+    channel = rows.start % weight.size - 1
+    for row in rows:
+        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
+        gs, xs, outs = g[row], x[row], out[row]
+        index, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
+        pivot = number(mean)
+        slope = rstd * rstd * shared[1, index]
+        constant = number(rstd * shared[0, index] + (pivot - mean) * slope)
+        factor, x_factor = number(scale), number(slope)
         for i in range(xs.size):
-            outs[i] = gs[i] * scale - (xs[i] - pivot) * x_factor - constant
+            outs[i] = gs[i] * factor - (xs[i] - pivot) * x_factor - constant
 
 
 @jit(fastmath={"reassoc", "contract"})
@@ -233,19 +256,24 @@ def _sums_of_stretch(g: Any, x: Any, pivot: Any) -> Any:
 
 @for_each_dtype()
 def _row_sums_loop(
-    piece: int, pieces: int, g: Read.D2, x: Read.D2, numbers: Read.D2, scaled: Written.D2,
-    out: Doubles,
+    piece: int, pieces: int, g: Read.D2, x: Read.D2, moments: Doubles, weight: Read.D1,
+    together: int, scaled: Written.D2, sums: WrittenDoubles,
 ) -> None:  # fmt: skip
-    for row in span(piece, pieces, len(x)):
-        total, products, scale = 0.0, 0.0, numbers[row, 1]
+    """Compute the sums of g and of g standard in each row, and g rstd weight if there is room."""
+    number, rows = x.dtype.type, span(piece, pieces, len(x))
+    channel = rows.start % weight.size - 1
+    for row in rows:
+        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
+        _, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
+        total, products, pivot, factor = 0.0, 0.0, number(mean), number(scale)
         for start in range(0, x.shape[1], STRETCH):
             gs, xs = g[row, start : start + STRETCH], x[row, start : start + STRETCH]
-            sums = _sums_of_stretch(gs, xs, numbers[row, 0])
-            total += sums[0]
-            products += sums[1]
+            of_stretch = _sums_of_stretch(gs, xs, pivot)
+            total += of_stretch[0]
+            products += of_stretch[1]
             if scaled.size:  # here, because g is still in the level-1 cache
                 outs = scaled[row, start : start + STRETCH]
                 for i in range(outs.size):
-                    outs[i] = gs[i] * scale
-        out[0, row] = total
-        out[1, row] = products
+                    outs[i] = gs[i] * factor
+        sums[0, row] = total
+        sums[1, row] = (products + (pivot - mean) * total) * rstd
