@@ -202,7 +202,7 @@ class AdaptedBase(Closing):
         return weight
 
     def _is_transposed(self, name: str, transposed: Mapping[str, bool]) -> bool:
-        """Tell whether a square weight is stored transposed.
+        """Return whether a square weight is stored transposed.
 
         PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one
         layer.
@@ -263,7 +263,7 @@ class AdaptedBase(Closing):
 
 
 def is_computed(name: str, axes: int) -> bool:
-    """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
+    """Return whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
     return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
 
