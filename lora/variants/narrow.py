@@ -150,7 +150,7 @@ class BFloat16Linear(NarrowLinear):
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
             raise ValueError(
-                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers above 3.39e38, "
+                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers beyond 3.39e38, "
                 "the largest number of bfloat16"
             )
         return layer

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import are_same, check_count, check_state
+from minigrad.checks import are_same, check_count, check_state, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
@@ -121,7 +121,7 @@ class Optimizer(ABC):
         if isinstance(params, (Tensor, Module)) or not isinstance(params, Iterable):
             raise TypeError(
                 f"{type(self).__name__}: the parameters are a list of tensors, such as "
-                f"model.trainable_parameters(), not {params!r:.60}"
+                f"model.trainable_parameters(), not {shown(params)}"
             )
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
@@ -194,7 +194,7 @@ class Optimizer(ABC):
         if not isinstance(tensors, Iterable):
             raise TypeError(
                 f"the parameters of group {i} are a list of tensors, such as "
-                f"model.trainable_parameters(), not {tensors!r:.60}"
+                f"model.trainable_parameters(), not {shown(tensors)}"
             )
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}

@@ -31,9 +31,11 @@ from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.recorder import Recorder
 from minigrad.optim import Optimizer
 from minigrad.readonly import WeakIdMap, owner_of
+from minigrad.renamed import with_hints
 
 
 @contextmanager
+@with_hints
 def receipt() -> Iterator[Receipt]:
     """Count the FLOPs and the bytes of what this thread does inside the block.
 

@@ -10,7 +10,11 @@ import pytest
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
-from minigrad.functional.losses import label_loss, linear_label_loss, squared_error
+from minigrad.functional.losses import (
+    label_cross_entropy,
+    linear_label_cross_entropy,
+    squared_error,
+)
 from minigrad.functional.neural import fused_attention
 from minigrad.functional.normalization import channel_norm
 from minigrad.kernels.jit import JIT_ENABLED
@@ -139,7 +143,13 @@ def test_a_fused_op_costs_what_its_composition_costs():
                 wrong[str(case)] = kernel.forward_flops, parts.forward_flops
             right.add(op.name)
     assert wrong == {}
-    others = fused_attention, label_loss, linear_label_loss, squared_error, channel_norm
+    others = (
+        fused_attention,
+        label_cross_entropy,
+        linear_label_cross_entropy,
+        squared_error,
+        channel_norm,
+    )
     assert right == {op.name for op in (*OPS.values(), *others) if op.composition is not None}
 
 
