@@ -153,6 +153,8 @@ def check_problems(what: str, problems: Sequence[str]) -> None:
 
 def shown(value: Any) -> str:
     """Describe a wrong argument in a line: a tensor or an array by its shape, others as printed."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     kind, shape = type(value).__name__, getattr(value, "shape", None)
     if isinstance(shape, tuple) and shape:
         return f"a {kind} of shape {tuple(shape)}"

@@ -39,6 +39,7 @@ PLAIN = nn.Linear(2, 2)
         (lambda: optim.SGD(nn.MLP([2, 2])), "SGD: .*, not a value of class MLP$"),
         (lambda: mg.einsum(X, X), r"einsum: .*, not a Tensor of shape \(1, 2\)"),
         (lambda: mg.io.save_state("x", nn.MLP([2, 2])), "save_state .*, not a value of class MLP$"),
+        (lambda: mg.Trainer(PLAIN, optim.SGD, mg.mse), "optimizer must .*, not the class SGD;"),
         (lambda: mg.gradcheck(X, X), r"gradcheck: .*, not a Tensor of shape \(1, 2\)"),
         (lambda: mg.liveness(PLAIN, X, X), r"loss_fn must .*, not a Tensor of shape \(1, 2\)"),
         (
