@@ -26,6 +26,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module, load_values
 from minigrad.optim.optimizer import dtype_of_state
+from minigrad.tables import counted
 from minigrad.versions import last_write, last_written
 
 
@@ -194,9 +195,10 @@ class EMA:
             )
 
     def __repr__(self) -> str:
-        tensors, count = len(self.parameters), sum(p.size for p in self.parameters.values())
+        tensors = counted(len(self.parameters), "tensor")
+        parameters = counted(sum(p.size for p in self.parameters.values()), "parameter")
         options = f"decay={self.decay}, warmup={self.warmup}, updates={self.updates}"
-        return f"EMA({tensors} tensors, {count:,} parameters, {options})"
+        return f"EMA({tensors}, {parameters}, {options})"
 
 
 def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:

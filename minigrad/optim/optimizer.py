@@ -18,6 +18,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.readonly import release
 from minigrad.renamed import hint_arguments, with_hints
+from minigrad.tables import counted
 from minigrad.versions import mark_written
 
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
@@ -447,8 +448,9 @@ class Optimizer(ABC):
         lines = [f"{type(self).__name__}("]
         for i, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
-            tensors, count = len(group["params"]), sum(p.size for p in group["params"])
-            lines.append(f"  group {i}: {tensors} tensors, {count:,} parameters, {options}")
+            tensors = counted(len(group["params"]), "tensor")
+            parameters = counted(sum(p.size for p in group["params"]), "parameter")
+            lines.append(f"  group {i}: {tensors}, {parameters}, {options}")
         return "\n".join([*lines, ")"])
 
 

@@ -7,7 +7,7 @@
 
 It shows why LoRA is not faster, and what it saves. A frozen weight has no gradient and no optimiser
 state; the product for its gradient is not computed, and the activation that only this product needs
-is not saved. But the forward pass remains. So does the backpropagation through every frozen weight
+is not saved. But the forward pass remains, and also the backpropagation through every frozen weight
 to the adapters below.
 """
 
