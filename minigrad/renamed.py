@@ -92,6 +92,16 @@ def getattr_of(module: str) -> Callable[[str], NoReturn]:
     return __getattr__
 
 
+def dir_of(module: str) -> Callable[[], list[str]]:
+    """Return the `__dir__` of a module: its public names only, which Tab completes."""
+
+    def __dir__() -> list[str]:  # noqa: N807  # as tracebacks show it
+        names = vars(sys.modules[module])
+        return [*names["__all__"], *(name for name in names if name.startswith("__"))]
+
+    return __dir__
+
+
 class _Elsewhere:
     """A descriptor for a missing attribute: accessing it raises an error with a hint."""
 

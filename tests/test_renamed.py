@@ -306,6 +306,14 @@ def test_names_that_are_not_there_are_not_listed():
         assert not {*dir(OBJECTS[owner])} & {*elsewhere()[owner]}
 
 
+@pytest.mark.parametrize("module", [minigrad, lora, nn, optim, minigrad.io])
+def test_tab_completes_the_public_names_of_a_module(module):
+    listed = dir(module)
+    assert {*module.__all__, "__doc__", "__name__"} <= {*listed}
+    assert [n for n in listed if n not in module.__all__ and not n.startswith("__")] == []
+    assert all(hasattr(module, name) for name in listed)
+
+
 def test_an_attribute_of_a_user_s_own_may_have_any_name():
     class Layer(nn.Module):
         def to(self):

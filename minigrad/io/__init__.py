@@ -14,4 +14,4 @@ __all__ += ["INDEX", "TensorSet", "open_tensors", "writing_set"]
 __all__ += ["TensorFile", "TensorInfo", "TensorWriter", "load_state", "save_state", "writing"]
 
 if not TYPE_CHECKING:
-    __getattr__ = renamed.getattr_of(__name__)
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
