@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigrad.core.tensor import as_array
 from minigrad.errors import named_errors
 from minigrad.functional.indexing import check_below
+from minigrad.renamed import getattr_of
 
 
 @named_errors
@@ -101,3 +102,7 @@ def _errors(prediction: Any, target: Any) -> Any:
     if p.size == 0:
         raise ValueError("there are no predictions to judge")
     return p - y
+
+
+if not TYPE_CHECKING:
+    __getattr__ = getattr_of(__name__)

@@ -19,6 +19,10 @@ from minigrad.renamed import elsewhere
 
 CHANGELOG = (Path(__file__).parents[1] / ".github" / "CHANGELOG.md").read_text()
 MODULES = {"minigrad": minigrad, "minigrad.nn": nn, "minigrad.optim": optim, "lora": lora}
+MODULES |= {
+    f"minigrad.{name}": getattr(minigrad, name)
+    for name in ("data", "distributed", "io", "metrics", "viz")
+}
 OBJECTS = {"Tensor": minigrad.tensor([1.0, 2.0]), "Module": nn.Linear(2, 2), "Op": minigrad.tanh}
 looks_up_slowly = sys.version_info < (3, 12)
 
@@ -306,7 +310,9 @@ def test_names_that_are_not_there_are_not_listed():
         assert not {*dir(OBJECTS[owner])} & {*elsewhere()[owner]}
 
 
-@pytest.mark.parametrize("module", [minigrad, lora, nn, optim, minigrad.io])
+@pytest.mark.parametrize(
+    "module", [minigrad, lora, nn, optim, minigrad.io, minigrad.viz, minigrad.distributed]
+)
 def test_tab_completes_the_public_names_of_a_module(module):
     listed = dir(module)
     assert {*module.__all__, "__doc__", "__name__"} <= {*listed}
