@@ -24,6 +24,7 @@ MODULES |= {
     for name in ("data", "distributed", "io", "metrics", "viz")
 }
 OBJECTS = {"Tensor": minigrad.tensor([1.0, 2.0]), "Module": nn.Linear(2, 2), "Op": minigrad.tanh}
+OBJECTS["Optimizer"] = optim.SGD(OBJECTS["Module"].parameters())
 looks_up_slowly = sys.version_info < (3, 12)
 
 

@@ -17,7 +17,7 @@ from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.readonly import release
-from minigrad.renamed import hint_arguments, with_hints
+from minigrad.renamed import add_hints, hint_arguments, with_hints
 from minigrad.tables import counted
 from minigrad.versions import mark_written
 
@@ -452,6 +452,9 @@ class Optimizer(ABC):
             parameters = counted(sum(p.size for p in group["params"]), "parameter")
             lines.append(f"  group {i}: {tensors}, {parameters}, {options}")
         return "\n".join([*lines, ")"])
+
+
+add_hints(Optimizer, "Optimizer")
 
 
 def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:
