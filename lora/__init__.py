@@ -51,4 +51,4 @@ __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "
 __all__ += ["viz"]
 
 if not TYPE_CHECKING:
-    __getattr__ = renamed.getattr_of(__name__)
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)

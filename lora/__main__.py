@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_text()
     parser = _parser()
     given, unknown = parser.parse_known_args(arguments)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return FAILED
     if unknown:
         hint = ""
         if given.command == "generate" and given.adapter and not unknown[0].startswith("-"):
@@ -97,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The exit status is 0 for success; 1 if check finds a mistake, or a merge would "
         "lose more than its --limit; 2 for other errors; and 130 after Ctrl-C.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="command")
 
     def command(name: str, run: Any, help_text: str, *aliases: str) -> Callable[..., Any]:
         """Add a command, and return the function that adds an argument to it."""

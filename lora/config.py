@@ -158,8 +158,9 @@ class LoRAConfig:
     def __repr__(self) -> str:
         usual = LoRAConfig()
         given = {each.name: getattr(self, each.name) for each in fields(self)}
-        changed = [f"{n}={value!r}" for n, value in given.items() if value != getattr(usual, n)]
-        return f"LoRAConfig({', '.join(changed)})"
+        shown = ("rank", "alpha")  # which tell the scale, also if they are as usual
+        named = [f"{n}={v!r}" for n, v in given.items() if n in shown or v != getattr(usual, n)]
+        return f"LoRAConfig({', '.join(named)})"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

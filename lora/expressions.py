@@ -69,7 +69,7 @@ class Expression:
             raise ValueError(f"it is not a regular expression: {error}") from None
 
     def matches(self, name: str) -> bool:
-        """Tell whether the expression matches the entire name."""
+        """Return whether the expression matches the entire name."""
         return bool(self._step(1, _name(name)) >> len(name) & 1)
 
     def _sequence(self, parts: Iterable[Any], repeated: bool) -> Step:
@@ -93,7 +93,7 @@ class Expression:
         return step
 
     def _is_literal(self, part: Any) -> bool:
-        """Tell whether a part matches one character, given as it is, and no other."""
+        """Return whether a part matches one character, given as it is, and no other."""
         return str(part[0]) == "LITERAL" and not self._state.flags & re.IGNORECASE
 
     def _part(self, op: Any, value: Any, repeated: bool) -> Step:

@@ -124,17 +124,7 @@ def extract(
             "the base has adapters already, and their updates would count as a difference; "
             "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
         )
-    state: Any = finetuned
-    if isinstance(finetuned, Module):
-        adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
-        if adapted:
-            raise ValueError(
-                f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold "
-                f"a copy of it"
-            )
-        narrow = [(n, m) for n, m in finetuned.named_modules() if is_narrow(m)]
-        state = finetuned.state_dict()
-        state |= {f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow}
+    state = _state_of(finetuned) if isinstance(finetuned, Module) else finetuned
     check_attachable(base, adapter)
     config = LoRAConfig(
         rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
@@ -159,17 +149,7 @@ def extract(
             f"the difference of a grouped convolution is no single product B A, so none is made "
             f"of {', '.join(grouped)}; exclude these layers, and copy them with modules_to_save"
         )
-    # A configuration for these layers alone, whose ranks are no larger than the layers allow.
-    sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in differing}
-    smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
-    exactly = replace(
-        config,
-        targets=exact(differing, modules),
-        exclude=(),
-        rank_pattern=smaller,
-        alpha_pattern=smaller,
-    )
-    plan = Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
+    plan = _plan_for(differing, base, config)
     covered = {f"{name}.weight" for name in plan.updates}
     for copy in plan.copies:  # another name may have another value, if the tie was cut
         value = values[copy.name]
@@ -204,6 +184,36 @@ def extract(
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
+
+
+def _state_of(finetuned: Module) -> dict[str, Any]:
+    """Return the state of a fine-tuned model, also its weights in few bits; refuse adapters."""
+    modules = dict(finetuned.named_modules())
+    adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold a "
+            f"copy of it"
+        )
+    narrow = {name: module for name, module in modules.items() if is_narrow(module)}
+    return finetuned.state_dict() | {
+        f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow.items()
+    }
+
+
+def _plan_for(names: Sequence[str], base: Module, config: LoRAConfig) -> Plan:
+    """Plan adapters for these layers alone, with ranks no larger than the layers allow."""
+    modules: dict[str, Any] = dict(base.named_modules())
+    sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in names}
+    smaller = {pattern: size for pattern, size in sizes.items() if size < config.rank}
+    exactly = replace(
+        config,
+        targets=exact(names, modules),
+        exclude=(),
+        rank_pattern=smaller,
+        alpha_pattern=smaller,
+    )
+    return Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
 
 
 def _tensors_of(model: Module) -> dict[str, Any]:

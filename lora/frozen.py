@@ -65,7 +65,7 @@ class FrozenMatrix(ABC):
         return total.astype(a.dtype)
 
     def is_finite(self) -> bool:
-        """Tell whether W has no NaN and no Inf."""
+        """Return whether W has no NaN and no Inf."""
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
     def cached_squares(self) -> Array:
@@ -127,7 +127,7 @@ class DenseMatrix(FrozenMatrix):
         return kernels.gemm.matmul(self.matrix, a.T)
 
     def is_finite(self) -> bool:
-        """Tell whether W has no NaN and no Inf."""
+        """Return whether W has no NaN and no Inf."""
         return bool(np.isfinite(self.matrix).all())
 
     def cached_squares(self) -> Array:
@@ -184,7 +184,7 @@ class NarrowFrozenMatrix(FrozenMatrix):
         return self.matrix.T.matmul(a).T
 
     def is_finite(self) -> bool:
-        """Tell whether W has no NaN and no Inf."""
+        """Return whether W has no NaN and no Inf."""
         return self.matrix.is_finite()
 
     def cached_squares(self) -> Array:

@@ -145,7 +145,7 @@ def near(miss: str, names: Iterable[str]) -> str:
 
 
 def is_any_match(patterns: Patterns, name: str) -> bool:
-    """Tell whether a regular expression matches a name, or a pattern equals it or its end."""
+    """Return whether a regular expression matches a name, or a pattern equals it or its end."""
     if isinstance(patterns, str):
         return expression(patterns).matches(name)
     return not ends_of(name).isdisjoint(patterns)
@@ -158,12 +158,12 @@ def ends_of(name: str) -> set[str]:
 
 
 def is_inside(ends: Iterable[str], parameter: str) -> bool:
-    """Tell whether a parameter is inside of a module whose name ends in one of `ends`."""
+    """Return whether a parameter is inside of a module whose name ends in one of `ends`."""
     return any(f"{end}." in parameter for end in ends)
 
 
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
-    """Tell whether one of some patterns with * matches a name, or its end after a dot."""
+    """Return whether one of some patterns with * matches a name, or its end after a dot."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
 
 

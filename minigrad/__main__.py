@@ -14,7 +14,6 @@ but it helps when building a container, or before a class.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import minigrad
+from minigrad.checks import nearest
 from minigrad.console import print_error, printing
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.functions import framework_of
@@ -169,9 +169,8 @@ def load(target: str) -> Any:
     for part in name.split("."):
         known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
+            hint = nearest(part, known)
+            raise ValueError(f"{source} has no {name!r}{hint}, only {', '.join(known)}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
         what = repr(found)[:60]

@@ -151,6 +151,17 @@ def check_problems(what: str, problems: Sequence[str]) -> None:
         raise ValueError("\n  ".join([f"{what}:", *lines]))
 
 
+def shown(value: Any) -> str:
+    """Describe a wrong argument in a line: a tensor or an array by its shape, others as printed."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"a {kind} of shape {tuple(shape)}"
+    text = repr(value)
+    return f"a value of class {kind}" if "\n" in text else f"{text:.60}"
+
+
 def shortened(text: str, length: int) -> str:
     """Return a text; if it is longer than `length`, return its beginning and its length."""
     return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigrad.core.tensor import as_array
+from minigrad.errors import named_errors
 from minigrad.functional.indexing import check_below
+from minigrad.renamed import getattr_of
 
 
+@named_errors
 def mse(prediction: Any, target: Any) -> float:
     """Return the mean squared error, mean((prediction - target)^2), computed in float64.
 
@@ -22,6 +25,7 @@ def mse(prediction: Any, target: Any) -> float:
     return float(np.mean(_errors(prediction, target) ** 2))
 
 
+@named_errors
 def rmse(prediction: Any, target: Any) -> float:
     """Return the root of the mean squared error, in the unit of the target.
 
@@ -31,6 +35,7 @@ def rmse(prediction: Any, target: Any) -> float:
     return float(np.sqrt(mse(prediction, target)))
 
 
+@named_errors
 def mae(prediction: Any, target: Any) -> float:
     """Return the mean absolute error, mean(|prediction - target|), in the unit of the target.
 
@@ -40,6 +45,7 @@ def mae(prediction: Any, target: Any) -> float:
     return float(np.mean(np.abs(_errors(prediction, target))))
 
 
+@named_errors
 def r2(prediction: Any, target: Any) -> float:
     """Return the share of the target's variance that is explained, 1 - SS_error / SS_total.
 
@@ -63,6 +69,7 @@ def r2(prediction: Any, target: Any) -> float:
     return 1.0 - float(np.sum(errors**2)) / total
 
 
+@named_errors
 def accuracy(prediction: Any, target: Any) -> float:
     """Return the accuracy: the share of targets whose class has the highest score.
 
@@ -75,15 +82,14 @@ def accuracy(prediction: Any, target: Any) -> float:
     """
     scores, classes = as_array(prediction), as_array(target)
     if classes.dtype.kind not in "iu":
-        raise TypeError(f"accuracy: targets are integer classes, not {classes.dtype}")
+        raise TypeError(f"targets are integer classes, not {classes.dtype}")
     if scores.shape[:-1] != classes.shape or scores.ndim == 0:
         raise ValueError(
-            f"accuracy: scores (..., classes) go with targets (...), not {scores.shape} with "
-            f"{classes.shape}"
+            f"scores (..., classes) go with targets (...), not {scores.shape} with {classes.shape}"
         )
     if scores.size == 0:
         raise ValueError("there are no predictions to judge")
-    check_below("accuracy: targets", classes, scores.shape[-1], "classes")
+    check_below("targets", classes, scores.shape[-1], "classes")
     if np.isnan(scores).any():
         return float("nan")
     return float(np.mean(scores.argmax(-1) == classes))
@@ -96,3 +102,7 @@ def _errors(prediction: Any, target: Any) -> Any:
     if p.size == 0:
         raise ValueError("there are no predictions to judge")
     return p - y
+
+
+if not TYPE_CHECKING:
+    __getattr__ = getattr_of(__name__)

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from minigrad.checks import python_number
-from minigrad.errors import named_errors
+from minigrad.errors import named_errors, without_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,9 +58,12 @@ def instead(owner: str, name: str) -> str:
 # For each owner, the modules in which a missing name may be found.
 _HOMES = {
     "Tensor": ("minigrad",),
-    "minigrad": ("minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data", "minigrad.viz"),
+    "minigrad": tuple(
+        f"minigrad.{name}" for name in ("nn", "optim", "io", "data", "viz", "metrics", "sampling")
+    ),
     "minigrad.data": ("minigrad",),
     "minigrad.functional": ("minigrad",),
+    "minigrad.io": ("minigrad",),
     "minigrad.nn": ("minigrad", "minigrad.optim"),
     "minigrad.optim": ("minigrad",),
 }
@@ -87,6 +90,16 @@ def getattr_of(module: str) -> Callable[[str], NoReturn]:
         raise missing(module, name, sys.modules[module])
 
     return __getattr__
+
+
+def dir_of(module: str) -> Callable[[], list[str]]:
+    """Return the `__dir__` of a module: its public names only, which Tab completes."""
+
+    def __dir__() -> list[str]:  # noqa: N807  # as tracebacks show it
+        names = vars(sys.modules[module])
+        return [*names["__all__"], *(name for name in names if name.startswith("__"))]
+
+    return __dir__
 
 
 class _Elsewhere:
@@ -134,9 +147,9 @@ def instead_of_argument(error: TypeError) -> str:
     if found := re.search(r"unexpected keyword argument '(\w+)'", text):
         text, hint = found[0], instead("argument", found[1])
     elif found := re.search(
-        r"(\w+)(?:\.__init__)?\(\) (?:takes .* positional|missing \d+ required)", text
+        r"(\w+)(?:\.__init__)?\(\) (?:takes .* positional|missing \d+ required|got multiple)", text
     ):
-        hint = instead("call", found[1])
+        text, hint = without_name(text), instead("call", found[1])
     else:
         return ""
     return f"{text}{hint}" if hint and hint not in str(error) else ""
@@ -154,8 +167,9 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
                 raise  # from inside of the function
             if not (text := instead_of_argument(error)):
                 raise
-            name = function.__qualname__
-            raise TypeError(text if name.endswith(".__init__") else f"{name}: {text}") from None
+            is_constructor = function.__name__ == "__init__"
+            name = type(args[0]).__name__ if is_constructor else function.__qualname__
+            raise TypeError(f"{name}: {text}") from None
 
     return hinted
 

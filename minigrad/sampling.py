@@ -8,9 +8,11 @@ import numpy as np
 
 from minigrad.checks import check_positive, check_probability, check_range
 from minigrad.core.tensor import Array, as_array
+from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
 
 
+@named_errors
 def sample(
     logits: Array,
     temperature: float = 1.0,
@@ -41,20 +43,20 @@ def sample(
         TypeError: if the logits are not numbers, `temperature` or `top_p` is not a number, or `rng`
             is not a generator.
     """
-    check_range("sample: temperature", temperature, 0.0, np.inf)
+    check_range("temperature", temperature, 0.0, np.inf)
     if top_k is not None:
-        check_positive("sample: top_k", top_k)
+        check_positive("top_k", top_k)
         top_k = int(top_k)  # the negative of an unsigned integer would be positive
     if top_p is not None:
-        check_probability("sample: top_p", top_p)
+        check_probability("top_p", top_p)
     given = as_array(logits).astype(np.float64)
     if given.ndim not in (1, 2) or given.shape[-1] == 0:
-        raise ValueError(f"sample: logits are (tokens,) or (batch, tokens), not {given.shape}")
+        raise ValueError(f"logits are (tokens,) or (batch, tokens), not {given.shape}")
     rows = np.atleast_2d(given)
     highest = rows.max(axis=1, keepdims=True)  # nan if the row contains nan
     for row in np.flatnonzero(~np.isfinite(highest)):
         found = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(highest[row, 0], "NaN")
-        raise ValueError(f"sample: row {row} of the logits has {found}, so no token can be drawn")
+        raise ValueError(f"row {row} of the logits has {found}, so no token can be drawn")
     if temperature == 0:
         tokens = rows.argmax(axis=1)
     else:

@@ -36,6 +36,20 @@ PLAIN = nn.Linear(2, 2)
         (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 0, 1), "LoRALayer: rank"),
         (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 1, -1), "LoRALayer: alpha"),
         (lambda: lora.LoRALayer(np.ones((2, 2)), 2, 2, 1, 1, dropout=2), "LoRALayer: dropout"),
+        (lambda: optim.SGD(nn.MLP([2, 2])), "SGD: .*, not a value of class MLP$"),
+        (lambda: mg.einsum(X, X), r"einsum: .*, not a Tensor of shape \(1, 2\)"),
+        (lambda: mg.io.save_state("x", nn.MLP([2, 2])), "save_state .*, not a value of class MLP$"),
+        (lambda: mg.Trainer(PLAIN, optim.SGD, mg.mse), "optimizer must .*, not the class SGD;"),
+        (lambda: mg.gradcheck(X, X), r"gradcheck: .*, not a Tensor of shape \(1, 2\)"),
+        (lambda: mg.liveness(PLAIN, X, X), r"loss_fn must .*, not a Tensor of shape \(1, 2\)"),
+        (
+            lambda: mg.cross_entropy(np.ones((2, 3, 5)), np.ones((2, 3), int)),
+            r"cross_entropy: .* of shape \(2, 3, 5\), with the classes on axis 1, have",
+        ),
+        (
+            lambda: mg.concatenate(X, X),
+            r"concatenate: takes its tensors as one list, as in concatenate\(\[a, b\]\)",
+        ),
     ],
 )
 def test_a_message_names_what_was_called(call, message):

@@ -19,7 +19,12 @@ from minigrad.renamed import elsewhere
 
 CHANGELOG = (Path(__file__).parents[1] / ".github" / "CHANGELOG.md").read_text()
 MODULES = {"minigrad": minigrad, "minigrad.nn": nn, "minigrad.optim": optim, "lora": lora}
+MODULES |= {
+    f"minigrad.{name}": getattr(minigrad, name)
+    for name in ("data", "distributed", "io", "metrics", "viz")
+}
 OBJECTS = {"Tensor": minigrad.tensor([1.0, 2.0]), "Module": nn.Linear(2, 2), "Op": minigrad.tanh}
+OBJECTS["Optimizer"] = optim.SGD(OBJECTS["Module"].parameters())
 looks_up_slowly = sys.version_info < (3, 12)
 
 
@@ -220,12 +225,31 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
         (lambda: minigrad.scatter(ONE, 0, 0, ONE, reduce="add"), "scatter: .*; .*scatter_add"),
         (lambda: minigrad.svd(minigrad.ones(2, 2), some=True), "svd: .*; here it is full_matrices"),
         (lambda: minigrad.where(ONE > 0), "where.*; use minigrad.nonzero"),
+        (lambda: optim.Adam([ONE], learning_rate=0.1), "Adam: .*'learning_rate'; here it is lr"),
+        (lambda: trainer(lr=0.1), "Trainer: .*'lr'; it is an option of the optimiser"),
+        (lambda: trainer(epochs=3), "Trainer: .*'epochs'; it is an argument of Trainer.fit"),
+        (lambda: trainer().fit(ROWS, ROWS, epochs=3), r"Trainer.fit: .*; .* pair, .*\(\(x, y\), "),
+        (lambda: trainer().fit((ROWS, ROWS), 3, batch_size=8), "Trainer.fit: .*; it is an option"),
+        (lambda: trainer().fit((ROWS, ROWS), 3, verbose=0), "Trainer.fit: .*; .* progress=False"),
+        (lambda: minigrad.receipt(ONE), "receipt.*; it counts .* `with minigrad.receipt"),
+        (lambda: minigrad.liveness(ONE), "liveness.*; .* minigrad.liveness.model, loss, .x, y"),
+        (
+            lambda: minigrad.gradcheck(minigrad.exp, ONE, eps=1e-3),
+            "gradcheck: .*'eps'; leave it out",
+        ),
+        (lambda: minigrad.gradcheck(minigrad.exp, ONE, atol=1e-3), "gradcheck: .*; .* tolerance"),
     ],
 )
 def test_an_argument_that_another_library_takes_gives_what_to_do_here(call, message):
     with pytest.raises(TypeError, match=f"^{message}") as error:
         call()
     assert str(error.value).count("; ") == 1 + ("without an axis" in message)
+
+
+def trainer(**options):
+    """A trainer of a small model."""
+    model = nn.Linear(2, 2)
+    return minigrad.Trainer(model, optim.SGD(model.parameters()), minigrad.mse, **options)
 
 
 def test_two_axes_for_more_are_swapped_by_another_method():
@@ -274,11 +298,27 @@ def test_a_function_of_another_place_is_named():
         minigrad.tensor([1.0]).tril  # noqa: B018
     with pytest.raises(AttributeError, match=r"no attribute 'Linear'; use minigrad\.nn\.Linear$"):
         minigrad.Linear  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'accuracy'; use minigrad\.metrics\.accuracy$"):
+        minigrad.accuracy  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'sample'; use minigrad\.sampling\.sample$"):
+        minigrad.sample  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'save'; use minigrad\.io\.save_state"):
+        minigrad.io.save  # noqa: B018
 
 
 def test_names_that_are_not_there_are_not_listed():
     for owner in ("Tensor", "Module"):
         assert not {*dir(OBJECTS[owner])} & {*elsewhere()[owner]}
+
+
+@pytest.mark.parametrize(
+    "module", [minigrad, lora, nn, optim, minigrad.io, minigrad.viz, minigrad.distributed]
+)
+def test_tab_completes_the_public_names_of_a_module(module):
+    listed = dir(module)
+    assert {*module.__all__, "__doc__", "__name__"} <= {*listed}
+    assert [n for n in listed if n not in module.__all__ and not n.startswith("__")] == []
+    assert all(hasattr(module, name) for name in listed)
 
 
 def test_an_attribute_of_a_user_s_own_may_have_any_name():
@@ -305,6 +345,7 @@ def test_a_property_that_fails_says_why():
 # Other things that are typed by habit
 
 ONE = minigrad.tensor([1.0, 2.0], requires_grad=True)
+ROWS = np.ones((4, 2), np.float32)
 
 
 @pytest.mark.parametrize(

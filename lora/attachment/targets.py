@@ -59,7 +59,7 @@ def adapted_kind(module: Module) -> type[AdaptedLayer] | None:
 
 
 def _is_plain(module: Module, kind: type[Module]) -> bool:
-    """Tell whether a module computes the same as a `kind`, and has no further state."""
+    """Return whether a module computes the same as a `kind`, and has no further state."""
     return (
         isinstance(module, kind)
         and type(module).forward is kind.forward

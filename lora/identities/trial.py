@@ -233,7 +233,7 @@ class LayerTrial:
         }
 
     def fits(self) -> bool:
-        """Tell whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
+        """Return whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
 
         Overflow is not an error of the layer, but would look like one.
         """

@@ -198,7 +198,7 @@ class VerifyReport:
 
 
 def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
-    """Tell whether a layer is y = x W^T + b + s (x A^T) B^T, as the identities assume."""
+    """Return whether a layer is y = x W^T + b + s (x A^T) B^T, as the identities assume."""
     is_dense = isinstance(layer, LoRALayer) and isinstance(layer.base_weight, Parameter)
     if not is_dense or len(layer.active) != 1 or isinstance(layer.bias, TrainedCopy):
         return False

@@ -188,7 +188,7 @@ def _rounding_of_start(
 
 
 def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
-    """Tell whether the model has a tensor under another name (a tied head), or needs none."""
+    """Return whether the model has a tensor under another name (a tied head), or needs none."""
     others = [o for o in model if o != name and _may_be_tied(name, o, len(model.info(o).shape))]
     return is_computed(name, len(source.info(key).shape)) or any(
         _is_same(source, key, model, other) for other in others
@@ -196,7 +196,7 @@ def _is_copy(source: Tensors, key: str, model: Tensors, name: str) -> bool:
 
 
 def _may_be_tied(one: str, other: str, axes: int) -> bool:
-    """Tell whether a matrix or a bias may be another one too.
+    """Return whether a matrix or a bias may be another one too.
 
     Many biases are equal, because they are all zeros. So a bias is tied only to that of a module
     around its own: the bias of BERT's decoder is also that of the predictions.
@@ -208,7 +208,7 @@ def _may_be_tied(one: str, other: str, axes: int) -> bool:
 
 
 def _is_same(source: Tensors, key: str, model: Tensors, name: str) -> bool:
-    """Tell whether a tensor of the model equals another tensor, rounded to its dtype."""
+    """Return whether a tensor of the model equals another tensor, rounded to its dtype."""
     info, own = source.info(key), model.info(name)
     if info.shape != own.shape or (info.dtype != own.dtype and info.dtype not in FLOATS):
         return False

@@ -142,7 +142,7 @@ class AdaptedBase(Closing):
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers, found = self.tensors, self.files.layers, {}
         names = {
-            layer: _with(self.prefix, f"{layer}.weight")
+            layer: _base_name(self.prefix, f"{layer}.weight")
             for layer, stored in layers.items()
             if stored.kind != "attention"  # `findings_of` reports it
         }
@@ -202,7 +202,7 @@ class AdaptedBase(Closing):
         return weight
 
     def _is_transposed(self, name: str, transposed: Mapping[str, bool]) -> bool:
-        """Tell whether a square weight is stored transposed.
+        """Return whether a square weight is stored transposed.
 
         PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one
         layer.
@@ -216,7 +216,7 @@ class AdaptedBase(Closing):
     def _find_replaced(self) -> dict[str, str]:
         base, files, found = self.tensors, self.files, {}
         for own_name, key in files.whole.items():
-            name, layer = _with(self.prefix, own_name), own_name.removesuffix(".weight")
+            name, layer = _base_name(self.prefix, own_name), own_name.removesuffix(".weight")
             if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
                 if has_weight and not files.is_same(key, base.read(name, np.float64)):
@@ -248,7 +248,7 @@ class AdaptedBase(Closing):
         unused = [end for end in ends if not any(is_inside([end], name) for name in whole)]
         owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
-            own_name = _without(self.prefix, name)
+            own_name = _adapter_name(self.prefix, name)
             layer, _, last = own_name.rpartition(".")
             is_bias = config.bias != "none" and last == "bias" and layer in layers
             is_saved = is_inside(ends if layer in owners else unused, own_name)
@@ -263,7 +263,7 @@ class AdaptedBase(Closing):
 
 
 def is_computed(name: str, axes: int) -> bool:
-    """Tell whether a tensor is a buffer that transformers computes, and wrote in old versions."""
+    """Return whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
     return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
 
@@ -292,12 +292,12 @@ def _fingerprint(base: AdaptedBase, layer: str) -> str:
     return base.weights[layer].fingerprint(in_bfloat16)
 
 
-def _with(prefix: str, name: str) -> str:
-    """Return the name in the base for a name in the adapter."""
+def _base_name(prefix: str, name: str) -> str:
+    """Return the name in the base for a name in the adapter; "-x." takes x. away from it."""
     return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
 
 
-def _without(prefix: str, name: str) -> str:
+def _adapter_name(prefix: str, name: str) -> str:
     """Return the name in the adapter for a name in the base; empty if it has none."""
     if prefix.startswith("-"):
         return prefix[1:] + name
@@ -317,7 +317,7 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     found = [
         prefix
         for prefix in longer | shorter
-        if all(_with(prefix, name) in base for name in names)
+        if all(_base_name(prefix, name) in base for name in names)
         and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
     ]
     return found[0] if len(found) == 1 else ""
@@ -455,7 +455,7 @@ def _modules(folder: Path) -> list[Any]:
 
 
 def _has_no_weights(file: Path) -> bool:
-    """Tell by its name whether a file has no weights; LICENSE and NOTICE have no suffix."""
+    """Return whether the name of a file shows no weights; LICENSE and NOTICE have no suffix."""
     is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
     return is_text and file.is_file()  # a link may lead nowhere
 

@@ -80,7 +80,7 @@ _WORDS: dict[Any, str] = {
 
 
 def has_type(kind: Any, value: Any) -> bool:
-    """Tell whether a value from JSON has a type; a float may be written as an integer."""
+    """Return whether a value from JSON has a type; a float may be written as an integer."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in arguments
@@ -306,7 +306,7 @@ class PeftConfig:
         return [name for name in names if name.endswith(self.modules_to_save)]
 
     def is_saved(self, parameter: str) -> bool:
-        """Tell whether a parameter is inside of a module that was trained in full."""
+        """Return whether a parameter is inside of a module that was trained in full."""
         return is_inside(self.modules_to_save, parameter)
 
 

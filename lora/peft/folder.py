@@ -125,7 +125,7 @@ class AdapterFolder(Closing):
         return groups if is_right else 1
 
     def _is_repeated(self, key: str) -> bool:
-        """Tell whether PEFT also wrote this bias with a module that is trained in full."""
+        """Return whether PEFT also wrote this bias with a module that is trained in full."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         # Inside of a container, the name of the adapter stands after modules_to_save.
@@ -142,7 +142,7 @@ class AdapterFolder(Closing):
         return older if key not in self.tensors and older in self.tensors else key
 
     def is_trained_in_full(self, key: str) -> bool:
-        """Tell whether the configuration says that a parameter was trained in full."""
+        """Return whether the configuration says that a parameter was trained in full."""
         name = parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
@@ -161,7 +161,7 @@ class AdapterFolder(Closing):
         return array.reshape(len(array), math.prod(array.shape[1:]))
 
     def counts(self, key: str) -> bool:
-        """Tell whether a tensor can be a buffer of integers, such as a count of batches."""
+        """Return whether a tensor can be a buffer of integers, such as a count of batches."""
         dtype = self.tensors[key].dtype
         is_integer = dtype in CODES and dtype not in FLOATS
         return is_integer and self.config.is_saved(parameter_of(key))
@@ -177,7 +177,7 @@ class AdapterFolder(Closing):
         return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Tell whether a tensor has the shape of an array and, in its dtype, equal elements."""
+        """Return whether a tensor has the shape of an array and, in its dtype, equal elements."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
@@ -364,6 +364,6 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
 
 
 def is_finite_in(array: Array, dtype: str) -> bool:
-    """Tell whether the finite elements of an array stay finite when they are rounded to a dtype."""
+    """Return whether the finite elements of an array stay finite when rounded to a dtype."""
     rounded = from_stored(to_stored(array, dtype), dtype)
     return bool(np.isfinite(rounded)[np.isfinite(array)].all())

@@ -176,7 +176,7 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a file, which must be GGUF.
+    """Return whether a path is a file, which must be GGUF.
 
     A FileNotFoundError is raised if the path does not exist, is a pipe, or is a folder of GGUF
     files only.

@@ -150,8 +150,8 @@ class BFloat16Linear(NarrowLinear):
         layer = cls._from_linear(linear)
         if not layer.weight.is_finite():
             raise ValueError(
-                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers that bfloat16 "
-                "has not, because its largest number is 3.39e38"
+                "BFloat16Linear.from_linear: the weight has NaN or Inf, or numbers beyond 3.39e38, "
+                "the largest number of bfloat16"
             )
         return layer
 
@@ -200,5 +200,5 @@ class BFloat16Embedding(Module):
 
 
 def is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:
-    """Tell whether the weight of a module is in few bits, and so is not a parameter."""
+    """Return whether the weight of a module is in few bits, and so is not a parameter."""
     return isinstance(module, (NarrowLinear, BFloat16Embedding))

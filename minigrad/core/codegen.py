@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
@@ -209,7 +210,7 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     try:
         arrays = list(given)
     except TypeError as error:
-        text = f"takes a sequence of tensors, not {given!r:.60}"
+        text = f"takes a sequence of tensors, not {shown(given)}"
         raise op_error(TypeError, op.name, text) from error
     found = any(isinstance(value, Tensor) for value in arrays)
     data: Sequence[Any] = [
@@ -221,6 +222,9 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     try:
         out = op.forward(list(data), **options)
     except ERRORS as error:
+        if isinstance(given, Tensor) and any(isinstance(v, Tensor) for v in options.values()):
+            text = f"takes its tensors as one list, as in {op.name}([a, b])"
+            raise op_error(TypeError, op.name, text) from error
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
@@ -418,7 +422,7 @@ def as_output(op: OpLike, out: Any) -> Any:
             f"option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
         )
     raise TypeError(
-        f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
+        f"the forward of `{op.name}` returned {shown(out)}; an op has one output, an array"
     )
 
 
@@ -426,7 +430,8 @@ def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:
     """Return the error for an input that requires a gradient, if the op has no VJP for it."""
     return TypeError(
         f"`{op.name}` has no VJP for {' or '.join(names)}, which requires a gradient; pass "
-        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a VJP)"
+        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a VJP "
+        f"by its method `vjp`)"
     )
 
 

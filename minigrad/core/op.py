@@ -207,10 +207,11 @@ class Op(OpLike, Generic[P]):
         Raises:
             ValueError: if the input does not exist or already has a VJP, or the VJP names a value
                 that the op does not have.
+            TypeError: if the name of the input is missing.
         """
+        argnum = self._argnum(name)
         if derivative is None:
             return lambda function: self.vjp(name, function, cost=cost)
-        argnum = self._argnum(name)
         if not self.plain or self.takes_sequence:
             raise ValueError(
                 f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
@@ -310,6 +311,11 @@ class Op(OpLike, Generic[P]):
                     )
 
     def _argnum(self, name: str) -> int:
+        if callable(name):
+            raise TypeError(
+                f"the VJP of an input is defined by its name, as in "
+                f'{self.name}.vjp("{self.parameters[0]}", ...), not a function first'
+            )
         if name not in self.parameters:
             raise ValueError(
                 f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"

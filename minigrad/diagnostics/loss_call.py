@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from minigrad.checks import shown
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 
@@ -37,7 +38,7 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
 
 def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
+        raise TypeError(f"loss_fn must be a function, not {shown(loss_fn)}")
     needed = most = 2  # how many positional arguments it needs and accepts; 2 if not known
     with suppress(TypeError, ValueError):
         # A Module or an op can be called with anything; its `forward` has the real parameters.

@@ -21,7 +21,9 @@ While MPI starts, ranks wait five times as long for each other.
 """
 
 from functools import cache
+from typing import TYPE_CHECKING
 
+from minigrad import renamed
 from minigrad.distributed.launcher import launched, prepare_rank
 from minigrad.distributed.worlds import World
 
@@ -50,3 +52,7 @@ def world() -> World:
     from minigrad.distributed.mpi import MPIWorld  # only a launcher needs it
 
     return MPIWorld(launch, world.cache_clear)
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)

@@ -26,6 +26,9 @@ class World:
 
     rank, size, sent = 0, 1, 0
 
+    def __repr__(self) -> str:
+        return f"World(rank={self.rank}, size={self.size})"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
         """Return the world itself: a copy of a Trainer is in the same world."""
         return self

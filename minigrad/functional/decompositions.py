@@ -184,8 +184,8 @@ def svd(a: Array, full_matrices: bool = True) -> SVD:
     that do not depend on these choices (Townsend, 2016). Equal singular values share their gradient
     evenly; PyTorch differentiates with the vectors that LAPACK found. The gradient of a singular
     value of 0 is 0, like the gradient of |x| at 0; PyTorch uses another subgradient. A derivative
-    that needs a singular vector of equal singular values is nan. So is a derivative that needs a
-    vector of singular value 0 in U if m > n, or in Vh if m < n.
+    is nan if it needs a singular vector of equal singular values, or of the singular value 0 in U
+    if m > n, or in Vh if m < n.
 
     Raises:
         ValueError: if the array has fewer than two axes, or contains nan or inf.

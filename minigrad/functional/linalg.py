@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import ops
-from minigrad.checks import check_count, check_integer
+from minigrad.checks import check_count, check_integer, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.compositions import composition, narrowed, root, widened
@@ -265,7 +265,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
         ValueError: if the subscripts do not describe the operands, or sizes do not match.
     """
     if not isinstance(subscripts, str):
-        raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
+        raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {shown(subscripts)}")
     values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
     inputs, output, sizes, order = _parsed(subscripts, tuple(x.shape for x in values))
     terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]

@@ -148,7 +148,7 @@ def cross_entropy(
     smoothed = labels, counts, label_smoothing, divisor
     if weights is None or not label_smoothing:
         if logits.ndim == 2 and logits.size and logits.dtype in _FLOATS:
-            losses = label_loss(logits, *smoothed)
+            losses = label_cross_entropy(logits, *smoothed)
         else:
             scores = ops.log_softmax(logits, axis)
             losses = _label_losses(scores, *smoothed, axis=axis, is_weighted=weights is not None)
@@ -221,7 +221,7 @@ def linear_cross_entropy(
             label_weights, labels, weight.shape[0], ignore_index, None, x.dtype, reduction
         )
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
-        losses = linear_label_loss(
+        losses = linear_label_cross_entropy(
             rows, weight, labels, counts, smoothing, divisor, chunk, differentiated
         )
     return ops.reshape(losses, target.shape) if reduction == "none" else losses
@@ -313,7 +313,8 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
     expected = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.shape != expected:
         raise ValueError(
-            f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
+            f"targets for scores of shape {scores.shape}, with the classes on axis {axis}, have "
+            f"shape {expected}, not {labels.shape}"
         )
     if not scores.shape[axis]:  # then there is no target to ignore either
         check_below("targets", labels, 0, "classes")
@@ -483,7 +484,7 @@ logistic_loss.vjp("target", lambda g, logits: -g * logits)
     returns_residuals=True,
     fresh=("weights",),
 )
-def label_loss(
+def label_cross_entropy(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
     """The cross entropy of softmax(logits) and class indices.
@@ -499,8 +500,8 @@ def label_loss(
     return np.add.reduce(losses) / divisor, sums
 
 
-@label_loss.vjp("logits", cost=lambda logits: 4 * logits.size)
-def _label_loss_logits(
+@label_cross_entropy.vjp("logits", cost=lambda logits: 4 * logits.size)
+def _label_cross_entropy_logits(
     g: Array,
     logits: Array,
     labels: Array,
@@ -514,8 +515,8 @@ def _label_loss_logits(
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
 
 
-@label_loss.jvp
-def _label_loss_tangent(
+@label_cross_entropy.jvp
+def _label_cross_entropy_tangent(
     tangents: Sequence[Array],
     logits: Array,
     labels: Array,
@@ -532,17 +533,17 @@ def _label_loss_tangent(
 
 @op(
     composition=lambda x, weight, labels, weights, smoothing, divisor, chunk, differentiated: (
-        label_loss(stored_linear(x, weight), labels, weights, smoothing, divisor)
+        label_cross_entropy(stored_linear(x, weight), labels, weights, smoothing, divisor)
     ),
     replayed=True,
     returns_residuals=True,
     fresh=("weights",),
 )
-def linear_label_loss(
+def linear_label_cross_entropy(
     x: Array, weight: Any, labels: Array, weights: Array, smoothing: float,
     divisor: float | None, chunk: int, differentiated: bool,
 ) -> Any:  # fmt: skip
-    """`label_loss` of the logits x W^T, `chunk` rows at a time; W, `(classes, d)`, is frozen.
+    """`label_cross_entropy` of x W^T, `chunk` rows at a time; W, `(classes, d)`, is frozen.
 
     If `differentiated`, it also computes the gradient with respect to x, `(n, d)`, as its residual.
     """
@@ -572,8 +573,10 @@ def linear_label_loss(
     return (losses if divisor is None else np.add.reduce(losses) / divisor), gradient
 
 
-@linear_label_loss.vjp("x", cost=lambda x, weight: (2 * x.shape[1] + 4) * len(x) * weight.shape[0])
-def _linear_label_loss_x(g: Array, divisor: float | None, residuals: Array) -> Array:
+@linear_label_cross_entropy.vjp(
+    "x", cost=lambda x, weight: (2 * x.shape[1] + 4) * len(x) * weight.shape[0]
+)
+def _linear_label_cross_entropy_x(g: Array, divisor: float | None, residuals: Array) -> Array:
     return residuals * (g[:, None] if divisor is None else g)
 
 

@@ -1,5 +1,8 @@
 """Files of tensors in the safetensors format: read lazily, and written completely or not at all."""
 
+from typing import TYPE_CHECKING
+
+from minigrad import renamed
 from minigrad.io.atomic import replacing, write_atomically
 from minigrad.io.sharded import INDEX, TensorSet, open_tensors, writing_set
 from minigrad.io.tensor_file import TensorFile, TensorWriter, load_state, save_state, writing
@@ -9,3 +12,6 @@ from minigrad.io.together import find, replacing_together, unfinished
 __all__ = ["find", "replacing", "replacing_together", "unfinished", "write_atomically"]
 __all__ += ["INDEX", "TensorSet", "open_tensors", "writing_set"]
 __all__ += ["TensorFile", "TensorInfo", "TensorWriter", "load_state", "save_state", "writing"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)

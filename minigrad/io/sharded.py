@@ -200,7 +200,7 @@ def staging_set(
     if find(folder, other_kind).is_file():
         raise ValueError(
             f"{os.fspath(folder)!r} has {other_kind} in it, of other weights than those to be "
-            f"written; take it away, or name another folder"
+            f"written; remove it, or name another folder"
         )
     with replacing_together(folder, SINGLE if is_single else INDEX, plan) as stage:
         for name, content in (others or {}).items():

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_integer, holds, nearest
+from minigrad.checks import check_integer, holds, nearest, shown
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -42,6 +42,7 @@ from minigrad.io.tensor_info import (
     stored_dtype,
     to_stored,
 )
+from minigrad.tables import counted
 
 PART = 1 << 22  # the number of bytes that are copied at a time
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
@@ -86,6 +87,9 @@ class Tensors(Closing, ABC):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location}, {counted(len(self), 'tensor')})"
 
     def info(self, name: str) -> TensorInfo:
         """Return the dtype and shape of a tensor.
@@ -488,7 +492,7 @@ def save_state(
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
-            f"save_state takes a dict of arrays, such as model.state_dict(), not {arrays!r:.60}"
+            f"save_state takes a dict of arrays, such as model.state_dict(), not {shown(arrays)}"
         )
     if not isinstance(metadata, Mapping | None):
         raise TypeError(f"the metadata are a dict of texts, not {metadata!r:.60}")

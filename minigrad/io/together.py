@@ -177,7 +177,7 @@ def _identity(root: Path, name: str) -> list[int] | None:
     is_inside = path.parent.resolve() == root.resolve() / PurePosixPath(name).parent
     if not is_inside or not path.is_relative_to(root):
         raise ValueError(
-            f"{name!r} leads out of {os.fspath(root)!r} through a link; take it away, or name "
+            f"{name!r} leads out of {os.fspath(root)!r} through a link; remove it, or name "
             f"another folder"
         )
     try:
@@ -242,7 +242,7 @@ def _check(target: Path, written: Sequence[str], entry: str) -> None:
             if os.path.lexists(target / parent) and not (target / parent).is_dir():
                 raise FileExistsError(
                     f"{os.fspath(target / parent)!r} is not a folder, and a folder is needed "
-                    f"there; take it away"
+                    f"there; remove it"
                 )
 
 
@@ -283,7 +283,7 @@ def _complete(target: Path, written: Sequence[str]) -> None:
     before = saved.lstat()
     if not stat.S_ISDIR(before.st_mode):
         raise FileExistsError(
-            f"{os.fspath(saved)!r} is a link or no folder, and no save has made it; take it away"
+            f"{os.fspath(saved)!r} is a link or no folder, and no save has made it; remove it"
         )
     if not os.path.lexists(saved / _MANIFEST):
         strange = [file for file in _files(saved) if file not in written]
@@ -292,7 +292,7 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         if strange:
             raise FileExistsError(
                 f"{os.fspath(saved)!r} has files in it that no save of these has made, "
-                f"{', '.join(strange)[:200]}; take it away"
+                f"{', '.join(strange)[:200]}; remove it"
             )
         _give_up_turn(target, [*_left_by_version_0_1(target)])
         return

@@ -157,7 +157,7 @@ def _standardised(x: Array, moments: Array, eps: float) -> tuple[Array, Array]:
     """Return (x - mean) rstd, `(N, C, inner)`, and rstd, `(N or 1, C, 1)`, in float64."""
     mean, variance = np.repeat(moments, x.shape[1] // moments.shape[2], 2)[..., None]
     rstd = 1 / np.sqrt(variance + eps)
-    return (x.reshape(*x.shape[:2], -1) - mean) * rstd, rstd
+    return (_rows(x, False) - mean) * rstd, rstd
 
 
 def _gradients_in_numpy(
@@ -173,7 +173,7 @@ def _gradients_in_numpy(
         """Return the mean over all elements that share their moments."""
         if num_groups is None:
             return np.mean(values, (0, 2), keepdims=True)
-        groups = np.mean(values.reshape(len(x), num_groups, -1), 2)
+        groups = values.reshape(len(x), num_groups, math.prod(x.shape[1:]) // num_groups).mean(2)
         return np.repeat(groups, x.shape[1] // num_groups, 1)[..., None]
 
     dx = d * rstd if is_fixed else rstd * (d - average(d) - standard * average(d * standard))

@@ -22,4 +22,4 @@ from minigrad.nn.recurrent import *
 __all__ = ["init", *(name for name, value in vars().items() if isinstance(value, type))]
 
 if not TYPE_CHECKING:
-    __getattr__ = renamed.getattr_of(__name__)
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.checks import check_probability, check_range
+from minigrad.checks import check_above_0, check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.creation import below
 from minigrad.errors import named_errors
@@ -220,8 +220,7 @@ def trunc_normal_(
         ValueError: if `std` is not positive, or less than a thousandth of the draws would be in
             [a, b].
     """
-    if not std > 0:
-        raise ValueError(f"std must be positive, not {std!r}")
+    check_above_0("std", std)
     root = std * math.sqrt(2)
     share = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2
     if not share >= 1e-3:

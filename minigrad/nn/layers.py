@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_integer, check_positive, check_probability
+from minigrad.checks import check_flag, check_integer, check_positive, check_probability, shown
 from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.neural import check_padding_idx
 from minigrad.nn import init
@@ -222,6 +222,11 @@ class Sequential(Module):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def extra_repr(self) -> str:
+        """Return the layers that are functions, and not modules."""
+        functions = [(i, f) for i, f in enumerate(self) if not isinstance(f, Module)]
+        return ", ".join(f"{i}={getattr(f, '__name__', f)}" for i, f in functions)
+
     @overload
     def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]: ...
 
@@ -346,5 +351,5 @@ def _check_callable(layer: Any, role: str) -> None:
         hint = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
         hint = "; write Sequential(*layers.values())" if isinstance(layer, dict) else hint
         raise TypeError(
-            f"{role} must be a module or a function of a tensor, not {layer!r:.60}{hint}"
+            f"{role} must be a module or a function of a tensor, not {shown(layer)}{hint}"
         )

@@ -32,6 +32,7 @@ from minigrad.creation import or_float32
 from minigrad.errors import named_errors, none_given, op_error
 from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, hint_arguments, with_hints
+from minigrad.tables import counted
 
 __all__ = ["Buffer", "Module", "Parameter"]
 
@@ -341,7 +342,7 @@ class Module(Owner):
 
     def __repr__(self) -> str:
         total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)
-        count = f"{total:,} parameters" if total != 1 else "1 parameter"
+        count = counted(total, "parameter")
         if trainable != total:
             count += f", {trainable:,} trainable"
         return "\n".join(_tree(self, f"  # {count}" if total else ""))

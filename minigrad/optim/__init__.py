@@ -14,4 +14,4 @@ __all__ = ["EMA", "Optimizer"]
 __all__ += descent.__all__ + schedulers.__all__ + clip.__all__
 
 if not TYPE_CHECKING:
-    __getattr__ = renamed.getattr_of(__name__)
+    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)

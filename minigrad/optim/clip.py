@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_above_0, check_flag
+from minigrad.checks import check_above_0, check_flag, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
@@ -38,7 +38,7 @@ def _gradients(parameters: Module | Tensor | Iterable[Tensor]) -> dict[Tensor, N
     tensors = list(given) if is_list else [given]
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"the parameters are tensors or a Module, not {tensor!r:.60}")
+            raise TypeError(f"the parameters are tensors or a Module, not {shown(tensor)}")
     gradients = {tensor: tensor.grad._data for tensor in tensors if tensor.grad is not None}
     if not gradients:
         check_gradients_left(tensors)

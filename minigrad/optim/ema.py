@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import are_same, check_count, check_flag, check_range, check_state
+from minigrad.checks import are_same, check_count, check_flag, check_range, check_state, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module, load_values
 from minigrad.optim.optimizer import dtype_of_state
+from minigrad.tables import counted
 from minigrad.versions import last_write, last_written
 
 
@@ -194,9 +195,10 @@ class EMA:
             )
 
     def __repr__(self) -> str:
-        tensors, count = len(self.parameters), sum(p.size for p in self.parameters.values())
+        tensors = counted(len(self.parameters), "tensor")
+        parameters = counted(sum(p.size for p in self.parameters.values()), "parameter")
         options = f"decay={self.decay}, warmup={self.warmup}, updates={self.updates}"
-        return f"EMA({tensors} tensors, {count:,} parameters, {options})"
+        return f"EMA({tensors}, {parameters}, {options})"
 
 
 def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
@@ -205,7 +207,7 @@ def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
     if isinstance(model_or_parameters, Tensor) or not isinstance(model_or_parameters, Iterable):
         raise TypeError(
             f"EMA: the parameters are a list, as in [tensor], or those of a Module, not "
-            f"{model_or_parameters!r:.60}"
+            f"{shown(model_or_parameters)}"
         )
     named = {str(k): tensor for k, tensor in enumerate(model_or_parameters)}
     for name, tensor in named.items():

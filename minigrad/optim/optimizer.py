@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import are_same, check_count, check_state
+from minigrad.checks import are_same, check_count, check_state, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.readonly import release
-from minigrad.renamed import hint_arguments, with_hints
+from minigrad.renamed import add_hints, hint_arguments, with_hints
+from minigrad.tables import counted
 from minigrad.versions import mark_written
 
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
@@ -121,7 +122,7 @@ class Optimizer(ABC):
         if isinstance(params, (Tensor, Module)) or not isinstance(params, Iterable):
             raise TypeError(
                 f"{type(self).__name__}: the parameters are a list of tensors, such as "
-                f"model.trainable_parameters(), not {params!r:.60}"
+                f"model.trainable_parameters(), not {shown(params)}"
             )
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
@@ -194,7 +195,7 @@ class Optimizer(ABC):
         if not isinstance(tensors, Iterable):
             raise TypeError(
                 f"the parameters of group {i} are a list of tensors, such as "
-                f"model.trainable_parameters(), not {tensors!r:.60}"
+                f"model.trainable_parameters(), not {shown(tensors)}"
             )
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
@@ -447,9 +448,13 @@ class Optimizer(ABC):
         lines = [f"{type(self).__name__}("]
         for i, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
-            tensors, count = len(group["params"]), sum(p.size for p in group["params"])
-            lines.append(f"  group {i}: {tensors} tensors, {count:,} parameters, {options}")
+            tensors = counted(len(group["params"]), "tensor")
+            parameters = counted(sum(p.size for p in group["params"]), "parameter")
+            lines.append(f"  group {i}: {tensors}, {parameters}, {options}")
         return "\n".join([*lines, ")"])
+
+
+add_hints(Optimizer, "Optimizer")
 
 
 def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minigrad.checks import check_count, check_positive, check_range, check_state
+from minigrad.checks import check_count, check_positive, check_range, check_state, shown
 from minigrad.core.grad_mode import observed
 from minigrad.optim.optimizer import Optimizer
 from minigrad.renamed import hint_arguments, with_hints
@@ -56,7 +56,7 @@ class LRScheduler(ABC):
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         name = type(self).__name__
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{name} needs an optimiser, not {optimizer!r:.60}")
+            raise TypeError(f"{name} needs an optimiser, not {shown(optimizer)}")
         if "lr" not in optimizer.defaults:
             raise ValueError(f"{name}: {type(optimizer).__name__} has no option lr to set")
         self.check_options(options)

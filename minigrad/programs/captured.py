@@ -288,8 +288,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     `operator.attrgetter`; through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr`
     and `vars` with a name that it computes; those that functions of installed packages read, except
     for the packages of the step and of its modules; and results of numpy, outside of the library,
-    from arrays of more than 64 KB. So are the class of an object, and what a metaclass or a weak
-    dictionary holds.
+    from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
+    metaclass or a weak dictionary holds.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

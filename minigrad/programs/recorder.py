@@ -2,7 +2,7 @@
 
 Every line is a call that the step itself makes: of the forward function of an op, of a VJP, of a
 function that the library reports to observers, or of an optimiser's step. So a program computes the
-same bits as the step. Tensors, nodes and the walk through the graph are left out. So are checks
+same bits as the step. Tensors, nodes and the walk through the graph are left out, and also checks
 with the same result in every step with equal shapes.
 """
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigrad.io import write_atomically
+from minigrad.tables import counted
 from minigrad.viz import plot_history
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class History:
         if not self.epochs:
             return "History(no epochs yet)"
         last = ", ".join(f"{key}={value:.4g}" for key, value in self.epochs[-1].items())
-        return f"History({len(self.epochs)} epochs, {len(self.steps)} steps; last: {last})"
+        epochs, steps = counted(len(self.epochs), "epoch"), counted(len(self.steps), "step")
+        return f"History({epochs}, {steps}; last: {last})"
 
     def to_csv(self, path: str | os.PathLike[str], by: Literal["epoch", "step"] = "epoch") -> None:
         """Write the records of all epochs, or of all steps, with a header line.

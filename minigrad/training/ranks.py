@@ -75,7 +75,7 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
 
     kinds = np.ndarray, Tensor, NarrowMatrix, bool, int, float, complex, str, list, tuple, dict
 
-    def beside(value: Any) -> Any:
+    def without_parameters(value: Any) -> Any:
         if isinstance(value, (Module, Parameter)):
             return None
         if isinstance(value, NarrowMatrix):
@@ -83,11 +83,15 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
                 _OF_FROZEN[value] = digest(vars(value).values())
             return _OF_FROZEN[value]
         if isinstance(value, (list, tuple)):
-            return [*map(beside, value)]
-        return {k: beside(v) for k, v in value.items()} if isinstance(value, dict) else value
+            return [*map(without_parameters, value)]
+        return (
+            {k: without_parameters(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     return {
-        f"{name}.{key}".lstrip("."): digest([beside(value)])
+        f"{name}.{key}".lstrip("."): digest([without_parameters(value)])
         for name, module in model.named_modules()
         for key, value in attributes_of(module).items()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"

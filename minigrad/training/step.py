@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import programs
-from minigrad.checks import check_above_0, check_flag, check_range
+from minigrad.checks import check_above_0, check_flag, check_range, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import World
@@ -73,7 +73,7 @@ class TrainingStep:
         for name, part, kind, or_none in parts_of_classes:
             if not isinstance(part, kind) and (part is not None or not or_none):
                 raise TypeError(
-                    f"{name} must be of class {kind.__name__}{or_none}, not {part!r:.60}; the "
+                    f"{name} must be of class {kind.__name__}{or_none}, not {shown(part)}; the "
                     f"order is Trainer(model, optimizer, loss), and then options by name"
                 )
         if isinstance(loss, type):
@@ -82,7 +82,7 @@ class TrainingStep:
                 f"{loss.__name__}; pass an object of it, such as {loss.__name__}()"
             )
         if not callable(loss):
-            raise TypeError(f"loss must be a function of prediction and target, not {loss!r:.60}")
+            raise TypeError(f"loss must be a function of prediction and target, not {shown(loss)}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.clip_norm, self.scheduler, self.ema = clip_norm, scheduler, ema
         optimized = self._optimized()
@@ -295,7 +295,7 @@ def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
         check_range("the count of a loss", count, 0, math.inf)
         count = float(count)
     if not isinstance(loss, Tensor) or loss.size != 1:
-        what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+        what = loss.describe() if isinstance(loss, Tensor) else f"{shown(loss)}"
         raise TypeError(
             f"the loss must return a Tensor of one element, or that and a count, not {what}"
         )

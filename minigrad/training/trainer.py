@@ -37,6 +37,7 @@ from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_va
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
+from minigrad.renamed import with_hints
 from minigrad.training import checkpoint_file, ranks
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import RESERVED, History, as_record
@@ -115,6 +116,7 @@ class Trainer(TrainingStep):
             not exist (a FileNotFoundError).
     """
 
+    @with_hints
     def __init__(
         self,
         model: Module,
@@ -168,6 +170,7 @@ class Trainer(TrainingStep):
         self._best_loss = math.inf
         self._epochs_since_best = 0
 
+    @with_hints
     def fit(
         self,
         train: Data,
@@ -219,7 +222,7 @@ class Trainer(TrainingStep):
             raise ValueError("validate_every needs data for validation in fit")
         if not self._optimized() & set(map(id, self.model.trainable_parameters())):
             raise ValueError(  # the model may have been frozen after the optimiser was made
-                "of the optimiser's parameters none is in the model and requires a gradient, so "
+                "no parameter of the optimiser is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
         self._world = world()
@@ -228,7 +231,7 @@ class Trainer(TrainingStep):
             warnings.warn(
                 f"this run begins anew, and overwrites {os.fspath(self.checkpoint)!r}, the "
                 f"checkpoint of another; to continue that one, call trainer.load before fit",
-                stacklevel=2,
+                stacklevel=3,  # the caller of `fit`, beyond `with_hints`
             )
         self._streams.generators = self._generators(of_order=False)
         self._streams.is_shared = self._world.size > 1
@@ -516,7 +519,7 @@ class Trainer(TrainingStep):
             self.stop(at_once=True)
 
     def _drop_unfit_best(self) -> None:
-        """Forget the best weights if those to save have other names or shapes by now."""
+        """Forget the best weights if the weights to save now have other names or shapes."""
         saved = {name: tensor.shape for name, tensor in self._saved().items()}
         if self._best and {name: array.shape for name, array in self._best.items()} != saved:
             self._best, self._best_loss, self._epochs_since_best = {}, math.inf, 0
@@ -613,7 +616,7 @@ class Trainer(TrainingStep):
         self._epochs_since_best = state["epochs_since_best"]
         for record in (*state["steps"], *state["epochs"]):
             if not RESERVED - {"step"} <= record.keys():
-                raise ValueError(f"a record has {sorted(RESERVED)}, which {record!r:.100} has not")
+                raise ValueError(f"a record has {sorted(RESERVED)}, and not only {record!r:.100}")
         self.history = History(list(state["steps"]), list(state["epochs"]))
         self._unfinished = None
         if (begun := state["pass"]) is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, rebuild
 from minigrad.core.tensor import Tensor, assigned
 
@@ -107,7 +108,7 @@ def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
     numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
         raise TypeError(
-            f"{name}: argnums is an int or a tuple of ints, not {argnums!r:.60}; the result is a "
+            f"{name}: argnums is an int or a tuple of ints, not {shown(argnums)}; the result is a "
             f"function, as in {name}(f)(x)"
         )
     return numbers

@@ -229,12 +229,12 @@ def test_an_impossible_or_contradictory_field_is_refused(options, error, message
         LoRAConfig(**options)
 
 
-def test_a_configuration_prints_what_is_not_as_usual_and_can_be_read_back():
-    assert repr(LoRAConfig()) == "LoRAConfig()"
+def test_a_configuration_prints_its_rank_its_alpha_and_what_is_not_as_usual():
+    assert repr(LoRAConfig(8)) == "LoRAConfig(rank=8, alpha=16.0)"
     config = LoRAConfig(4, targets=["q"], scaling="rslora", rank_pattern={"q": 2}, use_dora=True)
     assert repr(config) == (
-        "LoRAConfig(rank=4, targets=('q',), scaling=LoRAScaling.RSLORA, rank_pattern={'q': 2}, "
-        "use_dora=True)"
+        "LoRAConfig(rank=4, alpha=16.0, targets=('q',), scaling=LoRAScaling.RSLORA, "
+        "rank_pattern={'q': 2}, use_dora=True)"
     )
     assert eval(repr(config), {"LoRAConfig": LoRAConfig, "LoRAScaling": LoRAScaling}) == config
 

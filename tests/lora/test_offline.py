@@ -1509,6 +1509,8 @@ def test_the_status_says_what_happened(files, tmp_path, capsys):
         main(["explode"])
     assert ended.value.code == FAILED
     assert "inspect" in capsys.readouterr().err
+    assert main([]) == FAILED
+    assert "add the update of an adapter to the weights of a base" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")

@@ -9,7 +9,7 @@ import numpy as np
 
 import minigrad
 from minigrad import kernels
-from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.losses import label_cross_entropy, squared_error
 from minigrad.functional.neural import dropped, fused_attention
 from minigrad.ops.products import swap_last
 from tests.zoo.mutant import (
@@ -27,7 +27,7 @@ from tests.zoo.mutant import (
 
 _rng = np.random.default_rng(3)
 normal = _rng.standard_normal
-label_loss_gradient = derivative_of(label_loss, "logits")
+cross_entropy_gradient = derivative_of(label_cross_entropy, "logits")
 
 
 def first(x: Any) -> Any:
@@ -249,7 +249,7 @@ MUTANTS: list[Mutant] = [
     vjp(
         "cross_entropy: 1/n is dropped",
         "dropped scale",
-        label_loss,
+        label_cross_entropy,
         lambda op: misled(op, divisor=lambda divisor: divisor and 1.0),
         normal((3, 4)),
         f=lambda x: minigrad.cross_entropy(x, np.array([1, 0, 3])),
@@ -257,12 +257,14 @@ MUTANTS: list[Mutant] = [
     vjp(
         "cross_entropy: ignored rows count in the mean",
         "wrong formula",
-        label_loss,
+        label_cross_entropy,
         lambda op: wrong(
             op,
             "logits",
-            lambda g, logits, labels, weights, smoothing, divisor, residuals: label_loss_gradient(
-                g, logits, labels, weights, smoothing, divisor and len(labels), residuals
+            lambda g, logits, labels, weights, smoothing, divisor, residuals: (
+                cross_entropy_gradient(
+                    g, logits, labels, weights, smoothing, divisor and len(labels), residuals
+                )
             ),
         ),
         normal((3, 4)),

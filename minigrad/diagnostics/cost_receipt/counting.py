@@ -7,7 +7,7 @@
 
 It shows why LoRA is not faster, and what it saves. A frozen weight has no gradient and no optimiser
 state; the product for its gradient is not computed, and the activation that only this product needs
-is not saved. But the forward pass remains. So does the backpropagation through every frozen weight
+is not saved. But the forward pass remains, and also the backpropagation through every frozen weight
 to the adapters below.
 """
 
@@ -31,9 +31,11 @@ from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.recorder import Recorder
 from minigrad.optim import Optimizer
 from minigrad.readonly import WeakIdMap, owner_of
+from minigrad.renamed import with_hints
 
 
 @contextmanager
+@with_hints
 def receipt() -> Iterator[Receipt]:
     """Count the FLOPs and the bytes of what this thread does inside the block.
 

@@ -39,6 +39,7 @@ from minigrad.diagnostics.gradient_check.report import (
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
 from minigrad.progress import progress_bar
 from minigrad.random import generator
+from minigrad.renamed import with_hints
 
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
 
@@ -47,6 +48,7 @@ class GradientError(AssertionError):
     """A gradient is wrong, or cannot be judged; the message is the report."""
 
 
+@with_hints
 def gradcheck(
     f: Callable[..., Any],
     inputs: Any,

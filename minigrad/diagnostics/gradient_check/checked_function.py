@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, rebuild
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
@@ -82,7 +83,7 @@ class CheckedFunction(ABC):
 
     def __init__(self, f: Callable[..., Any]) -> None:
         if not callable(f):
-            raise self.error(f"f must be a function or a Module, not {f!r:.60}")
+            raise self.error(f"f must be a function or a Module, not {shown(f)}")
         if isinstance(f, type):
             how = f"{f.__name__}.apply" if hasattr(f, "apply") else "an instance of it"
             raise self.error(f"f is the class {f.__name__}; pass {how}")

@@ -26,6 +26,7 @@ from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterR
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
 from minigrad.nn.module import Module, Parameter, attributes_of
+from minigrad.renamed import with_hints
 
 Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
 
@@ -43,6 +44,7 @@ class Part(Protocol):
         """Return the effect of a step on the part, given the rows of its parameters."""
 
 
+@with_hints
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     """Run a forward and a backward pass; report which parameters get a gradient, and why not.
 

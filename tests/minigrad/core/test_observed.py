@@ -18,7 +18,7 @@ import minigrad.nn as nn
 from lora.text.architecture import ModelConfig
 from lora.text.model import LanguageModel
 from minigrad import Observer, Tensor, observe, optim
-from minigrad.functional.losses import label_loss
+from minigrad.functional.losses import label_cross_entropy
 from minigrad.readonly import owner_of
 from tests.lora.models import one_layer
 
@@ -216,7 +216,7 @@ def test_what_a_derivative_of_higher_order_runs(smoothing):
         weights = np.where(np.arange(6) == variant, 0, 1).astype(np.float32)
 
         def step(logits, labels, weights):
-            label_loss.composition(logits, labels, weights, smoothing, 2.0)
+            label_cross_entropy.composition(logits, labels, weights, smoothing, 2.0)
 
         return step, (logits_of(variant, 6, 5), labels, weights)
 

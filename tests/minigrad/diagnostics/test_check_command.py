@@ -109,7 +109,7 @@ def test_the_status_does_not_depend_on_what_can_be_written(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("target", "options", "said"),
     [
-        ("{file}:prodct", [], "did you mean product?"),
+        ("{file}:prodct", [], "did you mean 'product'?"),
         ("{file}:Model", [], "it is a class; name an instance of it"),
         ("{file}:number", [], "cannot be checked: it is 3"),
         ("{file}:broken", [], "raised while gradcheck called broken"),
@@ -143,7 +143,7 @@ def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, f
         ("unfinished", [], 1, "unfinished returned None for an input of floats"),
         ("backward", ["--order", "2"], 3, "leave out --framework and --order"),
         ("backward", ["--framework", "torch"], 3, "leave out --framework and --order"),
-        ("backwards", [], 3, "did you mean backward?"),
+        ("backwards", [], 3, "did you mean 'backward'?"),
     ],
 )
 def test_a_pair_of_functions_is_checked(backward, options, code, said, file, capsys):

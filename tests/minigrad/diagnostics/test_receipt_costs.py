@@ -11,8 +11,8 @@ import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.functional.losses import (
-    label_loss,
-    linear_label_loss,
+    label_cross_entropy,
+    linear_label_cross_entropy,
     logistic_loss,
     squared_error,
 )
@@ -145,8 +145,13 @@ def test_a_fused_op_costs_what_its_composition_costs():
             right.add(op.name)
     assert wrong == {}
     others = (
-        fused_attention, label_loss, linear_label_loss, logistic_loss, squared_error, channel_norm,
-    )  # fmt: skip
+        fused_attention,
+        label_cross_entropy,
+        linear_label_cross_entropy,
+        logistic_loss,
+        squared_error,
+        channel_norm,
+    )
     assert right == {op.name for op in (*OPS.values(), *others) if op.composition is not None}
 
 

@@ -22,6 +22,7 @@ def test_a_world_of_one_process_has_these_calls_too():
     calls.errors_of_the_first()
     calls.barrier_and_any()
     assert copy.deepcopy(calls.world) is calls.world
+    assert repr(calls.world) == "World(rank=0, size=1)"
 
 
 # Each rank works longer than the patience: in Python, in the compiler, and not at all.

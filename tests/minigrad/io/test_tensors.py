@@ -51,6 +51,7 @@ def test_the_header_tells_names_dtypes_shapes_and_facts_without_data(path):
             "b": TensorInfo("b", "float16", (2, 3)),
         }
         assert file.metadata == {"format": "pt"}
+        assert repr(file) == f"TensorFile({str(path)!r}, 2 tensors)"
         assert (len(file), list(file), "a" in file, "c" in file) == (2, ["a", "b"], True, False)
         assert file.info("b").nbytes == 12
 

@@ -216,7 +216,7 @@ def test_a_link_that_leads_out_is_told_with_what_to_do(tmp_path):
     put(folder, "old")
     (folder / "in").rename(other)
     (folder / "in").symlink_to(other)
-    with pytest.raises(ValueError, match=r"'in/side' leads out of .*through a link; take it away"):
+    with pytest.raises(ValueError, match=r"'in/side' leads out of .*through a link; remove it"):
         put(folder, "new")
     assert seen(folder) == [("old", "old")] * 2
 
@@ -252,7 +252,7 @@ def test_a_link_to_another_folder_is_neither_read_nor_emptied(tmp_path):
     (folder / ENTRY).unlink()
     assert seen(folder)[0] == (None, "old")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match=r"\.saved' is a link or no folder.*take it away"):
+    with pytest.raises(FileExistsError, match=r"\.saved' is a link or no folder.*remove it"):
         put(folder, "new")
     assert sorted(tmp_path.rglob("*")) == before
     assert seen(other) == [("theirs", "theirs")] * 2
@@ -319,7 +319,7 @@ def test_a_folder_of_that_name_with_other_files_stays(tmp_path):
     put(tmp_path, "old")
     left_by_version_0_1(tmp_path, [ENTRY, "letters"])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match=r"\.saved' has files.*letters.*take it away"):
+    with pytest.raises(FileExistsError, match=r"\.saved' has files.*letters.*remove it"):
         put(tmp_path, "new")
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.losses import label_cross_entropy, squared_error
 from minigrad.kernels import losses, softmax
 from minigrad.kernels.jit import JIT_ENABLED
 from tests.minigrad.kernels.oracle import in_numpy
@@ -100,7 +100,7 @@ def test_cross_entropy_is_that_of_the_reference_and_of_its_composition(
     exact, wide_sums = in_numpy(losses.cross_entropy)(wide, labels, wide_weights, smoothing)
     assert found.dtype == dtype
     assert_allclose(found, exact, rtol=0, atol=20 * ROUNDING[dtype])
-    composition = label_loss.composition
+    composition = label_cross_entropy.composition
     assert_allclose(
         exact, composition(wide, labels, wide_weights, smoothing, None), rtol=1e-12, atol=1e-14
     )
@@ -190,8 +190,8 @@ def test_second_derivatives_of_the_fused_losses_go_through_the_composition(rng):
     logits, labels, weights, _ = labelled(rng, 4, 3, np.float64)
     p, t = rng.standard_normal((2, 4, 3))
     for function, operands in (
-        (lambda x: label_loss(x, labels, weights, 0.1, 3.0), [logits]),
-        (lambda x: label_loss(x, labels, weights, 0.1, None), [logits]),
+        (lambda x: label_cross_entropy(x, labels, weights, 0.1, 3.0), [logits]),
+        (lambda x: label_cross_entropy(x, labels, weights, 0.1, None), [logits]),
         (lambda x, y: squared_error(x, y, 5.0), [p, t]),
     ):
         minigrad.assert_gradients(function, *operands)

@@ -296,7 +296,7 @@ def test_the_gradient_is_computed_only_where_there_will_be_one(rng):
         minigrad.linear_cross_entropy(x, weight, target)
         with minigrad.no_grad():
             minigrad.linear_cross_entropy(x, trained, target)
-    fused = [inputs[-1] for name, inputs in seen.calls if name == "linear_label_loss"]
+    fused = [inputs[-1] for name, inputs in seen.calls if name == "linear_label_cross_entropy"]
     assert fused == [False, True, False]
 
 

@@ -530,6 +530,8 @@ def test_repr_is_a_tree_with_counts():
 def test_repr_of_a_child_with_children_has_a_comma_before_them():
     net = Sequential(MLP([2, 3, 1]))
     assert repr(net).splitlines()[1] == "  (0): MLP(activation=relu,"
+    net = nn.Sequential(nn.Linear(2, 3), minigrad.relu, nn.ReLU())
+    assert repr(net).splitlines()[0] == "Sequential(1=relu,  # 9 parameters"
 
 
 def test_repr_of_children_whose_names_begin_alike():

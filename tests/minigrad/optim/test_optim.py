@@ -554,7 +554,7 @@ def test_the_groups_that_were_handed_in_stay_as_they_are():
 
 def test_repr_counts_by_group():
     optimizer = SGD([{"params": [parameter(np.ones((40, 30)))], "lr": 0.5}, {"params": []}])
-    assert "group 0: 1 tensors, 1,200 parameters, lr=0.5" in repr(optimizer)
+    assert "group 0: 1 tensor, 1,200 parameters, lr=0.5" in repr(optimizer)
     assert "group 1: 0 tensors, 0 parameters, lr=0.001" in repr(optimizer)
 
 

@@ -504,6 +504,7 @@ def test_early_stopping_by_a_loss_that_is_never_finite_says_so(data, loss):
 
 def test_repr_of_a_history_has_its_last_epoch(data):
     assert repr(History()) == "History(no epochs yet)"
+    assert repr(History([{}], [{"loss": 1.5}])) == "History(1 epoch, 1 step; last: loss=1.5)"
     history = make(batch_size=20).fit(data, epochs=2)
     assert repr(history).startswith("History(2 epochs, 4 steps; last: epoch=2, loss=")
 
