@@ -47,7 +47,13 @@ _SAME = {
 """Other names of these rules."""
 
 _WHOLE = ("llama-bpe", "tekken")
-"""The rules with which a word is one token, without merges, if it is in the vocabulary."""
+"""The rules with which a word is one token, without merges, if it is in the vocabulary.
+
+With them, llama.cpp also begins each text with a token, if the file does not say whether to.
+"""
+
+_UNBEGUN = ("smaug-bpe", "dbrx")
+"""Names of Llama 3's rule with which a text has no first token, as in SmolLM3."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a complete character
 
@@ -265,8 +271,9 @@ class Tokenizer:
             found if isinstance(found := metadata.get(f"tokenizer.ggml.{name}"), list) else []
             for name in ("tokens", "merges", "token_type")
         )
-        model, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-        rule = _SAME.get(str(rule or "default"), str(rule or "default"))
+        model = metadata.get("tokenizer.ggml.model")
+        name_of_rule = str(metadata.get("tokenizer.ggml.pre") or "default")
+        rule = _SAME.get(name_of_rule, name_of_rule)
         if model != "gpt2" or rule not in _RULES:
             raise ValueError(
                 f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
@@ -290,11 +297,12 @@ class Tokenizer:
         ]
         tokens.add_tokens(added)
         special, ends = {}, {}
+        is_begun = is_whole and name_of_rule not in _UNBEGUN
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
             i = metadata.get(f"tokenizer.ggml.{key}_token_id")
             if isinstance(i, int) and 0 <= i < len(words):
                 special[f"{name}_token"] = words[i]
-                if metadata.get(f"tokenizer.ggml.add_{name}_token", is_whole and name == "bos"):
+                if metadata.get(f"tokenizer.ggml.add_{name}_token", is_begun and name == "bos"):
                     ends[name] = {"id": name, "ids": [i], "tokens": [words[i]]}
         if ends:
             pieces = [piece for piece in ("bos", "$A", "eos") if piece in {"$A", *ends}]

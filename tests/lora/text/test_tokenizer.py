@@ -154,6 +154,16 @@ def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
     assert Tokenizer.from_gguf(metadata).encode("Hi", add_special_tokens=True)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["smaug-bpe", "dbrx"])
+def test_llama_3s_rule_for_models_whose_texts_have_no_first_token(files, name):
+    """SmolLM3 has the rule "smaug-bpe", and its texts do not begin with a token of their own."""
+    metadata = {**files[1].metadata, "tokenizer.ggml.pre": name}
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode_beginning("Hi") == tokenizer.encode("Hi")
+    metadata["tokenizer.ggml.add_bos_token"] = True
+    assert Tokenizer.from_gguf(metadata).encode_beginning("Hi")[0] == 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_are_those_of_the_models_own_tokenizers(name):
     """With the part of each vocabulary that matters for the texts."""
