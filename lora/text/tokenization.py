@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 from lora.text.architecture import json_table
@@ -169,8 +170,8 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
-        Of several templates in `tokenizer_config.json`, it is the one that is called "tool_use" if
-        `tools` are given, and otherwise "default".
+        Of several templates, in `tokenizer_config.json` or as files, it is the one that is called
+        "tool_use" if `tools` are given, and otherwise "default".
 
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
@@ -247,16 +248,12 @@ class Tokenizer:
                     f"write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
-        template = find(folder, "chat_template.jinja")
-        if template.is_file():
-            try:
-                return cls(tokens, special, template.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it "
-                    f"again in UTF-8"
-                ) from None
-        return cls(tokens, special, config.get("chat_template"))
+        templates, file = config.get("chat_template"), find(folder, "chat_template.jinja")
+        if file.is_file():  # then transformers reads no other place
+            others = sorted(find(folder, "additional_chat_templates").glob("*.jinja"))
+            files = [(_DEFAULT, file), *((other.stem, other) for other in others)]
+            templates = [{"name": name, "template": _text_of(each)} for name, each in files]
+        return cls(tokens, special, templates)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
@@ -374,3 +371,14 @@ def _refused(what: str) -> Iterator[None]:
 def _content(token: Any) -> Any:
     """Return the text of a token, which a file gives as a string or as an object."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _text_of(template: Path) -> str:
+    """Return the content of a file with a template; a ValueError is raised if it is not UTF-8."""
+    try:
+        return template.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it again in "
+            f"UTF-8"
+        ) from None

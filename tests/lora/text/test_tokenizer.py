@@ -292,6 +292,20 @@ def test_where_the_chat_template_is(tmp_path):
         template("T")
 
 
+def test_templates_by_name_may_be_files(tmp_path):
+    folder = tiny_folder(tmp_path / "m")  # tokenizer_config.json has a template too
+    turns, tools = [{"role": "user", "content": "x"}], [{"name": "t"}]
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("chat_template", "additional_chat_templates/tool_use"):
+        (folder / f"{name}.jinja").write_text(f"{name}!", encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.render(turns) == tokenizer.chat_template == "chat_template!"
+    assert tokenizer.render(turns, tools=tools) == "additional_chat_templates/tool_use!"
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"tool_use\.jinja' is not UTF-8, at byte 1"):
+        Tokenizer.from_folder(folder)
+
+
 def test_tools_have_a_template_of_their_own_if_there_is_one_for_them():
     turns = [{"role": "user", "content": "x"}]
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
