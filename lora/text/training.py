@@ -54,6 +54,7 @@ from minigrad.training.ranks import check_ranks
 LONGEST = 1024  # the default of the largest number of tokens of a row
 _TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # the key of the hash of tokens
 _VALIDATIONS = 5  # the default number of validations in a run
+_CHECKPOINTS = 20  # the default number of checkpoints in a run
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,8 +159,8 @@ def train(
         as_chat: whether prompt and completion become turns of a conversation.
         validate_every: the number of steps between validations, 0 for none; by default, with a
             valid.jsonl, about five validations in a run, and at least one in an epoch.
-        save_every: the number of steps between checkpoints; there is also one after each epoch, and
-            by default only this.
+        save_every: the number of steps between checkpoints, by default a twentieth of the run;
+            there is also one after each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
         resume: whether to continue the run in `out`; a chat template still writes the date on which
@@ -230,7 +231,7 @@ def train(
             patience=None if held_out is None else total + 1,  # never stop early, but keep the best
             validate_every=every,
             checkpoint=folder.checkpoint,
-            checkpoint_every=save_every,
+            checkpoint_every=save_every or math.ceil(total / _CHECKPOINTS),
             scheduler=WarmupCosineLR(optimizer, rising, total),
             save_frozen=False,
             progress=False,

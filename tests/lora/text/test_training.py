@@ -212,6 +212,16 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last, sav
     assert again.left == -2 * (12 - saved)  # two micro-batches in each step that was left
 
 
+def test_a_run_of_one_epoch_that_was_killed_has_lost_few_steps(data, tmp_path):
+    options = {"steps": None, "batch_size": 1}  # an epoch of 30 steps
+    whole = run(data, tmp_path / "whole", **options)
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "out", Interrupted(29, die), **options)
+    again = Interrupted(0, die)
+    same_runs(run(data, tmp_path / "out", again, resume=True, **options), whole)
+    assert again.left == -2
+
+
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(data, tmp_path):
     whole = run(data, tmp_path / "whole")
     model = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGINT))
