@@ -207,12 +207,16 @@ def train(
     check_ranks(ranks, len(batches), accumulation_steps)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
-    held_out = every = None
+    held_out, every, validated = None, None, 0
     if "valid" in rows and validate_every != 0:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
+        validated = sum(ids.size for ids, _ in held_out) * math.ceil(total / every)
     if progress:
-        expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
+        sizes = total, accumulation_steps, checkpointing, validated
+        expected = estimate(
+            model, config, batches, total, accumulation_steps, checkpointing, validated
+        )
         print(*rows.values(), expected, sep="\n", file=sys.stderr)
 
     def write() -> None:

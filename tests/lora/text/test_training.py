@@ -656,6 +656,21 @@ def test_one_second_is_no_plural(monkeypatch):
         assert found.endswith(f"about {text}")
 
 
+def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, capsys):
+    """A validation has the forward pass only, which is half of the work of a step."""
+    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
+    times = []
+    for every in (0, 12, 5):  # none, one after the last step, and one after steps 5, 10 and 12
+        run(validated, tmp_path / f"{every}", validate_every=every, progress=True)
+        times.append(float(re.search(r"time: about ([\d.]+) minutes", capsys.readouterr().err)[1]))
+    rows = read_rows(validated / "valid.jsonl", tokenizer())
+    tokens = sum(ids.size for ids, _ in micro_batches(rows, 4, np.random.default_rng(0)))
+    products = sum(p.data.size for p in StandIn().lm_head.parameters())
+    products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
+    minutes = 2 * products * tokens / 0.6e3 / 60
+    np.testing.assert_allclose(np.diff(times), [minutes, 2 * minutes], atol=0.11)
+
+
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
     model, config = StandIn(), lora.LoRAConfig(rank=2)
     batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool))]
