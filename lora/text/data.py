@@ -119,6 +119,12 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     return found
 
 
+def unread_files(data: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the JSONL files in a folder that `data_files` leaves out."""
+    known = {f"{split}.jsonl" for split in SPLITS}
+    return sorted({file.name for file in Path(data).glob("*.jsonl")} - known)
+
+
 def read_rows(
     file: str | os.PathLike[str],
     tokenizer: Tokenizer,

@@ -33,7 +33,7 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Dataset, data_files, micro_batches, read_rows
+from lora.text.data import Dataset, data_files, micro_batches, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.model import check_model
 from lora.text.run_folder import DTYPE, RunFolder
@@ -217,7 +217,11 @@ def train(
         expected = estimate(
             model, config, batches, total, accumulation_steps, checkpointing, validated
         )
-        print(*rows.values(), expected, sep="\n", file=sys.stderr)
+        print(*rows.values(), sep="\n", file=sys.stderr)
+        if unread := unread_files(data):
+            known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
+            print(f"not read: {', '.join(unread)}; {known}", file=sys.stderr)
+        print(expected, file=sys.stderr)
 
     def write() -> None:
         save(model, folder.path, seed=seed, base_model=base_model, progress=progress)

@@ -656,6 +656,16 @@ def test_one_second_is_no_plural(monkeypatch):
         assert found.endswith(f"about {text}")
 
 
+def test_files_that_are_not_read_are_named(data, tmp_path, capsys):
+    for name in ("validation.jsonl", "test.jsonl", "notes.txt"):
+        (data / name).write_text("")
+    run(data, tmp_path / "out", progress=True)
+    said = "not read: validation.jsonl; the files of a folder are train.jsonl, valid.jsonl and"
+    assert said in capsys.readouterr().err
+    run(data / "train.jsonl", tmp_path / "other", progress=True)
+    assert "not read" not in capsys.readouterr().err
+
+
 def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, capsys):
     """A validation has the forward pass only, which is half of the work of a step."""
     monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
