@@ -24,6 +24,7 @@ from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from minigrad.distributed import world
+from minigrad.tables import counted
 
 Add = Callable[..., Any]
 Command = Callable[..., Add]
@@ -227,7 +228,7 @@ def generate(
 
 
 def write(writer: generating.TextGenerator, prompt: str | generating.Messages, shown: bool) -> str:
-    """Return the generated text; with `shown`, also print it piece by piece."""
+    """Return the generated text; with `shown`, also print it, and say if it was cut."""
     text = ""
     for piece in writer.stream(prompt):
         text += piece
@@ -235,6 +236,12 @@ def write(writer: generating.TextGenerator, prompt: str | generating.Messages, s
             show(piece)
     if shown:
         show("\n")
+        if len(writer.tokens) == writer.max_tokens:
+            many = counted(writer.max_tokens, "token")
+            print(f"cut after {many}; --max-tokens allows more", file=sys.stderr)
+        elif writer.finish_reason == "length":
+            many = counted(writer.model.config.max_length, "token")
+            print(f"cut at {many}, the longest text of this model", file=sys.stderr)
     return text
 
 

@@ -278,6 +278,16 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
     assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
 
 
+def test_an_answer_that_is_cut_says_so(base, capsys):
+    ask = ("generate", base, "--prompt", "the quick", "--max-tokens")
+    _, short, said = run(capsys, *ask, 2)
+    assert said == "cut after 2 tokens; --max-tokens allows more\n"
+    _, long, said = run(capsys, *ask, 1000)
+    assert said == "cut at 256 tokens, the longest text of this model\n"
+    assert long.startswith(short.strip())
+    assert run(capsys, *ask, 2, "--json")[2] == ""
+
+
 def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypatch):
     lines = io.BytesIO(b"\xff\xfe\nwhy?\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
