@@ -263,7 +263,6 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
             messages = list(first)
         elif word == "/use" and name.strip() in names:
             lora.switch(writer.model, *([] if name.strip() == BASE else [name.strip()]))
-            writer.forget()
             show(f"answering with {name.strip()}\n")
         elif word.startswith("/"):
             unknown = f"there is no adapter {name.strip()!r}; " if word == "/use" else ""

@@ -58,9 +58,7 @@ def write_samples(
             answer = answer[: answer.index(tokenizer.eos_token_id)]
         expected = tokenizer.decode(answer)
         with disabled(model):
-            writer.forget()
             before = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
-        writer.forget()
         after = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
         found.append(Sample(tokenizer.decode(ids[:begin]), expected, before, after))
     return found
