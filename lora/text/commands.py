@@ -294,7 +294,8 @@ def evaluate(
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     config = model.config
     options["max_length"] = training.longest_row(options.get("max_length"), config.max_length)
-    rows = read_rows(file, tokenizer, vocab_size=config.vocab_size, **options)
+    options |= {"vocab_size": config.vocab_size, "progress": progress}
+    rows = read_rows(file, tokenizer, **options)
     if progress:
         print(rows, file=sys.stderr)
     report = evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)

@@ -191,7 +191,8 @@ def train(
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
     folder, ranks = RunFolder(out, resume), world()
-    rows = _rows(data, tokenizer, model, options, folder.began)
+    progress = progress and ranks.is_first
+    rows = _rows(data, tokenizer, model, options, folder.began, progress)
     form, base = ranks.on_first(lambda: _base_of(model), "train")
     facts = {
         "options": {**options, DTYPE: form},
@@ -201,7 +202,6 @@ def train(
         "time": folder.began.isoformat(),
     }
     ranks.on_first(lambda: folder.check(facts), "train")
-    progress = progress and ranks.is_first
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
     check_ranks(ranks, len(batches), accumulation_steps)
@@ -301,13 +301,14 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _rows(
-    data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime
-) -> dict[str, Dataset]:
+    data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime,
+    progress: bool,
+) -> dict[str, Dataset]:  # fmt: skip
     """Read the rows for training and, if there are any, those for validation."""
     reading = {name: options[name] for name in ("long_rows", "train_on_prompts", "as_chat")}
     reading |= {"max_length": options["max_length"], "vocab_size": model.config.vocab_size}
     rows = {
-        split: read_rows(file, tokenizer, now=now, **reading)
+        split: read_rows(file, tokenizer, now=now, progress=progress, **reading)
         for split, file in data_files(data).items()
         if split != "test"
     }
