@@ -17,7 +17,14 @@ from lora.adapter import UNMERGEABLE, Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, find_sidecars, other_weights
+from lora.offline.model_folder import (
+    TIED,
+    UNTIED,
+    AdaptedBase,
+    find_sidecars,
+    made_on_nf4,
+    other_weights,
+)
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
@@ -53,6 +60,7 @@ class MergedFiles:
         left_out: files beside the base that are not copied, and folders, with a slash.
         nbytes: the size of all tensors in bytes.
         kept: the files that an earlier merge completed before it was killed.
+        on_nf4: the layers whose adapter was trained on the values of the base in nf4.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class MergedFiles:
     left_out: Sequence[str]
     nbytes: int
     kept: Sequence[str]
+    on_nf4: Sequence[str]
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -76,6 +85,12 @@ class MergedFiles:
             lines.append(f"taken over in full: {tensors} of the adapter{added}")
         lines += [f"{name} {TIED}" for name in self.tied]
         lines += [f"{name} {UNTIED}" for name in self.heads]
+        if self.on_nf4:
+            verb = "was" if len(self.on_nf4) == 1 else "were"
+            lines.append(
+                f"{counted(len(self.on_nf4), 'layer')} {verb} trained on nf4, and are merged with "
+                f"the values of this base, which differ; measure the merged model with lora eval"
+            )
         if self.left_out:
             left_out = ", ".join(self.left_out)
             reason = "because weights without the update may be in them"
@@ -200,7 +215,8 @@ def merge_files(
     found = opened.added, opened.tied, opened.heads, opened.prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
     replaced = list(opened.replaced)
-    return MergedFiles(target, certificate, replaced, *found, left_out, size, kept)
+    on_nf4 = made_on_nf4(opened)
+    return MergedFiles(target, certificate, replaced, *found, left_out, size, kept, on_nf4)
 
 
 def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:

@@ -24,6 +24,7 @@ from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
 from minigrad.distributed import world
+from minigrad.tables import counted
 
 Add = Callable[..., Any]
 Command = Callable[..., Add]
@@ -227,7 +228,7 @@ def generate(
 
 
 def write(writer: generating.TextGenerator, prompt: str | generating.Messages, shown: bool) -> str:
-    """Return the generated text; with `shown`, also print it piece by piece."""
+    """Return the generated text; with `shown`, also print it, and say if it was cut."""
     text = ""
     for piece in writer.stream(prompt):
         text += piece
@@ -235,6 +236,12 @@ def write(writer: generating.TextGenerator, prompt: str | generating.Messages, s
             show(piece)
     if shown:
         show("\n")
+        if len(writer.tokens) == writer.max_tokens:
+            many = counted(writer.max_tokens, "token")
+            print(f"cut after {many}; --max-tokens allows more", file=sys.stderr)
+        elif writer.finish_reason == "length":
+            many = counted(writer.model.config.max_length, "token")
+            print(f"cut at {many}, the longest text of this model", file=sys.stderr)
     return text
 
 
@@ -256,7 +263,6 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
             messages = list(first)
         elif word == "/use" and name.strip() in names:
             lora.switch(writer.model, *([] if name.strip() == BASE else [name.strip()]))
-            writer.forget()
             show(f"answering with {name.strip()}\n")
         elif word.startswith("/"):
             unknown = f"there is no adapter {name.strip()!r}; " if word == "/use" else ""
@@ -288,7 +294,8 @@ def evaluate(
     model, tokenizer = load(base, dtype, adapter, progress, check_base)
     config = model.config
     options["max_length"] = training.longest_row(options.get("max_length"), config.max_length)
-    rows = read_rows(file, tokenizer, vocab_size=config.vocab_size, **options)
+    options |= {"vocab_size": config.vocab_size, "progress": progress}
+    rows = read_rows(file, tokenizer, **options)
     if progress:
         print(rows, file=sys.stderr)
     report = evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
 from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.io.tensor_file import parse_json
+from minigrad.progress import progress_bar
 from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
@@ -119,6 +120,12 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     return found
 
 
+def unread_files(data: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the JSONL files in a folder that `data_files` leaves out."""
+    known = {f"{split}.jsonl" for split in SPLITS}
+    return sorted({file.name for file in Path(data).glob("*.jsonl")} - known)
+
+
 def read_rows(
     file: str | os.PathLike[str],
     tokenizer: Tokenizer,
@@ -129,6 +136,7 @@ def read_rows(
     train_on_prompts: bool = False,
     as_chat: bool = False,
     now: datetime | None = None,
+    progress: bool = True,
 ) -> Dataset:
     """Read the rows of a JSONL file as tokens to train on; the result is a sequence of rows.
 
@@ -144,6 +152,7 @@ def read_rows(
         train_on_prompts: whether all tokens count in the loss.
         as_chat: whether prompt and completion become a turn of the user and one of the assistant.
         now: the time whose date a chat template may write; by default the current time.
+        progress: show a progress bar if it takes long.
 
     Raises:
         OSError: if the file cannot be read.
@@ -164,8 +173,13 @@ def read_rows(
     name, digest = os.fspath(file), hashlib.sha256()
     render = partial(tokenizer.render, strftime_now=(now or datetime.now()).strftime)
     rows = Dataset(name)
-    with open(file, "rb") as lines:
+    options: Any = {"unit": "B", "unit_scale": True, "shown": progress}
+    with (
+        open(file, "rb") as lines,
+        progress_bar(what="reading", total=os.fstat(lines.fileno()).st_size, **options) as bar,
+    ):
         for number, line in enumerate(lines, 1):
+            bar.update(len(line))
             digest.update(line)
             line = line.removeprefix(codecs.BOM_UTF8).strip()
             if not line:

@@ -30,6 +30,7 @@ def estimate(
     steps: int = 1,
     accumulation_steps: int = 1,
     checkpointing: bool = False,
+    validated: int = 0,
 ) -> str:
     """Describe the memory and time of training, from the shapes of the model and the data.
 
@@ -38,7 +39,8 @@ def estimate(
     size h, q and k numbers in queries and keys, and intermediate size f. With gradient
     checkpointing, all layers except one save only their input. If the head has an adapter, all
     logits and their gradient are in memory too. A token needs 4 multiplications and additions for
-    each weight, or 6 with checkpointing. A timed matrix product gives the speed.
+    each weight, or 6 with checkpointing, and 2 in a validation. `validated` is the number of tokens
+    in all validations together. A timed matrix product gives the speed.
 
     If more than 90 % of the machine's memory would be used, the text says what to change.
     """
@@ -71,7 +73,8 @@ def estimate(
         if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
         and not isinstance(module, (Embedding, BFloat16Embedding))  # no product
     )
-    seconds = (6 if checkpointing else 4) * products * tokens / (_SHARE * _speed())
+    each_token = 6 if checkpointing else 4
+    seconds = products * (each_token * tokens + 2 * validated) / (_SHARE * _speed())
     shown = counted(round(seconds), "second") if seconds < 120 else f"{seconds / 60:.1f} minutes"
     text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"
     if memory is None or total <= 0.9 * memory:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import Adapter
 from lora.text.model import LanguageModel, check_model
 from lora.text.tokenization import Tokenizer, check_tokenizer, check_tokens
 from minigrad import random
@@ -28,8 +30,8 @@ class TextGenerator:
     """Continue a prompt, or answer in a conversation.
 
     A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
-    new tokens are computed. It notices when weights were trained in the meantime. After another
-    change of the model, call `forget`.
+    new tokens are computed. It notices when weights were trained, or other adapters are in force,
+    in the meantime. After another change of the model, call `forget`.
 
     Args:
         model: the language model, with adapters or without.
@@ -83,6 +85,7 @@ class TextGenerator:
         self._caches: list[KVCache] = []
         self._capacity = 0
         self._written = 0  # up to this time, the writes to weights are known
+        self._adapters: list[tuple[Adapter, float]] = []  # those in force at the last text
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
         unused_ids = tokenizer.unused_ids(model.config.vocab_size)
@@ -91,9 +94,8 @@ class TextGenerator:
     def forget(self) -> None:
         """Drop the cached keys and values.
 
-        This is needed if adapters were attached, switched, turned off or on, merged or removed
-        since the last text, or weights were converted by `astype`, or written through numpy, as by
-        `w.data[...] = 1`.
+        This is needed if layers were replaced since the last text, as by `lora.quantize`, or
+        weights were converted by `astype`, or written through numpy, as by `w.data[...] = 1`.
         """
         self._read, self._caches, self._capacity = [], [], 0
 
@@ -169,6 +171,9 @@ class TextGenerator:
             times = (last_written(weight._data) for weight in self.model.parameters())
             if any(time > self._written for time in times):
                 self._read = []
+        adapters = _in_force(self.model)
+        if adapters != self._adapters:
+            self._read, self._adapters = [], adapters
         known = 0
         most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits
         while known < most and self._read[known] == ids[known]:
@@ -189,6 +194,16 @@ class TextGenerator:
                 logits = self.model.next_logits(np.array([part]), self._caches)[0]
             self._read += part
         return logits
+
+
+def _in_force(model: LanguageModel) -> list[tuple[Adapter, float]]:
+    """List the adapters with which the layers of a model compute, and their scales."""
+    return [
+        (layer.adapters[name], layer.adapters[name].scale)
+        for layer in model.modules()
+        if isinstance(layer, AdaptedLayer) and layer.enabled
+        for name in layer.active
+    ]
 
 
 def generate(

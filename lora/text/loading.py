@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora.peft import CONFIG
 from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
 from lora.text.gguf_file import GGUFFile, GGUFTensors
 from lora.text.model import LanguageModel, TiedHead
@@ -179,7 +180,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a file, which must be GGUF.
 
     A FileNotFoundError is raised if the path does not exist, is a pipe, or is a folder of GGUF
-    files only.
+    files only or of an adapter.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -192,7 +193,13 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
             f"model in a file"
         )
     files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
-    if files and not find(path, "config.json").is_file():
+    has_config = find(path, "config.json").is_file()
+    if not has_config and find(path, CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} is the folder of an adapter; give its base, a Hugging Face "
+            f"folder or a GGUF file, and load the adapter with --adapter or lora.load"
+        )
+    if files and not has_config:
         raise FileNotFoundError(
             f"{os.fspath(path)!r} has no config.json, but GGUF files; name one: {', '.join(files)}"
         )

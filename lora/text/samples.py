@@ -53,12 +53,12 @@ def write_samples(
         ids = row.ids.tolist()
         begin = int(np.argmax(row.counted))
         begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
-        end = begin + int(np.argmin(np.append(row.counted[begin:], False)))
-        expected = tokenizer.decode(ids[begin:end]).removesuffix(tokenizer.eos_token or "")
+        answer = ids[begin : begin + int(np.argmin(np.append(row.counted[begin:], False)))]
+        if tokenizer.eos_token_id in answer:  # a template may write more after it
+            answer = answer[: answer.index(tokenizer.eos_token_id)]
+        expected = tokenizer.decode(answer)
         with disabled(model):
-            writer.forget()
             before = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
-        writer.forget()
         after = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
         found.append(Sample(tokenizer.decode(ids[:begin]), expected, before, after))
     return found

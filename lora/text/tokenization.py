@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 from lora.text.architecture import json_table
@@ -47,7 +48,13 @@ _SAME = {
 """Other names of these rules."""
 
 _WHOLE = ("llama-bpe", "tekken")
-"""The rules with which a word is one token, without merges, if it is in the vocabulary."""
+"""The rules with which a word is one token, without merges, if it is in the vocabulary.
+
+With them, llama.cpp also begins each text with a token, if the file does not say whether to.
+"""
+
+_UNBEGUN = ("smaug-bpe", "dbrx")
+"""Names of Llama 3's rule with which a text has no first token, as in SmolLM3."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the text of bytes that are not a complete character
 
@@ -163,8 +170,8 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
-        Of several templates in `tokenizer_config.json`, it is the one that is called "tool_use" if
-        `tools` are given, and otherwise "default".
+        Of several templates, in `tokenizer_config.json` or as files, it is the one that is called
+        "tool_use" if `tools` are given, and otherwise "default".
 
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
@@ -241,16 +248,12 @@ class Tokenizer:
                     f"write the folder again with the save_pretrained of transformers' "
                     f"AutoTokenizer"
                 )
-        template = find(folder, "chat_template.jinja")
-        if template.is_file():
-            try:
-                return cls(tokens, special, template.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it "
-                    f"again in UTF-8"
-                ) from None
-        return cls(tokens, special, config.get("chat_template"))
+        templates, file = config.get("chat_template"), find(folder, "chat_template.jinja")
+        if file.is_file():  # then transformers reads no other place
+            others = sorted(find(folder, "additional_chat_templates").glob("*.jinja"))
+            files = [(_DEFAULT, file), *((other.stem, other) for other in others)]
+            templates = [{"name": name, "template": _text_of(each)} for name, each in files]
+        return cls(tokens, special, templates)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
@@ -265,8 +268,9 @@ class Tokenizer:
             found if isinstance(found := metadata.get(f"tokenizer.ggml.{name}"), list) else []
             for name in ("tokens", "merges", "token_type")
         )
-        model, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-        rule = _SAME.get(str(rule or "default"), str(rule or "default"))
+        model = metadata.get("tokenizer.ggml.model")
+        name_of_rule = str(metadata.get("tokenizer.ggml.pre") or "default")
+        rule = _SAME.get(name_of_rule, name_of_rule)
         if model != "gpt2" or rule not in _RULES:
             raise ValueError(
                 f"a tokenizer of the model {model!r:.60} with the rule {rule!r:.60} is not "
@@ -290,11 +294,12 @@ class Tokenizer:
         ]
         tokens.add_tokens(added)
         special, ends = {}, {}
+        is_begun = is_whole and name_of_rule not in _UNBEGUN
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
             i = metadata.get(f"tokenizer.ggml.{key}_token_id")
             if isinstance(i, int) and 0 <= i < len(words):
                 special[f"{name}_token"] = words[i]
-                if metadata.get(f"tokenizer.ggml.add_{name}_token", is_whole and name == "bos"):
+                if metadata.get(f"tokenizer.ggml.add_{name}_token", is_begun and name == "bos"):
                     ends[name] = {"id": name, "ids": [i], "tokens": [words[i]]}
         if ends:
             pieces = [piece for piece in ("bos", "$A", "eos") if piece in {"$A", *ends}]
@@ -366,3 +371,14 @@ def _refused(what: str) -> Iterator[None]:
 def _content(token: Any) -> Any:
     """Return the text of a token, which a file gives as a string or as an object."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _text_of(template: Path) -> str:
+    """Return the content of a file with a template; a ValueError is raised if it is not UTF-8."""
+    try:
+        return template.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{os.fspath(template)!r} is not UTF-8, at byte {error.start + 1:,}; write it again in "
+            f"UTF-8"
+        ) from None

@@ -33,7 +33,7 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Dataset, data_files, micro_batches, read_rows
+from lora.text.data import Dataset, data_files, micro_batches, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.model import check_model
 from lora.text.run_folder import DTYPE, RunFolder
@@ -54,6 +54,7 @@ from minigrad.training.ranks import check_ranks
 LONGEST = 1024  # the default of the largest number of tokens of a row
 _TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # the key of the hash of tokens
 _VALIDATIONS = 5  # the default number of validations in a run
+_CHECKPOINTS = 20  # the default number of checkpoints in a run
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,8 +159,8 @@ def train(
         as_chat: whether prompt and completion become turns of a conversation.
         validate_every: the number of steps between validations, 0 for none; by default, with a
             valid.jsonl, about five validations in a run, and at least one in an epoch.
-        save_every: the number of steps between checkpoints; there is also one after each epoch, and
-            by default only this.
+        save_every: the number of steps between checkpoints, by default a twentieth of the run;
+            there is also one after each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
             of saving them.
         resume: whether to continue the run in `out`; a chat template still writes the date on which
@@ -190,7 +191,8 @@ def train(
     head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
     config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
     folder, ranks = RunFolder(out, resume), world()
-    rows = _rows(data, tokenizer, model, options, folder.began)
+    progress = progress and ranks.is_first
+    rows = _rows(data, tokenizer, model, options, folder.began, progress)
     form, base = ranks.on_first(lambda: _base_of(model), "train")
     facts = {
         "options": {**options, DTYPE: form},
@@ -200,19 +202,26 @@ def train(
         "time": folder.began.isoformat(),
     }
     ranks.on_first(lambda: folder.check(facts), "train")
-    progress = progress and ranks.is_first
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
     check_ranks(ranks, len(batches), accumulation_steps)
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
-    held_out = every = None
+    held_out, every, validated = None, None, 0
     if "valid" in rows and validate_every != 0:
         held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
         every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
+        validated = sum(ids.size for ids, _ in held_out) * math.ceil(total / every)
     if progress:
-        expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
-        print(*rows.values(), expected, sep="\n", file=sys.stderr)
+        sizes = total, accumulation_steps, checkpointing, validated
+        expected = estimate(
+            model, config, batches, total, accumulation_steps, checkpointing, validated
+        )
+        print(*rows.values(), sep="\n", file=sys.stderr)
+        if unread := unread_files(data):
+            known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
+            print(f"not read: {', '.join(unread)}; {known}", file=sys.stderr)
+        print(expected, file=sys.stderr)
 
     def write() -> None:
         save(model, folder.path, seed=seed, base_model=base_model, progress=progress)
@@ -230,7 +239,7 @@ def train(
             patience=None if held_out is None else total + 1,  # never stop early, but keep the best
             validate_every=every,
             checkpoint=folder.checkpoint,
-            checkpoint_every=save_every,
+            checkpoint_every=save_every or math.ceil(total / _CHECKPOINTS),
             scheduler=WarmupCosineLR(optimizer, rising, total),
             save_frozen=False,
             progress=False,
@@ -292,13 +301,14 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _rows(
-    data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime
-) -> dict[str, Dataset]:
+    data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime,
+    progress: bool,
+) -> dict[str, Dataset]:  # fmt: skip
     """Read the rows for training and, if there are any, those for validation."""
     reading = {name: options[name] for name in ("long_rows", "train_on_prompts", "as_chat")}
     reading |= {"max_length": options["max_length"], "vocab_size": model.config.vocab_size}
     rows = {
-        split: read_rows(file, tokenizer, now=now, **reading)
+        split: read_rows(file, tokenizer, now=now, progress=progress, **reading)
         for split, file in data_files(data).items()
         if split != "test"
     }

@@ -316,6 +316,30 @@ def test_data_are_a_file_or_a_folder(tmp_path):
         data_files(tmp_path / "missing")
 
 
+def test_a_bar_shows_how_much_of_a_file_is_read(tmp_path, monkeypatch):
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.done = options, 0
+            made.append(self)
+
+        def update(self, count):
+            self.done += count
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    made = []
+    monkeypatch.setattr("lora.text.data.progress_bar", Bar)
+    file = written(tmp_path, *[{"text": "the fox"}] * 9)
+    for shown in (True, False):
+        read_rows(file, tokenizer(), progress=shown)
+        assert made[-1].options["shown"] is shown
+        assert made[-1].options["total"] == made[-1].done == file.stat().st_size
+
+
 def test_the_digest_is_that_of_the_bytes(tmp_path):
     first = read_rows(written(tmp_path, {"text": "the fox"}), tokenizer()).digest
     assert read_rows(written(tmp_path, {"text": "the fox"}), tokenizer()).digest == first

@@ -1,13 +1,16 @@
 """Writing with a tiny model: greedy, drawn, in a conversation, and up to its limits."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 import lora
 import minigrad as mg
+from lora.attachment.state import adapted_layers
 from lora.text.generating import TextGenerator, generate
 from lora.text.loading import load_model, tokenizer
-from tests.lora.models import shake
+from tests.lora.models import put_on, shake
 from tests.lora.text.models import tiny_folder
 
 ASK = [{"role": "user", "content": "why is the sky blue?"}]
@@ -107,18 +110,44 @@ def test_a_conversation_is_read_once(parts, monkeypatch):
     assert again == generate(model, tok, more, max_tokens=4)
 
 
-def test_after_a_switch_of_adapters_everything_is_read_again(parts, rng):
+def halve_the_scale(model):
+    for _, layer in adapted_layers(model):
+        layer.adapters["two"].scale /= 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: lora.switch(model),
+        lambda model: lora.switch(model, "one"),
+        lambda model: lora.switch(model, "one", "two"),
+        lambda model: lora.remove(model, "two"),
+        lora.detach,
+        halve_the_scale,
+    ],
+)
+def test_after_a_change_of_adapters_everything_is_read_again(parts, rng, change):
     model, tok = parts
-    lora.attach(model, lora.LoRAConfig(rank=4, alpha=64), rng=rng)
-    for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape)
+    for name in ("one", "two"):
+        put_on(model, name, rng, size=1)
     writer = TextGenerator(model, tok, max_tokens=6)
     adapted = "".join(writer.stream("The fox"))
-    lora.switch(model)
-    writer.forget()
-    base = "".join(writer.stream("The fox"))
-    assert base == generate(model, tok, "The fox", max_tokens=6)
-    assert base != adapted
+    change(model)
+    changed = "".join(writer.stream("The fox"))
+    assert changed == generate(model, tok, "The fox", max_tokens=6)
+    assert changed != adapted
+
+
+def test_what_was_read_without_adapters_is_read_again_with_them(parts, rng):
+    model, tok = parts
+    put_on(model, "one", rng, size=1)
+    writer = TextGenerator(model, tok, max_tokens=6)
+    texts = []
+    for block in (nullcontext, lora.disabled, nullcontext):
+        with block(model):
+            texts.append("".join(writer.stream("The fox")))
+            assert texts[-1] == generate(model, tok, "The fox", max_tokens=6)
+    assert texts[0] == texts[2] != texts[1]
 
 
 def test_after_a_step_of_training_everything_is_read_again(parts, rng):

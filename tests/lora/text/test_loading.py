@@ -105,3 +105,11 @@ def test_in_a_folder_of_gguf_files_one_is_to_be_named(tmp_path, load):
     (tmp_path / "model.gguf").touch()
     with pytest.raises(FileNotFoundError, match=r"but GGUF files; name one: .*model\.gguf"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_model, tokenizer])
+def test_an_adapter_in_place_of_its_base_is_named(tmp_path, load):
+    (tmp_path / "adapter_config.json").touch()
+    (tmp_path / "tokenizer.json").touch()  # transformers' trainer writes one beside the adapter
+    with pytest.raises(FileNotFoundError, match=r"is the folder of an adapter; give its base"):
+        load(tmp_path)

@@ -83,6 +83,18 @@ def test_of_an_adapter_that_was_made_in_nf4_the_check_says_that_its_base_is_not_
     assert "load the model in nf4" in odd.what
 
 
+def test_a_merge_says_which_layers_were_trained_on_other_values_of_the_base(tmp_path):
+    base = tiny_folder(tmp_path / "a")
+    merged = merge_files(base, adapter_in("nf4", base, tmp_path / "nf4"), tmp_path / "out")
+    layers = [f"model.layers.{i}." for i in range(2)]
+    parts = "self_attn.q_proj", "mlp.down_proj"
+    assert sorted(merged.on_nf4) == sorted(layer + part for layer in layers for part in parts)
+    assert "4 layers were trained on nf4, and are merged with the values of this" in repr(merged)
+    plain = merge_files(base, adapter_in("float32", base, tmp_path / "plain"), tmp_path / "other")
+    assert plain.on_nf4 == []
+    assert "nf4" not in repr(plain)
+
+
 def test_a_merged_file_of_few_bits_is_the_converted_one(tmp_path, monkeypatch):
     made = tiny_folder(tmp_path / "m", intermediate_size=64)
     base = tiny_gguf(tmp_path / "m.gguf", made, quantised="Q8_0")

@@ -278,6 +278,16 @@ def test_a_message_that_is_too_long_does_not_end_a_conversation(base, capsys, mo
     assert second.strip() == "".join(c for c in plain if c.isprintable()).strip()
 
 
+def test_an_answer_that_is_cut_says_so(base, capsys):
+    ask = ("generate", base, "--prompt", "the quick", "--max-tokens")
+    _, short, said = run(capsys, *ask, 2)
+    assert said == "cut after 2 tokens; --max-tokens allows more\n"
+    _, long, said = run(capsys, *ask, 1000)
+    assert said == "cut at 256 tokens, the longest text of this model\n"
+    assert long.startswith(short.strip())
+    assert run(capsys, *ask, 2, "--json")[2] == ""
+
+
 def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypatch):
     lines = io.BytesIO(b"\xff\xfe\nwhy?\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
@@ -481,8 +491,7 @@ def test_a_sample_of_a_conversation_has_one_answer(base, tmp_path, capsys):
     file.write_text(json.dumps({"messages": messages}))
     _, printed, _ = run(capsys, "train", base, file, tmp_path / "out", "--steps", 1, "--json")
     (sample,) = json.loads(printed)["samples"]
-    assert sample["expected"].startswith("the sky")
-    assert "user" not in sample["expected"]
+    assert sample["expected"] == "the sky"
 
 
 def test_a_base_without_a_tokenizer_is_refused_before_its_weights_are_read(base, capsys):

@@ -154,6 +154,16 @@ def test_tokens_around_a_text_are_added_if_the_model_has_them(files):
     assert Tokenizer.from_gguf(metadata).encode("Hi", add_special_tokens=True)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["smaug-bpe", "dbrx"])
+def test_llama_3s_rule_for_models_whose_texts_have_no_first_token(files, name):
+    """SmolLM3 has the rule "smaug-bpe", and its texts do not begin with a token of their own."""
+    metadata = {**files[1].metadata, "tokenizer.ggml.pre": name}
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode_beginning("Hi") == tokenizer.encode("Hi")
+    metadata["tokenizer.ggml.add_bos_token"] = True
+    assert Tokenizer.from_gguf(metadata).encode_beginning("Hi")[0] == 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_are_those_of_the_models_own_tokenizers(name):
     """With the part of each vocabulary that matters for the texts."""
@@ -280,6 +290,20 @@ def test_where_the_chat_template_is(tmp_path):
     (folder / "chat_template.jinja").write_bytes(b"J\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja' is not UTF-8, at byte 2"):
         template("T")
+
+
+def test_templates_by_name_may_be_files(tmp_path):
+    folder = tiny_folder(tmp_path / "m")  # tokenizer_config.json has a template too
+    turns, tools = [{"role": "user", "content": "x"}], [{"name": "t"}]
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("chat_template", "additional_chat_templates/tool_use"):
+        (folder / f"{name}.jinja").write_text(f"{name}!", encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.render(turns) == tokenizer.chat_template == "chat_template!"
+    assert tokenizer.render(turns, tools=tools) == "additional_chat_templates/tool_use!"
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"tool_use\.jinja' is not UTF-8, at byte 1"):
+        Tokenizer.from_folder(folder)
 
 
 def test_tools_have_a_template_of_their_own_if_there_is_one_for_them():

@@ -212,6 +212,16 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last, sav
     assert again.left == -2 * (12 - saved)  # two micro-batches in each step that was left
 
 
+def test_a_run_of_one_epoch_that_was_killed_has_lost_few_steps(data, tmp_path):
+    options = {"steps": None, "batch_size": 1}  # an epoch of 30 steps
+    whole = run(data, tmp_path / "whole", **options)
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "out", Interrupted(29, die), **options)
+    again = Interrupted(0, die)
+    same_runs(run(data, tmp_path / "out", again, resume=True, **options), whole)
+    assert again.left == -2
+
+
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(data, tmp_path):
     whole = run(data, tmp_path / "whole")
     model = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -644,6 +654,31 @@ def test_one_second_is_no_plural(monkeypatch):
         monkeypatch.setattr("lora.text.estimating._speed", lambda: 4 * 400 * products / 0.6)
         found = estimate(StandIn(), lora.LoRAConfig(rank=2), batches, steps)
         assert found.endswith(f"about {text}")
+
+
+def test_files_that_are_not_read_are_named(data, tmp_path, capsys):
+    for name in ("validation.jsonl", "test.jsonl", "notes.txt"):
+        (data / name).write_text("")
+    run(data, tmp_path / "out", progress=True)
+    said = "not read: validation.jsonl; the files of a folder are train.jsonl, valid.jsonl and"
+    assert said in capsys.readouterr().err
+    run(data / "train.jsonl", tmp_path / "other", progress=True)
+    assert "not read" not in capsys.readouterr().err
+
+
+def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, capsys):
+    """A validation has the forward pass only, which is half of the work of a step."""
+    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
+    times = []
+    for every in (0, 12, 5):  # none, one after the last step, and one after steps 5, 10 and 12
+        run(validated, tmp_path / f"{every}", validate_every=every, progress=True)
+        times.append(float(re.search(r"time: about ([\d.]+) minutes", capsys.readouterr().err)[1]))
+    rows = read_rows(validated / "valid.jsonl", tokenizer())
+    tokens = sum(ids.size for ids, _ in micro_batches(rows, 4, np.random.default_rng(0)))
+    products = sum(p.data.size for p in StandIn().lm_head.parameters())
+    products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
+    minutes = 2 * products * tokens / 0.6e3 / 60
+    np.testing.assert_allclose(np.diff(times), [minutes, 2 * minutes], atol=0.11)
 
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
