@@ -30,8 +30,8 @@ class TextGenerator:
     """Continue a prompt, or answer in a conversation.
 
     A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
-    new tokens are computed. It notices when weights were trained, or other adapters are in force,
-    in the meantime. After another change of the model, call `forget`.
+    new tokens are computed. It notices when weights were trained, or other adapters are active, in
+    the meantime. After another change of the model, call `forget`.
 
     Args:
         model: the language model, with adapters or without.
@@ -85,7 +85,7 @@ class TextGenerator:
         self._caches: list[KVCache] = []
         self._capacity = 0
         self._written = 0  # up to this time, the writes to weights are known
-        self._adapters: list[tuple[Adapter, float]] = []  # those in force at the last text
+        self._adapters: list[tuple[Adapter, float]] = []  # active at the last text
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
         unused_ids = tokenizer.unused_ids(model.config.vocab_size)
@@ -171,7 +171,7 @@ class TextGenerator:
             times = (last_written(weight._data) for weight in self.model.parameters())
             if any(time > self._written for time in times):
                 self._read = []
-        adapters = _in_force(self.model)
+        adapters = _active_adapters(self.model)
         if adapters != self._adapters:
             self._read, self._adapters = [], adapters
         known = 0
@@ -196,7 +196,7 @@ class TextGenerator:
         return logits
 
 
-def _in_force(model: LanguageModel) -> list[tuple[Adapter, float]]:
+def _active_adapters(model: LanguageModel) -> list[tuple[Adapter, float]]:
     """List the adapters with which the layers of a model compute, and their scales."""
     return [
         (layer.adapters[name], layer.adapters[name].scale)

@@ -214,9 +214,7 @@ def train(
         validated = sum(ids.size for ids, _ in held_out) * math.ceil(total / every)
     if progress:
         sizes = total, accumulation_steps, checkpointing, validated
-        expected = estimate(
-            model, config, batches, total, accumulation_steps, checkpointing, validated
-        )
+        expected = estimate(model, config, batches, *sizes)
         print(*rows.values(), sep="\n", file=sys.stderr)
         if unread := unread_files(data):
             known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
