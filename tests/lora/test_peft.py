@@ -39,6 +39,7 @@ from lora.peft import (
 from lora.peft.facts import KEY
 from minigrad import nn
 from minigrad.io import TensorFile, load_state
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from tests.lora.folders import (
     FOLDERS,
     KINDS,
@@ -56,7 +57,7 @@ from tests.lora.folders import (
     relative,
     two_adapters,
 )
-from tests.lora.models import batch_normed, with_own_statistics
+from tests.lora.models import TiedNet, batch_normed, with_own_statistics
 from tests.minigrad.io.test_tensors import mutated
 
 
@@ -1057,6 +1058,25 @@ def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     model = model_of("classifier")
     lora.load(model, folder)
     assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
+
+
+@pytest.mark.parametrize("bits", [None, "bfloat16"])
+def test_pissa_of_a_weight_that_is_tied_is_refused(bits, rng, tmp_path):
+    model = TiedNet(rng, np.float32)
+    if bits is not None:
+        table = BFloat16Matrix.of(model.table.weight.data)
+        model.table, model.head = lora.BFloat16Embedding(table), lora.BFloat16Linear(table)
+    fresh = copy.deepcopy(model)
+    lora.attach(model, LoRAConfig(rank=2, targets=["head"]))
+    lora.save(model, tmp_path)
+    as_of_peft(tmp_path)
+    lora.load(copy.deepcopy(fresh), tmp_path)
+    configure(tmp_path, init_lora_weights="pissa")
+    with pytest.raises(ValueError, match=r"tied: .* off the weight of head, and so off table.weight"):
+        lora.load(fresh, tmp_path)
+    assert not any(isinstance(module, lora.LoRALayer) for module in fresh.modules())
+    fresh.head = nn.Linear(5, 7, bias=False)
+    lora.load(fresh, tmp_path)
 
 
 @pytest.mark.parametrize("init", ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "OLoRA"])
