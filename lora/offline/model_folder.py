@@ -49,6 +49,8 @@ UNTIED = (
     "have tie_word_embeddings=false, as a copied one has"
 )
 
+_TIED_TO = "tied to {!r}: save the base with a copy of its own (tie_word_embeddings=False)"
+
 EMBEDDINGS = (
     *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
     *("wte", "wpe", "shared", "relative_attention_bias"),
@@ -171,10 +173,7 @@ class AdaptedBase(Closing):
             shape = (a[-1], b[0]) if wanted[0].kind == "embedding" else (b[0], a[-1])
             similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
             if len(similar) == 1:
-                return (
-                    f"it is tied to {similar[0]!r}: save the base with a copy of its own "
-                    f"(tie_word_embeddings=False)"
-                )
+                return f"it is {_TIED_TO.format(similar[0])}"
         return (
             "transformers gives the weights of this model other names when it loads them: save it "
             "with save_pretrained(..., save_original_format=False)"
@@ -227,14 +226,26 @@ class AdaptedBase(Closing):
                 continue
             found[name] = key
             if name in base:
-                info = base.info(name)
-                self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
+                own, info, source = files.tensors[key].shape, base.info(name), "in the base"
+                is_table = own != info.shape and own[1:] == info.shape[1:]
+                if is_table and _config_of(base).get("vocab_size") == info.shape[0]:
+                    source += (
+                        f"; if the adapter was trained with more tokens, resize the base likewise, "
+                        f"with resize_token_embeddings({own[0]}), and save it"
+                    )
+                self.problems += files.tensor_problems(key, info.shape, info.dtype, source)
             elif not files.is_trained_in_full(key):
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
-                    f"the base"
+                    f"the base{self._tied_to(files.tensors[key].shape)}"
                 )
         return found
+
+    def _tied_to(self, shape: tuple[int, ...]) -> str:
+        """Say what to do about a tensor that may be a head, tied to a table of this shape."""
+        base = self.tensors
+        tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
+        return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
 
     def _missing(self) -> Iterator[str]:
         """Yield an error for each tensor of the base that the adapter should have in full.

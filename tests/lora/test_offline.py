@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -729,6 +730,24 @@ def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
 
+def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    base, weights = base_of(net, tmp_path / "base"), tmp_path / "adapter" / WEIGHTS
+    (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
+    refused = partial(pytest.raises, ValueError)
+    edit(weights, replaced(f"{PREFIX}out.weight", net.embed.weight.data))
+    with refused(match=r"unexpected: .*out.weight .*tied to 'embed.weight': .*copy of its own .*"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    edit(weights, without(f"{PREFIX}out.weight"))
+    edit(weights, replaced(f"{PREFIX}embed.weight", np.ones((13, 6), "f4")))
+    message = (
+        r"is \(13, 6\) in the file, and \(11, 6\) in the base; .*resize_token_embeddings\(13\)"
+    )
+    with refused(match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
 BROKEN_WHOLES = {
     "NaN": (
         f"{PREFIX}head.base_layer.bias",
@@ -1178,7 +1197,12 @@ NOTHING_LOST = {
         "modules_to_save: 'no' matches none of embed, head",
     ),
     "a name": (without("head.bias"), {}, "missing: head.bias"),
-    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
+    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'; modules_to_save"),
+    "a head": (
+        replaced("out.weight", np.ones(3, "f4")),
+        {},
+        r"'out.weight' \(.* 'up.weight'\?\); ",
+    ),
     "a shape": (replaced("head.bias", np.ones(4, "f4")), {}, r"mis-shaped: head.bias is \(4,\)"),
     "NaN": (replaced("up.weight", np.full((8, 6), np.nan, "f4")), {}, "up.weight has NaN"),
     "rank": (lambda a: a, {"rank": 0}, "rank"),
