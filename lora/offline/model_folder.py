@@ -121,6 +121,7 @@ class AdaptedBase(Closing):
             shapes = [self.tensors.info(name).shape for name in tables]
             own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
             self.heads = [name for name in self.added if own[name] in shapes]
+            self.problems += self._left_without(tables)
             changed = [] if self.heads else [*self.layers, *self.replaced]
             self.tied = [name for name in tables if name in changed]
             # The layers with an update that cannot be merged.
@@ -246,6 +247,24 @@ class AdaptedBase(Closing):
         base = self.tensors
         tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
         return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
+
+    def _left_without(self, tables: Sequence[str]) -> Iterator[str]:
+        """Yield an error if a head that is not tied leaves other layers without a weight.
+
+        In BART and similar models, encoder, decoder and head share a table, all of them or none. A
+        table without a prefix is that of T5, where encoder and decoder always share it.
+        """
+        for table in tables if self.heads else ():
+            prefix = table.removesuffix("shared.weight")
+            names = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+            known = {*self.tensors, *self.replaced}
+            left = [name for name in [*names, "lm_head.weight"] if name not in known]
+            if prefix not in ("", table) and left:
+                yield (
+                    f"tied: {' and '.join(left)} would have no weight in a model whose head is not "
+                    f"tied, because in the base, encoder, decoder and head share {table}; save the "
+                    f"base with a copy of it for each (tie_word_embeddings=False)"
+                )
 
     def _missing(self) -> Iterator[str]:
         """Yield an error for each tensor of the base that the adapter should have in full.

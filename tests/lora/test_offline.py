@@ -748,6 +748,25 @@ def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, r
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
+def test_a_new_head_of_an_embedding_that_encoder_and_decoder_share_needs_copies(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    base, table = base_of(net, tmp_path / "base"), net.embed.weight.data
+    weights, config = base / "model.safetensors", {"vocab_size": 11}
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(f"{PREFIX}lm_head.weight", table + 1))
+    configure(tmp_path / "adapter", modules_to_save=["lm_head"])
+    edit(weights, lambda arrays: without("embed.weight")({**arrays, "model.shared.weight": table}))
+    (base / "config.json").write_text(json.dumps(config))
+    both = [f"model.{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+    message = f"tied: {' and '.join(both)} would have no weight .*share model.shared.weight"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+    edit(weights, lambda arrays: arrays | dict.fromkeys(both, table))
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    out = merge_files(base, tmp_path / "adapter", tmp_path / "out").path / "model.safetensors"
+    assert {*both, "lm_head.weight", "model.shared.weight"} <= load_state(out)[0].keys()
+
+
 BROKEN_WHOLES = {
     "NaN": (
         f"{PREFIX}head.base_layer.bias",
