@@ -49,6 +49,10 @@ UNTIED = (
     "have tie_word_embeddings=false, as a copied one has"
 )
 
+_RENAMED = (
+    "transformers gives the weights of this model other names when it loads them: save it with "
+    "save_pretrained(..., save_original_format=False)"
+)
 _TIED_TO = "tied to {!r}: save the base with a copy of its own (tie_word_embeddings=False)"
 
 EMBEDDINGS = (
@@ -121,7 +125,7 @@ class AdaptedBase(Closing):
             shapes = [self.tensors.info(name).shape for name in tables]
             own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
             self.heads = [name for name in self.added if own[name] in shapes]
-            self.problems += self._left_without(tables)
+            self.problems += [*self._left_without(tables), *self._renamed()]
             changed = [] if self.heads else [*self.layers, *self.replaced]
             self.tied = [name for name in tables if name in changed]
             # The layers with an update that cannot be merged.
@@ -175,10 +179,7 @@ class AdaptedBase(Closing):
             similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
             if len(similar) == 1:
                 return f"it is {_TIED_TO.format(similar[0])}"
-        return (
-            "transformers gives the weights of this model other names when it loads them: save it "
-            "with save_pretrained(..., save_original_format=False)"
-        )
+        return _RENAMED
 
     def _weight(
         self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
@@ -248,6 +249,26 @@ class AdaptedBase(Closing):
         tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
         return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
 
+    def _renamed(self) -> Iterator[str]:
+        """Yield an error if tensors in full seem to have other names in the base.
+
+        These tensors belong to a numbered block, such as "layers.3", that the base has; or to one
+        that it has not, but all of their shapes. A head that is new to the base has another shape.
+        """
+        base = self.tensors
+        blocks, roots = ({part(name) for name in base} for part in (_block, _root))
+        numbered = [name for name in self.added if _block(name) and _root(name) in roots]
+        strange = [name for name in numbered if _block(name) in blocks]
+        shapes = {info.shape for info in base.tensors.values()}
+        if all(self.files.tensors[self.replaced[name]].shape in shapes for name in numbered):
+            strange = numbered
+        if strange:
+            yield (
+                f"another base: of the tensors that the adapter has in full, {len(strange)} are "
+                f"not in the blocks of the base, such as {strange[0]!r}; if it is the right one, "
+                f"{_RENAMED}"
+            )
+
     def _left_without(self, tables: Sequence[str]) -> Iterator[str]:
         """Yield an error if a head that is not tied leaves other layers without a weight.
 
@@ -290,6 +311,18 @@ class AdaptedBase(Closing):
                     f"bias='lora_only' with PEFT 0.21 or newer: older versions leave biases out), "
                     f"or set bias and modules_to_save in its {CONFIG} to what it has"
                 )
+
+
+def _block(name: str) -> str:
+    """Return a name up to its first number, such as "model.layers.3"; empty if it has none."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[: first + 1])
+
+
+def _root(name: str) -> str:
+    """Return the first part of a name."""
+    return name.partition(".")[0]
 
 
 def is_computed(name: str, axes: int) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import lora
+from lora import LoRAConfig
 from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.extracting import ExtractedFiles
@@ -765,6 +766,27 @@ def test_a_new_head_of_an_embedding_that_encoder_and_decoder_share_needs_copies(
     (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     out = merge_files(base, tmp_path / "adapter", tmp_path / "out").path / "model.safetensors"
     assert {*both, "lm_head.weight", "model.shared.weight"} <= load_state(out)[0].keys()
+
+
+@pytest.mark.parametrize("other", [("blocks.0.q", "blocks.0.query"), ("blocks.0.", "part_a.")])
+def test_tensors_in_full_that_a_block_of_the_base_does_not_have_have_other_names(
+    other, rng, tmp_path
+):
+    blocks = [{"q": Linear(6, 6, rng=rng), "up": Linear(6, 6, rng=rng)} for _ in range(2)]
+    net = Module()
+    net.blocks, net.head = blocks, {"1": Linear(6, 3, rng=rng)}
+    base = base_of(net, tmp_path / "base")
+    options = {"targets": "blocks.1.up", "modules_to_save": ["q", "head.1"]}
+    lora.attach(net, LoRAConfig(rank=2, **options), rng=rng)
+    lora.save(net, tmp_path / "adapter")
+    weights = base / "model.safetensors"
+    edit(weights, lambda arrays: {n: x for n, x in arrays.items() if not n.startswith("head")})
+    assert len(merge_files(base, tmp_path / "adapter", tmp_path / "out").added) == 2
+    edit(weights, lambda arrays: {n.replace(*other): x for n, x in arrays.items()})
+    message = r"another base: .*full, 2 .* such as 'blocks\.0\.q\.bias'; .*save_original_format"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "no")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
 BROKEN_WHOLES = {
