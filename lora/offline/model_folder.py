@@ -2,8 +2,9 @@
 
 The files of transformers do not say how their names and shapes relate to the layers of the model
 that PEFT has adapted. `AdaptedBase` finds the tensors that belong to an adapter. It recognises a
-prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors,
-heads that are tied to the embedding, and buffers that transformers computes.
+prefix of the names, names that transformers changes when it loads a model, weights that are stored
+transposed (the Conv1D of GPT-2), tables of vectors, heads that are tied to the embedding, and
+buffers that transformers computes.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
 gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
