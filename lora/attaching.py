@@ -339,7 +339,13 @@ def detach(model: Module) -> Module:
     attachment.swap_in(model, ())
     state.store(model, None)
     _restore_originals(model, attachment, list(attachment.replaced))
-    state.restore_flags(attachment.flags)
+    # A part that got adapters later stays frozen, and gets these flags when it is detached.
+    flags = {id(parameter): flag for parameter, flag in attachment.flags}
+    frozen: set[int] = set()
+    for later in filter(None, map(state.attachment_of, model.modules())):
+        later.flags = [(p, flags.get(id(p), flag)) for p, flag in later.flags]
+        frozen |= {id(p) for p, _ in later.flags}
+    state.restore_flags((p, flag) for p, flag in attachment.flags if id(p) not in frozen)
     return model
 
 

@@ -17,14 +17,14 @@ from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.patterns import check_several, exact, exact_key, is_glob_match, is_inside, near
+from lora.patterns import check_several, exact, exact_key, is_glob_match, is_inside
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_folder
 from lora.peft.keys import A, B, by_key
 from lora.scaling import check_size
 from lora.spectra import Approximation
-from minigrad.checks import check_flag, check_problems
+from minigrad.checks import check_flag, check_problems, nearest
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
@@ -240,7 +240,8 @@ def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> Non
         if is_inside(saved, name):
             continue
         if name not in before:
-            problems.append(f"unexpected: {near(name, list(before))}")
+            hint = nearest(name, before)
+            problems.append(f"unexpected: {name!r}{hint}; modules_to_save can copy its module")
         elif before.info(name).shape != after.info(name).shape:
             shapes = before.info(name).shape, after.info(name).shape
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")

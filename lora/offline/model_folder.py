@@ -2,8 +2,9 @@
 
 The files of transformers do not say how their names and shapes relate to the layers of the model
 that PEFT has adapted. `AdaptedBase` finds the tensors that belong to an adapter. It recognises a
-prefix of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors,
-heads that are tied to the embedding, and buffers that transformers computes.
+prefix of the names, names that transformers changes when it loads a model, weights that are stored
+transposed (the Conv1D of GPT-2), tables of vectors, heads that are tied to the embedding, and
+buffers that transformers computes.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
 gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
@@ -48,6 +49,12 @@ UNTIED = (
     "is the weight of the head, which in the base is the weight of the embedding: config.json must "
     "have tie_word_embeddings=false, as a copied one has"
 )
+
+_RENAMED = (
+    "transformers gives the weights of this model other names when it loads them: save it with "
+    "save_pretrained(..., save_original_format=False)"
+)
+_TIED_TO = "tied to {!r}: save the base with a copy of its own (tie_word_embeddings=False)"
 
 EMBEDDINGS = (
     *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
@@ -119,6 +126,7 @@ class AdaptedBase(Closing):
             shapes = [self.tensors.info(name).shape for name in tables]
             own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
             self.heads = [name for name in self.added if own[name] in shapes]
+            self.problems += [*self._left_without(tables), *self._renamed()]
             changed = [] if self.heads else [*self.layers, *self.replaced]
             self.tied = [name for name in tables if name in changed]
             # The layers with an update that cannot be merged.
@@ -171,14 +179,8 @@ class AdaptedBase(Closing):
             shape = (a[-1], b[0]) if wanted[0].kind == "embedding" else (b[0], a[-1])
             similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
             if len(similar) == 1:
-                return (
-                    f"it is tied to {similar[0]!r}: save the base with a copy of its own "
-                    f"(tie_word_embeddings=False)"
-                )
-        return (
-            "transformers gives the weights of this model other names when it loads them: save it "
-            "with save_pretrained(..., save_original_format=False)"
-        )
+                return f"it is {_TIED_TO.format(similar[0])}"
+        return _RENAMED
 
     def _weight(
         self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
@@ -227,14 +229,64 @@ class AdaptedBase(Closing):
                 continue
             found[name] = key
             if name in base:
-                info = base.info(name)
-                self.problems += files.tensor_problems(key, info.shape, info.dtype, "in the base")
+                own, info, source = files.tensors[key].shape, base.info(name), "in the base"
+                is_table = own != info.shape and own[1:] == info.shape[1:]
+                if is_table and _config_of(base).get("vocab_size") == info.shape[0]:
+                    source += (
+                        f"; if the adapter was trained with more tokens, resize the base likewise, "
+                        f"with resize_token_embeddings({own[0]}), and save it"
+                    )
+                self.problems += files.tensor_problems(key, info.shape, info.dtype, source)
             elif not files.is_trained_in_full(key):
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
-                    f"the base"
+                    f"the base{self._tied_to(files.tensors[key].shape)}"
                 )
         return found
+
+    def _tied_to(self, shape: tuple[int, ...]) -> str:
+        """Say what to do about a tensor that may be a head, tied to a table of this shape."""
+        base = self.tensors
+        tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
+        return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
+
+    def _renamed(self) -> Iterator[str]:
+        """Yield an error if tensors in full seem to have other names in the base.
+
+        These tensors belong to a numbered block, such as "layers.3", that the base has; or to one
+        that it has not, but all of their shapes. A head that is new to the base has another shape.
+        """
+        base = self.tensors
+        blocks, roots = ({part(name) for name in base} for part in (_block, _root))
+        numbered = [name for name in self.added if _block(name) and _root(name) in roots]
+        strange = [name for name in numbered if _block(name) in blocks]
+        shapes = {info.shape for info in base.tensors.values()}
+        if all(self.files.tensors[self.replaced[name]].shape in shapes for name in numbered):
+            strange = numbered
+        if strange:
+            yield (
+                f"another base: of the tensors that the adapter has in full, {len(strange)} are "
+                f"not in the blocks of the base, such as {strange[0]!r}; if it is the right one, "
+                f"{_RENAMED}"
+            )
+
+    def _left_without(self, tables: Sequence[str]) -> Iterator[str]:
+        """Yield an error if a head that is not tied leaves other layers without a weight.
+
+        In BART and similar models, encoder, decoder and head share a table, all of them or none. A
+        table without a prefix is that of T5, where encoder and decoder always share it.
+        """
+        for table in tables if self.heads else ():
+            prefix = table.removesuffix("shared.weight")
+            names = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+            known = {*self.tensors, *self.replaced}
+            left = [name for name in [*names, "lm_head.weight"] if name not in known]
+            if prefix not in ("", table) and left:
+                yield (
+                    f"tied: {' and '.join(left)} would have no weight in a model whose head is not "
+                    f"tied, because in the base, encoder, decoder and head share {table}; save the "
+                    f"base with a copy of it for each (tie_word_embeddings=False)"
+                )
 
     def _missing(self) -> Iterator[str]:
         """Yield an error for each tensor of the base that the adapter should have in full.
@@ -260,6 +312,18 @@ class AdaptedBase(Closing):
                     f"bias='lora_only' with PEFT 0.21 or newer: older versions leave biases out), "
                     f"or set bias and modules_to_save in its {CONFIG} to what it has"
                 )
+
+
+def _block(name: str) -> str:
+    """Return a name up to its first number, such as "model.layers.3"; empty if it has none."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[: first + 1])
+
+
+def _root(name: str) -> str:
+    """Return the first part of a name."""
+    return name.partition(".")[0]
 
 
 def is_computed(name: str, axes: int) -> bool:

@@ -58,6 +58,12 @@ _NOT_IMPLEMENTED = {
     "use_qalora": "QA-LoRA pools its inputs",
 }
 
+_MERGEABLE = "merge the adapter with PEFT, and take the merged model"
+_UNMERGEABLE = "use the adapter with PEFT, which cannot merge it either"
+
+# Methods whose updates no weight has, and replicated layers, which share theirs.
+_NEVER_MERGED = {"alora_invocation_tokens", "arrow_config", "layer_replication", "use_qalora"}
+
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 
@@ -129,7 +135,8 @@ def _read(name: str, kind: Any, value: Any) -> Any:
             raise ValueError(
                 "with it PEFT has changed the base, in a way that is not in the file; let PEFT "
                 "save the adapter as one of the base as it was, with "
-                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...). If it has "
+                f"more than A and B of linear layers, PEFT would leave that out, so {_MERGEABLE}"
             )
         if value not in _INITS:
             raise ValueError(f"it is one of {', '.join(_INITS)}")
@@ -205,10 +212,8 @@ class PeftConfig:
                 continue
             said = f"{name:.100}={value!r:.100}"
             if name in _NOT_IMPLEMENTED:
-                problems.append(
-                    f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the adapter with "
-                    f"PEFT, and take the merged model"
-                )
+                advice = _UNMERGEABLE if name in _NEVER_MERGED else _MERGEABLE
+                problems.append(f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); {advice}")
             else:
                 hint = nearest(name, {*kinds, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(

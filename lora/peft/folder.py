@@ -65,7 +65,7 @@ class AdapterFolder(Closing):
         config: the configuration, a `PeftConfig`.
         facts: what `lora.save` added in the metadata, a `Facts`; empty for files of PEFT.
         file: the open file of the tensors.
-        repeated: the keys under which PEFT repeats biases that have another key too.
+        repeated: the keys under which PEFT repeats tensors that have another key too.
         layers: the updates, each a `StoredLayer`, by the names of the layers.
         whole: the keys of parameters and buffers in full, by their names in the model.
         tensors: the dtype and shape of each tensor, by key; `read` returns its values.
@@ -125,8 +125,12 @@ class AdapterFolder(Closing):
         return groups if is_right else 1
 
     def _is_repeated(self, key: str) -> bool:
-        """Return whether PEFT also wrote this bias with a module that is trained in full."""
-        if self.config.bias != "all" or not key.endswith(".bias"):
+        """Return whether PEFT also wrote this tensor as one of a module that is trained in full.
+
+        With bias="all" it writes all biases twice, and with `save_embedding_layers` tables.
+        """
+        is_bias = self.config.bias == "all" and key.endswith(".bias")
+        if not is_bias and not self.config.is_saved(parameter_of(key)):
             return False
         # Inside of a container, the name of the adapter stands after modules_to_save.
         parts = "modules_to_save", r"modules_to_save\.[^.]+", "original_module"
@@ -291,6 +295,9 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
                 "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
                 "with PEFT, and save it with safe_serialization=True"
             )
+        elif inner := sorted(path.glob(f"*/{CONFIG}")):  # of several adapters, or checkpoints
+            found = os.fspath(inner[0].parent)
+            message += f"; name a folder in it that has them, such as {found!r}"
         raise FileNotFoundError(message)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
 

@@ -70,8 +70,8 @@ def load(
         ValueError: if a file is invalid; the configuration needs a method that is not implemented
             and would change the result; tensors are missing, unexpected, of other shapes, or not
             finite; the adapter was made on another base; PEFT would change a layer of two names
-            under the first one only; or `lora.attach` would not accept the name. The message lists
-            all problems of one kind.
+            under the first one only, or has changed a tied weight by PiSSA; or `lora.attach` would
+            not accept the name. The message lists all problems of one kind.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -190,6 +190,8 @@ def _set_parameters(
     ]
     if files.facts.version is None:
         problems += _problems_of_shared_modules(plan, model, files)
+    if files.config.init_lora_weights == "pissa":
+        problems += _problems_of_tied_weights(plan, model)
     if check_base:
         bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
         problems += files.facts.base_problems(
@@ -213,6 +215,23 @@ def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder)
             yield (
                 f"shared: {name!r} and {path!r} are one layer in the model, and PEFT changes it "
                 f"under the first name only; give {path!r} a copy of the layer"
+            )
+
+
+def _problems_of_tied_weights(plan: Plan, model: Module) -> Iterator[str]:
+    """Yield an error for each weight that PEFT's PiSSA has changed in another layer too."""
+    names: dict[int, list[str]] = state_names(model)
+    for name, module in model.named_modules():
+        if is_narrow(module):
+            names.setdefault(id(module.weight), []).append(f"{name}.weight")
+    for name, layer in plan.layers.items():
+        tied = [n for n in names.get(id(layer.base_weight), ()) if not n.startswith(f"{name}.")]
+        if tied and not isinstance(layer, LoRAEmbedding):
+            yield (
+                f"tied: PiSSA in PEFT took the principal part off the weight of {name}, and so off "
+                f"{', '.join(tied)}, which is the same parameter; no update of {name} alone "
+                f"computes that. Train the adapter on a model whose weights are not tied, or with "
+                f"another init_lora_weights"
             )
 
 

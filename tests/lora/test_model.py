@@ -539,6 +539,22 @@ def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
         lora.attach(net, LoRAConfig(rank=1))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_part_that_got_adapters_later_is_frozen_until_it_is_detached_too(rng, first):
+    model = nested(rng)
+    model[0][1].bias.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    lora.attach(model, LoRAConfig(rank=1, targets="1"), rng=rng)
+    lora.attach(model[0], LoRAConfig(rank=1, targets=["0"]), rng=rng)
+    parts = [model, model[0]]
+    lora.detach(parts.pop(first))
+    own = {id(p) for layer in layers_of(model).values() for p in layer.trainable_params()}
+    frozen = [p for p in parts[0].parameters() if id(p) not in own]
+    assert not any(p.requires_grad for p in frozen)
+    lora.detach(parts[0])
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
 def test_a_layer_with_adapters_knows_its_sizes_by_the_names_of_what_it_replaces():
     net = Sequential(Embedding(5, 3), Linear(3, 2))
     lora.attach(net, LoRAConfig(rank=1, targets=["0", "1"]))

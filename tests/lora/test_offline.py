@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 
 import lora
+from lora import LoRAConfig
 from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.extracting import ExtractedFiles
@@ -729,6 +731,64 @@ def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
 
+def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    base, weights = base_of(net, tmp_path / "base"), tmp_path / "adapter" / WEIGHTS
+    (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
+    refused = partial(pytest.raises, ValueError)
+    edit(weights, replaced(f"{PREFIX}out.weight", net.embed.weight.data))
+    with refused(match=r"unexpected: .*out.weight .*tied to 'embed.weight': .*copy of its own .*"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    edit(weights, without(f"{PREFIX}out.weight"))
+    edit(weights, replaced(f"{PREFIX}embed.weight", np.ones((13, 6), "f4")))
+    message = (
+        r"is \(13, 6\) in the file, and \(11, 6\) in the base; .*resize_token_embeddings\(13\)"
+    )
+    with refused(match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
+def test_a_new_head_of_an_embedding_that_encoder_and_decoder_share_needs_copies(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    base, table = base_of(net, tmp_path / "base"), net.embed.weight.data
+    weights, config = base / "model.safetensors", {"vocab_size": 11}
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(f"{PREFIX}lm_head.weight", table + 1))
+    configure(tmp_path / "adapter", modules_to_save=["lm_head"])
+    edit(weights, lambda arrays: without("embed.weight")({**arrays, "model.shared.weight": table}))
+    (base / "config.json").write_text(json.dumps(config))
+    both = [f"model.{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+    message = f"tied: {' and '.join(both)} would have no weight .*share model.shared.weight"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+    edit(weights, lambda arrays: arrays | dict.fromkeys(both, table))
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    out = merge_files(base, tmp_path / "adapter", tmp_path / "out").path / "model.safetensors"
+    assert {*both, "lm_head.weight", "model.shared.weight"} <= load_state(out)[0].keys()
+
+
+@pytest.mark.parametrize("other", [("blocks.0.q", "blocks.0.query"), ("blocks.0.", "part_a.")])
+def test_tensors_in_full_that_a_block_of_the_base_does_not_have_have_other_names(
+    other, rng, tmp_path
+):
+    blocks = [{"q": Linear(6, 6, rng=rng), "up": Linear(6, 6, rng=rng)} for _ in range(2)]
+    net = Module()
+    net.blocks, net.head = blocks, {"1": Linear(6, 3, rng=rng)}
+    base = base_of(net, tmp_path / "base")
+    options = {"targets": "blocks.1.up", "modules_to_save": ["q", "head.1"]}
+    lora.attach(net, LoRAConfig(rank=2, **options), rng=rng)
+    lora.save(net, tmp_path / "adapter")
+    weights = base / "model.safetensors"
+    edit(weights, lambda arrays: {n: x for n, x in arrays.items() if not n.startswith("head")})
+    assert len(merge_files(base, tmp_path / "adapter", tmp_path / "out").added) == 2
+    edit(weights, lambda arrays: {n.replace(*other): x for n, x in arrays.items()})
+    message = r"another base: .*full, 2 .* such as 'blocks\.0\.q\.bias'; .*save_original_format"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "no")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
 BROKEN_WHOLES = {
     "NaN": (
         f"{PREFIX}head.base_layer.bias",
@@ -1178,7 +1238,12 @@ NOTHING_LOST = {
         "modules_to_save: 'no' matches none of embed, head",
     ),
     "a name": (without("head.bias"), {}, "missing: head.bias"),
-    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
+    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'; modules_to_save"),
+    "a head": (
+        replaced("out.weight", np.ones(3, "f4")),
+        {},
+        r"'out.weight' \(.* 'up.weight'\?\); ",
+    ),
     "a shape": (replaced("head.bias", np.ones(4, "f4")), {}, r"mis-shaped: head.bias is \(4,\)"),
     "NaN": (replaced("up.weight", np.full((8, 6), np.nan, "f4")), {}, "up.weight has NaN"),
     "rank": (lambda a: a, {"rank": 0}, "rank"),

@@ -24,7 +24,7 @@ import lora
 import minigrad as mg
 from lora import LoRAConfig
 from lora.attachment.state import attachment_of
-from lora.offline import check_adapter, summarise
+from lora.offline import check_adapter, merge_files, summarise
 from lora.patterns import exact
 from lora.peft import (
     CONFIG,
@@ -39,6 +39,7 @@ from lora.peft import (
 from lora.peft.facts import KEY
 from minigrad import nn
 from minigrad.io import TensorFile, load_state
+from minigrad.kernels.bfloat16 import BFloat16Matrix
 from tests.lora.folders import (
     FOLDERS,
     KINDS,
@@ -46,6 +47,7 @@ from tests.lora.folders import (
     RESULTS,
     TOLERANCE,
     adapted,
+    base_of,
     config_of,
     configure,
     edit,
@@ -56,7 +58,7 @@ from tests.lora.folders import (
     relative,
     two_adapters,
 )
-from tests.lora.models import batch_normed, with_own_statistics
+from tests.lora.models import TiedNet, batch_normed, with_own_statistics
 from tests.minigrad.io.test_tensors import mutated
 
 
@@ -234,6 +236,32 @@ def test_biases_that_peft_repeats_in_a_container_trained_in_full_are_passed_by(t
     lora.load(fresh, tmp_path)
     x = mg.tensor(rng.standard_normal((3, 4)).astype(np.float32))
     np.testing.assert_array_equal(fresh(x).data, model(x).data)
+
+
+def test_tables_in_full_that_peft_repeats_are_passed_by(tmp_path, rng):
+    net = TiedNet(rng, np.float32)
+    net.head = nn.Linear(5, 7, bias=False, rng=rng)
+    fresh = copy.deepcopy(net)
+    base = base_of(net, tmp_path / "base")
+    lora.attach(net, LoRAConfig(rank=2, targets=["head"], modules_to_save=["table"]))
+    moved(net, rng, 0.2)
+    lora.save(net, tmp_path / "adapter")
+    wanted = merge_files(base, tmp_path / "adapter", tmp_path / "a").path
+
+    def repeat(arrays):  # as with save_embedding_layers=True
+        own = arrays[f"{PREFIX}table.weight"]
+        arrays[f"{PREFIX}table.modules_to_save.weight"] = own
+        arrays[f"{PREFIX}table.original_module.weight"] = fresh.table.weight.data
+
+    edit(tmp_path / "adapter" / WEIGHTS, repeat)
+    lora.load(fresh, tmp_path / "adapter")
+    tokens = np.arange(7)
+    np.testing.assert_array_equal(fresh(tokens).data, net(tokens).data)
+    found = merge_files(base, tmp_path / "adapter", tmp_path / "b").path
+    files = [load_file(path / "model.safetensors") for path in (wanted, found)]
+    assert files[0].keys() == files[1].keys() == {"table.weight", "head.weight"}
+    assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
+    assert not check_adapter(tmp_path / "adapter", base, found).findings
 
 
 @pytest.mark.parametrize("name", ["all_biases_and_a_module", "bias_of_layers"])
@@ -862,6 +890,9 @@ def test_what_is_no_folder_of_an_adapter_is_an_error(tmp_path, saved):
     (tmp_path / "empty" / "adapter_model.bin").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(FileNotFoundError, match="is a pickle, which can run any code"):
         lora.load(model, tmp_path / "empty")
+    shutil.copytree(saved, tmp_path / "several" / "other")
+    with pytest.raises(FileNotFoundError, match=r"name a folder in it .*, such as '.*other'"):
+        lora.load(model, tmp_path / "several")
     with pytest.raises(TypeError, match="load takes a Module"):
         lora.load(saved, model)
     with pytest.raises(ValueError, match="letters, digits"):
@@ -976,6 +1007,8 @@ OFF = {
     "use_qalora": True,
 }
 
+NEVER_MERGED = {"alora_invocation_tokens", "arrow_config", "layer_replication", "use_qalora"}
+
 NO_MATTER = {
     "revision": "main",
     "task_type": "CAUSAL_LM",
@@ -1012,7 +1045,8 @@ def test_what_is_not_implemented_is_refused_where_it_is_set(theirs, name):
         configure(folder, **{name: off})
         lora.load(model_of("mlp"), folder)
     configure(folder, **{name: OFF[name]})
-    with pytest.raises(ValueError, match=f"{name}=.* is not implemented .*merge the adapter with"):
+    advice = "use the adapter with PEFT" if name in NEVER_MERGED else "merge the adapter with PEFT"
+    with pytest.raises(ValueError, match=f"{name}=.* is not implemented .*{advice}"):
         lora.load(model_of("mlp"), folder)
 
 
@@ -1059,11 +1093,33 @@ def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
 
 
+@pytest.mark.parametrize("bits", [None, "bfloat16"])
+def test_pissa_of_a_weight_that_is_tied_is_refused(bits, rng, tmp_path):
+    model = TiedNet(rng, np.float32)
+    if bits is not None:
+        table = BFloat16Matrix.of(model.table.weight.data)
+        model.table, model.head = lora.BFloat16Embedding(table), lora.BFloat16Linear(table)
+    fresh = copy.deepcopy(model)
+    lora.attach(model, LoRAConfig(rank=2, targets=["head"]))
+    lora.save(model, tmp_path)
+    as_of_peft(tmp_path)
+    lora.load(copy.deepcopy(fresh), tmp_path)
+    configure(tmp_path, init_lora_weights="pissa")
+    with pytest.raises(
+        ValueError, match=r"tied: .* off the weight of head, and so off table.weight"
+    ):
+        lora.load(fresh, tmp_path)
+    assert not any(isinstance(module, lora.LoRALayer) for module in fresh.modules())
+    fresh.head = nn.Linear(5, 7, bias=False)
+    lora.load(fresh, tmp_path)
+
+
 @pytest.mark.parametrize("init", ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "OLoRA"])
 def test_where_it_has_changed_the_base_it_is_refused(theirs, init):
     folder = theirs("linear")
     configure(folder, init_lora_weights=init)
-    with pytest.raises(ValueError, match="path_initial_model_for_weight_conversion"):
+    message = "path_initial_model_for_weight_conversion.*would leave that out, so merge the adapter"
+    with pytest.raises(ValueError, match=message):
         lora.load(model_of("mlp"), folder)
 
 

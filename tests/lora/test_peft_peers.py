@@ -12,7 +12,7 @@ import minigrad as mg
 from lora import LoRAConfig
 from lora.peft import CONFIG, PeftConfig
 from tests.lora.folders import TOLERANCE, moved, relative
-from tests.lora.models import batch_normed
+from tests.lora.models import TiedNet, batch_normed
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, one
 
@@ -160,6 +160,26 @@ def test_running_statistics_travel_both_ways_with_their_module(theirs, rng, tmp_
     assert here[1].num_batches_tracked == 1
     wanted = there.eval()(torch.tensor(x)).detach().numpy()
     assert relative(here(x).data, wanted) <= TOLERANCE["float64"]
+
+
+def test_pissa_changes_the_other_layer_of_a_tied_weight_in_peft(theirs, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    net = TiedNet(np.random.default_rng(0), np.float32)
+    there = torch.nn.ModuleDict(
+        {"table": torch.nn.Embedding(7, 5), "head": torch.nn.Linear(5, 7, False)}
+    )
+    there["table"].weight = there["head"].weight
+    before = there["table"].weight.detach().numpy().copy()
+    net.table.weight.data = before
+    options = {"r": 2, "target_modules": ["head"], "init_lora_weights": "pissa"}
+    model = get_peft_model(there, LoraConfig(**options))
+    model.save_pretrained(tmp_path)
+    moved = model.base_model.model["table"].weight.detach().numpy()
+    assert relative(moved, before) > 0.1
+    with pytest.raises(ValueError, match="tied: PiSSA in PEFT"):
+        lora.load(net, tmp_path)
 
 
 def saved_from(model, folder, theirs, adapter="default", dtype="float32"):
