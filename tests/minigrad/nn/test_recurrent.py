@@ -222,6 +222,33 @@ def test_a_kernel_does_what_the_composition_does(rng, steps, batch, size, cell):
         assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell", GATES)
+def test_what_a_sequence_forgets_becomes_0(cell, dtype):
+    """A state and a gradient that shrink in each step would end as subnormal numbers."""
+    gates, states, steps, size = GATES[cell], 1 + (cell == "lstm"), 400, 20
+    tiny = np.finfo(dtype).tiny
+    inputs = np.zeros((steps, 3, gates, size), dtype)
+    if states == 2:
+        inputs[:, :, 1] = 3  # the forget gate is almost open
+    elif gates == 3:
+        inputs[:, :, 1] = 3  # n has a small share
+    first = np.full((3, states * size), 100 * tiny, dtype)
+    weight = np.zeros((gates, size, size), dtype)
+    if gates == 1:
+        weight[0] = 0.9 * np.eye(size)
+    leaves = [
+        mg.tensor(a, requires_grad=True)
+        for a in (inputs.reshape(steps, 3, -1), first, weight.reshape(-1, size))
+    ]
+    out = mg.recurrence(*leaves, cell=cell)
+    g = np.zeros(out.shape, dtype)
+    g[-1] = 100 * tiny
+    by_x, by_state, _ = grad(out, leaves, g)
+    for values in (out.data[-1], by_x.data[0], by_state.data):
+        assert np.all(values == 0)
+
+
 @pytest.mark.parametrize("frozen", ["x", "state", "weight", "bias"])
 def test_what_needs_no_gradient_gets_none(rng, frozen):
     inputs = {"x": (L, N, 3 * H), "state": (N, H), "weight": (3 * H, H), "bias": (3 * H,)}
