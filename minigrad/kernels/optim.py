@@ -28,13 +28,11 @@ from operator import is_
 from typing import Annotated, Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import overload
 
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
-from minigrad.kernels.vector import DTYPE, Emitter, elements, instruction
+from minigrad.kernels.vector import elements, flushed
 
 Column = Sequence[Array]
 Numbers = tuple[float, ...]
@@ -218,27 +216,6 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
 # --------------------------------------------------------------------------------------------------
 
 
-def flushed(x: Any) -> Any:
-    """Return x, with 0 for subnormal numbers ("flush to zero").
-
-    A mean of gradients that stay 0, as those of a dead unit, would shrink to a subnormal number
-    and stay there, because of rounding. Arithmetic with such numbers is ten times as slow.
-    """
-    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, x.dtype.type(0), x)
-
-
-@instruction(DTYPE)
-def _flushed_number(e: Emitter, x: Any) -> Any:
-    """Return a number, or 0 if its exponent has no bits."""
-    kind = ir.IntType(8 * e.item)
-    exponent = kind(0x7F800000 if e.item == 4 else 0x7FF0000000000000)
-    bits = e.builder.and_(e.builder.bitcast(x, kind), exponent)
-    return e.builder.select(e.builder.icmp_unsigned("==", bits, kind(0)), e.scalar(0), x)
-
-
-overload(flushed, strict=False)(lambda x: lambda x: _flushed_number(x))
-
-
 @MultiTensor
 def sgd(g: Any, x: Any, _own: Any, options: Any) -> Any:
     """Do a step of SGD without momentum; the options are those of `sgd_momentum`."""
@@ -262,6 +239,9 @@ def sgd_momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
 # beta1, 1 - beta1, beta2 and 1 - beta2. The bias corrections c1 of m, and c2 of the root of v,
 # differ from row to row. As (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps),
 # one division is enough, and the numbers of a row are lr c2 / c1 and c2 eps.
+#
+# Beside eps, a subnormal v makes no difference, here and in RMSprop. If eps is 0, such a v is kept,
+# because m would be divided by 0.
 
 
 @MultiTensor
@@ -269,7 +249,8 @@ def adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
     """Do a step of Adam."""
     gradient = g + options[1] * x
     first = flushed(options[2] * m + options[3] * gradient)
-    second = flushed(options[4] * v + options[5] * (gradient * gradient))
+    second = options[4] * v + options[5] * (gradient * gradient)
+    second = flushed(second) if own[1] else second
     return options[0] * x - own[0] * first / (np.sqrt(second) + own[1]), first, second
 
 
@@ -278,7 +259,8 @@ def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any
     """Do a step of AMSGrad, which uses the largest v of all steps so far."""
     gradient = g + options[1] * x
     first = flushed(options[2] * m + options[3] * gradient)
-    second = flushed(options[4] * v + options[5] * (gradient * gradient))
+    second = options[4] * v + options[5] * (gradient * gradient)
+    second = flushed(second) if own[1] else second
     highest = np.maximum(highest, second)
     return options[0] * x - own[0] * first / (np.sqrt(highest) + own[1]), first, second, highest
 
@@ -290,7 +272,8 @@ def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any
 def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop without momentum."""
     gradient = g + options[4] * x
-    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    square = options[1] * v + options[2] * (gradient * gradient)
+    square = flushed(square) if options[3] else square
     return x - options[0] * gradient / (np.sqrt(square) + options[3]), square
 
 
@@ -298,7 +281,8 @@ def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
 def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop with momentum."""
     gradient = g + options[4] * x
-    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    square = options[1] * v + options[2] * (gradient * gradient)
+    square = flushed(square) if options[3] else square
     speed = flushed(options[5] * velocity + gradient / (np.sqrt(square) + options[3]))
     return x - options[0] * speed, square, speed
 
@@ -310,7 +294,8 @@ def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: 
 def centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
     """Do a centered step, which divides by the root of the variance, without momentum."""
     gradient = g + options[4] * x
-    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    square = options[1] * v + options[2] * (gradient * gradient)
+    square = flushed(square) if options[3] else square
     mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
     return x - options[0] * gradient / (root + options[3]), square, mean
@@ -322,7 +307,8 @@ def centered_momentum(
 ) -> Any:
     """Do a centered step, which divides by the root of the variance, with momentum."""
     gradient = g + options[4] * x
-    square = flushed(options[1] * v + options[2] * (gradient * gradient))
+    square = options[1] * v + options[2] * (gradient * gradient)
+    square = flushed(square) if options[3] else square
     mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
     speed = flushed(options[5] * velocity + gradient / (root + options[3]))

@@ -12,6 +12,9 @@ and then a few loops over the gates of each sequence, which are adjacent in memo
 A step saves its gates as residuals: i f g o, or r z p n. The backward pass goes from the last step
 to the first (Werbos, 1990). It computes the gradient of W at the end, as one product over all
 steps.
+
+States, and gradients of states, that would be subnormal numbers are 0. A long sequence would keep
+them subnormal for most of its steps, which then take several times as long (see `vector.flushed`).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from minigrad.kernels.gemm.packing import Matrix, pack_panels, transposed
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for
-from minigrad.kernels.vector import address_of, elements, keep_alive
+from minigrad.kernels.vector import address_of, elements, flushed, keep_alive
 
 Part = Callable[..., None]  # a part of a step, for one sequence
 
@@ -129,7 +132,7 @@ def _copy(source: Any, target: Any) -> None:
 @external()
 def _add(source: Any, target: Any) -> None:
     for j in range(target.size):
-        target[j] += source[j]
+        target[j] = flushed(target[j] + source[j])
 
 
 @external()
@@ -179,7 +182,7 @@ def _rnn(f: Callable[[Any], Any], slope: Callable[[Any, Any], Any]) -> tuple[Par
     @jit(inline="always")
     def activate(size: int, _x: Any, gates: Any, _before: Any, after: Any) -> None:
         for j in range(size):
-            after[j] = f(gates[j])
+            after[j] = flushed(f(gates[j]))
 
     @jit(inline="always")
     def gradients(
@@ -200,7 +203,7 @@ def _activate_gru(size: int, x: Any, gates: Any, before: Any, after: Any) -> Non
         n[j] = x_n[j] + r[j] * p[j]
     _apply_tanh(n)
     for j in range(size):
-        after[j] = n[j] + z[j] * (before[j] - n[j])
+        after[j] = flushed(n[j] + z[j] * (before[j] - n[j]))
 
 
 @jit(inline="always")
@@ -230,7 +233,7 @@ def _activate_lstm(size: int, _x: Any, gates: Any, before: Any, after: Any) -> N
     _apply_tanh(g)
     _apply_sigmoid(o)
     for j in range(size):
-        c[j] = f[j] * c_before[j] + i[j] * g[j]
+        c[j] = flushed(f[j] * c_before[j] + i[j] * g[j])
     _copy(c, h)
     _apply_tanh(h)
     for j in range(size):

@@ -69,7 +69,9 @@ def solve(a: Array, b: Array, left: bool = True) -> Array:
     """
     a, b = np.asarray(a), np.asarray(b)
     vector = b.ndim == 1
-    if b.ndim == 0 or a.ndim < 2 or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
+    leading = zip(a.shape[-3::-1], b.shape[-3::-1], strict=False)
+    fit = b.ndim > 0 and a.ndim > 1 and all(m == n or 1 in (m, n) for m, n in leading)
+    if not fit or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
         text = "(..., n, k)" if left else "(..., k, n)"
         text = (
             f"a of shape {a.shape} does not go with b of shape {b.shape}; they are (..., n, n) "

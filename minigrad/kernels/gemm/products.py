@@ -94,6 +94,8 @@ def multiply_run(
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    if n == 1:  # a column is contiguous, whatever the step to the next one would be
+        b = Matrix(b.at, b.row, t.item)
     left, right = 1, 2
     if 2 * n <= t.NR and n < m and a.row == t.item:
         # Few columns, and columns of A are contiguous: in C^T = B^T A^T, rows of A^T fill tiles.

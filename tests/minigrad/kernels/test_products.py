@@ -166,6 +166,23 @@ def test_leading_axes_broadcast(x_shape, y_shape, dtype, rng):
     assert_product(x[::-1], y)
 
 
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 10, 100, 700])
+@pytest.mark.parametrize("m", [1, 2, 17, 40])
+def test_the_step_of_an_axis_of_size_1_has_no_influence(m, k, dtype, rng):
+    """Row by row dot products are often written `x[:, None, :] @ y[:, :, None]`."""
+    x, y = rng.standard_normal((6, m, k)).astype(dtype), rng.standard_normal((6, k)).astype(dtype)
+    columns = y.reshape(6, k, 1)
+    expected = matmul(x, columns)
+    assert_product(x, columns)
+    for same in (y[:, :, None], columns.swapaxes(1, 2).copy().swapaxes(1, 2)):
+        assert same.strides != columns.strides or k == 1
+        np.testing.assert_array_equal(matmul(x, same), expected)
+        turned = matmul(same.swapaxes(1, 2), x.swapaxes(1, 2))
+        np.testing.assert_array_equal(turned.swapaxes(1, 2), expected)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (2, 0, 0)])
 def test_empty_products(m, k, n, dtype):

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad as mg
 from minigrad import grad, gradcheck, nn, receipt
 from minigrad.io import load_state, save_state
+from minigrad.kernels.jit import JIT_ENABLED
 from tests.cases.recurrent import GATES, recurrence
 from tests.minigrad.nn.test_layers import scatter
 
@@ -220,6 +221,34 @@ def test_a_kernel_does_what_the_composition_does(rng, steps, batch, size, cell):
         mg.set_num_threads(threads)
     for one, other in zip(found, alone, strict=True):
         assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="numpy keeps subnormal numbers")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell", GATES)
+def test_what_a_sequence_forgets_becomes_0(cell, dtype):
+    """A state and a gradient that shrink in each step would end as subnormal numbers."""
+    gates, states, steps, size = GATES[cell], 1 + (cell == "lstm"), 400, 20
+    tiny = np.finfo(dtype).tiny
+    inputs = np.zeros((steps, 3, gates, size), dtype)
+    if states == 2:
+        inputs[:, :, 1] = 3  # the forget gate is almost open
+    elif gates == 3:
+        inputs[:, :, 1] = 3  # n has a small share
+    first = np.full((3, states * size), 100 * tiny, dtype)
+    weight = np.zeros((gates, size, size), dtype)
+    if gates == 1:
+        weight[0] = 0.9 * np.eye(size)
+    leaves = [
+        mg.tensor(a, requires_grad=True)
+        for a in (inputs.reshape(steps, 3, -1), first, weight.reshape(-1, size))
+    ]
+    out = mg.recurrence(*leaves, cell=cell)
+    g = np.zeros(out.shape, dtype)
+    g[-1] = 100 * tiny
+    by_x, by_state, _ = grad(out, leaves, g)
+    for values in (out.data[-1], by_x.data[0], by_state.data):
+        assert np.all(values == 0)
 
 
 @pytest.mark.parametrize("frozen", ["x", "state", "weight", "bias"])

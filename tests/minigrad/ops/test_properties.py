@@ -196,6 +196,38 @@ def test_topk_is_the_beginning_of_sort(data, shape):
     assert_array_equal(indices, minigrad.argsort(x, axis, largest)[first])
 
 
+def two_equal_ones(x):
+    return np.where(np.arange(200) < 2, 9, x)
+
+
+def one_nan(x):
+    return np.where(np.arange(200) < 1, np.nan, x)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: np.round(x),  # many are equal
+        lambda x: np.where(x > 1, np.nan, x),
+        lambda x: np.where(abs(x) > 2, np.inf * x, x),
+        lambda x: x.astype(np.float16),
+        lambda x: (100 * x).astype(np.int8),
+        lambda x: x > 0,
+        lambda x: np.concatenate([[two_equal_ones(x[0])], [one_nan(x[1])], x[2:]]),
+    ],
+)
+def test_few_of_many_elements_are_the_beginning_of_sort(change, axis, largest):
+    x = change(np.random.default_rng(0).standard_normal((5, 3, 200))).swapaxes(axis, 2)
+    for k in (1, 7, 25):
+        values, indices = minigrad.topk(x, k, axis, largest)
+        first = (*[slice(None)] * axis, slice(k))
+        assert_array_equal(values, minigrad.sort(x, axis, largest)[first])
+        assert_array_equal(indices, minigrad.argsort(x, axis, largest)[first])
+
+
 @hypothesis.given(st.data(), of_dims(1, 3, side=1))
 @many
 def test_take_along_axis(data, shape):

@@ -447,6 +447,32 @@ def test_means_of_gradients_that_stay_0_become_0(rng, make, dtype):
             assert np.all((sizes == 0) | (sizes >= tiny))
 
 
+@pytest.mark.parametrize(
+    "make_without_eps",
+    [
+        lambda p: Adam(p, eps=0),
+        lambda p: Adam(p, eps=0, amsgrad=True),
+        lambda p: RMSprop(p, eps=0),
+        lambda p: RMSprop(p, eps=0, momentum=0.5),
+        lambda p: RMSprop(p, eps=0, centered=True),
+        lambda p: RMSprop(p, eps=0, centered=True, momentum=0.5),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_eps_a_step_does_not_depend_on_the_scale_of_gradients(rng, make_without_eps, dtype):
+    scale = 0.3 * np.finfo(dtype).tiny ** 0.5  # so the squares are subnormal
+    gradients = rng.uniform(1, 2, (5, 20)).astype(dtype)
+    results = []
+    for factor in (1, np.array(scale, dtype)):
+        p = parameter(np.ones(20), dtype=dtype)
+        optimizer = make_without_eps([p])
+        for g in gradients:
+            p.grad = minigrad.tensor(factor * g)
+            optimizer.step()
+        results.append(p.data)
+    np.testing.assert_allclose(*results, rtol=1e-4)
+
+
 def test_zero_grad_forgets_all_gradients(make):
     p, q = parameter([1.0], [1.0]), parameter([2.0], [2.0])
     optimizer = make([{"params": [p]}, {"params": [q]}])
