@@ -202,8 +202,8 @@ def top_indices(x: Array, k: int, axis: int, largest: bool) -> Array:
     size = x.shape[axis]
     if size >= 64 and 0 < k <= size // 8:  # else sorting all is as fast
         rows = np.moveaxis(x, axis, -1)
-        place = size - k if largest else k - 1
-        bound = np.partition(rows, place, -1)[..., place, None]
+        last = size - k if largest else k - 1
+        bound = np.partition(rows, last, -1)[..., last, None]
         chosen = rows >= bound if largest else rows <= bound
         if (np.count_nonzero(chosen, -1) == k).all():
             found = np.nonzero(chosen)[-1].reshape(*rows.shape[:-1], k)
