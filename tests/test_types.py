@@ -46,10 +46,22 @@ mg.never_was
 """
 
 
+# Of a package that is installed, only what it declares is read; our own bodies are checked by the
+# `mypy` of this project.
+CONFIG = """
+[mypy]
+[mypy-minigrad.*]
+ignore_errors = True
+[mypy-lora.*]
+ignore_errors = True
+"""
+
+
 @pytest.mark.full
 def test_a_type_checker_knows_what_the_functions_return(tmp_path, monkeypatch):
     path = tmp_path / "use.py"
     path.write_text(USE)
+    (tmp_path / "mypy.ini").write_text(CONFIG)
     monkeypatch.setenv("MYPYPATH", str(Path(__file__).parents[1]))
     monkeypatch.chdir(tmp_path)  # the options are those of users, and not of this project
     command = ["--strict", "--no-error-summary", "--python-executable", sys.executable, str(path)]

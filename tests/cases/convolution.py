@@ -127,7 +127,7 @@ CASES = [
         for note, (x, weight, options) in OPTIONS.items()
         if x[0]
     ],
-    Case("conv2d", normal((1, 2, 3, 4), (3, 2, 3, 3), (3,)), conv2d, {"padding": 1}),
+    Case("conv2d", normal((1, 2, 2, 3), (2, 2, 3, 3), (2,)), conv2d, {"padding": 1}),
     Case("conv2d", normal((2, 4, 5), (3, 2, 3, 3)), conv2d, {"padding": 1}, note="one image"),
     *[
         Case(
@@ -146,7 +146,7 @@ CASES = [
         note="an infinite image",
         order=0,
     ),
-    Case("conv1d", normal((2, 3, 8), (4, 3, 3), (4,)), conv1d, {"stride": 2, "padding": 1}),
+    Case("conv1d", normal((2, 2, 5), (3, 2, 3), (3,)), conv1d, {"stride": 2, "padding": 1}),
     Case("conv1d", normal((4, 6), (2, 2, 2)), conv1d, {"groups": 2}, note="one sequence"),
     Case("conv1d", normal((1, 1, 5), (1, 1, 2)), conv1d, {"padding": "same"}),
 ]

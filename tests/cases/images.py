@@ -107,7 +107,7 @@ def to_places(*places):
     return derivative
 
 
-IMAGE, SEQUENCE = (2, 2, 5, 4), (2, 1, 6)
+IMAGE, SEQUENCE = (2, 1, 5, 4), (2, 1, 6)
 WEIGHTED = ("x", "weight", "bias")
 UNTRACKED = {"running_mean": None, "running_var": None, "training": True}
 FIXED = {"running_mean": np.array([0.5, -1.0]), "running_var": np.array([2.0, 0.3])}

@@ -439,7 +439,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """The site, which is built once for all workers of pytest: by the first that needs it."""
+    """The site in the folder MINIGRAD_SITE; else it is built once for all workers of pytest."""
+    if built := os.environ.get("MINIGRAD_SITE"):
+        return Path(built).resolve(strict=True)
     fcntl = pytest.importorskip("fcntl")
     of_worker = tmp_path_factory.getbasetemp()
     of_all = of_worker.parent if "PYTEST_XDIST_WORKER" in os.environ else of_worker

@@ -18,6 +18,7 @@ def part(name):
     return {k.removeprefix(prefix): v for k, v in REFERENCE.items() if k.startswith(prefix)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_outputs_are_those_of_peft(name):
     case, right = CASES[name], part(f"{name}; {DTYPE}")

@@ -97,6 +97,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_merged_file_is_the_folded_model_to_the_bit(name, dtype, rng, tmp_path):
@@ -143,6 +144,7 @@ def loaded_layers(folder):
     return [layer.name for layer in summarise(folder).layers]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("folder", FOLDERS_OF_PEFT)
 def test_what_peft_wrote_merges_as_it_loads(folder, tmp_path):
     kind = json.loads((FOLDERS / folder / "adapter_config.json").read_text())

@@ -211,6 +211,7 @@ class Penalised(Module):
         return lora.penalty(self.net) * x
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_gradients_of_the_penalty_are_right_in_both_orders(rng, kind):
     net = made(rng, **kind)

@@ -160,6 +160,7 @@ def test_the_magnitude_begins_as_the_norms_of_the_rows_and_trains(rng):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("init", INITS)
 def test_the_norm_is_a_constant_in_the_backward_pass(rng, init):
     model, layer = adapted(rng, use_dora=True, init=init)
@@ -400,7 +401,7 @@ def combinations():
                 yield kind, form, init, SCALINGS[(i + j) % 2]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("kind", "form", "init", "scaling"), list(combinations()))
 def test_every_combination_begins_at_the_base_trains_merges_and_comes_off(
     monkeypatch, kind, form, init, scaling

@@ -234,7 +234,7 @@ RULES = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("fault", RULES)
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_fault_in_the_vjps_is_found(fault, trained, monkeypatch):
@@ -430,7 +430,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("kind", "identity"), FAULTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("trained", [False, True])

@@ -268,8 +268,8 @@ def is_clear(error):
 # --------------------------------------------------------------------------------------------------
 
 
-def run(name):
-    """Compare the samples of one entry."""
+def run(name, most=None):
+    """Compare the samples of one entry; of more than `most`, as many that are drawn at random."""
     import torch
 
     opinfo = database()[name]
@@ -279,6 +279,9 @@ def run(name):
         dtype = torch.float64 if torch.float64 in opinfo.dtypes else torch.int64
         differentiable = opinfo.supports_autograd and dtype == torch.float64
         samples = list(opinfo.sample_inputs("cpu", dtype, requires_grad=differentiable))
+        if most is not None and len(samples) > most:
+            drawn = np.random.default_rng(0).choice(len(samples), most, replace=False)
+            samples = [samples[i] for i in np.sort(drawn)]
         found = [compare(name, opinfo, sample) for sample in samples]
     for sample in found:
         sample.purpose = purpose(name, sample)

@@ -51,6 +51,7 @@ def test_messages_that_are_no_messages_are_refused(messages):
         render("x", messages)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "template",
     [

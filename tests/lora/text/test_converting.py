@@ -57,6 +57,7 @@ def assert_same_updates(found, wanted, tolerance):
         np.testing.assert_allclose(found[name], update, atol=tolerance * abs(update).max())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
     [*((name, "float32") for name in CLASSES), ("llama", "float16"), ("llama", "bfloat16")],

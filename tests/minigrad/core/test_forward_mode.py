@@ -141,6 +141,7 @@ def has_right_tangents(case):
 FIRST = first_of_each(DIFFERENTIABLE)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_the_first_row_of_each_function_has_right_tangents(case):

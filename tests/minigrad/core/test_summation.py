@@ -72,6 +72,7 @@ ARRANGED = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("arrange", ARRANGED)
 def test_memory_in_another_order(arrange, rng):
     x = arrange(rng.integers(-3, 4, (5000, 3)).astype(np.float32))

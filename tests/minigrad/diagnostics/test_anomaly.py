@@ -687,6 +687,7 @@ def test_the_other_rows_of_each_function_raise_if_and_only_if_something_is_not_f
     assert not problems
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", first_of_each(CASES), ids=str)
 def test_the_first_row_of_each_function_raises_if_and_only_if_something_is_not_finite(case):
     check_anomalies(case)

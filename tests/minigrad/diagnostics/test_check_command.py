@@ -67,6 +67,7 @@ def status(*arguments):
     return caught.value.code
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "options", "code", "said"),
     [
@@ -191,7 +192,7 @@ def test_it_is_a_command(tmp_path):
 @pytest.mark.parametrize(
     "arguments",  # what is not buffered fails in `print`, the other at the flush of the end
     [
-        ["-m", "minigrad", "check", "minigrad:sin", "--shapes", "3"],
+        ["-m", "minigrad", "config"],
         ["-u", "-m", "minigrad", "config"],
     ],
 )

@@ -35,6 +35,7 @@ def only(dtype, f):
 # Right pairs, of every form
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(
     ("forward", "backward", "inputs", "entries"),
@@ -75,6 +76,7 @@ def test_numbers_and_tensors_are_inputs_too():
 # Wrong ones
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "backward",
     [

@@ -67,6 +67,7 @@ def test_a_right_vjp_passes_at_both_orders():
         assert report.undecided == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_vjp_is_found(fault):
     report = gradcheck(square_with_vjp(WRONG[fault]), X)
@@ -277,11 +278,10 @@ def test_works_under_no_grad():
 
 def test_cotangents_come_from_rng_and_are_the_same_each_time_without():
     square = square_with_vjp(lambda g, x: 2.002 * g * x)
-    assert gradcheck(square, X).wrong == gradcheck(square, X).wrong
+    wrong = gradcheck(square, X).wrong
+    assert gradcheck(square, X).wrong == wrong
     other = gradcheck(square, X, rng=np.random.default_rng(3))
-    assert {e.analytic for e in other.wrong}.isdisjoint(
-        e.analytic for e in gradcheck(square, X).wrong
-    )
+    assert {e.analytic for e in other.wrong}.isdisjoint(e.analytic for e in wrong)
 
 
 # The report
@@ -345,14 +345,13 @@ def accused_near_a_singularity(seed):
     return [(seed, report) for report in reports if not report]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_right_vjps_are_not_accused_near_a_singularity(seed):
-    assert not accused_near_a_singularity(seed)
+def test_right_vjps_are_not_accused_near_a_singularity():
+    assert not accused_near_a_singularity(0)
 
 
 @pytest.mark.full
 def test_right_vjps_are_not_accused_near_other_singularities():
-    assert not [each for seed in range(4, 20) for each in accused_near_a_singularity(seed)]
+    assert not [each for seed in range(1, 20) for each in accused_near_a_singularity(seed)]
 
 
 def test_a_fault_is_found_near_a_singularity():
@@ -755,7 +754,7 @@ def test_what_is_wrong_in_one_element_of_many_shows_in_the_directions():
 
 
 def test_samples_are_drawn_from_rng():
-    x = np.random.default_rng(0).standard_normal(500)
+    x = np.random.default_rng(0).standard_normal(100)
     square = square_with_vjp(lambda g, x: 2.2 * g * x)
     places = [
         {entry.index for entry in gradcheck(square, x, samples=5, rng=r, order=1).wrong}
@@ -1274,6 +1273,7 @@ def test_an_entry_that_cannot_be_told_is_listed_once():
 # Where rounding inside an op is larger than what it gives
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("logit", [11.0, 13.0, 16.0, 30.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_confident_classifier_is_not_accused(logit, dtype):

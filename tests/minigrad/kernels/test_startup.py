@@ -813,6 +813,7 @@ def test_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
     assert len(list(tmp_path.rglob("*.nbc"))) == len(PROBE_PARTS)
 
 
+@pytest.mark.full
 @needs_jit
 @needs_fork
 def test_a_child_that_is_forked_during_a_compilation_can_compile(machine):

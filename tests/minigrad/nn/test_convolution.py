@@ -131,6 +131,7 @@ def three(how, x, weight, bias, y):
     )
 
 
+@pytest.mark.sampled(3)
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("are_long", [True, False])
@@ -154,6 +155,7 @@ def test_kernels_agree_with_sums_over_windows(dtype, are_long, monkeypatch):
             assert np.abs(x - y).max() < most, how
 
 
+@pytest.mark.sampled(3)
 @compiled
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("operand", range(4))

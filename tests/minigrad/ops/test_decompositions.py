@@ -194,6 +194,7 @@ def test_the_checker_still_calls_another_nan_wrong():
     assert root.verdict == "disagree"
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("f", "a"),
     [

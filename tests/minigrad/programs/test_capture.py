@@ -973,6 +973,7 @@ def test_what_is_refused_after_an_update_says_that_it_was_made(read):
         mg.capture(step)(*batch())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", COMPARES | COMPUTES)
 @pytest.mark.parametrize("norm_of", [optim.grad_norm, lambda p: optim.clip_grad_norm(p, 1.0)])
 def test_a_number_that_the_step_reads_is_refused(name, norm_of):
@@ -1695,7 +1696,7 @@ def check_op(case, dtype):
         check_same(make, lambda i: tuple(map(Tensor, case.operands(dtype, seed=i))), 4)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", [*filter(capturable, first_of_each(CASES))], ids=str)
 def test_each_op_in_a_captured_step(case):
     check_op(case, np.float64)

@@ -225,16 +225,16 @@ def batches(*arrays):
     return [[mg.tensor(part) for part in batch] for batch in zip(*arrays, strict=True)]
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("sixth", range(6))
-def test_changes_of_an_mlp(sixth):
-    assert differences(mlp, [*changes_of(mlp)][sixth::6]) == {}
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("twelfth", range(12))
+def test_changes_of_an_mlp(twelfth):
+    assert differences(mlp, [*changes_of(mlp)][twelfth::12]) == {}
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("sixth", range(6))
-def test_changes_around_a_trainer(sixth):
-    assert differences(fitted, [*changes_of(fitted)][sixth::6]) == {}
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("twelfth", range(12))
+def test_changes_around_a_trainer(twelfth):
+    assert differences(fitted, [*changes_of(fitted)][twelfth::12]) == {}
 
 
 def by_kind(build):
@@ -852,6 +852,7 @@ def training_of(make, body):
     return build
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_step_reads(name):
     make, body, do = CASES[name]
