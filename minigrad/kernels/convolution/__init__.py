@@ -19,9 +19,10 @@ instead, and the numbers of an image are read one by one, at any distance.
                 filters
     row_sums    the same for few filters: products of rows of g with lines of x
 
-A 1x1 kernel has one tap for each channel. Then each image is multiplied by the matrix of filters,
-in the forward pass and for the gradient of x. If there is no kernel, numpy computes with windows of
-x.
+A 1x1 kernel has one tap for each channel. With many channels and pixels, each image is multiplied
+by the matrix of filters, in the forward pass and for the gradient of x.
+
+If there is no kernel, numpy computes with windows of x.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ PARTS = 4  # of the images, for threads to share; each has sums of its own
 LEAST_SECONDS = 2e-4  # of work; with less, parts do not pay
 SMALL = 16 * 1024  # numbers of a weight; a larger one has enough tiles for threads to share
 DEEP = 64  # taps of a sum; with fewer, transposing the sums takes too much of the time
+LEAST_CHANNELS, LEAST_PIXELS = 32, 256  # from which a product is faster for a 1x1 kernel
 SECONDS = 2e-11  # of a multiply-add on one thread, approximately
 
 
 def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> Array:
     """Compute a convolution: `(N, C, H, W)`, `(O, C / groups, h, w)` -> `(N, O, H', W')`."""
-    if _is_pointwise(weight, geometry):
+    if _is_product(weight, x, geometry):
         out = _multiply_images(weight[:, :, 0, 0], x)
         if bias is not None:
             out += bias[:, None, None]
@@ -75,7 +77,7 @@ def convolve(x: Array, weight: Array, bias: Array | None, geometry: Geometry) ->
 
 def input_gradient(g: Array, weight: Array, size: Shape, geometry: Geometry) -> Array:
     """Compute the gradient of a convolution by x, whose last axes have these sizes."""
-    if _is_pointwise(weight, geometry):
+    if _is_product(weight, g, geometry):
         return _multiply_images(weight[:, :, 0, 0].T, g)
     (down, right), channels = geometry.stride, weight.shape[1] * geometry.groups
     depth = weight.size // max(1, channels * down * right)  # of a part, on average
@@ -123,10 +125,12 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
     return sums[0] if parts == 1 else sums.sum(axis=0)
 
 
-def _is_pointwise(weight: Array, geometry: Geometry) -> bool:
-    """Return whether each element of the result depends on one pixel, at the same position."""
+def _is_product(weight: Array, images: Array, geometry: Geometry) -> bool:
+    """Return whether each element of the result depends on one pixel, and a product is faster."""
     kernel, (stride, padding, _, groups) = weight.shape[2:], geometry
-    return kernel == stride == (1, 1) and padding == (0, 0) and groups == 1
+    is_pointwise = kernel == stride == (1, 1) and padding == (0, 0) and groups == 1
+    pixels = math.prod(images.shape[2:])
+    return is_pointwise and min(weight.shape[:2]) >= LEAST_CHANNELS and pixels >= LEAST_PIXELS
 
 
 def _multiply_images(matrix: Array, x: Array) -> Array:

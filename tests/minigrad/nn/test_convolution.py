@@ -174,6 +174,29 @@ def test_kernels_agree_where_a_number_is_not_finite(bad, operand, monkeypatch):
             np.testing.assert_array_equal(np.isinf(x), np.isinf(y))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("filters", [32, 45])
+def test_a_kernel_of_one_pixel_multiplies_channels(dtype, filters, rng):
+    x = rng.standard_normal((3, 17, 16, 40)).astype(dtype).transpose(0, 3, 1, 2)
+    weight, bias = rng.standard_normal((filters, 40)).astype(dtype), np.arange(filters, dtype=dtype)
+    operands = [mg.tensor(v, requires_grad=True) for v in (x, weight[:, :, None, None], bias)]
+    out = mg.conv2d(*operands)
+    y = rng.standard_normal(out.shape).astype(dtype)
+    gradients = mg.grad(out, operands, y)
+    wide, wide_weight, wide_y = (v.astype(np.float64) for v in (x, weight, y))
+    right = (
+        np.einsum("ncyx,oc->noyx", wide, wide_weight) + bias[:, None, None],
+        np.einsum("noyx,oc->ncyx", wide_y, wide_weight),
+        np.einsum("noyx,ncyx->oc", wide_y, wide)[..., None, None],
+        wide_y.sum((0, 2, 3)),
+    )
+    rounding = 100 * np.finfo(dtype).eps  # of sums of up to 816 numbers near 1
+    for found, expected in zip((out, *gradients), right, strict=True):
+        assert found.dtype == dtype
+        most = rounding * np.abs(expected).max()
+        np.testing.assert_allclose(found.data, expected, rtol=0, atol=most)
+
+
 @pytest.mark.parametrize("filters", [1, 20])
 def test_a_stride_from_a_single_column_leads_nowhere(filters, monkeypatch):
     monkeypatch.setattr(kernels.convolution, "DEEP", 1)
