@@ -42,8 +42,6 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
         sums = kernels.reduction.sum_rows(x.reshape(math.prod(kept), -1))
         if sums is not None:
             return sums.reshape(kept + (1,) * len(axes) if keepdims else kept)
-    if axis is None:
-        return _reduce(x, axis=axis, keepdims=keepdims)
     if not _LONG <= math.prod(x.shape[i] for i in axes) < x.size:
         return _reduce(x, axis=axis, keepdims=keepdims)
     # The last axis, with those before it that form one axis with it, and then the other axes.

@@ -14,7 +14,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import clip, exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
-from minigrad.ops.shape import as_tuple, flag, normalize_axes, reduced, reshape
+from minigrad.ops.shape import as_tuple, flag, is_last, normalize_axes, reduced, reshape
 
 # If the backward pass is recorded, a VJP gets Tensors, and computes with ops. Usually it gets
 # arrays; then a kernel computes the same in one pass.
@@ -182,7 +182,7 @@ def softmax(x: Array, axis: Axis = -1) -> Array:
 
 @softmax.vjp("x")
 def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
-    if isinstance(g, Tensor) or not _is_last(axis, out):
+    if isinstance(g, Tensor) or not is_last(axis, out):
         return out * (g - sum(g * out, axis, keepdims=True))
     return kernels.softmax.softmax_gradient(g, out)
 
@@ -206,7 +206,7 @@ def log_softmax(x: Array, axis: Axis = -1) -> Array:
 
 @log_softmax.vjp("x")
 def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
-    if isinstance(g, Tensor) or not _is_last(axis, out):
+    if isinstance(g, Tensor) or not is_last(axis, out):
         return g - exp(out) * sum(g, axis, keepdims=True)
     return kernels.softmax.log_softmax_gradient(g, out)
 
@@ -229,7 +229,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         TypeError: if an axis is not an integer, or `keepdims` is not True or False.
     """
     axis, keepdims = as_tuple(axis), flag(keepdims)
-    out = kernels.reduction.logsumexp(x) if _is_last(axis, x) else None
+    out = kernels.reduction.logsumexp(x) if is_last(axis, x) else None
     if out is not None:
         return out.reshape(reduced(x.shape, axis, keepdims))
     top = x.max(axis=axis, keepdims=True)
@@ -242,7 +242,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 @logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = reduced(x.shape, axis, keepdims=True)
-    if isinstance(x, np.ndarray) and _is_last(axis, x) and np.isfinite(out).all():
+    if isinstance(x, np.ndarray) and is_last(axis, x) and np.isfinite(out).all():
         return reshape(g, shape) * kernels.softmax.softmax(x)
     weights = exp(x - reshape(out, shape))
     # For a large x, the weights do not sum to 1, because `out` is rounded. Next to an infinite x,
@@ -251,17 +251,10 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
-def _is_last(axis: Axis, x: Array) -> bool:
-    """Return whether `axis` is the last axis, or None for the only one; kernels exist for it."""
-    if axis is None:
-        return bool(x.ndim == 1)
-    return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)
-
-
 def _by_rows(function: Any, x: Array, axis: Axis) -> Array:
     """Apply a function of `kernels.softmax` along an axis; the result is empty where x is."""
     try:
-        return function(x) if _is_last(axis, x) else function.reference(x, as_tuple(axis))
+        return function(x) if is_last(axis, x) else function.reference(x, as_tuple(axis))
     except ValueError:
         normalize_axes(axis, x.ndim)
         if x.size:

@@ -24,6 +24,7 @@ from minigrad.ops.shape import (
     flag,
     flip,
     getitem,
+    is_last,
     normalize_axes,
     reduced,
     reshape,
@@ -115,7 +116,7 @@ def cumsum(x: Array, axis: int | None = None) -> Array:
         ValueError: if the axis does not exist.
     """
     x = np.asarray(x)
-    if axis.__class__ is int and x.ndim and axis in (-1, x.ndim - 1) and x.dtype == np.float32:
+    if is_last(axis, x) and x.dtype == np.float32:
         return kernels.reduction.cumsum(x)
     wider = {2: np.float32, 4: np.float64}.get(x.itemsize) if x.dtype.kind == "f" else None
     sums = np.cumsum(x, axis, wider)

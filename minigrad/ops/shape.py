@@ -69,6 +69,13 @@ def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]
     return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
 
 
+def is_last(axis: Axis, x: Array) -> bool:
+    """Return whether `axis` is the last axis, or None for the only one: kernels need this."""
+    if axis is None:
+        return bool(x.ndim == 1)
+    return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)
+
+
 def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     """Return whether an array of this shape can be broadcast to the shape `target`."""
     pairs = zip(reversed(shape), reversed(target), strict=False)
