@@ -9,7 +9,7 @@ import pytest
 from tests.minigrad.distributed.ranks import is_mpich, needs_mpi, run, started
 
 START = """
-import os, sys, time
+import os, signal, sys, time
 import numpy as np
 import minigrad as mg
 from minigrad.distributed import mpi, world
@@ -18,14 +18,14 @@ from minigrad.training import Trainer
 mpi._GRACE = 1.0
 RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0)))
 
-def fit(on_step=(), on_epoch=()):
+def fit(on_step=(), on_epoch=(), epochs=3):
     rng = np.random.default_rng(0)
     mg.manual_seed(0)
     model = mg.nn.Linear(3, 1, rng=rng)
     options = {"batch_size": 2, "accumulation_steps": 4, "on_step": on_step, "on_epoch": on_epoch}
     optimizer = mg.optim.SGD(model.parameters(), lr=0.01)
     trainer = Trainer(model, optimizer, mg.mse, progress=False, **options)
-    trainer.fit((rng.random((32, 3), np.float32), rng.random((32, 1), np.float32)), epochs=3)
+    trainer.fit((rng.random((32, 3), np.float32), rng.random((32, 1), np.float32)), epochs)
 
 def fail(trainer=None):
     if RANK == 1:
@@ -179,10 +179,9 @@ def test_an_interrupt_of_mpiexec_or_of_a_rank_ends_all(rank):
         assert "KeyboardInterrupt" in ended.err[rank]
 
 
-AFTER = """
+CATCH = """
 try:
-    while True:
-        fit(lambda trainer: print("begun", flush=True))
+    fit({}, epochs=1_000_000)
 except KeyboardInterrupt:
     print("caught", flush=True)
 world().barrier()
@@ -192,15 +191,18 @@ print("good", flush=True)
 
 @needs_mpi
 @pytest.mark.full
-def test_ranks_that_catch_an_interrupt_do_not_go_on_together():
-    """One may have been before a call, and another after it."""
-    with started(2, "-c", START + AFTER) as ranks:
-        ranks.wait_for(0, "begun")
-        for rank in range(2):
-            os.kill(ranks.pid(rank), signal.SIGINT)
+@pytest.mark.parametrize("is_at_one_line", [False, True])
+def test_an_interrupt_ends_all_ranks_even_if_they_catch_it(is_at_one_line):
+    """It may come before a step on one rank, and after it on another."""
+    call = "signal.raise_signal(signal.SIGINT)" if is_at_one_line else "print('begun', flush=True)"
+    with started(2, "-c", START + CATCH.format(f"lambda trainer: {call}")) as ranks:
+        if not is_at_one_line:
+            ranks.wait_for(0, "begun")
+            for rank in range(2):
+                os.kill(ranks.pid(rank), signal.SIGINT)
         ended = ranks.end(within=20)
     assert ended.status != 0
-    assert "good" not in "".join(ended.out)
+    assert "caught" not in "".join(ended.out)
     assert any("KeyboardInterrupt" in text for text in ended.err)
 
 
