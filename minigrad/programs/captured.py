@@ -42,8 +42,8 @@ from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
 from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
 from minigrad.programs.program import Program
-from minigrad.programs.recorder import StepRecorder
-from minigrad.programs.surroundings import Surroundings, codes
+from minigrad.programs.recorder import StepRecorder, check_code
+from minigrad.programs.surroundings import Surroundings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -196,38 +196,16 @@ class Captured(Generic[P, R]):
         known: Program | None = None,
     ) -> R:  # fmt: skip
         """Run and record the step; after the second recording, make its program."""
-        kinds = self._programs | self._first
-        if key not in kinds and len(kinds) >= MOST_SHAPES:
-            warnings.warn(
-                f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs eagerly "
-                f"for others; pad them to a few shapes, and pass a number that changes as a Tensor",
-                stacklevel=3,
-            )
+        if not self._may_record(key, arrays):
             return cast(R, _with_tensors(self._eager(args, kwargs)))
-        if key not in kinds:
-            shapes = tuple((array.shape, array.dtype) for _, array in arrays)
-            self._numbers[shapes] += 1
-            if self._numbers[shapes] == MOST_NUMBERS:
-                warnings.warn(
-                    f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
-                    f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
-                    stacklevel=3,
-                )
         surroundings = Surroundings(self.step, {type(each) for each in _contents([args, kwargs])})
-        _check_code(self.step, surroundings)
+        check_code(self.step, surroundings)
         others = self._first.pop(key, [])
         first = next((each for each in others if each.surroundings.hold()), None)
         if first is not None:
             others.remove(first)
         elif others and known is None:
-            self._changes[key] += 1
-            if self._changes[key] > MOST_CHANGES:
-                changes = ", ".join([*dict.fromkeys(others[0].surroundings.changes())][:5])
-                raise CaptureError(
-                    f"capture: the step reads {changes}, and that changes from call to call; make "
-                    f"it an argument, as a Tensor if it is a number, or return what the step "
-                    f"adds to it"
-                )
+            self._count_change(key, others[0].surroundings)
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -261,6 +239,39 @@ class Captured(Generic[P, R]):
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
+
+    def _may_record(self, key: Any, arrays: list[tuple[str, NDArray[Any]]]) -> bool:
+        """Return whether there is room for the program of a call; warn if there are many kinds."""
+        kinds = self._programs | self._first
+        if key in kinds:
+            return True
+        if len(kinds) >= MOST_SHAPES:
+            warnings.warn(
+                f"{self!r} has been called with {MOST_SHAPES} kinds of arguments, and runs eagerly "
+                f"for others; pad them to a few shapes, and pass a number that changes as a Tensor",
+                stacklevel=4,
+            )
+            return False
+        shapes = tuple((array.shape, array.dtype) for _, array in arrays)
+        self._numbers[shapes] += 1
+        if self._numbers[shapes] == MOST_NUMBERS:
+            warnings.warn(
+                f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
+                f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
+                stacklevel=4,
+            )
+        return True
+
+    def _count_change(self, key: Any, before: Surroundings) -> None:
+        """Count one more recording in other surroundings; raise an error after too many."""
+        self._changes[key] += 1
+        if self._changes[key] > MOST_CHANGES:
+            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
+            raise CaptureError(
+                f"capture: the step reads {changes}, and that changes from call to call; make "
+                f"it an argument, as a Tensor if it is a number, or return what the step "
+                f"adds to it"
+            )
 
 
 def capture(step: Callable[P, R]) -> Captured[P, R]:
@@ -371,30 +382,3 @@ def _contents(value: Any) -> Iterator[Any]:
         yield each
         if isinstance(each, (list, tuple, dict)):
             yield from _contents(each)
-
-
-def _check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
-    """Raise a CaptureError if a step prints, reads values, or draws from iterators.
-
-    The methods of other classes may only have the names of methods that the step calls. So if these
-    read values, the recorder raises the error when they do.
-    """
-    for path in surroundings.iterators():
-        raise CaptureError(
-            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
-            f"is; take the next value outside of the step, and pass it as an argument"
-        )
-    whole = getattr(step, "func", step)  # of a partial
-    kinds = type(getattr(whole, "__self__", whole)).__mro__
-    inside = getattr(whole, "__qualname__", "").rpartition(".")[0]
-    own = {"", inside, *(kind.__qualname__ for kind in kinds)}
-    for function in surroundings.functions:
-        name = function.__qualname__
-        owner = name.rpartition(".")[0]  # the class, or the function, in which it is defined
-        is_own = owner in own or owner.endswith("<locals>")
-        refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
-        for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
-            raise CaptureError(
-                f"capture: {name} calls {each}(), which a program cannot do again; return the "
-                f"tensor, and call {each}() outside of the step"
-            )

@@ -28,6 +28,7 @@ from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
 from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
+from minigrad.programs.surroundings import Surroundings, codes
 
 DRAWS = (
     "the step draws random numbers from a generator, which a program would not do again; draw by "
@@ -374,3 +375,30 @@ def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:
         converts = op.floats and isinstance(value, np.ndarray)
         converted[i] = as_floats(op, value) if converts else value
     return converted
+
+
+def check_code(step: Callable[..., Any], surroundings: Surroundings) -> None:
+    """Raise a CaptureError if a step prints, reads values, or draws from iterators.
+
+    The methods of other classes may only have the names of methods that the step calls. So if these
+    read values, the recorder raises the error when they do.
+    """
+    for path in surroundings.iterators():
+        raise CaptureError(
+            f"capture: the step reads {path}, an iterator, and a program cannot follow how far it "
+            f"is; take the next value outside of the step, and pass it as an argument"
+        )
+    whole = getattr(step, "func", step)  # of a partial
+    kinds = type(getattr(whole, "__self__", whole)).__mro__
+    inside = getattr(whole, "__qualname__", "").rpartition(".")[0]
+    own = {"", inside, *(kind.__qualname__ for kind in kinds)}
+    for function in surroundings.functions:
+        name = function.__qualname__
+        owner = name.rpartition(".")[0]  # the class, or the function, in which it is defined
+        is_own = owner in own or owner.endswith("<locals>")
+        refused = {"print", "pprint"} | ({"item", "tolist"} if is_own else set())
+        for each in sorted(refused & {each for code in codes(function) for each in code.co_names}):
+            raise CaptureError(
+                f"capture: {name} calls {each}(), which a program cannot do again; return the "
+                f"tensor, and call {each}() outside of the step"
+            )
