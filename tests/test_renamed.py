@@ -67,6 +67,14 @@ def test_an_old_name_that_is_read_as_an_attribute_gives_the_new_one():
             getattr(owner, name)
 
 
+@pytest.mark.parametrize("name", ["offline", "text"])
+def test_a_module_that_was_not_imported_yet_is_said_to_be_one(name, monkeypatch):
+    monkeypatch.delattr(lora, name, raising=False)  # as before its import
+    hint = f"; it is a module, which `import lora.{name}` loads"
+    with pytest.raises(AttributeError, match=f"'lora' has no attribute '{name}'{hint}$"):
+        getattr(lora, name)
+
+
 def test_a_keyword_that_an_op_does_not_have_gives_those_that_it_has():
     with pytest.raises(TypeError, match=r"^multiply\(\) .* argument 'x'; it takes a, b$"):
         minigrad.multiply(x=ONE, y=ONE)
