@@ -155,6 +155,27 @@ def test_a_name_of_another_library_gives_the_one_that_is_here(owner):
     assert not problems
 
 
+X = np.arange(24.0).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "expected"),
+    [
+        ("Tensor", "take", X.take([0, 7, 3])),
+        ("minigrad", "dist", np.linalg.norm(X - 1)),
+        ("minigrad", "pairwise_distance", np.sqrt(((X - 1) ** 2).sum(axis=-1))),
+        ("minigrad", "normalize", X / np.sqrt((X**2).sum(axis=1, keepdims=True))),
+        ("minigrad", "var_mean", X.var(ddof=1)),
+    ],
+)
+def test_an_expression_that_is_recommended_computes_what_the_name_does_elsewhere(
+    owner, name, expected
+):
+    expression = elsewhere()[owner][name].removeprefix("use ").partition(" or ")[0].rstrip(", ")
+    names = {"minigrad": minigrad, "x": minigrad.tensor(X), "y": 1.0, "index": [0, 7, 3]}
+    np.testing.assert_allclose(eval(expression, names).data, expected)
+
+
 def missing_names(owner, hint):
     """The names that a hint recommends and that are not there."""
     for path in re.findall(r"\b(?:minigrad|lora)(?:\.\w+)+", hint):
