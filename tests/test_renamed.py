@@ -1,6 +1,7 @@
 """Names that are not here, of modules, attributes and arguments: an error says what to use."""
 
 import importlib
+import math
 import os
 import pydoc
 import re
@@ -155,25 +156,41 @@ def test_a_name_of_another_library_gives_the_one_that_is_here(owner):
     assert not problems
 
 
-X = np.arange(24.0).reshape(2, 3, 4)
+X = np.arange(-24.0, 0.0).reshape(2, 3, 4)
+HOLES = np.where(X == -1.0, np.nan, X)  # without the largest element
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "expected"),
     [
-        ("Tensor", "take", X.take([0, 7, 3])),
-        ("minigrad", "dist", np.linalg.norm(X - 1)),
-        ("minigrad", "pairwise_distance", np.sqrt(((X - 1) ** 2).sum(axis=-1))),
-        ("minigrad", "normalize", X / np.sqrt((X**2).sum(axis=1, keepdims=True))),
-        ("minigrad", "var_mean", X.var(ddof=1)),
+        ("Tensor", "take", lambda x: x.take([0, 7, 3])),
+        ("minigrad", "take", lambda x: x.take([0, 7, 3])),
+        ("minigrad", "dist", lambda x: np.linalg.norm(x - 1)),
+        ("minigrad", "pairwise_distance", lambda x: np.sqrt(((x - 1) ** 2).sum(axis=-1))),
+        ("minigrad", "normalize", lambda x: x / np.sqrt((x**2).sum(axis=1, keepdims=True))),
+        ("minigrad", "var_mean", lambda x: x.var(ddof=1)),
+        ("minigrad", "erfc", lambda x: np.vectorize(math.erfc)(x)),
     ],
 )
+@pytest.mark.parametrize("sign", [1, -1])
 def test_an_expression_that_is_recommended_computes_what_the_name_does_elsewhere(
-    owner, name, expected
+    owner, name, expected, sign
 ):
-    expression = elsewhere()[owner][name].removeprefix("use ").partition(" or ")[0].rstrip(", ")
-    names = {"minigrad": minigrad, "x": minigrad.tensor(X), "y": 1.0, "index": [0, 7, 3]}
-    np.testing.assert_allclose(eval(expression, names).data, expected)
+    np.testing.assert_allclose(recommended(owner, name, sign * X), expected(sign * X), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["nansum", "nanmax", "nanmin"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_expression_that_is_recommended_ignores_nan_as_numpy_does(name, sign):
+    assert recommended("minigrad", name, sign * HOLES) == getattr(np, name)(sign * HOLES)
+
+
+def recommended(owner, name, x):
+    """What the expression in a hint computes."""
+    hint = elsewhere()[owner][name].removeprefix("use ")
+    expression = re.split(r", which|,? or ", hint)[0]
+    names = {"minigrad": minigrad, "numpy": np, "y": 1.0, "index": [0, 7, 3]}
+    return eval(expression, {**names, "x": minigrad.tensor(x)}).data
 
 
 def missing_names(owner, hint):
