@@ -170,6 +170,9 @@ HOLES = np.where(X == -1.0, np.nan, X)  # without the largest element
         ("minigrad", "normalize", lambda x: x / np.sqrt((x**2).sum(axis=1, keepdims=True))),
         ("minigrad", "var_mean", lambda x: x.var(ddof=1)),
         ("minigrad", "erfc", lambda x: np.vectorize(math.erfc)(x)),
+        ("minigrad", "frac", lambda x: np.modf(x)[0]),
+        ("minigrad", "deg2rad", np.deg2rad),
+        ("minigrad", "rad2deg", np.rad2deg),
     ],
 )
 @pytest.mark.parametrize("sign", [1, -1])
