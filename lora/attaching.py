@@ -160,7 +160,8 @@ def check_attachable(model: Module, adapter: str) -> None:
     elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
         raise ValueError(
             f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
-            f"lora.attach did not attach to this whole model; fold or detach them first"
+            f"lora.attach did not attach to this whole model; fold or detach them first, in the "
+            f"model that lora.attach was called with"
         )
 
 

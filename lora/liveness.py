@@ -32,7 +32,10 @@ class AdapterRow(PartRow):
 
     kind: ClassVar[str] = "adapter"
     # Not all parameters, because the base weights must stay frozen.
-    to_train: ClassVar[str] = "lora_a and lora_b of each adapter that is to train"
+    to_train: ClassVar[str] = (
+        "lora_a and lora_b of each adapter that is to train, and lora.switch(model, name) if it is "
+        "not active"
+    )
 
     def facts(self) -> dict[str, str]:
         """Return the ranks as cells of a table."""
@@ -50,6 +53,11 @@ class AdapterPart:
     merged: bool  # whether the merged weight of the layer contains it
 
     @property
+    def active(self) -> bool:
+        """Whether the layer computes with it, unless adapters are disabled."""
+        return any(self.layer.adapters[name] is self.adapter for name in self.layer.active)
+
+    @property
     def constants(self) -> Sequence[Parameter]:
         """Its parameters if it is merged, because no gradient passes through a merged weight."""
         return self.adapter.trained() if self.merged and self.layer.enabled else ()
@@ -60,6 +68,11 @@ class AdapterPart:
             yield tensor, "the base of an adapter is a constant: freeze it, or fold the adapter in"
         for is_so, why in (
             (not self.layer.enabled, "the adapter is disabled: leave the block of lora.disabled()"),
+            (
+                not self.active,
+                "the adapter is not active: call lora.switch(model, name), or use([name]) of a "
+                "layer that was made by hand",
+            ),
             (self.merged, "the adapter is merged: call unmerge() to train it"),
             (self.adapter.scale == 0, "the scale of the adapter is 0: assign another to `scale`"),
             (
@@ -74,7 +87,10 @@ class AdapterPart:
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> AdapterRow:
         """Make the row of the adapter; the rows of A and B tell whether it trains."""
         a, b = self.adapter.lora_a, self.adapter.lora_b
-        return AdapterRow(name, *_verdict(row_of(a), row_of(b)), *ranks(a, b, self.adapter.groups))
+        trains, verdict = _verdict(row_of(a), row_of(b))
+        if verdict == "frozen" and not self.active:
+            verdict = "not active"
+        return AdapterRow(name, trains, verdict, *ranks(a, b, self.adapter.groups))
 
 
 def _verdict(a: ParameterRow, b: ParameterRow) -> tuple[bool, str]:

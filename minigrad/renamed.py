@@ -15,6 +15,7 @@ from functools import cache, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.resources import files
+from importlib.util import find_spec
 from inspect import getattr_static
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -79,8 +80,11 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
             return AttributeError(f"{subject} has no attribute {name!r}")
         if hasattr(type(asked), name):  # a property that raised an AttributeError itself
             object.__getattribute__(asked, name)
-    text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
-    return AttributeError(text, name=name, obj=asked)
+    hint = instead(owner, name)
+    is_of_package = not name.startswith("_") and hasattr(asked, "__path__")
+    if not hint and is_of_package and find_spec(module := f"{owner}.{name}"):
+        hint = f"; it is a module, which `import {module}` loads"
+    return AttributeError(f"{subject} has no attribute {name!r}{hint}", name=name, obj=asked)
 
 
 def getattr_of(module: str) -> Callable[[str], NoReturn]:

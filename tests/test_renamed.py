@@ -1,6 +1,7 @@
 """Names that are not here, of modules, attributes and arguments: an error says what to use."""
 
 import importlib
+import math
 import os
 import pydoc
 import re
@@ -65,6 +66,14 @@ def test_an_old_name_that_is_read_as_an_attribute_gives_the_new_one():
     for (owner, name), hint in old.items():
         with pytest.raises(AttributeError, match=rf"has no attribute '{name}'; {re.escape(hint)}$"):
             getattr(owner, name)
+
+
+@pytest.mark.parametrize("name", ["offline", "text"])
+def test_a_module_that_was_not_imported_yet_is_said_to_be_one(name, monkeypatch):
+    monkeypatch.delattr(lora, name, raising=False)  # as before its import
+    hint = f"; it is a module, which `import lora.{name}` loads"
+    with pytest.raises(AttributeError, match=f"'lora' has no attribute '{name}'{hint}$"):
+        getattr(lora, name)
 
 
 def test_a_keyword_that_an_op_does_not_have_gives_those_that_it_has():
@@ -145,6 +154,46 @@ def test_a_name_of_another_library_gives_the_one_that_is_here(owner):
             problems.append((name, message))
     assert hints
     assert not problems
+
+
+X = np.arange(-24.0, 0.0).reshape(2, 3, 4)
+HOLES = np.where(X == -1.0, np.nan, X)  # without the largest element
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "expected"),
+    [
+        ("Tensor", "take", lambda x: x.take([0, 7, 3])),
+        ("minigrad", "take", lambda x: x.take([0, 7, 3])),
+        ("minigrad", "dist", lambda x: np.linalg.norm(x - 1)),
+        ("minigrad", "pairwise_distance", lambda x: np.sqrt(((x - 1) ** 2).sum(axis=-1))),
+        ("minigrad", "normalize", lambda x: x / np.sqrt((x**2).sum(axis=1, keepdims=True))),
+        ("minigrad", "var_mean", lambda x: x.var(ddof=1)),
+        ("minigrad", "erfc", lambda x: np.vectorize(math.erfc)(x)),
+        ("minigrad", "frac", lambda x: np.modf(x)[0]),
+        ("minigrad", "deg2rad", np.deg2rad),
+        ("minigrad", "rad2deg", np.rad2deg),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_expression_that_is_recommended_computes_what_the_name_does_elsewhere(
+    owner, name, expected, sign
+):
+    np.testing.assert_allclose(recommended(owner, name, sign * X), expected(sign * X), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["nansum", "nanmax", "nanmin"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_expression_that_is_recommended_ignores_nan_as_numpy_does(name, sign):
+    assert recommended("minigrad", name, sign * HOLES) == getattr(np, name)(sign * HOLES)
+
+
+def recommended(owner, name, x):
+    """What the expression in a hint computes."""
+    hint = elsewhere()[owner][name].removeprefix("use ")
+    expression = re.split(r", which|,? or ", hint)[0]
+    names = {"minigrad": minigrad, "numpy": np, "y": 1.0, "index": [0, 7, 3]}
+    return eval(expression, {**names, "x": minigrad.tensor(x)}).data
 
 
 def missing_names(owner, hint):

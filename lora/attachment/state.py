@@ -21,6 +21,7 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
+from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Module, Parameter
 from minigrad.nn.module import attributes_of, set_attribute, walk
@@ -136,6 +137,13 @@ def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
     if attachment is None:
+        layers = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+        if layers:
+            raise ValueError(
+                f"this model has adapters on {shortened(', '.join(layers), LONGEST_LINE) or 'it'}; "
+                f"call this with the model that lora.attach was called with, or the methods of "
+                f"layers that were made by hand"
+            )
         raise ValueError(
             "lora.attach has put no adapters on this model; lora.attach(model, config) does so"
         )

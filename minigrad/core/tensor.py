@@ -394,8 +394,8 @@ class Tensor:
         """
         if not self.is_leaf:
             raise RuntimeError(
-                f"{self.describe()} is the result of an op; copies and pickles take leaves only, "
-                f"use .detach() or .clone()"
+                f"{self.describe()} is the result of an op; copies and pickles take leaves only: "
+                f"copy or pickle .detach(), or use .clone() as a copy through which gradients flow"
             )
         state: Any = object.__getstate__(self)
         attributes, slots = state

@@ -106,6 +106,20 @@ def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
         lora.adapters(net)
 
 
+@pytest.mark.parametrize(
+    "call", [lora.detach, lora.active, lora.switch, lambda part: lora.save(part, "unwritten")]
+)
+def test_a_part_of_a_model_with_adapters_is_told_that_the_complete_model_is_needed(rng, call):
+    model = Sequential(Sequential(Linear(3, 4, rng=rng)), Linear(4, 2, rng=rng))
+    lora.attach(model, LoRAConfig(rank=2))
+    advice = "has adapters on 0.*; call this with the model that lora.attach was called with"
+    with pytest.raises(ValueError, match=advice):
+        call(model[0])
+    advice = "fold or detach them first, in the model that lora.attach was called with"
+    with pytest.raises(ValueError, match=advice):
+        lora.attach(model[0], LoRAConfig(rank=2))
+
+
 def test_switching_gives_the_output_of_each_to_the_bit(rng):
     net, base, with_a, with_b = two(rng)
     assert not np.array_equal(with_a, with_b)

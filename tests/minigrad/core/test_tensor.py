@@ -584,7 +584,8 @@ def test_copy_of_a_leaf_shares_the_memory_and_has_a_gradient_of_its_own():
 
 
 def test_deepcopy_of_a_result_is_refused():
-    with pytest.raises(RuntimeError, match=r"leaves only.*\.detach\(\) or \.clone\(\)"):
+    advice = r"copy or pickle \.detach\(\), or use \.clone\(\) as a copy"
+    with pytest.raises(RuntimeError, match=advice):
         copy.deepcopy(leaf(1.0) * 2)
 
 

@@ -701,6 +701,19 @@ def test_a_frozen_adapter_is_told_to_train_its_factors_and_not_its_base(adapted,
     assert "freeze(False)" not in verdict
 
 
+def test_an_adapter_that_is_not_active_is_told_to_be_switched_to(adapted, batch):
+    lora.switch(adapted)
+    report = liveness(adapted, minigrad.mse, batch)
+    assert [row.verdict for row in report.adapters] == ["not active", "not active"]
+    assert "lora.switch(model, name) if it is not active" in report.verdict
+    adapted.layers[0].lora_a.requires_grad_()
+    report = liveness(adapted, minigrad.mse, batch)
+    assert "the adapter is not active: call lora.switch(model, name)" in report[A].reason
+    assert not report
+    lora.switch(adapted, "default")
+    assert liveness(adapted, minigrad.mse, batch)
+
+
 def test_a_merged_adapter_is_cut_and_the_others_are_looked_at(adapted, batch):
     one_step(adapted, batch)
     layer = adapted.layers[0]
@@ -730,7 +743,9 @@ def test_a_layer_into_which_no_adapter_is_merged_trains(adapted, batch):
     adapted.layers[0].use([])
     adapted.layers[0].merge()
     row = liveness(adapted, minigrad.mse, batch)[B]
-    assert (row.state, row.reason) == ("unused", "no op was called on it")
+    assert row.state == "unused"
+    assert "the adapter is not active" in row.reason
+    assert "use([name]) of a layer that was made by hand" in row.reason
 
 
 def test_a_merged_adapter_beside_one_that_is_zero_by_construction(adapted, batch):
