@@ -192,7 +192,7 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: if the targets or `ignore_index` are not integers, `label_smoothing` is not a
-            number, or the weight is not a matrix.
+            number, or the weight is not an array.
         ValueError: if the shapes do not match, a target is not among the classes, an option has an
             impossible value, or no target counts in a mean.
     """
