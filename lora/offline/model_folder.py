@@ -147,6 +147,15 @@ class AdaptedBase(Closing):
         self._updates[layer] = made
         return made
 
+    def untrained(self) -> list[str]:
+        """Return the layers of the base that are targets of the adapter, and have no update."""
+        names = [
+            _adapter_name(self.prefix, name.removesuffix(".weight"))
+            for name, info in self.tensors.tensors.items()
+            if name.endswith(".weight") and len(info.shape) > 1
+        ]
+        return [n for n in self.files.config.targets_among(names, ()) if n not in self.files.layers]
+
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers, found = self.tensors, self.files.layers, {}
         names = {
