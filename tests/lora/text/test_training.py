@@ -685,18 +685,17 @@ def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, c
 def test_the_estimate_of_a_run_that_resumes_is_of_what_is_left(
     validated, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e2)
+    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
 
-    def minutes(every, **options):
+    def minutes(every, resume):
         with suppress(SystemExit):
-            options = {"save_every": 1, "validate_every": every, "progress": True, **options}
-            run(validated, tmp_path / f"{every}", **options)
-        return float(re.search(r"time: about ([\d.]+) minutes", capsys.readouterr().err)[1])
+            options = {"save_every": 1, "validate_every": every, "resume": resume}
+            model = Interrupted(0 if resume else 9, die)
+            run(validated, tmp_path / f"{every}", model, **options, progress=True)
+        text = capsys.readouterr().err
+        return float(re.search(r"time: about ([\d.]+) minutes", text)[1])
 
-    whole, left = [
-        [minutes(every, **options) for every in (0, 3)]
-        for options in ({"model": Interrupted(9, die)}, {"resume": True})
-    ]
+    whole, left = [[minutes(every, resume) for every in (0, 3)] for resume in (False, True)]
     assert left[0] == pytest.approx(whole[0] * 4 / 12, abs=0.11)  # 8 of 12 steps are done
     assert left[1] - left[0] == pytest.approx((whole[1] - whole[0]) / 2, abs=0.22)
     assert left[1] > left[0]
