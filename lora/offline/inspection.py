@@ -15,8 +15,9 @@ import numpy as np
 from lora.adapter import UNMERGEABLE
 from lora.attachment.targets import without_layers
 from lora.frozen import Array
+from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, made_on_nf4, other_weights
+from lora.offline.model_folder import TIED, UNTIED
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
