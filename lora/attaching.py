@@ -109,7 +109,8 @@ def attach(
             convolution, a grouped convolution would get DoRA or an `init` other than "gaussian" and
             "kaiming", a weight is not finite, or a parameter to be trained in full is tied to
             another, is in few bits, or belongs to a layer with an adapter. Also if the name is
-            taken or malformed, another adapter is merged, or the model is itself a single layer.
+            taken or malformed, another adapter is merged, a target has adapters of another
+            `attach`, with a part of the model, or the model is itself a single layer.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.

@@ -16,10 +16,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lora.peft.config import CONFIG, read_json
+from lora.text.architecture import json_table
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
@@ -226,8 +228,6 @@ def config_of(base: TensorSet) -> dict[str, Any]:
         return {}
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    try:
-        found = read_json(source.path.parent / _MODEL)
-    except (OSError, ValueError):  # missing or invalid
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError):  # missing or invalid
+        return json_table(source.path.parent, _MODEL) or {}
+    return {}
