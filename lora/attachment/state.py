@@ -86,7 +86,8 @@ class Flags:
         """Store the flags of further parameters, and freeze these; `names` are given by id."""
         before = self._finder()
         for parameter in parameters:
-            own = tuple(names[id(parameter)])
+            # The weight of a layer that has adapters gets the name that it has without them.
+            own = tuple(re.sub(r"\bbase_weight$", "weight", name) for name in names[id(parameter)])
             self.known.append((parameter, before(parameter, own), own))
             parameter.requires_grad_(False)
 

@@ -14,6 +14,7 @@ import lora
 from lora import LoRAConfig, LoRALayer
 from lora.attachment.state import attachment_of
 from minigrad.nn import Linear, Sequential
+from tests.lora.models import layers_of
 
 FROZEN = ("0.1.bias", "1.bias")  # before any adapter
 PART = "0."  # the beginning of names in the part, model[0]
@@ -44,6 +45,13 @@ CALLS = {
     "fold the part": lambda model: lora.fold(model[0]),
     "detach": lora.detach,
     "detach the part": lambda model: lora.detach(model[0]),
+    "switch off": lora.switch,
+    "switch on": lambda model: lora.switch(model, "default"),
+    "switch the part off": lambda model: lora.switch(model[0]),
+    "switch the part on": lambda model: lora.switch(model[0], "default"),
+    "remove": lambda model: lora.remove(model, "default"),
+    "remove from the part": lambda model: lora.remove(model[0], "default"),
+    "unmerge": lora.unmerge,
 }
 
 
@@ -80,22 +88,55 @@ def promised(model):
     return found
 
 
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("first", CALLS)
-def test_all_orders_of_attach_fold_and_detach_keep_their_promises(first):
-    reached = [((), make())]
-    for calls in ([first], CALLS, CALLS, CALLS):
-        before, reached = reached, []
-        for history, model in before:
-            for call in calls:
-                changed = copy.deepcopy(model)
-                try:
-                    CALLS[call](changed)
-                except ValueError:
-                    assert state_of(changed) == state_of(model), (*history, call)
-                    continue
-                assert state_of(changed) == promised(changed), (*history, call)
-                reached.append(((*history, call), changed))
+def remembered(model):
+    """Return what decides about later calls, beside `state_of`."""
+    found = []
+    for module in (model, model[0]):
+        attachment = attachment_of(module)
+        if attachment is not None:
+            flags = {(names, before) for _, before, names in attachment.flags.known}
+            found += [sorted(attachment.adapters), attachment.active, sorted(flags)]
+    return found + [layer.merged_adapters for layer in layers_of(model).values()]
+
+
+def called(model, name, history):
+    """Do one of the calls, if it is not refused, and compare the state with what is promised."""
+    before = state_of(model)
+    try:
+        CALLS[name](model)
+    except ValueError:
+        assert state_of(model) == before, (*history, name)
+        return False
+    assert state_of(model) == promised(model), (*history, name)
+    return True
+
+
+@pytest.mark.full
+def test_all_orders_of_calls_on_a_model_and_its_part_keep_their_promises():
+    """Tries each call in each state that can be reached, and not only in short sequences."""
+    states, left = set(), [((), make())]
+    while left:
+        history, model = left.pop()
+        for name in CALLS:
+            changed = copy.deepcopy(model)
+            if called(changed, name, history):
+                state = repr((state_of(changed), remembered(changed)))
+                if state not in states:
+                    states.add(state)
+                    left.append(((*history, name), changed))
+    assert len(states) > 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_long_random_sequences_of_calls_keep_their_promises(seed):
+    drawn, model, history = np.random.default_rng(seed), make(), []
+    for _ in range(300):
+        name = drawn.choice(list(CALLS))
+        if name in ("fold", "detach") and drawn.random() < 0.7:  # they end all, so seldom
+            continue
+        if called(model, name, history):
+            history.append(name)
+    assert len(history) > 60
 
 
 def moved(model, rng):
