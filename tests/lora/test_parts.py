@@ -127,6 +127,14 @@ def test_all_orders_of_calls_on_a_model_and_its_part_keep_their_promises():
     assert len(states) > 100
 
 
+def test_a_folded_weight_gets_its_flag_also_if_an_adapter_was_on_it_again():
+    again = "attach to the part again"
+    calls = ("attach", again, "fold the part", again, "attach with a bias", "detach the part")
+    model = make()
+    for number, name in enumerate([*calls, "detach"]):
+        assert called(model, name, calls[:number])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_long_random_sequences_of_calls_keep_their_promises(seed):
     drawn, model, history = np.random.default_rng(seed), make(), []
