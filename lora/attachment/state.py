@@ -89,7 +89,7 @@ class Flags:
             # The weight of a layer that has adapters gets the name that it has without them.
             own = tuple(re.sub(r"\bbase_weight$", "weight", name) for name in names[id(parameter)])
             self.known.append((parameter, before(parameter, own), own))
-            parameter.requires_grad_(False)
+            restore_flags([(parameter, False)])
 
     def restore(self, model: Module) -> None:
         """Set the flags of a model that has its original layers again, or folded ones.
@@ -114,7 +114,7 @@ class Flags:
         for key, parameter in ({id(p): p for p, _, _ in self.known} | now).items():
             own = names.get(key, [])
             if frozen.isdisjoint([key, *own]):
-                parameter.requires_grad_(before(parameter, own))
+                restore_flags([(parameter, before(parameter, own))])
 
     def forget(self, parameters: Iterable[Parameter]) -> None:
         """Drop the flags of some parameters, which then stay as they are."""
@@ -141,9 +141,7 @@ class Attachment:
 
     # by name, each original layer, and the layer with adapters that replaced it
     replaced: dict[str, tuple[Module, AdaptedLayer]] = field(default_factory=dict)
-    flags: Flags = field(
-        default_factory=Flags
-    )  # `requires_grad` of every parameter before `attach`
+    flags: Flags = field(default_factory=Flags)  # of every parameter before `attach`
     adapters: dict[str, Attached] = field(default_factory=dict)  # by name
     active: tuple[str, ...] = ()  # the names of the active adapters
     disabled: int = 0  # the number of `lora.disabled` blocks that are open
