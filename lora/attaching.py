@@ -109,7 +109,8 @@ def attach(
             convolution, a grouped convolution would get DoRA or an `init` other than "gaussian" and
             "kaiming", a weight is not finite, or a parameter to be trained in full is tied to
             another, is in few bits, or belongs to a layer with an adapter. Also if the name is
-            taken or malformed, another adapter is merged, or the model is itself a single layer.
+            taken or malformed, another adapter is merged, a target has adapters of another
+            `attach`, with a part of the model, or the model is itself a single layer.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -169,16 +170,15 @@ def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
     attachment = state.attachment_of(model)
     if attachment is None:
-        attachment = Attachment({}, [])
+        attachment = Attachment()
         state.store(model, attachment)
     # All other parameters are frozen, also those added to the model after the last adapter.
     layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
     updates = [update for layer in layers for update in layer.adapters.values()]
-    known = {id(p) for p, _ in attachment.flags}
+    known = {id(p) for p, _, _ in attachment.flags.known}
     known |= {id(part) for update in updates for _, part in update.contents()}
     new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
-    attachment.flags += [(p, p.requires_grad) for p in new]
-    state.restore_flags((p, False) for p in new)
+    attachment.flags.freeze(new, state.state_names(model))
     attachment.replaced |= plan.replaced
     for _, layer in plan.replaced.values():
         layer.is_attached = True
@@ -296,18 +296,20 @@ def disabled(model: Module) -> Iterator[Module]:
             `model` contains parameters that an adapter trains in full.
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
-    attachment = state.attachment_of(model)
-    for name, tensor in model.named_state() if attachment is None else ():
-        if isinstance(tensor, (TrainedCopy, OwnBuffer)):
+    attachments = state.attachments_in(model)
+    every = [each for _, attachment in attachments for each in attachment.adapters.values()]
+    known = {id(copy.own) for each in every for copy in each.copies}
+    for name, tensor in model.named_state():
+        if isinstance(tensor, (TrainedCopy, OwnBuffer)) and id(tensor) not in known:
             raise ValueError(
                 f"{name} is trained in full by an adapter, and its original is known to the "
                 f"complete model only; call this with the model that lora.attach was called with"
             )
     with _lock:
-        if attachment is not None:
+        for part, attachment in attachments:
             attachment.disabled += 1
             if attachment.disabled == 1:
-                attachment.swap_in(model, ())
+                attachment.swap_in(part, ())
         for layer in layers:
             layer.pause()
     try:
@@ -316,10 +318,10 @@ def disabled(model: Module) -> Iterator[Module]:
         with _lock:
             for layer in layers:
                 layer.resume()
-            if attachment is not None:
+            for part, attachment in attachments:
                 attachment.disabled -= 1
                 if attachment.disabled == 0:
-                    attachment.swap_in(model, attachment.active)
+                    attachment.swap_in(part, attachment.active)
 
 
 @named_errors
@@ -340,13 +342,7 @@ def detach(model: Module) -> Module:
     attachment.swap_in(model, ())
     state.store(model, None)
     _restore_originals(model, attachment, list(attachment.replaced))
-    # A part that got adapters later stays frozen, and gets these flags when it is detached.
-    flags = {id(parameter): flag for parameter, flag in attachment.flags}
-    frozen: set[int] = set()
-    for later in filter(None, map(state.attachment_of, model.modules())):
-        later.flags = [(p, flags.get(id(p), flag)) for p, flag in later.flags]
-        frozen |= {id(p) for p, _ in later.flags}
-    state.restore_flags((p, flag) for p, flag in attachment.flags if id(p) not in frozen)
+    attachment.flags.restore(model)
     return model
 
 

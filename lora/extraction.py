@@ -131,11 +131,7 @@ def extract(
     )
     tensors = _tensors_of(base)
     values = _checked_values(tensors, state)
-    different = set()
-    for name, tensor in tensors.items():
-        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(values[name].dtype)
-        if not np.array_equal(values[name], ours):
-            different.add(name)
+    different = _different(tensors, values)
     names = [target.name for target in targets_in(base, config)]
     modules: dict[str, Any] = dict(base.named_modules())
     differing = [name for name in names if f"{name}.weight" in different]
@@ -150,37 +146,10 @@ def extract(
             f"of {', '.join(grouped)}; exclude these layers, and copy them with modules_to_save"
         )
     plan = _plan_for(differing, base, config)
-    covered = {f"{name}.weight" for name in plan.updates}
-    for copy in plan.copies:  # another name may have another value, if the tie was cut
-        value = values[copy.name]
-        covered |= {name for name in copy.names if np.array_equal(values[name], value)}
-    lost = [name for name in tensors if name in different and name not in covered]
-    if lost:
-        raise ValueError(
-            f"the finetuned model differs from the base in what the adapter would not have: "
-            f"{', '.join(lost)}; make their layers targets, or copy modules with "
-            f'modules_to_save=[...], and biases with bias="all"'
-        )
-    found = {}
-    for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
-        layer = plan.layers[name]
-        tuned = layer.weight_of(values[f"{name}.weight"])
-        best = Approximation.of_matrix(tuned.dense() - layer.weight.dense(), rank)
-        with np.errstate(over="ignore"):  # refused below, by name
-            plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
-        found[name] = Extracted.of(name, best)
-    made: list[tuple[str, Tensor]] = [(copy.name, copy.own) for copy in plan.copies]
-    with np.errstate(over="ignore"):
-        for copy in plan.copies:
-            copy.own.copy_(values[copy.name])
-    for name, update in plan.updates.items():
-        made += ((name, part) for part in update.trained())
-    beyond = dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all())
-    if beyond:
-        raise ValueError(
-            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; convert the "
-            f"base first, with base.astype(np.float32)"
-        )
+    _check_complete(plan, values, [name for name in tensors if name in different])
+    bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
+    found = {name: _set_update(plan, name, values[f"{name}.weight"], rank) for name in bar}
+    _set_copies(plan, values)
     apply_plan(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
@@ -216,11 +185,60 @@ def _plan_for(names: Sequence[str], base: Module, config: LoRAConfig) -> Plan:
     return Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
 
 
+def _check_complete(plan: Plan, values: Mapping[str, Array], different: Sequence[str]) -> None:
+    """Raise a ValueError if a tensor that is different would not be in the adapter."""
+    covered = {f"{name}.weight" for name in plan.updates}
+    for copy in plan.copies:  # another name may have another value, if the tie was cut
+        value = values[copy.name]
+        covered |= {name for name in copy.names if np.array_equal(values[name], value)}
+    if lost := [name for name in different if name not in covered]:
+        raise ValueError(
+            f"the finetuned model differs from the base in what the adapter would not have: "
+            f"{', '.join(lost)}; make their layers targets, or copy modules with "
+            f'modules_to_save=[...], and biases with bias="all"'
+        )
+
+
+def _set_update(plan: Plan, name: str, value: Array, rank: int) -> Extracted:
+    """Set the update of a layer to the best approximation of its difference; describe it."""
+    layer = plan.layers[name]
+    difference = layer.weight_of(value).dense() - layer.weight.dense()
+    best = Approximation.of_matrix(difference, rank)
+    with np.errstate(over="ignore"):  # refused later, by name
+        plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+    return Extracted.of(name, best)
+
+
+def _set_copies(plan: Plan, values: Mapping[str, Array]) -> None:
+    """Set what is copied in full; a ValueError names what overflows in the whole adapter."""
+    with np.errstate(over="ignore"):
+        for copy in plan.copies:
+            copy.own.copy_(values[copy.name])
+    made: list[tuple[str, Tensor]] = [(copy.name, copy.own) for copy in plan.copies]
+    made += ((name, part) for name, each in plan.updates.items() for part in each.trained())
+    beyond = dict.fromkeys(name for name, part in made if not np.isfinite(part.data).all())
+    if beyond:
+        raise ValueError(
+            f"the adapter would overflow the dtype of the base in {', '.join(beyond)}; convert the "
+            f"base first, with base.astype(np.float32)"
+        )
+
+
 def _tensors_of(model: Module) -> dict[str, Any]:
     """Return parameters, buffers and weights in few bits, by each of the names of a shared one."""
     parts = walk(model, "", set(), every_path=True)
     found: dict[str, Any] = {n: each for n, each in parts if isinstance(each, (Parameter, Buffer))}
     return found | {f"{n}.weight": m.weight for n, m in model.named_modules() if is_narrow(m)}
+
+
+def _different(tensors: Mapping[str, Any], values: Mapping[str, Array]) -> set[str]:
+    """Return the names of the tensors of the base that have other values in the other model."""
+    different = set()
+    for name, tensor in tensors.items():
+        ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(values[name].dtype)
+        if not np.array_equal(values[name], ours):
+            different.add(name)
+    return different
 
 
 def _checked_values(tensors: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Array]:

@@ -144,9 +144,8 @@ def fold(model: Module) -> Module:
         RuntimeError: if an adapter has changed since a merge, or inside of `lora.disabled`.
     """
     layers = dict(state.adapted_layers(model))
-    parts = [(module, state.attachment_of(module)) for module in model.modules()]
     # `attach` was called with inner modules later, so their flags must be restored first.
-    attachments = [(part, attachment) for part, attachment in parts[::-1] if attachment is not None]
+    attachments = state.attachments_in(model)[::-1]
     for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
         state.attached_layers(part, attachment)
@@ -186,20 +185,18 @@ def fold(model: Module) -> Module:
     for layer in layers.values():
         folded[id(layer)].training = layer.training
     for part, attachment in attachments:
-        flags = {id(parameter): flag for parameter, flag in attachment.flags}
-        for original, layer in attachment.replaced.values():
-            own = dict(original.named_parameters())
-            for key, parameter in folded[id(layer)].named_parameters():
-                # A weight in few bits was not a parameter, and `quantize` froze a bias that its
-                # layer shares. They get no flag back, and stay frozen.
-                parameter.requires_grad_(key in own and flags.get(id(own[key]), False))
+        # A weight in few bits was not a parameter, and `quantize` froze a bias that its layer
+        # shares. They get no flag back, and stay frozen.
+        for _, layer in attachment.replaced.values():
+            folded[id(layer)].freeze()
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:
                 trained: Any = copy.own  # becomes an ordinary parameter or buffer of the model
                 trained.__class__ = Buffer if isinstance(trained, Buffer) else Parameter
-                if isinstance(copy.original, Parameter):
-                    state.restore_flags([(copy.own, flags[id(copy.original)])])
+                if isinstance(trained, Parameter):
+                    trained.requires_grad_(False)
         state.store(part, None)
-        state.restore_flags(attachment.flags)
     state.replace(model, folded)
+    for part, attachment in attachments:
+        attachment.flags.restore(part)
     return model

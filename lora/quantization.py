@@ -164,8 +164,7 @@ def quantize(
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     if attachment is not None:  # it would keep the float weights, and `detach` unfreeze the biases
-        frozen = {id(p) for each in linears.values() for p in each.parameters()}
-        attachment.flags = [(p, flag) for p, flag in attachment.flags if id(p) not in frozen]
+        attachment.flags.forget(p for each in linears.values() for p in each.parameters())
     del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,12 +73,76 @@ class Attached:
 
 
 @dataclass
+class Flags:
+    """`requires_grad` of the parameters of a model before `attach` froze them.
+
+    A parameter is found by itself; or by a name, if it stands where another one was before. So the
+    weight that `fold` of a part of the model makes gets the flag of the one that it replaces.
+    """
+
+    # the parameters, each with its flag and all of its names
+    known: list[tuple[Parameter, bool, tuple[str, ...]]] = field(default_factory=list)
+
+    def freeze(self, parameters: Iterable[Parameter], names: Mapping[int, Sequence[str]]) -> None:
+        """Store the flags of further parameters, and freeze these; `names` are given by id."""
+        before = self._finder()
+        for parameter in parameters:
+            # The weight of a layer that has adapters gets the name that it has without them.
+            own = tuple(re.sub(r"\bbase_weight$", "weight", name) for name in names[id(parameter)])
+            self.known.append((parameter, before(parameter, own), own))
+            restore_flags([(parameter, False)])
+
+    def restore(self, model: Module) -> None:
+        """Set the flags of a model that has its original layers again, or folded ones.
+
+        Parts that got adapters later stay frozen, and get these flags when they are detached.
+        """
+        before, names = self._finder(), state_names(model)
+        frozen: set[int | str] = set()  # the parameters of these parts, by id and by name
+        parts: tuple[str, ...] = ()
+        for path, module in model.named_modules():
+            later = attachment_of(module)
+            if later is None or path.startswith(parts):  # inside of another part
+                continue
+            parts += (f"{path}.",)
+            full = [tuple(f"{path}.{name}" for name in own) for _, _, own in later.flags.known]
+            later.flags.known = [
+                (p, before(p, whole, flag), own)
+                for (p, flag, own), whole in zip(later.flags.known, full, strict=True)
+            ]
+            frozen.update(*full, (id(p) for p, _, _ in later.flags.known))
+        now = {id(p): p for p in model.parameters() if not isinstance(p, TrainedCopy)}
+        for key, parameter in ({id(p): p for p, _, _ in self.known} | now).items():
+            own = names.get(key, [])
+            if frozen.isdisjoint([key, *own]):
+                restore_flags([(parameter, before(parameter, own))])
+
+    def forget(self, parameters: Iterable[Parameter]) -> None:
+        """Drop the flags of some parameters, which then stay as they are."""
+        dropped = {id(parameter) for parameter in parameters}
+        self.known = [each for each in self.known if id(each[0]) not in dropped]
+
+    def _finder(self) -> Callable[..., bool]:
+        """Return a function that finds the flag of a parameter, by default its present one."""
+        by_id = {id(parameter): flag for parameter, flag, _ in self.known}
+        by_name = {name: flag for _, flag, names in self.known for name in names}
+
+        def before(parameter: Parameter, names: Iterable[str], flag: bool | None = None) -> bool:
+            if id(parameter) in by_id:
+                return by_id[id(parameter)]
+            flag = parameter.requires_grad if flag is None else flag
+            return flag or any(by_name.get(name, False) for name in names)
+
+        return before
+
+
+@dataclass
 class Attachment:
     """The adapters of a model, and how to undo them. No Module, so walks over modules skip it."""
 
     # by name, each original layer, and the layer with adapters that replaced it
-    replaced: dict[str, tuple[Module, AdaptedLayer]]
-    flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before `attach`
+    replaced: dict[str, tuple[Module, AdaptedLayer]] = field(default_factory=dict)
+    flags: Flags = field(default_factory=Flags)  # of every parameter before `attach`
     adapters: dict[str, Attached] = field(default_factory=dict)  # by name
     active: tuple[str, ...] = ()  # the names of the active adapters
     disabled: int = 0  # the number of `lora.disabled` blocks that are open
@@ -133,6 +197,12 @@ def attachment_of(model: Module) -> Attachment | None:
     return found
 
 
+def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
+    """List the model and its modules with which `attach` was called, each with its attachment."""
+    found = [(module, attachment_of(module)) for module in model.modules()]
+    return [(module, attachment) for module, attachment in found if attachment is not None]
+
+
 def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
@@ -171,9 +241,13 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
 
 
 def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
-    """Return the layers with adapters by name; a ValueError if one is no longer in its place."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-    gone = [n for n, (_, layer) in attachment.replaced.items() if layers.get(n) is not layer]
+    """Return its layers with adapters by name; a ValueError if one is no longer in its place.
+
+    Layers that got adapters by another `attach`, with a part of the model, are not among them.
+    """
+    own = {name: layer for name, (_, layer) in attachment.replaced.items()}
+    layers = {name: m for name, m in model.named_modules() if own.get(name) is m}
+    gone = [name for name in own if name not in layers]
     if gone:
         raise ValueError(
             f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "

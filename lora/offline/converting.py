@@ -22,7 +22,6 @@ import numpy as np
 
 from lora.frozen import Array
 from lora.offline.inspection import wrong_in
-from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import AdapterFolder, check_no_model, check_tensors, write_folder
@@ -215,13 +214,8 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
     for name, parts in updates.items():
         parts[B] = swap_heads(parts[B], name, config, back=True)
     ranks = {name: len(parts[A]) for name, parts in updates.items()}
-    r = Counter(ranks.values()).most_common(1)[0][0]
-    others = {exact_key(name): rank for name, rank in ranks.items() if rank != r}
-    targets = exact(list(updates), [name.rpartition(".")[0] for name in expected_shapes(config)])
-    alphas = {} if alpha else others  # the scale is 1
-    made = PeftConfig(
-        targets, r=r, lora_alpha=alpha or r, rank_pattern=others, alpha_pattern=alphas,
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    alphas = {name: alpha or rank for name, rank in ranks.items()}  # without alpha, the scale is 1
+    modules = [name.rpartition(".")[0] for name in expected_shapes(config)]
+    made = PeftConfig.of_layers(ranks, alphas, modules, task_type="CAUSAL_LM")
     write_folder(out, made, by_key(updates, {}, [EMBEDDING]), Facts())
     return ConvertedAdapter(os.fspath(out), float(made.lora_alpha), tuple(updates), {})

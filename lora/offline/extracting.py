@@ -17,7 +17,7 @@ from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
-from lora.patterns import check_several, exact, exact_key, is_glob_match, is_inside
+from lora.patterns import check_several, is_glob_match, is_inside
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts
 from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_folder
@@ -149,8 +149,7 @@ def extract_files(
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
         if embeddings != EMBEDDINGS:
             _check_matches("embeddings", embeddings, sorted(parts), is_glob_match)
-        are_equal = pool.map(_is_equal, list(before), "compare", "tensor")
-        differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
+        differing = _differing(pool)
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -168,27 +167,13 @@ def extract_files(
         transposed = transposed_weights(before)
         shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
-        tasks = [(name, stored.get(name, True), rank) for name in layers]
-        if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
-            pool.workers = 1  # too many BLAS threads for the cores are ten times slower
-        rows, updates, facts = [], {}, {}
-        for row, update, base_hash in pool.map(_extract, tasks, "extract", "layer"):
-            rows.append(row)
-            updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
-        modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
-        smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
+        rows, updates, facts = _updates(pool, [(n, stored.get(n, True), rank) for n in layers])
         # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
         known = None not in shown.values() and any(shown.values())
-        config = PeftConfig(
-            exact(layers, modules),
-            r=rank,
-            lora_alpha=rank,
-            rank_pattern=smaller,
-            alpha_pattern=smaller,
-            bias=bias,
-            modules_to_save=saved,
-            fan_in_fan_out=fan_in_fan_out or known,
-        )
+        modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
+        ranks = {row.name: row.rank for row in rows}
+        named = {"bias": bias, "modules_to_save": saved, "fan_in_fan_out": fan_in_fan_out or known}
+        config = PeftConfig.of_layers(ranks, ranks, modules, (rank, rank), **named)
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
         write_folder(out, config, tensors, Facts(facts), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
@@ -196,6 +181,26 @@ def extract_files(
     return ExtractedFiles(
         os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
     )
+
+
+def _differing(pool: WorkerPool[_Models]) -> list[str]:
+    """Return the tensors of the base that are others in the fine-tuned model."""
+    names = list(pool.opened[0])
+    are_equal = pool.map(_is_equal, names, "compare", "tensor")
+    return [name for name, same in zip(names, are_equal, strict=True) if not same]
+
+
+def _updates(
+    pool: WorkerPool[_Models], tasks: Sequence[tuple[str, bool, int]]
+) -> tuple[list[Extracted], dict[str, dict[str, Array]], dict[str, LayerFacts]]:
+    """Return the reports of the layers, and by their names the updates and the facts."""
+    if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
+        pool.workers = 1  # too many BLAS threads for the cores are ten times slower
+    rows, updates, facts = [], {}, {}
+    for row, update, base_hash in pool.map(_extract, tasks, "extract", "layer"):
+        rows.append(row)
+        updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
+    return rows, updates, facts
 
 
 @contextmanager

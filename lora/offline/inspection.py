@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora.adapter import UNMERGEABLE
+from lora.attachment.targets import without_layers
 from lora.frozen import Array
+from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED, AdaptedBase, made_on_nf4, other_weights
+from lora.offline.model_folder import TIED, UNTIED
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -308,6 +310,7 @@ def check_adapter(
             pool = stack.enter_context(WorkerPool(opening, workers, progress))
             opened, tensors = pool.opened, pool.opened.tensors
             has_checksum &= all(file.has_checksum for file in tensors.files.values())
+            found += _findings_of_untrained(opened.untrained(), "layer", " of the base")
             damage = pool.map(_damage, list(tensors.files), "base", "file")
             found += [Finding("wrong", "base", problem) for problem in damage if problem]
             problems = [*opened.problems, *other_weights(pool)]
@@ -334,6 +337,9 @@ def check_adapter(
                 *(Finding("odd", name, TIED) for name in opened.tied),
                 *(Finding("odd", name, UNTIED) for name in opened.heads),
             ]
+        else:
+            targets = without_layers(files.config.target_modules, files.layers, {})
+            found += _findings_of_untrained(targets, "name")
         has_base, layers = base is not None, len(files.layers)
         return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
 
@@ -350,6 +356,19 @@ def _findings_of_merged(
             name, verdict = verdict.name, verdict.verdict
         if verdict not in ("", RIGHT):
             yield Finding("odd" if verdict == HIDDEN else "wrong", name, verdict)
+
+
+def _findings_of_untrained(names: Sequence[str], what: str, where: str = "") -> Iterator[Finding]:
+    """Yield an unusual fact about targets that have no tensors in the file, if there are any."""
+    if names:
+        shown = ", ".join(map(repr, names[:5])) + ", ..." * (len(names) > 5)
+        verb, they = ("has", "it is") if len(names) == 1 else ("have", "they are")
+        yield Finding(
+            "odd", "target_modules",
+            f"{counted(len(names), what)}{where}, {shown}, {verb} no tensors in the file; if "
+            f"{they} in the model, PEFT leaves B at 0 there, so that nothing changes, and "
+            f"lora.load refuses the adapter",
+        )  # fmt: skip
 
 
 def _damage(base: AdaptedBase, file: str) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from lora.adapter import UNMERGEABLE, Adapter
 from lora.certificate.rounding import round_to, unit_of
 from lora.frozen import Array, strips
-from lora.offline.model_folder import AdaptedBase, is_computed
+from lora.offline.adapted_base import AdaptedBase
+from lora.offline.model_folder import is_computed
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.folder import FLOATS
 from lora.scaling import LoRAScaling

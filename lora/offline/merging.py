@@ -16,15 +16,9 @@ import numpy as np
 from lora.adapter import UNMERGEABLE, Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import Array, strips
+from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import (
-    TIED,
-    UNTIED,
-    AdaptedBase,
-    find_sidecars,
-    made_on_nf4,
-    other_weights,
-)
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG

@@ -1,10 +1,7 @@
-"""Heuristics about model folders: all guesses about the meaning of a model's files are here.
+"""What a model's folder or file says: all guesses about the meaning of a model's files are here.
 
-The files of transformers do not say how their names and shapes relate to the layers of the model
-that PEFT has adapted. `AdaptedBase` finds the tensors that belong to an adapter. It recognises a
-prefix of the names, names that transformers changes when it loads a model, weights that are stored
-transposed (the Conv1D of GPT-2), tables of vectors, heads that are tied to the embedding, and
-buffers that transformers computes.
+The files of transformers do not say which weights are stored transposed (the Conv1D of GPT-2),
+which are tables of vectors, which table is the head too, and which buffers are computed.
 
 `find_sidecars` finds the files of a model beside its weights, and which of them a merged model
 gets. Configuration, tokenizer, model card and code are copied, folders that contain only such
@@ -18,25 +15,16 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lora.adapter import Adapter
-from lora.offline.stored_weight import StoredWeight
-from lora.offline.workers import WorkerPool
-from lora.patterns import is_inside
 from lora.peft.config import CONFIG, read_json
-from lora.peft.folder import AdapterFolder, StoredLayer
-from lora.peft.keys import KEYS, MAGNITUDE, A, B
-from lora.peft.loading import set_pissa_start
+from lora.text.architecture import json_table
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
-from minigrad.io.tensor_file import Closing
 
 PathLike = str | os.PathLike[str]
 
@@ -49,12 +37,6 @@ UNTIED = (
     "is the weight of the head, which in the base is the weight of the embedding: config.json must "
     "have tie_word_embeddings=false, as a copied one has"
 )
-
-_RENAMED = (
-    "transformers gives the weights of this model other names when it loads them: save it with "
-    "save_pretrained(..., save_original_format=False)"
-)
-_TIED_TO = "tied to {!r}: save the base with a copy of its own (tie_word_embeddings=False)"
 
 EMBEDDINGS = (
     *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
@@ -96,295 +78,10 @@ def open_base(path: PathLike) -> TensorSet:
     return open_tensors(path)
 
 
-class AdaptedBase(Closing):
-    """A base and an adapter, both open, and the tensors of the base that the adapter changes.
-
-    `model`, if given, should be the base with the adapter merged. Each worker of a `WorkerPool`
-    has its own AdaptedBase. Errors are those of `open_base` and `AdapterFolder`.
-    """
-
-    def __init__(self, base: PathLike, adapter: PathLike, model: PathLike | None = None) -> None:
-        with ExitStack() as stack:
-            self.tensors = stack.enter_context(open_base(base))
-            self.files = stack.enter_context(AdapterFolder(adapter))
-            self.model = None if model is None else stack.enter_context(open_base(model))
-            # The reasons why base and adapter do not fit; `findings_of` checks the adapter itself.
-            self.problems: list[str] = []
-            # The prefix that only the base's names have; or "-" and one that only the adapter has.
-            own_names = [f"{layer}.weight" for layer in self.files.layers] or self.files.whole
-            self.prefix = _prefix(list(own_names), self.tensors)
-            # The weights of layers with an update, by layer; and the layers, by weight.
-            self.weights = self._find_weights()
-            self.layers = {weight.name: layer for layer, weight in self.weights.items()}
-            # The key of each tensor that replaces a tensor of the base, by its name in the base.
-            self.replaced = self._find_replaced()
-            self.problems += self._missing()
-            # Names among them that the base does not have; those that are tied heads in the base;
-            # and weights of embeddings that change, and may also be the model's head.
-            self.added = [name for name in self.replaced if name not in self.tensors]
-            tables = tied_tables(list(self.tensors), self.tensors)
-            shapes = [self.tensors.info(name).shape for name in tables]
-            own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
-            self.heads = [name for name in self.added if own[name] in shapes]
-            self.problems += [*self._left_without(tables), *self._renamed()]
-            changed = [] if self.heads else [*self.layers, *self.replaced]
-            self.tied = [name for name in tables if name in changed]
-            # The layers with an update that cannot be merged.
-            self.grouped = [name for name, each in self.files.layers.items() if each.groups > 1]
-            self._stack = stack.pop_all()
-        self._updates: dict[str, Adapter] = {}
-
-    def update(self, layer: str) -> Adapter:
-        """Return the update of a layer, which stays in memory for the next call."""
-        if layer in self._updates:
-            return self._updates[layer]
-        files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
-        parts = {part: files.part(stored, part) for part in stored.keys}
-        a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
-        with np.errstate(over="ignore"):  # Inf is refused later
-            made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
-        set_pissa_start(made, files, weight, stored.kind)
-        self._updates[layer] = made
-        return made
-
-    def _find_weights(self) -> dict[str, StoredWeight]:
-        base, layers, found = self.tensors, self.files.layers, {}
-        names = {
-            layer: _base_name(self.prefix, f"{layer}.weight")
-            for layer, stored in layers.items()
-            if stored.kind != "attention"  # `findings_of` reports it
-        }
-        if missing := {layer: name for layer, name in names.items() if name not in base}:
-            matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
-            self.problems.append(
-                f"another base: {len(missing)} of {len(names)} weights that the adapter changes "
-                f"are not in it, such as {next(iter(missing.values()))!r}; its own are like "
-                f"{', '.join(map(repr, matrices[:2])) or '(none)'}; if it is the right one, "
-                f"{self._reason(missing)}"
-            )
-        transposed = transposed_weights(base)
-        for layer, name in names.items():
-            if name in base and {A, B} <= layers[layer].keys.keys():
-                try:
-                    found[layer] = self._weight(layers[layer], name, transposed)
-                except ValueError as error:
-                    self.problems.append(str(error))
-        return found
-
-    def _reason(self, missing: Mapping[str, str]) -> str:
-        """Say why the weights of some layers may be missing in the right base, and what to do."""
-        wanted = [self.files.layers[layer] for layer in missing]
-        if len(wanted) == 1 and {A, B} <= wanted[0].keys.keys():
-            a, b = (self.files.tensors[wanted[0].keys[part]].shape for part in (A, B))
-            shape = (a[-1], b[0]) if wanted[0].kind == "embedding" else (b[0], a[-1])
-            similar = [n for n, info in self.tensors.tensors.items() if info.shape == shape]
-            if len(similar) == 1:
-                return f"it is {_TIED_TO.format(similar[0])}"
-        return _RENAMED
-
-    def _weight(
-        self, layer: StoredLayer, name: str, transposed: Mapping[str, bool]
-    ) -> StoredWeight:
-        """Return the weight of a layer, which the file may store transposed."""
-        a, b = (self.files.tensors[layer.keys[part]].shape for part in (A, B))
-        # The shape that W must have; None if the shapes of A and B do not match.
-        fit = len(a) == len(b) >= 2 and a[0] == b[1] * layer.groups and {*b[2:]} <= {1}
-        wanted = (b[0], a[1] // layer.groups, *a[2:]) if fit else None
-        weight = StoredWeight(self.tensors, name, layer.kind == "embedding")
-        if layer.kind == "linear" and weight.stored_shape[::-1] == wanted:
-            is_square = weight.shape == wanted
-            is_transposed = not is_square or self._is_transposed(name, transposed)
-            weight = StoredWeight(self.tensors, name, is_transposed)
-        is_matrix = len(weight.stored_shape) == 2
-        if wanted != (weight.shape if is_matrix else weight.stored_shape):
-            shape = self.tensors.info(name).shape
-            raise ValueError(
-                f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} {shape}"
-            )
-        return weight
-
-    def _is_transposed(self, name: str, transposed: Mapping[str, bool]) -> bool:
-        """Return whether a square weight is stored transposed.
-
-        PEFT's fan_in_fan_out is the value of the layer adapted last, so it is certain for one
-        layer.
-        """
-        files = self.files
-        says, is_of_peft = files.config.fan_in_fan_out, files.facts.version is None
-        if is_of_peft and sum(each.kind == "linear" for each in files.layers.values()) == 1:
-            return says
-        return transposed.get(name, says and (_bias_of(name) in self.tensors or not is_of_peft))
-
-    def _find_replaced(self) -> dict[str, str]:
-        base, files, found = self.tensors, self.files, {}
-        for own_name, key in files.whole.items():
-            name, layer = _base_name(self.prefix, own_name), own_name.removesuffix(".weight")
-            if layer != own_name and layer in files.layers:  # PEFT may write it with an update
-                has_weight = layer in self.weights
-                if has_weight and not files.is_same(key, base.read(name, np.float64)):
-                    self.problems.append(
-                        f"another base: {key} of the adapter is not {name}, which it has an update "
-                        f"of"
-                    )
-                continue
-            found[name] = key
-            if name in base:
-                own, info, source = files.tensors[key].shape, base.info(name), "in the base"
-                is_table = own != info.shape and own[1:] == info.shape[1:]
-                if is_table and _config_of(base).get("vocab_size") == info.shape[0]:
-                    source += (
-                        f"; if the adapter was trained with more tokens, resize the base likewise, "
-                        f"with resize_token_embeddings({own[0]}), and save it"
-                    )
-                self.problems += files.tensor_problems(key, info.shape, info.dtype, source)
-            elif not files.is_trained_in_full(key):
-                self.problems.append(
-                    f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
-                    f"the base{self._tied_to(files.tensors[key].shape)}"
-                )
-        return found
-
-    def _tied_to(self, shape: tuple[int, ...]) -> str:
-        """Say what to do about a tensor that may be a head, tied to a table of this shape."""
-        base = self.tensors
-        tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
-        return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
-
-    def _renamed(self) -> Iterator[str]:
-        """Yield an error if tensors in full seem to have other names in the base.
-
-        These tensors belong to a numbered block, such as "layers.3", that the base has; or to one
-        that it has not, but all of their shapes. A head that is new to the base has another shape.
-        """
-        base = self.tensors
-        blocks, roots = ({part(name) for name in base} for part in (_block, _root))
-        numbered = [name for name in self.added if _block(name) and _root(name) in roots]
-        strange = [name for name in numbered if _block(name) in blocks]
-        shapes = {info.shape for info in base.tensors.values()}
-        if all(self.files.tensors[self.replaced[name]].shape in shapes for name in numbered):
-            strange = numbered
-        if strange:
-            yield (
-                f"another base: of the tensors that the adapter has in full, {len(strange)} are "
-                f"not in the blocks of the base, such as {strange[0]!r}; if it is the right one, "
-                f"{_RENAMED}"
-            )
-
-    def _left_without(self, tables: Sequence[str]) -> Iterator[str]:
-        """Yield an error if a head that is not tied leaves other layers without a weight.
-
-        In BART and similar models, encoder, decoder and head share a table, all of them or none. A
-        table without a prefix is that of T5, where encoder and decoder always share it.
-        """
-        for table in tables if self.heads else ():
-            prefix = table.removesuffix("shared.weight")
-            names = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
-            known = {*self.tensors, *self.replaced}
-            left = [name for name in [*names, "lm_head.weight"] if name not in known]
-            if prefix not in ("", table) and left:
-                yield (
-                    f"tied: {' and '.join(left)} would have no weight in a model whose head is not "
-                    f"tied, because in the base, encoder, decoder and head share {table}; save the "
-                    f"base with a copy of it for each (tie_word_embeddings=False)"
-                )
-
-    def _missing(self) -> Iterator[str]:
-        """Yield an error for each tensor of the base that the adapter should have in full.
-
-        The model of the adapter may lack parts of the base, such as a head. So of biases, only
-        those of layers with updates are certain. Of modules to save, those are certain of which the
-        adapter has another tensor, or whose name finds nothing in the adapter.
-        """
-        config, layers, whole = self.files.config, self.files.layers, self.files.whole
-        ends = config.modules_to_save
-        unused = [end for end in ends if not any(is_inside([end], name) for name in whole)]
-        owners = {name.rpartition(".")[0] for name in whole}
-        for name, info in self.tensors.tensors.items():
-            own_name = _adapter_name(self.prefix, name)
-            layer, _, last = own_name.rpartition(".")
-            is_bias = config.bias != "none" and last == "bias" and layer in layers
-            is_saved = is_inside(ends if layer in owners else unused, own_name)
-            is_known = own_name in whole or is_computed(name, len(info.shape))
-            if (is_bias or is_saved) and not is_known:
-                yield (
-                    f"missing: {name} was trained in full, by bias or modules_to_save of the "
-                    f"configuration, and the adapter does not have it; save the adapter again (for "
-                    f"bias='lora_only' with PEFT 0.21 or newer: older versions leave biases out), "
-                    f"or set bias and modules_to_save in its {CONFIG} to what it has"
-                )
-
-
-def _block(name: str) -> str:
-    """Return a name up to its first number, such as "model.layers.3"; empty if it has none."""
-    parts = name.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
-    return ".".join(parts[: first + 1])
-
-
-def _root(name: str) -> str:
-    """Return the first part of a name."""
-    return name.partition(".")[0]
-
-
 def is_computed(name: str, axes: int) -> bool:
     """Return whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
     return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
-
-
-def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
-    """List at most one error: that hashes of weights differ from those in the metadata."""
-    base = pool.opened
-    unknown = {*made_on_nf4(base)}
-    known = [name for name in base.weights if name not in unknown]
-    return base.files.facts.base_problems(
-        known, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
-    )
-
-
-def made_on_nf4(base: AdaptedBase) -> list[str]:
-    """Return the layers whose adapter was made on NF4, so the base's hash cannot be compared.
-
-    The values of NF4 depend on its block size, which the metadata of the adapter do not have.
-    """
-    facts = base.files.facts.layers
-    return [name for name in base.weights if name in facts and facts[name].stored == "nf4"]
-
-
-def _fingerprint(base: AdaptedBase, layer: str) -> str:
-    in_bfloat16 = base.files.facts.layers[layer].stored == "bfloat16"
-    return base.weights[layer].fingerprint(in_bfloat16)
-
-
-def _base_name(prefix: str, name: str) -> str:
-    """Return the name in the base for a name in the adapter; "-x." takes x. away from it."""
-    return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
-
-
-def _adapter_name(prefix: str, name: str) -> str:
-    """Return the name in the adapter for a name in the base; empty if it has none."""
-    if prefix.startswith("-"):
-        return prefix[1:] + name
-    return name.removeprefix(prefix) if name.startswith(prefix) else ""
-
-
-def _prefix(names: Sequence[str], base: TensorSet) -> str:
-    """Return the only prefix with which the base has all names, if it has none without a prefix.
-
-    A model inside of another model has such names, for example an encoder in a classifier.
-    """
-    if not names or any(name in base for name in names):
-        return ""
-    parts = names[0].split(".")
-    shorter = {"-" + ".".join(parts[:i]) + "." for i in range(1, len(parts))}
-    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
-    found = [
-        prefix
-        for prefix in longer | shorter
-        if all(_base_name(prefix, name) in base for name in names)
-        and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
-    ]
-    return found[0] if len(found) == 1 else ""
 
 
 def transposed_weights(base: TensorSet) -> dict[str, bool]:
@@ -397,9 +94,9 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
     one.
     """
     sizes = {
-        name: (*info.shape, base.info(_bias_of(name)).size)
+        name: (*info.shape, base.info(bias_of(name)).size)
         for name, info in base.tensors.items()
-        if name.endswith(".weight") and len(info.shape) == 2 and _bias_of(name) in base
+        if name.endswith(".weight") and len(info.shape) == 2 and bias_of(name) in base
     }
     known = {
         name: size == columns
@@ -424,14 +121,14 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
     return found
 
 
-def _bias_of(weight: str) -> str:
+def bias_of(weight: str) -> str:
     """Return the name of the bias of the layer that has a weight."""
     return f"{weight.removesuffix('.weight')}.bias"
 
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return the weights that are also the model's head, by its `config.json` and the shapes."""
-    config = _config_of(base)
+    config = config_of(base)
     text_config = config.get("text_config")
     config = {**(text_config if isinstance(text_config, dict) else {}), **config}
     kinds = str(config.get("architectures") or "LMHead")
@@ -466,7 +163,7 @@ def find_sidecars(
             raise ValueError(f"{source.location}: {error}; {advice}") from None
     elif folder is not None:
         copied, left_out = _copied(folder, tensors)
-    content = _config_of(tensors)
+    content = config_of(tensors)
     if content and _MODEL in copied:
         # transformers loads a model in the dtype of its configuration, and uses the embedding as
         # the weight of the head, unless the configuration says that they are not tied.
@@ -524,15 +221,13 @@ def _has_no_weights(file: Path) -> bool:
     return is_text and file.is_file()  # a link may lead nowhere
 
 
-def _config_of(base: TensorSet) -> dict[str, Any]:
+def config_of(base: TensorSet) -> dict[str, Any]:
     """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
     source = next(iter(base.files.values()), None)
     if source is None:
         return {}
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    try:
-        found = read_json(source.path.parent / _MODEL)
-    except (OSError, ValueError):  # missing or invalid
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError):  # missing or invalid
+        return json_table(source.path.parent, _MODEL) or {}
+    return {}

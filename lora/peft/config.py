@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from lora.patterns import (
     ALL_LINEAR,
     END_OF_NAME,
     check_expression,
+    exact,
+    exact_key,
     find,
     first_value,
     is_any_match,
@@ -242,6 +245,30 @@ class PeftConfig:
             )
         check_problems("the configuration cannot be used", problems)
         return cls(**values)
+
+    @classmethod
+    def of_layers(
+        cls,
+        ranks: Mapping[str, int],
+        alphas: Mapping[str, float],
+        among: Iterable[str],
+        usual: tuple[int, float] | None = None,
+        **fields: Any,
+    ) -> PeftConfig:
+        """Make a configuration that selects just these layers among the modules of a model.
+
+        `ranks` and `alphas` are given by the names of the layers. `usual` are `r` and `lora_alpha`;
+        by default the most frequent ones. `fields` are further fields.
+        """
+        r, alpha = usual or (Counter(x.values()).most_common(1)[0][0] for x in (ranks, alphas))
+        return cls(
+            exact(list(ranks), among),
+            r=int(r),
+            lora_alpha=alpha,
+            rank_pattern={exact_key(name): each for name, each in ranks.items() if each != r},
+            alpha_pattern={exact_key(name): each for name, each in alphas.items() if each != alpha},
+            **fields,
+        )
 
     def as_json(self) -> str:
         """Return the content of the file: the fields that are set, and those that PEFT requires.

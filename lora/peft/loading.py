@@ -227,11 +227,17 @@ def _problems_of_tied_weights(plan: Plan, model: Module) -> Iterator[str]:
     for name, layer in plan.layers.items():
         tied = [n for n in names.get(id(layer.base_weight), ()) if not n.startswith(f"{name}.")]
         if tied and not isinstance(layer, LoRAEmbedding):
+            others = [other.rpartition(".")[0] for other in tied]
+            reason = f"no update of {name} alone computes that"
+            if plan.layers.keys() >= set(others):
+                reason = (
+                    f"the update of {', '.join(others)} was trained on what was left of the "
+                    f"weight, so it is none of the weight that the model has"
+                )
             yield (
                 f"tied: PiSSA in PEFT took the principal part off the weight of {name}, and so off "
-                f"{', '.join(tied)}, which is the same parameter; no update of {name} alone "
-                f"computes that. Train the adapter on a model whose weights are not tied, or with "
-                f"another init_lora_weights"
+                f"{', '.join(tied)}, which is the same parameter; {reason}. Train the adapter on a "
+                f"model whose weights are not tied, or with another init_lora_weights"
             )
 
 

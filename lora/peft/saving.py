@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,6 @@ from lora.attachment.state import Attached, Attachment
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array
-from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of, form_of
 from lora.peft.folder import check_can_be_folder, check_tensors, write_folder
@@ -187,16 +185,13 @@ def _config_of(
         return near if math.isclose(near, alpha, rel_tol=_SAME) else float(alpha)
 
     alphas = {name: plain(scaling.alpha(scales[name], rank)) for name, rank in ranks.items()}
-    r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
-    config = PeftConfig(
-        exact(list(updates), names),
-        r=int(r),
-        lora_alpha=alpha,
+    config = PeftConfig.of_layers(
+        ranks,
+        alphas,
+        names,
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         use_rslora=scaling is LoRAScaling.RSLORA,
         use_dora=any(MAGNITUDE in each for each in parts.values()),
-        rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
-        alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
         bias=_bias_of(attached),
         modules_to_save=_modules_to_save(modules, names, attached),
         init_lora_weights=asked.init if asked and asked.init in ("gaussian", "mica") else True,

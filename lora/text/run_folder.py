@@ -23,6 +23,7 @@ from lora.peft.folder import check_no_model
 from minigrad.checks import check_problems
 from minigrad.distributed import world
 from minigrad.io import write_atomically
+from minigrad.training.checkpoint_file import read
 
 OPTIONS, CHECKPOINT = "options.json", "checkpoint.safetensors"
 DTYPE = "dtype"  # the key in options.json for the form of the base in memory
@@ -87,6 +88,12 @@ class RunFolder:
             f"run in {name!r} cannot continue with other data or options",
             changed,
         )
+
+    def steps_done(self) -> int:
+        """Return the number of steps of the run to resume; 0 if it has no checkpoint yet."""
+        if not self.resume or not self.checkpoint.exists():
+            return 0
+        return len(read(self.checkpoint)["steps"])
 
     @contextmanager
     def running(self, facts: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[None]:

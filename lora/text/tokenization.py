@@ -62,6 +62,8 @@ _CONTROL, _USER_DEFINED = 3, 4  # the types of tokens that are never split
 
 _DEFAULT, _FOR_TOOLS = "default", "tool_use"  # the names of templates, as in transformers
 
+_TEMPLATE = "tokenizer.chat_template"  # the key of the default in GGUF; others add their names
+
 _SPACES = ("Ġ", "▁")
 """The characters that represent a space in vocabularies."""
 
@@ -170,8 +172,8 @@ class Tokenizer:
     ) -> str:
         """Convert a conversation to text by the chat template of the model.
 
-        Of several templates, in `tokenizer_config.json` or as files, it is the one that is called
-        "tool_use" if `tools` are given, and otherwise "default".
+        Of several templates, in `tokenizer_config.json`, as files or in a GGUF file, it is the one
+        that is called "tool_use" if `tools` are given, and otherwise "default".
 
         Args:
             messages: the turns, such as `{"role": "user", "content": "..."}`.
@@ -306,15 +308,23 @@ class Tokenizer:
             tokens.post_processor = p.processors.TemplateProcessing(
                 single=pieces, special_tokens=list(ends.values())
             )
-        return cls(tokens, special, metadata.get("tokenizer.chat_template"))
+        texts = {_DEFAULT: metadata.get(_TEMPLATE)}
+        texts |= {
+            key.removeprefix(f"{_TEMPLATE}."): text
+            for key, text in metadata.items()
+            if key.startswith(f"{_TEMPLATE}.")
+        }
+        templates = [{"name": name, "template": text} for name, text in texts.items()]
+        return cls(tokens, special, templates)
 
     def files(self) -> dict[str, bytes]:
         """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""
+        named = [{"name": name, "template": text} for name, text in self._templates.items()]
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **self._special,
-            "chat_template": self.chat_template,
+            "chat_template": self.chat_template if self._templates.keys() <= {_DEFAULT} else named,
         }
         return {
             "tokenizer.json": self._tokens.to_str(pretty=True).encode(),

@@ -33,7 +33,7 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Dataset, data_files, micro_batches, read_rows, unread_files
+from lora.text.data import Batch, Dataset, data_files, micro_batches, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.model import check_model
 from lora.text.run_folder import DTYPE, RunFolder
@@ -187,34 +187,21 @@ def train(
     _check_options(options)
     options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    linear = candidates(model)[0]
-    head = [n for n in linear if n.split(".")[-1] == "lm_head"] if targets is None else []
-    config = LoRAConfig(rank, alpha, "all-linear" if targets is None else targets, exclude=head)
+    head = [name for name in candidates(model)[0] if name.split(".")[-1] == "lm_head"]
+    chosen = {"exclude": head} if targets is None else {"targets": targets}
+    config = LoRAConfig(rank, alpha, **chosen)
     folder, ranks = RunFolder(out, resume), world()
     progress = progress and ranks.is_first
     rows = _rows(data, tokenizer, model, options, folder.began, progress)
-    form, base = ranks.on_first(lambda: _base_of(model), "train")
-    facts = {
-        "options": {**options, DTYPE: form},
-        "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
-        | {_TOKENS.format(split): each.tokens_digest for split, each in rows.items()},
-        "base": base,
-        "time": folder.began.isoformat(),
-    }
+    facts = _facts(model, rows, options, folder.began)
     ranks.on_first(lambda: folder.check(facts), "train")
     rng = np.random.default_rng(seed)
-    batches = micro_batches(rows["train"], batch_size, rng)
-    check_ranks(ranks, len(batches), accumulation_steps)
-    per_epoch = math.ceil(len(batches) / accumulation_steps)
-    total = epochs * per_epoch if steps is None else steps
-    held_out, every, validated = None, None, 0
-    if "valid" in rows and validate_every != 0:
-        held_out = micro_batches(rows["valid"], batch_size, np.random.default_rng(0))
-        every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
-        validated = sum(ids.size for ids, _ in held_out) * math.ceil(total / every)
+    schedule = _Schedule.of(rows, options, rng)
+    check_ranks(ranks, len(schedule.batches), accumulation_steps)
+    done = ranks.on_first(folder.steps_done, "train")
     if progress:
-        sizes = total, accumulation_steps, checkpointing, validated
-        expected = estimate(model, config, batches, *sizes)
+        left = schedule.total - done, accumulation_steps, checkpointing, schedule.validated(done)
+        expected = estimate(model, config, schedule.batches, *left)
         print(*rows.values(), sep="\n", file=sys.stderr)
         if unread := unread_files(data):
             known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
@@ -226,28 +213,12 @@ def train(
 
     with _adapted(model, config, rng, checkpointing, progress):
         ranks.on_first(lambda: folder.path.mkdir(parents=True, exist_ok=True), "train")
-        optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
-        rising = min(math.ceil(warmup * total), total - 1)
-        trainer = Trainer(
-            _TokensAsOutput(model),
-            optimizer,
-            model.loss,
-            accumulation_steps=accumulation_steps,
-            clip_norm=clip_norm,
-            patience=None if held_out is None else total + 1,  # never stop early, but keep the best
-            validate_every=every,
-            checkpoint=folder.checkpoint,
-            checkpoint_every=save_every or math.ceil(total / _CHECKPOINTS),
-            scheduler=WarmupCosineLR(optimizer, rising, total),
-            save_frozen=False,
-            progress=False,
-            rng=rng,
-        )
-        if resume and ranks.on_first(folder.checkpoint.exists, "train"):
+        trainer = _trainer(model, schedule, options, folder.checkpoint, rng)
+        if done:
             trainer.load(folder.checkpoint)
         with folder.running(facts, trainer.history.steps):
             try:
-                _run(trainer, batches, held_out, total, progress)
+                _run(trainer, schedule, progress)
             except FloatingPointError as error:
                 # The adapter still has its values from before the failed step.
                 ranks.on_first(write, "train")
@@ -318,6 +289,52 @@ def _rows(
     return rows
 
 
+def _facts(
+    model: Any, rows: Mapping[str, Dataset], options: Mapping[str, Any], began: datetime
+) -> dict[str, Any]:
+    """Return the content of `options.json`: what must be the same when the run resumes."""
+    form, base = world().on_first(lambda: _base_of(model), "train")
+    return {
+        "options": {**options, DTYPE: form},
+        "data": {f"{split}.jsonl": each.digest for split, each in rows.items()}
+        | {_TOKENS.format(split): each.tokens_digest for split, each in rows.items()},
+        "base": base,
+        "time": began.isoformat(),
+    }
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """The micro-batches of a run, and the steps at which it ends, validates and saves."""
+
+    batches: list[Batch]
+    total: int  # the number of steps of the whole run
+    save_every: int
+    held_out: list[Batch] | None = None  # the micro-batches of a validation, if there are any
+    validate_every: int | None = None
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Dataset], options: Any, rng: np.random.Generator) -> _Schedule:
+        """Plan a run by the options of `train`; `rng` shuffles the rows."""
+        size, every = options["batch_size"], options["validate_every"]
+        batches = micro_batches(rows["train"], size, rng)
+        per_epoch = math.ceil(len(batches) / options["accumulation_steps"])
+        total = options["steps"] or options["epochs"] * per_epoch
+        save_every = options["save_every"] or math.ceil(total / _CHECKPOINTS)
+        if "valid" not in rows or every == 0:
+            return cls(batches, total, save_every)
+        held_out = micro_batches(rows["valid"], size, np.random.default_rng(0))
+        every = every or min(per_epoch, math.ceil(total / _VALIDATIONS))
+        return cls(batches, total, save_every, held_out, every)
+
+    def validated(self, done: int) -> int:
+        """Return the number of tokens in all validations after step `done`."""
+        if self.held_out is None or self.validate_every is None or done >= self.total:
+            return 0
+        count = math.ceil(self.total / self.validate_every) - done // self.validate_every
+        return count * sum(ids.size for ids, _ in self.held_out)
+
+
 @contextmanager
 def _adapted(
     model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
@@ -352,6 +369,32 @@ class _TokensAsOutput(Module):
         return ids
 
 
+def _trainer(
+    model: Any, schedule: _Schedule, options: Mapping[str, Any], checkpoint: Path,
+    rng: np.random.Generator,
+) -> Trainer:  # fmt: skip
+    """Return the trainer of the adapter of a model."""
+    total = schedule.total
+    optimizer = AdamW(model.trainable_parameters(), lr=options["lr"], weight_decay=0.0)
+    rising = min(math.ceil(options["warmup"] * total), total - 1)
+    return Trainer(
+        _TokensAsOutput(model),
+        optimizer,
+        model.loss,
+        accumulation_steps=options["accumulation_steps"],
+        clip_norm=options["clip_norm"],
+        # Never stop early, but keep the best.
+        patience=None if schedule.held_out is None else total + 1,
+        validate_every=schedule.validate_every,
+        checkpoint=checkpoint,
+        checkpoint_every=schedule.save_every,
+        scheduler=WarmupCosineLR(optimizer, rising, total),
+        save_frozen=False,
+        progress=False,
+        rng=rng,
+    )
+
+
 def _base_of(model: Any) -> tuple[str, str]:
     """Return the form of the first linear layer, and a SHA-256 of the configuration and weights.
 
@@ -370,9 +413,9 @@ def _base_of(model: Any) -> tuple[str, str]:
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 
 
-def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bool) -> None:
-    """Train up to step `total`, with a progress bar; after Ctrl-C, raise a KeyboardInterrupt."""
-    steps, passing = trainer.history.steps, trainer.model
+def _run(trainer: Trainer, schedule: _Schedule, progress: bool) -> None:
+    """Train up to the last step, with a progress bar; after Ctrl-C, raise a KeyboardInterrupt."""
+    steps, passing, total = trainer.history.steps, trainer.model, schedule.total
     assert isinstance(passing, _TokensAsOutput)
     first = len(steps)
     if first >= total:
@@ -398,7 +441,7 @@ def _run(trainer: Trainer, batches: Any, held_out: Any, total: int, progress: bo
             bar.update()
 
         trainer.on_step = [show]
-        trainer.fit(batches, validation=held_out, steps=total - first)
+        trainer.fit(schedule.batches, validation=schedule.held_out, steps=total - first)
     if len(steps) < total:
         raise KeyboardInterrupt(
             f"stopped after step {len(steps)} of {total}; resume continues from there"

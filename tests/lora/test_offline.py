@@ -48,6 +48,7 @@ from tests.lora.folders import (
     Net,
     adapted_copy,
     base_of,
+    config_of,
     configure,
     edit,
     model_of,
@@ -1138,6 +1139,26 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
             message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
         )
         assert told
+
+
+def test_targets_without_tensors_are_named(files, tmp_path):
+    base, adapter = files
+    edit(adapter / WEIGHTS, without(UP_A, UP_B))
+    arrays = load_state(adapter / WEIGHTS)[0]
+    save_state(adapter / WEIGHTS, arrays)  # without the metadata that lora.save adds
+    targets = [*config_of(adapter)["target_modules"], "lost"]
+    configure(adapter, target_modules=targets)
+    alone = check_adapter(adapter)
+    odd = "odd: target_modules: 2 names, 'up', 'lost', have no tensors in the file; if they are in "
+    assert odd in repr(alone)
+    assert alone.is_right
+    with_base = check_adapter(adapter, base)
+    assert "odd: target_modules: 1 layer of the base, 'up', has no tensors" in repr(with_base)
+    assert with_base.is_right
+    configure(adapter, target_modules=targets, exclude_modules=["up"])
+    assert "no tensors" not in repr(check_adapter(adapter, base))
+    configure(adapter, target_modules="up|square|head", exclude_modules=None)
+    assert "1 layer of the base, 'up', has" in repr(check_adapter(adapter, base))
 
 
 def test_an_attention_layer_of_pytorch_is_no_sign_of_another_base(files, tmp_path):

@@ -1093,20 +1093,27 @@ def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (["head"], "no update of head alone computes that"),
+        (["head", "table"], "the update of table was trained on what was left of the weight"),
+    ],
+)
 @pytest.mark.parametrize("bits", [None, "bfloat16"])
-def test_pissa_of_a_weight_that_is_tied_is_refused(bits, rng, tmp_path):
+def test_pissa_of_a_weight_that_is_tied_is_refused(bits, targets, reason, rng, tmp_path):
     model = TiedNet(rng, np.float32)
     if bits is not None:
         table = BFloat16Matrix.of(model.table.weight.data)
         model.table, model.head = lora.BFloat16Embedding(table), lora.BFloat16Linear(table)
     fresh = copy.deepcopy(model)
-    lora.attach(model, LoRAConfig(rank=2, targets=["head"]))
+    lora.attach(model, LoRAConfig(rank=2, targets=targets))
     lora.save(model, tmp_path)
     as_of_peft(tmp_path)
     lora.load(copy.deepcopy(fresh), tmp_path)
     configure(tmp_path, init_lora_weights="pissa")
     with pytest.raises(
-        ValueError, match=r"tied: .* off the weight of head, and so off table.weight"
+        ValueError, match=rf"tied: .* off the weight of head, and so off table.weight.*{reason}"
     ):
         lora.load(fresh, tmp_path)
     assert not any(isinstance(module, lora.LoRALayer) for module in fresh.modules())

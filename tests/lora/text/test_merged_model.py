@@ -10,8 +10,8 @@ import pytest
 import lora
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files
+from lora.offline.adapted_base import AdaptedBase
 from lora.offline.merged_model import HIDDEN, RIGHT
-from lora.offline.model_folder import AdaptedBase
 from lora.peft import CONFIG
 from lora.peft import WEIGHTS as ADAPTER
 from lora.peft.folder import AdapterFolder

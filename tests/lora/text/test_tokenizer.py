@@ -264,6 +264,25 @@ def test_a_missing_package_is_no_broken_file(files, monkeypatch):
         Tokenizer.from_gguf(file.metadata)
 
 
+def test_a_gguf_file_can_have_several_chat_templates_by_name(tmp_path):
+    folder, file = tiny_folder(tmp_path / "folder"), tmp_path / "m.gguf"
+    metadata = {**GGUFFile(tiny_gguf(file, folder)).metadata, "tokenizer.chat_template": "D"}
+    turns = [{"role": "user", "content": "Hi"}]
+    alone = Tokenizer.from_gguf(metadata)
+    assert alone.render(turns, tools=[{}]) == "D"
+    assert json.loads(alone.files()["tokenizer_config.json"])["chat_template"] == "D"
+    metadata |= {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "T"}
+    several = Tokenizer.from_gguf(metadata)
+    for name, content in several.files().items():
+        (folder / name).write_bytes(content)
+    for tokenizer in (several, Tokenizer.from_folder(folder)):  # as of a merged model
+        assert tokenizer.render(turns) == tokenizer.chat_template == "D"
+        assert tokenizer.render(turns, tools=[{}]) == "T"
+    del metadata["tokenizer.chat_template"]
+    with pytest.raises(ValueError, match=r"'tool_use'.* none is called default"):
+        Tokenizer.from_gguf(metadata).render(turns)
+
+
 def test_where_the_chat_template_is(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     path = folder / "tokenizer_config.json"

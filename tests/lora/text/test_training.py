@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -679,6 +680,25 @@ def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, c
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     minutes = 2 * products * tokens / 0.6e3 / 60
     np.testing.assert_allclose(np.diff(times), [minutes, 2 * minutes], atol=0.11)
+
+
+def test_the_estimate_of_a_run_that_resumes_is_of_what_is_left(
+    validated, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
+
+    def minutes(every, resume):
+        with suppress(SystemExit):
+            options = {"save_every": 1, "validate_every": every, "resume": resume}
+            model = Interrupted(0 if resume else 9, die)
+            run(validated, tmp_path / f"{every}", model, **options, progress=True)
+        text = capsys.readouterr().err
+        return float(re.search(r"time: about ([\d.]+) minutes", text)[1])
+
+    whole, left = [[minutes(every, resume) for every in (0, 3)] for resume in (False, True)]
+    assert left[0] == pytest.approx(whole[0] * 4 / 12, abs=0.11)  # 8 of 12 steps are done
+    assert left[1] - left[0] == pytest.approx((whole[1] - whole[0]) / 2, abs=0.22)
+    assert left[1] > left[0]
 
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
