@@ -120,7 +120,8 @@ class Plan:
             names = ", ".join(name for name, module in model.named_modules() if module in strange)
             raise ValueError(
                 f"there are adapters already on {names}, which lora.attach did not attach to this "
-                f"whole model; exclude these layers, or fold or detach their adapters first"
+                f"whole model; exclude these layers, or first fold or detach their adapters, in "
+                f"the model that lora.attach was called with"
             )
 
     def _check_common_bases(self, model: Module) -> None:
