@@ -73,6 +73,18 @@ class NoiseOfAllCode(nn.Module):
         return x + float(self.draw())
 
 
+class NoiseOfTwo(nn.Module):
+    """Adds noise from two generators with the same state."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+        self.other = np.random.Generator(self.rng.bit_generator)
+
+    def forward(self, x):
+        scale = self.other.random()
+        return x + (scale * self.rng.standard_normal(x.shape)).astype(np.float32)
+
+
 class NoiseInAList(nn.Module):
     """Adds noise from generators in a list."""
 
@@ -428,6 +440,11 @@ def with_noise_in_a_list():
     return [step["loss"] for step in made.history.steps]
 
 
+def with_noise_of_two_generators():
+    made = fit(trainer(model(0, NoiseOfTwo())))
+    return [step["loss"] for step in made.history.steps]
+
+
 def with_micro_batches_made_at_random():
     """Train on other data in each epoch, of which each rank has a part; return the losses."""
     made = trainer()
@@ -486,6 +503,7 @@ def copied_to_a_full_disk():
 ALIKE = (
     with_noise_of_its_own,
     with_noise_in_a_list,
+    with_noise_of_two_generators,
     with_micro_batches_made_at_random,
     called_on_every_rank,
     predictions_in_memory,
