@@ -302,7 +302,12 @@ class Trainer(TrainingStep):
             if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
         }
         generators = self._generators()
+        names = {id(p): name for name, p in self.model.named_parameters()}
         facts = {
+            "the order of the optimiser's parameters (sets have others in each process)": [
+                names.get(id(p)) for p in self._parameters()
+            ],
+            "which parameters require gradients": [p.requires_grad for p in self._parameters()],
             "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
             "the optimiser": [_class_name(self.optimizer), self.optimizer.state_dict()],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],

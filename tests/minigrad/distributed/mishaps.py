@@ -245,6 +245,16 @@ def with_other_parameters():
     fit(trainer(model(0, nn.Linear(4, 4 + 0 * RANK, bias=RANK == 0))))
 
 
+def with_another_order_of_parameters():
+    """As of a set, whose order is another one in each process."""
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    fit(trainer(net, list(net.parameters())[:: 1 - 2 * RANK]))
+
+
+def with_a_layer_that_rank_1_freezes():
+    fit(trainer(on_epoch=lambda t: RANK == 1 and t.model[0].freeze()))
+
+
 def with_seeds_on_one_rank():
     if RANK == 1:
         minigrad.manual_seed(0)

@@ -84,6 +84,8 @@ def found(tmp_path_factory):
         ("another_base_in_nf4", "rank 1 differs from rank 0 in the attribute 0.(base|weight)"),
         ("another_schedule", "rank 1 differs from rank 0 in the scheduler"),
         ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
+        ("another_order_of_parameters", "rank 0 in the order of the optimiser's parameters"),
+        ("a_layer_that_rank_1_freezes", "rank 0 in which parameters require gradients"),
         ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
         ("draws_in_an_evaluation", "ValueError: the model draws random numbers in an evaluation"),
         ("a_new_generator_in_an_evaluation", "ValueError: the model draws random numbers in an ev"),
