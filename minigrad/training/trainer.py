@@ -366,8 +366,8 @@ class Trainer(TrainingStep):
         Raises:
             ValueError: if the data have neither form, are empty or have different lengths, there
                 are metrics of micro-batches, the loss counted nothing, or a count is negative or
-                not finite; on all ranks, if their models or their data differ, or the model draws
-                random numbers.
+                not finite; on all ranks, if their models, losses or data differ, or the model
+                draws random numbers.
             TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
                 not a Tensor of one element (or that and a count, if targets have no rows), or a
                 metric not a number.
