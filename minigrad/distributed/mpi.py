@@ -56,6 +56,7 @@ class MPIWorld(World):
     def __init__(self, launch: Launch, forget: Callable[[], None]) -> None:
         self._forget = forget
         self._patience = patience()
+        self._calling = threading.RLock()  # held by the thread that is in a call
         self._mpi = _mpi(launch)
         # No heartbeats are possible before MPI runs, and its start waits for missing ranks.
         with _time_limit(5 * self._patience):
@@ -129,11 +130,22 @@ class MPIWorld(World):
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """End all ranks if the block is interrupted: other ranks would be in other MPI calls."""
+        """End all ranks if a call is interrupted, or comes while another thread is in one.
+
+        After an interrupt, other ranks may make other MPI calls; and messages of two threads would
+        be mixed up.
+        """
+        if not self._calling.acquire(blocking=False):
+            thread = threading.current_thread().name
+            message = f"{thread} calls the world of this rank, or fit, while another thread does; "
+            message += "let one thread make these calls, or one after the other"
+            self._end_all(RuntimeError(message))
         try:
             yield
         except KeyboardInterrupt as error:
             self._end_all(error)
+        finally:
+            self._calling.release()
 
     def _wait(self, request: Any) -> None:
         """Wait until a request is done, and sleep between checks."""
@@ -148,8 +160,8 @@ class MPIWorld(World):
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
-        sizes = self._rendezvous(call, len(mine))
         with self._together():
+            sizes = self._rendezvous(call, len(mine))
             every = np.empty(sum(sizes), np.uint8)
             parts = np.split(every, np.cumsum(sizes)[:-1])
             if len(every) <= _PIECE:
@@ -164,8 +176,8 @@ class MPIWorld(World):
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
         content = encoded(value if self.is_first else None)
-        size, *_ = self._rendezvous(call, len(content))
         with self._together():
+            size, *_ = self._rendezvous(call, len(content))
             content = content if self.is_first else np.empty(size, np.uint8)
             self._broadcast(content, 0)
         return decoded(content)
@@ -180,19 +192,20 @@ class MPIWorld(World):
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, and return its result, or raise its error, on all."""
         value, failure = None, None
-        if self.is_first:
-            try:
-                value = function()
-                encoded(value)  # only to raise an error if it cannot be sent
-            except Exception as error:
-                failure = error
-        problem = self.broadcast(None if failure is None else as_builtin(failure), call)
-        if failure is not None:
-            raise failure
-        if problem is not None:
-            name, arguments = problem
-            raise getattr(builtins, name)(*arguments)
-        return self.broadcast(value, call)
+        with self._together():
+            if self.is_first:
+                try:
+                    value = function()
+                    encoded(value)  # only to raise an error if it cannot be sent
+                except Exception as error:
+                    failure = error
+            problem = self.broadcast(None if failure is None else as_builtin(failure), call)
+            if failure is not None:
+                raise failure
+            if problem is not None:
+                name, arguments = problem
+                raise getattr(builtins, name)(*arguments)
+            return self.broadcast(value, call)
 
     def barrier(self, call: str = "barrier") -> None:
         """Wait until all ranks have called this."""
@@ -207,7 +220,6 @@ class MPIWorld(World):
     ) -> list[Array | None]:
         """Return the sums of all lists, added in the order of `pairwise`."""
         message = Message(like)
-        self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
 
         def from_ranks(first: int, stop: int) -> Arrays:
             """Return a sum of the tree on the rank that owns its first list; elsewhere nothing."""
@@ -232,6 +244,7 @@ class MPIWorld(World):
             return add_lists(lower, upper)
 
         with self._together():
+            self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
             total, root = from_ranks(0, count), owner(0, count, self.size)
             content = message.packed(total) if total else np.empty(message.size, np.uint8)
             return message.unpacked(self._broadcast(content, root))

@@ -58,7 +58,8 @@ class World:
         """
         if isinstance(value, np.ndarray):  # do not copy an array, which may be large
             check_array(value)
-            return np.asarray(value)
+            # numpy adds in the order of memory; from another rank, an array has one of these two.
+            return np.asarray(value) if value.flags.forc else np.ascontiguousarray(value)
         return decoded(encoded(value))  # a tuple becomes a list, as on several ranks
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:

@@ -44,7 +44,7 @@ def evaluation_mode(model: Module) -> Iterator[None]:
 def prediction(
     model: Module, x: NDArray[Any], batch_size: int, generators: Generators
 ) -> NDArray[Any]:
-    """Return a model's prediction for the rows of `x`, on all ranks.
+    """Return a model's prediction for the rows of `x`, on all ranks, in C order.
 
     Errors are those of `Trainer.predict`.
     """
@@ -62,7 +62,8 @@ def prediction(
                 )
             own.append(output.numpy())
     every = ranks.gather(np.concatenate(own) if own else None, "predict or evaluate")
-    return np.concatenate([each for each in every if each is not None])
+    joined = np.concatenate([each for each in every if each is not None])
+    return np.ascontiguousarray(joined)  # numpy adds in the order of memory
 
 
 def mean_loss(

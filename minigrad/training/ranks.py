@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,6 +24,8 @@ from minigrad.io.atomic import naming_full_disk
 from minigrad.nn.module import Module, Parameter, attributes_of, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
+
+T = TypeVar("T")  # a module or a parameter
 
 
 def check_ranks(ranks: World, micro_batches: int, accumulation_steps: int) -> None:
@@ -65,15 +67,32 @@ _OF_FROZEN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """The digests of matrices of 4 and 16 bits, which never change and may have gigabytes."""
 
 
-def digests_of_attributes(model: Module) -> dict[str, str]:
+def named_in(
+    model: Module, loss: Any, names: Callable[[Module], Iterator[tuple[str, T]]]
+) -> Iterator[tuple[str, T, str]]:
+    """Yield what `names` lists of a model, such as modules, and of the loss with " of the loss".
+
+    A loss has modules and parameters if it is a module, or a method of one.
+    """
+    seen = set()
+    for part, whose in (model, ""), (getattr(loss, "__self__", loss), " of the loss"):
+        for name, each in names(part) if isinstance(part, Module) else ():
+            if id(each) not in seen:
+                seen.add(id(each))
+                yield name, each, whose
+
+
+def digests_of_attributes(model: Module, loss: Any = None) -> dict[str, str]:
     """Return digests of the attributes of modules, without parameters and their mode, by name.
 
     These attributes are arrays (also frozen weights of 4 and 16 bits), numbers and texts, also in
-    lists and dicts. Other objects, such as a cache, are left out.
+    lists and dicts. Other objects, such as a cache, are left out. The modules are those of the
+    model and of the loss.
     """
     from minigrad.kernels.narrow import NarrowMatrix  # with numba, which is slow to import
 
-    kinds = np.ndarray, Tensor, NarrowMatrix, bool, int, float, complex, str, list, tuple, dict
+    numbers = bool, int, float, complex, np.generic
+    kinds = np.ndarray, Tensor, NarrowMatrix, *numbers, str, list, tuple, dict
 
     def without_parameters(value: Any) -> Any:
         if isinstance(value, (Module, Parameter)):
@@ -91,8 +110,8 @@ def digests_of_attributes(model: Module) -> dict[str, str]:
         )
 
     return {
-        f"{name}.{key}".lstrip("."): digest([without_parameters(value)])
-        for name, module in model.named_modules()
+        f"{name}.{key}{whose}".lstrip("."): digest([without_parameters(value)])
+        for name, module, whose in named_in(model, loss, Module.named_modules)
         for key, value in attributes_of(module).items()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
@@ -104,26 +123,35 @@ def digests_of_model(
     """Return digests of parameters and of the other attributes of modules, with full names."""
     return {
         **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
-        **{f"the attribute {n} of the model": value for n, value in attributes.items()},
+        **{f"the attribute {name}": value for name, value in attributes.items()},
     }
 
 
-def check_same_model(ranks: World, model: Module, data: Any) -> None:
-    """Raise an error on all ranks if their models or their data differ."""
+def parameters_of(model: Module, loss: Any = None) -> dict[str, Parameter]:
+    """Return all parameters of the model and of the loss by name."""
+    named = named_in(model, loss, Module.named_parameters)
+    return {f"{name}{whose}": parameter for name, parameter, whose in named}
+
+
+def check_same_model(ranks: World, model: Module, data: Any, loss: Any = None) -> None:
+    """Raise an error on all ranks if their models, their losses or their data differ."""
     if ranks.size > 1:
-        parameters, attributes = dict(model.named_parameters()), digests_of_attributes(model)
+        attributes = digests_of_attributes(model, loss)
         check_agreement(
             ranks,
-            {"the data": digest([data]), **digests_of_model(parameters, attributes)},
+            {
+                "the data": digest([data]),
+                **digests_of_model(parameters_of(model, loss), attributes),
+            },
             "the ranks would not evaluate the same; give all of them the same data and the "
             "same model: made from one seed (manual_seed), loaded, or trained by fit",
         )
 
 
-def check_unchanged(model: Module, before: Mapping[str, str]) -> None:
+def check_unchanged(model: Module, before: Mapping[str, str], loss: Any = None) -> None:
     """Raise a ValueError if a step has changed an attribute of a module besides parameters."""
-    now = digests_of_attributes(model)
-    changed = [name for name, value in now.items() if before.get(name) != value]
+    now = digests_of_attributes(model, loss)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         raise ValueError(
             f"the forward pass changes {', '.join(changed)[:300]}, as that of running means or of "

@@ -26,7 +26,7 @@ class Streams:
         generators: the generators that a step may draw from. The default generator is restarted at
             its first draw, because most steps do not draw. The others are restarted at once,
             because the library does not see it when a module draws from them directly.
-        keys: the key of each generator in this step.
+        keys: the key of each state in this step; generators may share one.
         is_shared: whether several ranks share the step, so that no other generator may be used.
     """
 
@@ -36,7 +36,8 @@ class Streams:
         self.is_shared = False
 
     def __enter__(self) -> Streams:
-        self._bits: list[Any] = [generator.bit_generator for generator in self.generators]
+        every = [generator.bit_generator for generator in self.generators]
+        self._bits: list[Any] = [*{id(bits): bits for bits in every}.values()]  # two may share one
         self.keys = [int(bits.random_raw()) for bits in self._bits]
         self._states: dict[int, Any] = {}  # states of restarted generators, from before the restart
         self._default = random.generator().bit_generator

@@ -163,7 +163,7 @@ class Trainer(TrainingStep):
         )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
-        self._digests: dict[str, str] | None = None  # of the model before a step that is checked
+        self._digests: dict[str, str] | None = None  # of modules before a step that is checked
         self._stopping = self._at_once = False
         self._unfinished: UnfinishedEpoch | None = None
         self._best: dict[str, NDArray[Any]] = {}
@@ -286,26 +286,28 @@ class Trainer(TrainingStep):
         data = digest([given and given.compared() for given in (train, held_out)])
         loss = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
         further = {"the length of fit": length, "the data": data, "the loss": loss}
-        if isinstance(self.loss, Module):
-            own = ranks.digests_of_attributes(self.loss)
-            further |= {f"the attribute {name} of the loss": value for name, value in own.items()}
-        self._check_same(dict(self.model.named_parameters()), further)
+        self._check_same(ranks.parameters_of(self.model, self.loss), further)
 
     def _check_same(self, parameters: Mapping[str, Parameter], further: Mapping[str, str]) -> None:
         """Raise an error on all ranks if they differ in the options or in the state of training.
 
-        The digests of the model's attributes are kept, to compare them after the next step.
+        The digests of the attributes of modules are kept, to compare them after the next step.
         """
         if self._world.size == 1:
             return
-        self._digests = ranks.digests_of_attributes(self.model)
+        self._digests = ranks.digests_of_attributes(self.model, self.loss)
         options = {
             name: value
             for name, value in vars(self).items()
             if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
         }
         generators = self._generators()
+        names = {id(p): name for name, p in self.model.named_parameters()}
         facts = {
+            "the order of the optimiser's parameters (sets have others in each process)": [
+                names.get(id(p)) for p in self._parameters()
+            ],
+            "which parameters require gradients": [p.requires_grad for p in self._parameters()],
             "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
             "the optimiser": [_class_name(self.optimizer), self.optimizer.state_dict()],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
@@ -364,15 +366,15 @@ class Trainer(TrainingStep):
         Raises:
             ValueError: if the data have neither form, are empty or have different lengths, there
                 are metrics of micro-batches, the loss counted nothing, or a count is negative or
-                not finite; on all ranks, if their models or their data differ, or the model draws
-                random numbers.
+                not finite; on all ranks, if their models, losses or data differ, or the model
+                draws random numbers.
             TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
                 not a Tensor of one element (or that and a count, if targets have no rows), or a
                 metric not a number.
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            ranks.check_same_model(world(), self.model, given.compared())
+            ranks.check_same_model(world(), self.model, given.compared(), self.loss)
         if isinstance(given, MicroBatches):
             return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
         output = prediction(self.model, given.x, self.batch_size, self._generators)
@@ -420,7 +422,7 @@ class Trainer(TrainingStep):
                 self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
             made, count = self._recorded_step(taken)
             if self._digests is not None:  # after `_check_same`, on several ranks
-                ranks.check_unchanged(self.model, self._digests)
+                ranks.check_unchanged(self.model, self._digests, self.loss)
                 self._digests = None
             step = {"step": len(steps) + 1, "epoch": epoch, **made}
             steps.append(as_record(step))

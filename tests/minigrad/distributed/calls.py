@@ -41,8 +41,13 @@ def gather_and_broadcast():
             values = [np.array(np.random.default_rng(r).random(shape) * 9, dtype) for r in ranks]
             assert all(map(equal, world.gather(values[rank]), values))
             assert equal(world.broadcast(values[rank]), values[0])
+    large_steps = np.arange(60.0).reshape(3, 4, 5).transpose(1, 0, 2)
     strided = np.arange(24.0).reshape(4, 6)[::2, ::-1].T
     assert equal(world.broadcast(strided), strided)
+    for array in (strided, large_steps, np.asfortranarray(strided[::2])):
+        order = "F" if array.flags.f_contiguous else "C"  # numpy adds in the order of memory
+        for received in (world.broadcast(array), *world.gather(array)):
+            assert received.strides == array.copy(order).strides
     different = [np.full(r + 1, r) for r in ranks]  # of other shapes on each rank
     assert all(map(equal, world.gather(different[rank]), different))
     large = [np.random.default_rng(r).random(1_000_000 + r) for r in ranks]

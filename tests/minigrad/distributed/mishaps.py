@@ -49,6 +49,11 @@ class FreshNoise(nn.Module):
         return x + self.rng.standard_normal(x.shape).astype(np.float32)
 
 
+class Transposed(nn.Module):
+    def forward(self, x):
+        return minigrad.stack([x, 2 * x, 3 * x]).transpose((1, 0, 2))
+
+
 class RunningMean(nn.Module):
     def __init__(self):
         self.mean = np.zeros(4, np.float32)
@@ -66,6 +71,18 @@ class NoiseOfAllCode(nn.Module):
 
     def forward(self, x):
         return x + float(self.draw())
+
+
+class NoiseOfTwo(nn.Module):
+    """Adds noise from two generators with the same state."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+        self.other = np.random.Generator(self.rng.bit_generator)
+
+    def forward(self, x):
+        scale = self.other.random()
+        return x + (scale * self.rng.standard_normal(x.shape)).astype(np.float32)
 
 
 class NoiseInAList(nn.Module):
@@ -86,6 +103,49 @@ class Counter(nn.Module):
         self.calls += 1
         self.parts["means"][0] = x.detach().numpy().mean(0)
         return x
+
+
+class MeanAsNumber(nn.Module):
+    """Subtracts a running mean, which is a number of numpy."""
+
+    def __init__(self):
+        self.mean = np.float32(0)
+
+    def forward(self, x):
+        self.mean += np.float32(0.1) * x.detach().numpy().mean()
+        return x - float(self.mean)
+
+
+class FirstCall(nn.Module):
+    """Deletes a mark in its first call."""
+
+    def __init__(self):
+        self.mark = 2.0
+
+    def forward(self, x):
+        return x * vars(self).pop("mark", 1.0)
+
+
+class RelativeLoss(nn.Module):
+    """Divides the loss by its running mean."""
+
+    def __init__(self):
+        self.mean = np.ones(1)
+
+    def forward(self, x, y):
+        loss = minigrad.mse(x, y)
+        self.mean = 0.9 * self.mean + 0.1 * loss.item()
+        return loss / self.mean.item()
+
+
+class Teacher(nn.Module):
+    """Compares predictions with those of another network."""
+
+    def __init__(self, seed):
+        self.net = model(seed)
+
+    def loss(self, x, y):
+        return minigrad.mse(x, self.net(minigrad.tensor(y)).detach())
 
 
 class Observer(nn.Module):
@@ -152,6 +212,14 @@ def with_other_options_of_the_loss():
     fit(trainer(loss=nn.HuberLoss(delta=1.0 + RANK)))
 
 
+def with_another_teacher_in_the_loss():
+    fit(trainer(loss=Teacher(RANK).loss))
+
+
+def with_another_teacher_in_an_evaluation():
+    trainer(loss=Teacher(RANK).loss).evaluate((X, X))
+
+
 def with_another_frozen_base():
     net = model(RANK)
     net[0].freeze()
@@ -175,6 +243,16 @@ def with_another_schedule():
 
 def with_other_parameters():
     fit(trainer(model(0, nn.Linear(4, 4 + 0 * RANK, bias=RANK == 0))))
+
+
+def with_another_order_of_parameters():
+    """As of a set, whose order is another one in each process."""
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    fit(trainer(net, list(net.parameters())[:: 1 - 2 * RANK]))
+
+
+def with_a_layer_that_rank_1_freezes():
+    fit(trainer(on_epoch=lambda t: RANK == 1 and t.model[0].freeze()))
 
 
 def with_seeds_on_one_rank():
@@ -305,6 +383,18 @@ def with_a_counter():
     fit(trainer(model(0, Counter())))
 
 
+def with_a_running_mean_as_number():
+    fit(trainer(model(0, MeanAsNumber())))
+
+
+def with_an_attribute_that_the_first_call_deletes():
+    fit(trainer(model(0, FirstCall())))
+
+
+def with_a_loss_that_changes():
+    fit(trainer(loss=RelativeLoss()))
+
+
 def with_an_observer_that_a_callback_turns_on():
     net = model(0, Observer())
     fit(trainer(net, on_epoch=lambda _: setattr(net[2], "on", True)), steps=7)
@@ -360,6 +450,11 @@ def with_noise_in_a_list():
     return [step["loss"] for step in made.history.steps]
 
 
+def with_noise_of_two_generators():
+    made = fit(trainer(model(0, NoiseOfTwo())))
+    return [step["loss"] for step in made.history.steps]
+
+
 def with_micro_batches_made_at_random():
     """Train on other data in each epoch, of which each rank has a part; return the losses."""
     made = trainer()
@@ -374,6 +469,14 @@ def called_on_every_rank():
     made = trainer(on_epoch=lambda t: seen.append(t.history.epochs[-1]["loss"]))
     made.fit((X, X), epochs=2)
     return [seen, made.predict(X[:10]).tolist(), made.evaluate((X, X)), made.evaluate([(X, X)] * 3)]
+
+
+def predictions_in_memory():
+    """Return the order in memory of values that a model has transposed.
+
+    numpy adds in this order, so it matters to a metric.
+    """
+    return trainer(model(0, Transposed())).predict(X).strides
 
 
 def averaged_without_seeds():
@@ -410,8 +513,10 @@ def copied_to_a_full_disk():
 ALIKE = (
     with_noise_of_its_own,
     with_noise_in_a_list,
+    with_noise_of_two_generators,
     with_micro_batches_made_at_random,
     called_on_every_rank,
+    predictions_in_memory,
 )  # which return what one process has
 RESULTS = (
     averaged_without_seeds,

@@ -206,6 +206,43 @@ def test_an_interrupt_ends_all_ranks_even_if_they_catch_it(is_at_one_line):
     assert any("KeyboardInterrupt" in text for text in ended.err)
 
 
+AT_ONCE = {
+    "an interrupt in on_first": (
+        """
+def interrupted():
+    raise KeyboardInterrupt
+try:
+    world().on_first(interrupted)
+except KeyboardInterrupt:
+    pass
+world().on_first(lambda: None)
+""",
+        "rank 0 ends all ranks:\nTraceback",
+    ),
+    "fit in two threads": (
+        """
+import threading
+world()
+threads = [threading.Thread(target=fit, kwargs={"epochs": 100}) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+""",
+        "calls the world of this rank, or fit, while another thread does",
+    ),
+}
+
+
+@needs_mpi
+@pytest.mark.full
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_what_would_mix_up_the_calls_of_ranks_ends_all(case):
+    code, sentence = AT_ONCE[case]
+    ended = run(2, "-c", f"{START}{code}print('good')", within=30)
+    assert ended.status != 0
+    assert sentence in "".join(ended.err)
+    assert ended.out == ["", ""]
+
+
 @needs_mpi
 @pytest.mark.full
 def test_ranks_that_were_suspended_together_go_on():
