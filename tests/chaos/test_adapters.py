@@ -21,7 +21,7 @@ from minigrad.io import load_state, save_state
 from tests.chaos import seeds
 from tests.lora.folders import FOLDERS, KINDS, PREFIX, model_of
 
-COUNT = 200
+COUNT = 100
 SECONDS = 20  # of one mutant, of which most take milliseconds
 MEMORY = 4 << 30  # bytes, beyond those that the process has
 

@@ -8,7 +8,7 @@ import pytest
 from tests.chaos import seeds
 from tests.chaos.forks import forks
 
-KILLS = 8
+KILLS = 5
 
 
 @pytest.mark.full

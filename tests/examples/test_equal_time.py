@@ -145,9 +145,9 @@ def test_the_picture_of_the_comparison_does_not_replace_the_other_one(monkeypatc
 
 @pytest.mark.full
 def test_the_whole_comparison(tmp_path, monkeypatch):
-    """With two thirds of its splits, which show the difference on upright digits too."""
-    monkeypatch.setattr(demo, "SPLITS_IN_TURNS", 8)
+    """With half of its splits, which show the difference on upright digits too."""
+    monkeypatch.setattr(demo, "SPLITS_IN_TURNS", 6)
     results = digits.main(out=tmp_path / "cnn.png", cnn=True)
-    assert len(results) == 8
+    assert len(results) == 6
     assert gains(results, SHIFTED).mean() > 0.1
     assert is_picture(tmp_path / "cnn.png", width=1200, height=650)

@@ -1081,7 +1081,7 @@ TestPrograms.settings = settings(max_examples=10, stateful_step_count=15)
 
 @pytest.mark.full
 class TestLongPrograms(Programs.TestCase):
-    settings = settings(max_examples=100, stateful_step_count=50)
+    settings = settings(max_examples=50, stateful_step_count=50)
 
 
 def test_a_parameter_that_is_trained_whole_is_a_parameter(rng):

@@ -75,14 +75,15 @@ FIRST, *_ = TRAININGS
 # The others differ from the first training in their adapters. Of the adapted layers q, v and head,
 # q is enough; table is an adapted embedding in some. Where table and head have no adapter, they are
 # as in tests/minigrad/programs/test_changes.py, so one training with them is enough, beside a head
-# in four bits and one that is a copy.
+# in four bits and one that is a copy. An adapted embedding with DoRA, and a dense layer with one
+# adapter or two, are in one training each.
 CHANGED = {
     "DoRA": ("q.", "table."),
-    "DoRA, gradient of the norm": ("q.",),
+    "DoRA, gradient of the norm": ("q.adapters.",),
     "PiSSA": ("q.", "table.", "head."),
     "two adapters on NF4": ("q.", "head."),
-    "DoRA on bfloat16": ("q.", "table."),
-    "two adapters, dropout": ("q.",),
+    "DoRA on bfloat16": ("q.",),
+    "two adapters, dropout": ("q.adapters.",),
     "biases and a head": ("q.", "head."),
     # Only what is computed in the dtype, or with the first factors.
     "orthogonal, float64": (

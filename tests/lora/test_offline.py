@@ -1729,7 +1729,7 @@ def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsy
         "extract": (base, tmp_path / "tuned", out, "--rank", 2, "--lossy"),
     }
     ended = set()
-    for _ in range(200):
+    for _ in range(120):
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         which = rng.integers(len(paths))

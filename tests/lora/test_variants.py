@@ -428,7 +428,7 @@ def test_every_combination_begins_at_the_base_trains_merges_and_comes_off(
     if form == "DoRA":  # its gradient is that of a function with the norm held
         held = layer.adapter.norms(layer.weight)
         monkeypatch.setattr(layer.adapter, "norms", lambda weight: held)
-    assert minigrad.gradcheck(model, x).verdict == "agree"
+    assert minigrad.gradcheck(model, x, samples=8).verdict == "agree"
     same = minigrad.grad((model(x) ** 2).sum(), layer.trainable_params())
     assert all(np.array_equal(g.data, h.data) for g, h in zip(gradients, same, strict=True))
     monkeypatch.undo()

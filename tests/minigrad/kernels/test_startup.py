@@ -990,11 +990,12 @@ def test_after_warmup_nothing_is_compiled(machine):
         return out
 
     there, count = machine.copy_kernels(), len(warmup.kernels_of(double=False))
-    warm()  # compiles what no test has used
     for name in ("gelu_loop", "adam_loop"):
         for file in there.glob(f"{name}-*.nbc"):
             file.unlink()
-    assert warm().startswith(f"2 kernels compiled, {count - 2} were there")
+    first = re.match(r"(\d+) kernels compiled, (\d+) were there", warm())
+    compiled, found = map(int, first.groups())  # also what no test has used so far
+    assert (compiled >= 2, compiled + found) == (True, count)
     assert warm().startswith(f"0 kernels compiled, {count} were there")
     compiled, loaded, _ = machine.run(LORA_STEP)
     assert compiled == []
