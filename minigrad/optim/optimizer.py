@@ -21,6 +21,7 @@ from minigrad.renamed import add_hints, hint_arguments, with_hints
 from minigrad.tables import counted
 from minigrad.versions import mark_written
 
+UNORDERED = set, frozenset  # their order differs from run to run, and a state is by number
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
@@ -107,8 +108,8 @@ class Optimizer(ABC):
     Raises:
         ValueError: if there are no parameters, a parameter occurs twice, is frozen or is not a
             leaf, or an option has an impossible value.
-        TypeError: if the parameters are one tensor or a Module instead of a list, a parameter is
-            not a tensor, or an option is unknown or has a wrong type.
+        TypeError: if the parameters are one tensor, a Module or a set instead of a list, a
+            parameter is not a tensor, or an option is unknown or has a wrong type.
     """
 
     unused_names: frozenset[str] = frozenset()
@@ -119,10 +120,11 @@ class Optimizer(ABC):
         hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
-        if isinstance(params, (Tensor, Module)) or not isinstance(params, Iterable):
+        wrong = Tensor, Module, *UNORDERED
+        if isinstance(params, wrong) or not isinstance(params, Iterable):
             raise TypeError(
-                f"{type(self).__name__}: the parameters are a list of tensors, such as "
-                f"model.trainable_parameters(), not {shown(params)}"
+                f"{type(self).__name__}: the parameters are a list of tensors, in the same order "
+                f"in each run, such as model.trainable_parameters(), not {shown(params)}"
             )
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
@@ -192,10 +194,10 @@ class Optimizer(ABC):
                 f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
-        if not isinstance(tensors, Iterable):
+        if isinstance(tensors, UNORDERED) or not isinstance(tensors, Iterable):
             raise TypeError(
-                f"the parameters of group {i} are a list of tensors, such as "
-                f"model.trainable_parameters(), not {shown(tensors)}"
+                f"the parameters of group {i} are a list of tensors, in the same order in each "
+                f"run, such as model.trainable_parameters(), not {shown(tensors)}"
             )
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}

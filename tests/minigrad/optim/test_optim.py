@@ -545,6 +545,7 @@ def test_a_group_that_is_added_is_stepped_as_if_it_had_been_there(rng, make):
         (lambda p, q: {"params": [q, "w"]}, TypeError, "parameter 1 of group 1 must be a Tensor"),
         (lambda p, q: {"params": Linear(1, 1)}, TypeError, "group 1 are a list.* not Linear"),
         (lambda p, q: {"params": None}, TypeError, "group 1 are a list of tensors.* not None"),
+        (lambda p, q: {"params": {q}}, TypeError, "in the same order in each run.* not {"),
         (lambda p, q: {"params": [q, p]}, ValueError, "parameter 1 of group 1 occurs twice"),
         (lambda p, q: {"params": [q, q]}, ValueError, "parameter 1 of group 1 occurs twice"),
         (lambda p, q: {"params": [q * 1]}, ValueError, "parameter 0 of group 1 .* only leaves"),
@@ -1168,7 +1169,7 @@ def test_the_gradients_of_a_module_can_be_clipped():
         clip_grad_norm(3, 1.0)
 
 
-@pytest.mark.parametrize("given", [MLP([2, 1]), minigrad.nn.Sequential(), 3, None])
+@pytest.mark.parametrize("given", [MLP([2, 1]), minigrad.nn.Sequential(), 3, None, {1}])
 def test_an_optimiser_takes_a_list_of_tensors(given):
     with pytest.raises(TypeError, match=r"Adam: .* such as model\.trainable_parameters\(\), not "):
         Adam(given)
