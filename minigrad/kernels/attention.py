@@ -247,9 +247,8 @@ def _panels(t: BlockSizes, columns: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# A row of scores: those of one query with a block of keys. It is in a buffer that is as long as the
-# panels of keys that the register tile has multiplied. Scores of other keys than the first `count`,
-# which the query may use, become -inf, so their weights are 0.
+# Rows of scores: those of some queries with a block of keys, in a buffer that is as wide as the
+# panels of keys that the register tile has multiplied. The weight of a score of -inf is 0.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -272,19 +271,49 @@ def _factors(mask: Mask, scale: Any, one: Any) -> tuple[Any, Any]:
 
 
 @external()
-def limited(row: Any, factor: Any, mask: Mask, b: int, h: int, i: int, j: int) -> None:
-    """Apply a factor and the masks' arrays to the scores of query i with the keys from j on."""
-    if factor != 1:
-        for n in range(row.size):
-            row[n] *= factor
-    if mask.added.size:
-        added = vector_at(mask.added, b, h, i)[j : j + row.size]
-        for n in range(row.size):
-            row[n] = row[n] + added[n] if added[n] != -np.inf else row.dtype.type(-np.inf)
-    if mask.allowed.size:
-        allowed = vector_at(mask.allowed, b, h, i)[j : j + row.size]
-        for n in range(row.size):
-            row[n] = row[n] if allowed[n] else row.dtype.type(-np.inf)
+def mask_scores(
+    scores: Matrix, rows: int, columns: int, keys: int, factor: Any, mask: Mask, b: int, h: int,
+    i: int, j: int, like: Any,
+) -> None:  # fmt: skip
+    """Apply a factor and the masks to the scores of some queries from i on, with keys from j on.
+
+    The scores of a query are `columns` numbers, complete vectors. Only the first `keys` of them are
+    of keys, and only some of these keys may be used; all other scores become -inf.
+    """
+    for r in range(rows):
+        count = max(min(keys, i + r + 1 + mask.offset - j), 0)
+        row = _row(scores, r, count, like)
+        if factor != 1:
+            for n in range(count):
+                row[n] *= factor
+        if mask.added.size:
+            added = vector_at(mask.added, b, h, i + r)[j : j + count]
+            for n in range(count):
+                row[n] = row[n] + added[n] if added[n] != -np.inf else like.dtype.type(-np.inf)
+        if mask.allowed.size:
+            allowed = vector_at(mask.allowed, b, h, i + r)[j : j + count]
+            for n in range(count):
+                row[n] = row[n] if allowed[n] else like.dtype.type(-np.inf)
+        cut_row(scores.at + r * scores.row, count, columns, like.dtype.type(0))
+
+
+@external(fastmath={"contract"})
+def raise_peaks(
+    scores: Matrix, rows: int, columns: int, scale: Any, most: Any, total: Any, sums: Any, add: bool
+) -> None:  # fmt: skip
+    """Raise m of each query to its greatest scaled score; if it rises, l and o shrink as above.
+
+    Without `add`, nothing has been added to l and o yet.
+    """
+    for r in range(rows):
+        before, greatest = most[r], greatest_of(_row(scores, r, columns, most)) * scale
+        if greatest > before:
+            most[r] = greatest
+            if add:
+                factor = most.dtype.type(math.exp(before - greatest))
+                total[r] *= factor
+                for c in range(sums.shape[1]):
+                    sums[r, c] *= factor
 
 
 @external(fastmath={"reassoc", "contract"})
@@ -313,6 +342,23 @@ def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     return True
 
 
+@external()
+def write_results(
+    rows: int, sums: Any, most: Any, total: Any, mask: Mask, b: int, h: int, i: int, keys: int,
+    out: Any, lse: Any,
+) -> None:  # fmt: skip
+    """Write o / l and m + log(l) of queries from i on; 0 for those that may not use any key."""
+    for r in range(rows):
+        log, share = most[r] + math.log(total[r]), most.dtype.type(1 / total[r])
+        if most[r] == -np.inf:
+            log = 0.0 if nothing_allowed(mask, b, h, i + r, keys) else np.nan
+            share = most.dtype.type(log)
+        lse[b, h, i + r] = log
+        target = vector_at(out, b, h, i + r)
+        for c in range(target.size):
+            target[c] = sums[r, c] * share
+
+
 @external(fastmath={"contract"})
 def weights_and_slopes(
     scores: Matrix, slopes: Matrix, rows: int, columns: int, scale: Any, lse: Any, mean: Any
@@ -336,7 +382,6 @@ def forward_loop(
     """Write `out` and `lse` of all heads; the pieces are chunks of the queries of a head."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     factor, last = _factors(mask, number(scale), number(1))
-    is_limited = mask.added.size > 0 or mask.allowed.size > 0 or factor != 1
     heads, queries, d, d_v = lse.shape[1], q.shape[2], q.shape[3], v.shape[3]
     few, chunks = queries <= FEW, (queries + QUERIES - 1) // QUERIES
     all_keys = min(k.shape[2], queries + offset)  # those of the last chunk
@@ -361,11 +406,11 @@ def forward_loop(
         for i in range(start, end, t.MR):
             high = min(t.MR, end - i)
             seen = min(keys, i + high + offset)
+            Q = _matrix(q, b, h, heads, i)
             most[:], total[:] = -np.inf, 0.0
             for j in range(0, seen, wide):
                 step = min(wide, seen - j)
-                panels = _panels(t, step)
-                Q = _matrix(q, b, h, heads, i)
+                padded = _panels(t, step) * t.NR
                 if few:
                     dots_of_rows(
                         0, 1, part_of(K, j, 0), Q, transposed(S), step, high, d, False, False,
@@ -373,36 +418,13 @@ def forward_loop(
                     )  # fmt: skip
                 else:
                     K_T = _packed(columns, d, j // t.NR * d)
-                    multiply_panels(t, high, panels * t.NR, d, Q, K_T, S, False)
-                for r in range(high):
-                    count = max(min(step, i + r + 1 + offset - j), 0)
-                    if is_limited:
-                        limited(_row(S, r, count, q), factor, mask, b, h, i + r, j)
-                    cut_row(S.at + r * S.row, count, panels * t.NR, t.zero)
-                    row = _row(S, r, panels * t.NR, q)
-                    before, greatest = most[r], greatest_of(row) * last
-                    if not greatest > before:
-                        greatest = before
-                    elif j > 0:
-                        shrunk = number(math.exp(before - greatest))
-                        total[r] *= shrunk
-                        for c in range(width):
-                            sums[r, c] *= shrunk
-                    most[r] = greatest
-                exponentials(S, high, panels * t.NR, last, most, total)
+                    multiply_panels(t, high, padded, d, Q, K_T, S, False)
+                mask_scores(S, high, padded, step, factor, mask, b, h, i, j, q)
+                raise_peaks(S, high, padded, last, most, total, sums, j > 0)
+                exponentials(S, high, padded, last, most, total)
                 multiply_panels(t, high, width, step, S, part_of(V, j, 0), SV, j > 0)
-            for r in range(high):
-                lse[b, h, i + r] = most[r] + math.log(total[r])
-                share = number(1 / total[r])
-                if most[r] == -np.inf:
-                    none = nothing_allowed(mask, b, h, i + r, keys)
-                    share = number(0 if none else np.nan)
-                    lse[b, h, i + r] = 0 if none else np.nan
-                target = vector_at(out, b, h, i + r)
-                for c in range(d_v):
-                    target[c] = sums[r, c] * share
-    for used in (columns, values, scores, sums):
-        keep_alive(used)
+            write_results(high, sums, most, total, mask, b, h, i, keys, out, lse)
+    keep_alive((columns, values, scores, sums))
 
 
 @external(fastmath={"contract"})
@@ -439,6 +461,36 @@ def _write(rows: int, source: Matrix, scale: Any, b: int, h: int, start: int, ta
             y[c] = x[c] * scale
 
 
+@external()
+def write_slopes(
+    rows: int, keys: int, slopes: Any, b: int, h: int, i: int, j: int, target: Any
+) -> None:
+    """Write the slopes of queries from i on by keys from j on: target[b, h, i + r, j + key]."""
+    for r in range(rows):
+        for key in range(keys):  # not as slices, for which numba would compile an error message
+            target[b, h, i + r, j + key] = slopes[r, key]
+
+
+@external()
+def add_to_keys(
+    t: BlockSizes, weights: Any, slopes: Any, rows: int, keys: int, reach: int, Q: Matrix,
+    G: Matrix, k_sums: Any, v_sums: Any,
+) -> None:  # fmt: skip
+    """Add slopes^T q to the sums for dk of some keys, and weights^T do to those for dv.
+
+    The first of the `rows` queries may use keys up to number `reach`, which may be negative.
+    """
+    for s in range(0, keys, t.MR):
+        strip, first = min(t.MR, keys - s), max(0, s - reach)  # the first query for these keys
+        if first >= rows:
+            break
+        P, dP = _part(weights, first, s), _part(slopes, first, s)
+        dK, dV, count = _part(k_sums, s, 0), _part(v_sums, s, 0), rows - first
+        Q_now, G_now = part_of(Q, first, 0), part_of(G, first, 0)
+        multiply_panels(t, strip, v_sums.shape[1], count, transposed(P), G_now, dV, True)
+        multiply_panels(t, strip, k_sums.shape[1], count, transposed(dP), Q_now, dK, True)
+
+
 @for_each_dtype()
 def backward_loop(
     piece: int, pieces: int, g: Strided.D4, q: Strided.D4, k: Strided.D4, v: Strided.D4,
@@ -449,7 +501,6 @@ def backward_loop(
     """Write `dq`, `dk`, `dv` and `ds`, except those of size 0; `ds` is 0 above the diagonal."""
     mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     factor, last = _factors(mask, number(scale), number(1))
-    is_limited = mask.added.size > 0 or mask.allowed.size > 0 or factor != 1
     heads, queries, keys, d, d_v = g.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
@@ -477,50 +528,31 @@ def backward_loop(
             for i in range(max(0, j - offset), queries, high):
                 rows = min(high, queries - i)
                 for s in range(0, rows, t.MR):
-                    strip = min(t.MR, rows - s)
-                    seen = min(step, i + s + strip + offset - j)
+                    n, strip = i + s, min(t.MR, rows - s)
+                    seen = min(step, n + strip + offset - j)
                     columns = _panels(t, seen) * t.NR
-                    Q, G = _matrix(q, b, h, heads, i + s), _matrix(g, b, h, heads, i + s)
+                    Q, G = _matrix(q, b, h, heads, n), _matrix(g, b, h, heads, n)
                     P, dP = _part(weights, s, 0), _part(slopes, s, 0)
                     K_T, V_T = _packed(k_columns, d, 0), _packed(v_columns, d_v, 0)
                     multiply_panels(t, strip, columns, d, Q, K_T, P, False)
                     multiply_panels(t, strip, columns, d_v, G, V_T, dP, False)
-                    for r in range(strip):
-                        n = i + s + r
-                        count = max(min(seen, n + 1 + offset - j), 0)
-                        if is_limited:
-                            limited(_row(P, r, count, q), factor, mask, b, h, n, j)
-                        cut_row(P.at + r * P.row, count, columns, t.zero)
-                    logs, means = lse[b, h, i + s : i + s + strip], mean[i + s : i + s + strip]
+                    mask_scores(P, strip, columns, seen, factor, mask, b, h, n, j, q)
+                    logs, means = lse[b, h, n : n + strip], mean[n : n + strip]
                     weights_and_slopes(P, dP, strip, columns, last, logs, means)
-                    for r in range(s, s + strip):
-                        if ds.size:
-                            # Not as slices, for which numba would compile an error message.
-                            for key in range(seen):
-                                ds[b, h, i + r, j + key] = slopes[r, key]
-                        if columns < wide:
-                            weights[r, columns:] = 0
-                            slopes[r, columns:] = 0
-                    K_rows, dQ = _packed(k_rows, step, 0), _part(q_sums, i + s, 0)
+                    if ds.size:
+                        write_slopes(strip, seen, slopes[s:], b, h, n, j, ds)
+                    if columns < wide:
+                        weights[s : s + strip, columns:] = 0
+                        slopes[s : s + strip, columns:] = 0
+                    K_rows, dQ = _packed(k_rows, step, 0), _part(q_sums, n, 0)
                     multiply_panels(t, strip, width, seen, dP, K_rows, dQ, True)
-                for s in range(0, step, t.MR):
-                    strip = min(t.MR, step - s)
-                    # The first row that may use these keys
-                    first = min(rows, max(0, j + s - offset - i))
-                    if first == rows:
-                        break
-                    P, dP = _part(weights, first, s), _part(slopes, first, s)
-                    Q, G = _packed(q_rows, queries, i + first), _packed(g_rows, queries, i + first)
-                    dK, dV, count = _part(k_sums, s, 0), _part(v_sums, s, 0), rows - first
-                    multiply_panels(t, strip, width_v, count, transposed(P), G, dV, True)
-                    multiply_panels(t, strip, width, count, transposed(dP), Q, dK, True)
+                Q, G = _packed(q_rows, queries, i), _packed(g_rows, queries, i)
+                add_to_keys(t, weights, slopes, rows, step, i + offset - j, Q, G, k_sums, v_sums)
             if dk.size:
                 _write(step, _part(k_sums, 0, 0), number(scale), b, h, j, dk)
             if dv.size:
                 _write(step, _part(v_sums, 0, 0), number(1), b, h, j, dv)
         if dq.size:
             _write(queries, _part(q_sums, 0, 0), number(scale), b, h, 0, dq)
-    for used in (
-        q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
-    ):  # fmt: skip
-        keep_alive(used)
+    keep_alive((q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns))
+    keep_alive((weights, slopes))

@@ -57,16 +57,17 @@ def norm(
     num_groups: int | None,
 ) -> Array:  # fmt: skip
     """Compute `weight` standard + `bias`; these have shape `(C,)`, or are None for 1 and 0."""
-    kernel = kernel_for(_scaled_loop, x, weight, bias)
-    if kernel is None:
-        out, _ = _standardised(x, moments, eps)
-        out = out if weight is None else out * weight[:, None]
-        out = out if bias is None else out + bias[:, None]
-        return _from_rows(out.astype(x.dtype), x.shape)
     rows = _rows(x, num_groups is None)
-    out, summands = np.empty_like(rows), nothing(x.dtype) if bias is None else bias.ravel()
+    xs, out = _flat(rows), np.empty_like(rows)
     of_rows = _of_rows(x, moments, weight, eps, num_groups)
-    kernel(2 * x.size * SECONDS, _flat(rows), *of_rows, summands, _flat(out))
+    kernel = kernel_for(_scaled_loop, x, weight, bias)
+    if kernel is not None:
+        summands = nothing(x.dtype) if bias is None else bias.ravel()
+        kernel(2 * x.size * SECONDS, xs, *of_rows, summands, _flat(out))
+    else:
+        mean, _, scale = _in_columns(rows, *of_rows)
+        summands = np.zeros(1) if bias is None else np.tile(bias, len(rows))
+        _flat(out)[...] = (xs - mean) * scale + summands[:, None]
     return _from_rows(out, x.shape)
 
 
@@ -81,30 +82,34 @@ def norm_gradients(
     if is_fixed and not any(needs_input_grad[1:]):
         without_mean = moments * np.array([0, 1])[:, None, None]
         return norm(g, without_mean, weight, None, eps, num_groups), None, None
-    sums_kernel = kernel_for(_row_sums_loop, x, g, weight)
-    if sums_kernel is None:
-        found = _gradients_in_numpy(g, x, moments, weight, eps, num_groups, is_fixed)
-        dx, dweight, dbias = (
-            each if is_needed else None
-            for each, is_needed in zip(found, needs_input_grad, strict=True)
-        )
-        return dx, dweight, dbias
-    rows, gs = _rows(x, num_groups is None), _rows(g, num_groups is None)
+    rows = _rows(x, num_groups is None)
+    xs, gs = _flat(rows), _flat(_rows(g, num_groups is None))
     of_rows = _of_rows(x, moments, weight, eps, num_groups)
-    sums = np.empty((2, rows.shape[0] * rows.shape[1]))
+    sums = np.empty((2, *rows.shape[:2]))
     dx = np.empty_like(rows) if needs_input_grad[0] else None
     scaled = _flat(dx) if dx is not None and is_fixed else nothing(x.dtype, 2)
-    sums_kernel(2 * x.size * SECONDS, _flat(gs), _flat(rows), *of_rows, scaled, sums)
-    sums = sums.reshape(2, *rows.shape[:2])
+    kernel = kernel_for(_row_sums_loop, x, g, weight)
+    if kernel is not None:
+        kernel(2 * x.size * SECONDS, gs, xs, *of_rows, scaled, sums.reshape(2, -1))
+    else:
+        mean, rstd, scale = _in_columns(rows, *of_rows)
+        gs = gs.astype(np.float64)
+        sums.reshape(2, -1)[:] = gs.sum(1), (gs * ((xs - mean) * rstd)).sum(1)
+        if scaled.size:
+            scaled[...] = gs * scale
     if dx is not None and not is_fixed:
         weighted = sums if weight is None else sums * weight
         if num_groups is None:
             shared = weighted.sum(1)
         else:
-            shared = weighted.reshape(2, moments[0].size, -1).sum(2)
-        shared /= x.size / moments[0].size
-        kernel = _input_gradient_loop[x.dtype]
-        kernel(3 * x.size * SECONDS, _flat(gs), _flat(rows), *of_rows, shared, _flat(dx))
+            shared = weighted.reshape(2, moments[0].size, x.shape[1] // num_groups).sum(2)
+        shared /= x.size / max(1, moments[0].size)
+        if kernel is not None:
+            kernel = _input_gradient_loop[x.dtype]
+            kernel(3 * x.size * SECONDS, gs, xs, *of_rows, shared, _flat(dx))
+        else:
+            of_d, of_products, _ = _in_columns(rows, shared, *of_rows[1:])
+            _flat(dx)[...] = gs * scale - rstd * (of_d + (xs - mean) * rstd * of_products)
     dweight, dbias = (
         each.sum(0).astype(x.dtype) if is_needed else None
         for each, is_needed in zip(sums[::-1], needs_input_grad[1:], strict=True)
@@ -132,7 +137,7 @@ def _from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
 
 def _of_rows(
     x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None
-) -> tuple[Any, ...]:
+) -> tuple[Array, Array, int]:
     """Return what the loops need to find the numbers of a row (see `_numbers`).
 
     These are means and rstds, weights, and the number of adjacent rows that have the same moments,
@@ -144,42 +149,14 @@ def _of_rows(
     return mean_and_rstd, factors, 0 if num_groups is None else x.shape[1] // num_groups
 
 
+def _in_columns(rows: Array, pair: Array, weight: Array, together: int) -> tuple[Any, ...]:
+    """Return two numbers of each row, and the second times the weight, for numpy: `(rows, 1)`."""
+    first, second = np.repeat(pair, together, 1) if together else np.tile(pair, len(rows))
+    return first[:, None], second[:, None], (second * np.tile(weight, len(rows)))[:, None]
+
+
 def _flat(rows: Array) -> Array:
-    return rows.reshape(-1, rows.shape[2])
-
-
-# --------------------------------------------------------------------------------------------------
-# In numpy
-# --------------------------------------------------------------------------------------------------
-
-
-def _standardised(x: Array, moments: Array, eps: float) -> tuple[Array, Array]:
-    """Return (x - mean) rstd, `(N, C, inner)`, and rstd, `(N or 1, C, 1)`, in float64."""
-    mean, variance = np.repeat(moments, x.shape[1] // moments.shape[2], 2)[..., None]
-    rstd = 1 / np.sqrt(variance + eps)
-    return (_rows(x, False) - mean) * rstd, rstd
-
-
-def _gradients_in_numpy(
-    g: Array, x: Array, moments: Array, weight: Array | None, eps: float, num_groups: int | None,
-    is_fixed: bool,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Compute all gradients of `norm`."""
-    standard, rstd = _standardised(x, moments, eps)
-    gs = g.reshape(standard.shape).astype(np.float64)
-    d = gs if weight is None else gs * weight[:, None]
-
-    def average(values: Array) -> Array:
-        """Return the mean over all elements that share their moments."""
-        if num_groups is None:
-            return np.mean(values, (0, 2), keepdims=True)
-        groups = values.reshape(len(x), num_groups, math.prod(x.shape[1:]) // num_groups).mean(2)
-        return np.repeat(groups, x.shape[1] // num_groups, 1)[..., None]
-
-    dx = d * rstd if is_fixed else rstd * (d - average(d) - standard * average(d * standard))
-    of_channels = (gs * standard).sum((0, 2)), gs.sum((0, 2))
-    dweight, dbias = (sums.astype(x.dtype) for sums in of_channels)
-    return _from_rows(dx.astype(x.dtype), x.shape), dweight, dbias
+    return rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,12 +174,16 @@ def _moments_loop(piece: int, pieces: int, x: Read.D2, out: WrittenDoubles) -> N
 
 @jit(inline="always")
 def _numbers(
-    row: int, channel: int, moments: Any, weight: Any, together: int
-) -> tuple[int, Any, Any, Any]:
-    """Return the index of a row's moments, its mean, and its rstd without and with the weight."""
+    row: int, before: int, moments: Any, weight: Any, together: int
+) -> tuple[int, int, Any, Any, Any]:
+    """Return a row's channel, the index of its moments, its mean, and rstd without and with weight.
+
+    `before` is the channel of the row before: to count channels is faster than to divide.
+    """
+    channel = before + 1 if before + 1 < weight.size else 0
     index = row // together if together else channel
     rstd = moments[1, index]
-    return index, moments[0, index], rstd, rstd * weight[channel]
+    return channel, index, moments[0, index], rstd, rstd * weight[channel]
 
 
 @for_each_dtype()
@@ -213,9 +194,8 @@ def _scaled_loop(
     number, rows = x.dtype.type, span(piece, pieces, len(x))
     channel = rows.start % weight.size - 1
     for row in rows:
-        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
         xs, outs = x[row], out[row]
-        _, mean, _, scale = _numbers(row, channel, moments, weight, together)
+        channel, _, mean, _, scale = _numbers(row, channel, moments, weight, together)
         pivot = number(mean)
         shift = (pivot - mean) * scale  # the digits that the mean loses when it is rounded to pivot
         if bias.size:
@@ -234,9 +214,8 @@ def _input_gradient_loop(
     number, rows = x.dtype.type, span(piece, pieces, len(x))
     channel = rows.start % weight.size - 1
     for row in rows:
-        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
         gs, xs, outs = g[row], x[row], out[row]
-        index, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
+        channel, index, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
         pivot = number(mean)
         slope = rstd * rstd * shared[1, index]
         constant = number(rstd * shared[0, index] + (pivot - mean) * slope)
@@ -263,8 +242,7 @@ def _row_sums_loop(
     number, rows = x.dtype.type, span(piece, pieces, len(x))
     channel = rows.start % weight.size - 1
     for row in rows:
-        channel = channel + 1 if channel + 1 < weight.size else 0  # faster than a division
-        _, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
+        channel, _, mean, rstd, scale = _numbers(row, channel, moments, weight, together)
         total, products, pivot, factor = 0.0, 0.0, number(mean), number(scale)
         for start in range(0, x.shape[1], STRETCH):
             gs, xs = g[row, start : start + STRETCH], x[row, start : start + STRETCH]

@@ -29,6 +29,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numba import types
+from numba.extending import register_jitable
 
 from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
@@ -235,13 +236,22 @@ def sgd_momentum(g: Any, x: Any, velocity: Any, own: Any, options: Any) -> Any:
     return x - lr * (gradient + momentum * speed if options[3] else speed), speed
 
 
+def mean_square(v: Any, gradient: Any, decay: Any, rest: Any, eps: Any) -> Any:
+    """Return decay v + rest gradient^2, the running mean of squares of Adam and RMSprop.
+
+    Beside eps, a subnormal mean makes no difference, and becomes 0. If eps is 0, it is kept,
+    because a step is divided by its root.
+    """
+    square = decay * v + rest * (gradient * gradient)
+    return flushed(square) if eps else square
+
+
+register_jitable(inline="always")(mean_square)  # for kernels, as it is for numpy
+
 # The options of Adam are the factor of x, the factor of x in the gradient (for an L2 penalty),
 # beta1, 1 - beta1, beta2 and 1 - beta2. The bias corrections c1 of m, and c2 of the root of v,
 # differ from row to row. As (m / c1) / (sqrt(v) / c2 + eps) is (m c2 / c1) / (sqrt(v) + c2 eps),
 # one division is enough, and the numbers of a row are lr c2 / c1 and c2 eps.
-#
-# Beside eps, a subnormal v makes no difference, here and in RMSprop. If eps is 0, such a v is kept,
-# because m would be divided by 0.
 
 
 @MultiTensor
@@ -249,8 +259,7 @@ def adam(g: Any, x: Any, m: Any, v: Any, own: Any, options: Any) -> Any:
     """Do a step of Adam."""
     gradient = g + options[1] * x
     first = flushed(options[2] * m + options[3] * gradient)
-    second = options[4] * v + options[5] * (gradient * gradient)
-    second = flushed(second) if own[1] else second
+    second = mean_square(v, gradient, options[4], options[5], own[1])
     return options[0] * x - own[0] * first / (np.sqrt(second) + own[1]), first, second
 
 
@@ -259,8 +268,7 @@ def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any
     """Do a step of AMSGrad, which uses the largest v of all steps so far."""
     gradient = g + options[1] * x
     first = flushed(options[2] * m + options[3] * gradient)
-    second = options[4] * v + options[5] * (gradient * gradient)
-    second = flushed(second) if own[1] else second
+    second = mean_square(v, gradient, options[4], options[5], own[1])
     highest = np.maximum(highest, second)
     return options[0] * x - own[0] * first / (np.sqrt(highest) + own[1]), first, second, highest
 
@@ -272,8 +280,7 @@ def amsgrad(g: Any, x: Any, m: Any, v: Any, highest: Any, own: Any, options: Any
 def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop without momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    square = flushed(square) if options[3] else square
+    square = mean_square(v, gradient, options[1], options[2], options[3])
     return x - options[0] * gradient / (np.sqrt(square) + options[3]), square
 
 
@@ -281,8 +288,7 @@ def rmsprop(g: Any, x: Any, v: Any, _own: Any, options: Any) -> Any:
 def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: Any) -> Any:
     """Do a step of RMSprop with momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    square = flushed(square) if options[3] else square
+    square = mean_square(v, gradient, options[1], options[2], options[3])
     speed = flushed(options[5] * velocity + gradient / (np.sqrt(square) + options[3]))
     return x - options[0] * speed, square, speed
 
@@ -294,8 +300,7 @@ def rmsprop_momentum(g: Any, x: Any, v: Any, velocity: Any, _own: Any, options: 
 def centered(g: Any, x: Any, v: Any, m: Any, _own: Any, options: Any) -> Any:
     """Do a centered step, which divides by the root of the variance, without momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    square = flushed(square) if options[3] else square
+    square = mean_square(v, gradient, options[1], options[2], options[3])
     mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
     return x - options[0] * gradient / (root + options[3]), square, mean
@@ -307,8 +312,7 @@ def centered_momentum(
 ) -> Any:
     """Do a centered step, which divides by the root of the variance, with momentum."""
     gradient = g + options[4] * x
-    square = options[1] * v + options[2] * (gradient * gradient)
-    square = flushed(square) if options[3] else square
+    square = mean_square(v, gradient, options[1], options[2], options[3])
     mean = flushed(options[1] * m + options[2] * gradient)
     root = np.sqrt(np.abs(square - mean * mean))
     speed = flushed(options[5] * velocity + gradient / (root + options[3]))

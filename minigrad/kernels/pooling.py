@@ -8,12 +8,12 @@ divisor.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
-from minigrad.kernels.jit import Array, Read, Written
+from minigrad.kernels.jit import Array, Read, Written, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 
 SECONDS = 5e-10  # approximate seconds of an element of a window
@@ -92,46 +92,66 @@ def _seconds(x: Array, rows: Array, columns: Array) -> float:
     return float(len(x) * sizes[0] * sizes[1] * SECONDS)
 
 
+# First the largest element in each column of the windows is found, with vectors along the rows;
+# then the largest of these, and then its position. There is no branch that depends on a comparison
+# of elements, because the processor would often mispredict it.
+
+
 @for_each_dtype()
 def _largest_loop(
     piece: int, pieces: int, x: Read.D3, rows: Windows, columns: Windows,
     out: Annotated[Written.D3, types.int64],
 ) -> None:  # fmt: skip
-    # First the largest element in each column of the windows, with vectors along the rows; then the
-    # largest of these, and then its position. There is no branch that depends on a comparison of
-    # elements, because the processor would often mispredict it.
     height, width = x.shape[1], x.shape[2]
     best, row_of_best = np.empty(width, x.dtype), np.empty(width, np.int32)
     for plane in span(piece, pieces, len(x)):
-        beyond = (plane + 1) * height * width
         for i in range(len(rows)):
-            at, bottom, down = rows[i, 0], rows[i, 1], rows[i, 2]
-            for k in range(width):
-                best[k], row_of_best[k] = x[plane, at, k], at
-            at += down
-            while at < bottom:  # `range` with an unknown step would also count down
-                xs, row = x[plane, at], np.int32(at)
-                for k in range(width):
-                    is_larger = (xs[k] > best[k]) | (xs[k] != xs[k])
-                    best[k] = xs[k] if is_larger else best[k]
-                    row_of_best[k] = row if is_larger else row_of_best[k]
-                at += down
+            _largest_of_columns(x[plane], rows[i, 0], rows[i, 1], rows[i, 2], best, row_of_best)
             for j in range(len(columns)):
                 left, right, across = columns[j, 0], columns[j, 1], columns[j, 2]
-                largest = best[left]
-                k = left + across
-                while k < right:
-                    value = best[np.uint64(k)]  # unsigned: numba need not check for k < 0
-                    largest = value if (value > largest) | (value != value) else largest
-                    k += across
-                first, last_nan, k = beyond, 0, left
-                while k < right:
-                    value = best[np.uint64(k)]
-                    here = (plane * height + row_of_best[np.uint64(k)]) * width + k
-                    first = min(first, here if value == largest else beyond)
-                    last_nan = max(last_nan, here if value != value else 0)
-                    k += across
-                out[plane, i, j] = first if largest == largest else last_nan
+                out[plane, i, j] = _position_of_largest(
+                    best, row_of_best, left, right, across, plane * height, (plane + 1) * height
+                )
+
+
+@jit(inline="always")
+def _largest_of_columns(
+    x: Any, top: int, bottom: int, down: int, best: Any, row_of_best: Any
+) -> None:
+    """Find the largest element of each column in the rows of a window, and its row."""
+    for k in range(best.size):
+        best[k], row_of_best[k] = x[top, k], top
+    at = top + down
+    while at < bottom:  # `range` with an unknown step would also count down
+        xs, row = x[at], np.int32(at)
+        for k in range(best.size):
+            is_larger = (xs[k] > best[k]) | (xs[k] != xs[k])
+            best[k] = xs[k] if is_larger else best[k]
+            row_of_best[k] = row if is_larger else row_of_best[k]
+        at += down
+
+
+@jit(inline="always")
+def _position_of_largest(
+    best: Any, row_of_best: Any, left: int, right: int, across: int, first_row: int, last_row: int
+) -> int:
+    """Return the position of the largest of some columns; rows are counted through all planes."""
+    width = best.size
+    largest = best[left]
+    k = left + across
+    while k < right:
+        value = best[np.uint64(k)]  # unsigned: numba need not check for k < 0
+        largest = value if (value > largest) | (value != value) else largest
+        k += across
+    beyond = last_row * width
+    first, last_nan, k = beyond, 0, left
+    while k < right:
+        value = best[np.uint64(k)]
+        here = (first_row + row_of_best[np.uint64(k)]) * width + k
+        first = min(first, here if value == largest else beyond)
+        last_nan = max(last_nan, here if value != value else 0)
+        k += across
+    return first if largest == largest else last_nan
 
 
 # The rows of windows beside each other are added up first, as vectors, and then their columns.

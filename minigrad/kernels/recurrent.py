@@ -30,7 +30,7 @@ from minigrad.kernels.fused import rows_of
 from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.gemm.macrokernel import first_line, multiply_panels
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import Matrix, pack_panels, transposed
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_panels, transposed
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for
@@ -275,17 +275,11 @@ def _packed(plan: Any, y: Any, transpose: bool) -> Any:
     return work
 
 
-@external()
-def _multiply(
-    plan: Any, like: Any, rows: int, a: Matrix, depth: int, panels: Any, C: Matrix, columns: int,
-    add: bool,
-) -> None:  # fmt: skip
-    """Compute C = A B, or +=, for this number of rows, from the panels of B."""
-    t = blocks_of(plan, like)
+@jit(inline="always")
+def _panels_of(t: BlockSizes, packed: Any, depth: int) -> Matrix:
+    """Return the panels that `_packed` has made, `depth` rows each: steps to a row and a panel."""
     line = t.NR * t.item
-    B = Matrix(first_line(panels), line, line * depth)
-    multiply_panels(t, rows, columns, depth, a, B, C, add)
-    keep_alive(panels)
+    return Matrix(first_line(packed), line, line * depth)
 
 
 def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> Loops:
@@ -298,18 +292,18 @@ def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> 
     ) -> None:  # fmt: skip
         (height, size), N = weight.shape, len(state)
         first, count = piece * N // pieces, (piece + 1) * N // pieces - piece * N // pieces
-        panels = _packed(plan, weight, True)
+        t, packed = blocks_of(plan, weight), _packed(plan, weight, True)
+        W = _panels_of(t, packed, size)
         before = state[first : first + count]
         for step in range(first, len(x), N):
             xs, sums = x[step : step + count], gates[step : step + count]
             after = out[step : step + count]
             _fill(xs, bias, sums, height - size if apart else height)
-            _multiply(
-                plan, weight, count, matrix_of(before), size, panels, matrix_of(sums), height, True
-            )
+            multiply_panels(t, count, height, size, matrix_of(before), W, matrix_of(sums), True)
             for n in range(count):
                 activate(size, _row(xs, n), _row(sums, n), _row(before, n), _row(after, n))
             before = after
+        keep_alive(packed)
 
     @for_each_dtype(pieces=0)
     def backward_loop(
@@ -319,7 +313,8 @@ def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> 
     ) -> None:  # fmt: skip
         (height, size), N = weight.shape, len(state)
         first, count = piece * N // pieces, (piece + 1) * N // pieces - piece * N // pieces
-        panels = _packed(plan, weight, False)
+        t, packed = blocks_of(plan, weight), _packed(plan, weight, False)
+        W = _panels_of(t, packed, height)
         ds, totals = dstate[first : first + count], dbias[first : first + count]
         after = out[len(g) - N + first : len(g) - N + first + count]
         for step in range(len(g) - N + first, -1, -N):
@@ -333,10 +328,9 @@ def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> 
                     size, _row(kept, n), _row(before, n), _row(after, n), d, _row(dxs, n), product
                 )
                 _add(product, _row(totals, n))
-            _multiply(
-                plan, weight, count, matrix_of(products), height, panels, matrix_of(ds), size, apart
-            )
+            multiply_panels(t, count, size, height, matrix_of(products), W, matrix_of(ds), apart)
             after = before
+        keep_alive(packed)
 
     return Loops(saved, apart, forward_loop, backward_loop)
 

@@ -331,12 +331,6 @@ def instruction(
     return decorate
 
 
-@instruction()
-def prefetch(e: Emitter, address: Any) -> None:
-    """Prefetch the cache line at `address`, which will soon be read; the address may be invalid."""
-    e.prefetch(address, to_write=False)
-
-
 @intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """Return the address of the first number of an array; see `keep_alive`."""
@@ -510,8 +504,9 @@ def transpose_block(
 
 
 @instruction()
-def keep_alive(_e: Emitter, _array: Any) -> None:
-    """Use an array whose address is in use, because numba frees its arrays after their last use.
+def keep_alive(_e: Emitter, _arrays: Any) -> None:
+    """Use an array, or a tuple of arrays, whose addresses are in use.
 
-    Arguments of a function live as long as the call, and do not need this.
+    It stands at the end of a function, because numba frees arrays after their last use. Arguments
+    of a function live as long as the call, and do not need this.
     """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.microkernel import lines_in_tile, tile_over_taps
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix
-from minigrad.kernels.gemm.products import SIZES, blocks_of
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of
+from minigrad.kernels.gemm.products import SIZES, blocks_of, matrix_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
@@ -87,37 +87,60 @@ def _copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines
                 there += s.line
 
 
-@external()
-def copy_images(
-    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
-    clear: bool,
-) -> None:  # fmt: skip
-    """Copy the lines that `rows` rows of the result read, from row `first` on, of some images.
+class Block(NamedTuple):
+    """Some rows of the result in some images, for one group: its lines are copied at once."""
 
-    With `clear`, zeros are put around them. They are there already if the last copy was for the
-    same rows.
-    """
-    if clear:
-        lines[:] = 0
-    count = (rows - 1) * s.step + s.reach
-    for i in range(images):
-        plane = ((image + i) * s.groups + group) * s.channels
-        to = lines[i * image_size(s) :]
-        _copy_lines(source, plane, s, first * s.step, count, to)
+    group: int
+    image: int  # the first image
+    images: int
+    row: int  # the first row
+    rows: int
 
 
 @jit(inline="always")
-def find_lines(
-    source: Any, s: Lines, group: int, image: int, images: int, first: int, rows: int, lines: Any,
-    clear: bool,
-) -> int:  # fmt: skip
-    """Return the address of the lines, after `copy_images` if they cannot be read in place."""
+def count_blocks(s: Lines, images: int, rows: int) -> int:
+    """Return the number of blocks with at most so many images, and so many rows."""
+    in_plane = (s.rows + rows - 1) // rows
+    count: int = (s.images + images - 1) // images * s.groups * in_plane
+    return count
+
+
+@jit(inline="always")
+def block_of(s: Lines, images: int, rows: int, number: int) -> Block:
+    """Return block `number`: all rows of a group come first, then other groups, then images."""
+    in_plane = (s.rows + rows - 1) // rows
+    plane, row = number // in_plane, number % in_plane * rows
+    image = plane // s.groups * images
+    return Block(
+        plane % s.groups, image, min(images, s.images - image), row, min(rows, s.rows - row)
+    )
+
+
+@external()
+def copy_images(source: Any, s: Lines, block: Block, lines: Any) -> None:
+    """Copy the lines that a block of the result reads into an array that is 0 at first.
+
+    Around the lines, it stays 0 if all blocks have all rows. Otherwise the lines of another block
+    may have been there.
+    """
+    if block.rows < s.rows:
+        lines[:] = 0
+    count = (block.rows - 1) * s.step + s.reach
+    for i in range(block.images):
+        plane = ((block.image + i) * s.groups + block.group) * s.channels
+        to = lines[i * image_size(s) :]
+        _copy_lines(source, plane, s, block.row * s.step, count, to)
+
+
+@jit(inline="always")
+def find_lines(source: Any, s: Lines, block: Block, lines: Any) -> int:
+    """Return the address of the lines of a block, which are copied unless they are in place."""
     if s.in_place:
-        plane = (image * s.groups + group) * s.channels
-        start = (plane * s.height + first * s.step) * s.line
+        plane = (block.image * s.groups + block.group) * s.channels
+        start = (plane * s.height + block.row * s.step) * s.line
         address: int = address_of(source) + start * source.itemsize
         return address
-    copy_images(source, s, group, image, images, first, rows, lines, clear)
+    copy_images(source, s, block, lines)
     address = address_of(lines)
     return address
 
@@ -143,26 +166,22 @@ def correlate(
     """Compute the result, block of rows by block of rows, for each image and each group."""
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
-    lines = np.empty(0 if s.in_place else image_size(s) + t.NR, source.dtype)
-    before = -1  # the first row of the last block
-    blocks = (s.rows + s.block - 1) // s.block
-    for number in span(piece, pieces, s.images * s.groups * blocks):
-        image, first = number // blocks, number % blocks * s.block  # each group counts as an image
-        rows, group = min(s.block, s.rows - first), image % s.groups
-        at = find_lines(source, s, group, image // s.groups, 1, first, rows, lines, first != before)
-        before = first
-        filter_ = group * filters
+    lines = np.zeros(0 if s.in_place else image_size(s) + t.NR, source.dtype)
+    for number in span(piece, pieces, count_blocks(s, 1, s.block)):
+        block = block_of(s, 1, s.block, number)
+        at = find_lines(source, s, block, lines)
+        filter_ = block.group * filters
+        plane, start = block.image * s.groups * filters + filter_, block.row * s.cols
         if bias.size:
             for o in range(filters):
-                target = out[image * filters + o, first * s.cols : (first + rows) * s.cols]
+                target = out[plane + o, start : start + block.rows * s.cols]
                 for i in range(target.size):
                     target[i] = bias[filter_ + o]
-        weights = Matrix(address_of(weight) + filter_ * depth * t.item, depth * t.item, t.item)
-        plane_bytes = s.rows * s.cols * t.item
-        corner = address_of(out) + image * filters * plane_bytes + first * s.cols * t.item
-        result = Matrix(corner, plane_bytes, s.cols * t.item)
+        weights = part_of(matrix_of(weight), filter_, 0)
+        corner = part_of(matrix_of(out), plane, start)
+        result = Matrix(corner.at, corner.row, s.cols * t.item)
         _multiply_block(
-            t, s, rows, filters, depth, weights, at, address_of(table), result, bias.size > 0
+            t, s, block.rows, filters, depth, weights, at, address_of(table), result, bias.size > 0
         )
     keep_alive(lines)
 

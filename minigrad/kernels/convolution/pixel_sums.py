@@ -10,17 +10,26 @@ The tile is that of `minigrad.kernels.convolution.tap_sums`, with pixels and tap
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from minigrad.kernels.convolution.lines import find_lines, image_size, lines_of, pixel_offsets
+from minigrad.kernels.convolution.lines import (
+    block_of,
+    count_blocks,
+    find_lines,
+    image_size,
+    lines_of,
+    pixel_offsets,
+)
 from minigrad.kernels.convolution.tap_sums import add_tile, tile_size
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
-from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.packing import BlockSizes, pack, part_of
+from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import address_of, keep_alive, load, prefetch, store, transpose_block
+from minigrad.kernels.vector import address_of, keep_alive, load, store, transpose_block
 
 
 @external()
@@ -40,18 +49,6 @@ def _write_planes(
     for o in range(done, filters):
         for i in range(pixels):
             store(target + o * plane + i * item, load(sums + (i * wide + o) * item, zero))
-
-
-@jit(inline="always")
-def _prefetch_planes(at: int, images: int, image: int, filters: int, plane: int, size: int) -> None:
-    """Prefetch the first `size` bytes of some planes of some images, which are written soon.
-
-    The planes of an image are `plane` bytes apart, and the images `image` bytes.
-    """
-    for number in range(images * filters):
-        here = at + number // filters * image + number % filters * plane
-        for byte in range(0, size, CACHE_LINE):
-            prefetch(here + byte)
 
 
 @jit(inline="always")
@@ -76,6 +73,34 @@ def _sum_over_taps(
             )  # fmt: skip
 
 
+@external()
+def _compute_planes(
+    t: BlockSizes, images: int, pixels: int, filters: int, depth: int, lines: int, offsets: int,
+    table: int, weights: int, start: int, sums: Any, planes: int, image_bytes: int, plane: int,
+) -> None:  # fmt: skip
+    """Compute some `pixels` of the planes of some filters in some images, as many as fit in `sums`.
+
+    The planes of an image are `plane` bytes apart, and the images `image_bytes`.
+    """
+    _, wide = tile_size(t, filters)
+    most = sums.size // t.NR  # pixels whose sums are computed before they are transposed
+    step = max(1, most // pixels)  # images of which all pixels are computed at a time
+    for image in range(0, images, step):
+        some = min(step, images - image)
+        for p in range(0, pixels, most):
+            now = min(most, pixels - p)  # of each image
+            target = planes + image * image_bytes + p * t.item
+            _sum_over_taps(
+                t, some * now, filters, depth, lines, offsets + (image * pixels + p) * 8, table,
+                weights, start, address_of(sums),
+            )  # fmt: skip
+            for i in range(some):
+                _write_planes(
+                    t.VL, address_of(sums) + i * now * wide * t.item, wide, filters, now,
+                    target + i * image_bytes, plane, t.item, t.zero,
+                )  # fmt: skip
+
+
 @for_each_dtype(pieces=0)
 def sums_of_pixels(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
@@ -85,55 +110,29 @@ def sums_of_pixels(
     t, s = blocks_of(plan, source), lines_of(plan)
     filters, depth = weight.shape[0] // s.groups, weight.shape[1]
     # Blocks are as large as possible, because weights are packed for each; but a piece gets two.
-    all_images = s.images * s.groups  # each group counts as an image
-    block = min(s.block, max(1, s.rows * all_images // (2 * pieces)))
-    together = min(s.together, max(1, all_images // (2 * pieces))) if block == s.rows else 1
-    lines = np.empty(0 if s.in_place else together * image_size(s) + t.NR, source.dtype)
-    offsets = pixel_offsets(s, together, block, t.item)
-    before = -1  # the first row of the last block
-    most = t.MR * t.VL // 2  # pixels whose sums are computed before they are transposed
-    sums, start = np.empty(most * t.NR, source.dtype), np.zeros(t.NR, source.dtype)
+    share = max(1, s.images * s.groups // (2 * pieces))  # of images; each group counts as an image
+    most_rows = min(s.block, max(1, s.rows * s.images * s.groups // (2 * pieces)))
+    most_images = min(s.together, share) if most_rows == s.rows else 1
+    lines = np.zeros(0 if s.in_place else most_images * image_size(s) + t.NR, source.dtype)
+    offsets = pixel_offsets(s, most_images, most_rows, t.item)
+    sums = np.empty(t.MR * t.VL // 2 * t.NR, source.dtype)
+    start = np.zeros(t.NR, source.dtype)
     work = np.empty(CACHE_LINE + depth * t.NR * t.item, np.uint8)
-    packed = first_line(work)
-    blocks = (s.rows + block - 1) // block
-    in_group = (s.images + together - 1) // together * blocks
-    plane = s.rows * s.cols * t.item
-    image_bytes = s.groups * filters * plane
-    for number in span(piece, pieces, s.groups * in_group):
-        group, image = number // in_group, number % in_group // blocks * together
-        first = number % blocks * block
-        images, rows = min(together, s.images - image), min(block, s.rows - first)
-        at = find_lines(source, s, group, image, images, first, rows, lines, first != before)
-        before = first
-        in_image = rows * s.cols  # pixels of an image in this block
-        step = max(1, most // in_image)  # images whose sums are computed at a time
-        for o in range(group * filters, (group + 1) * filters, t.NR):
-            now = min(t.NR, (group + 1) * filters - o)
+    for number in span(piece, pieces, count_blocks(s, most_images, most_rows)):
+        block = block_of(s, most_images, most_rows, number)
+        at = find_lines(source, s, block, lines)
+        for o in range(block.group * filters, (block.group + 1) * filters, t.NR):
+            now = min(t.NR, (block.group + 1) * filters - o)
             _, wide = tile_size(t, now)
-            weights = Matrix(address_of(weight) + o * depth * t.item, depth * t.item, t.item)
-            pack(t, weights, now, depth, wide, wide, packed)
+            pack(t, part_of(matrix_of(weight), o, 0), now, depth, wide, wide, first_line(work))
             if bias.size:
                 for i in range(now):
                     start[i] = bias[o + i]
-            corner = address_of(out) + image * image_bytes + o * plane + first * s.cols * t.item
-            for i in range(0, images, step):
-                some = min(step, images - i)
-                for p in range(0, in_image, most):
-                    pixels = min(most, in_image - p)  # of each image
-                    target = corner + i * image_bytes + p * t.item
-                    _prefetch_planes(target, some, image_bytes, now, plane, pixels * t.item)
-                    _sum_over_taps(
-                        t, some * pixels, now, depth, at,
-                        address_of(offsets) + (i * in_image + p) * 8, address_of(table), packed,
-                        address_of(start), address_of(sums),
-                    )  # fmt: skip
-                    for j in range(some):
-                        _write_planes(
-                            t.VL, address_of(sums) + j * pixels * wide * t.item, wide, now,
-                            pixels, target + j * image_bytes, plane, t.item, t.zero,
-                        )  # fmt: skip
-    keep_alive(lines)
-    keep_alive(offsets)
-    keep_alive(start)
-    keep_alive(sums)
-    keep_alive(work)
+            plane = block.image * s.groups * filters + o
+            _compute_planes(
+                t, block.images, block.rows * s.cols, now, depth, at, address_of(offsets),
+                address_of(table), first_line(work), address_of(start), sums,
+                part_of(matrix_of(out), plane, block.row * s.cols).at,
+                s.groups * filters * out.strides[0], out.strides[0],
+            )  # fmt: skip
+    keep_alive((lines, offsets, start, sums, work))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.convolution.lines import NEAR, copy_images, image_size, lines_of
+from minigrad.kernels.convolution.lines import NEAR, Block, copy_images, image_size, lines_of
 from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.macrokernel import first_line
-from minigrad.kernels.gemm.packing import BlockSizes
-from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.packing import BlockSizes, part_of
+from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.gemm.skinny import fold
 from minigrad.kernels.jit import WORD, Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
@@ -139,7 +139,7 @@ def _pack_rows(at: int, rows: int, cols: int, to: int, item: int, zero: Any) -> 
     return (to + VECTOR - 1) // VECTOR * VECTOR
 
 
-@external()
+@jit(inline="always")
 def _add_products(
     t: BlockSizes, s: Lines, filters: int, depth: int, images: int, rows: int, g: int, g_image: int,
     lines: int, table: int, packed: int, out: int,
@@ -169,6 +169,37 @@ def _add_products(
         o += planes
 
 
+@jit(inline="always")
+def _packed_row(t: BlockSizes, s: Lines) -> int:
+    """Return the bytes of a row of packed g: complete vectors."""
+    size: int = (s.cols + t.VL - 1) // t.VL * VECTOR
+    return size
+
+
+@external()
+def _add_block(
+    t: BlockSizes, s: Lines, block: Block, start: int, end: int, filters: int, g: Any, lines: Any,
+    table: int, packed: int, out: Any,
+) -> None:  # fmt: skip
+    """Add the sums over a block to the rows of `out` for the filters from `start` to before `end`.
+
+    Filters are counted in the block's group.
+    """
+    near_rows = max(1, NEAR // (FILTERS * _packed_row(t, s)))  # whose packed g stays in the cache
+    near_images = max(1, near_rows // s.rows)
+    for i in range(0, block.images, near_images):
+        plane = ((block.image + i) * s.groups + block.group) * filters + start
+        for row in range(0, block.rows, near_rows):
+            _add_products(
+                t, s, end - start, out.shape[1], min(near_images, block.images - i),
+                min(near_rows, block.rows - row),
+                part_of(matrix_of(g), plane, (block.row + row) * s.cols).at,
+                s.groups * filters * g.strides[0],
+                address_of(lines) + (i * image_size(s) + row * s.step * s.line) * t.item, table,
+                packed, part_of(matrix_of(out), block.group * filters + start, 0).at,
+            )  # fmt: skip
+
+
 @for_each_dtype(pieces=0)
 def weight_sums(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
@@ -179,15 +210,9 @@ def weight_sums(
     Each piece computes some filters, and copies the lines that they read.
     """
     t, s = blocks_of(plan, source), lines_of(plan)
-    filters, depth = out.shape[0] // s.groups, out.shape[1]
-    size = image_size(s)
-    lines = np.empty(s.together * size + t.NR, source.dtype)
-    before = -1  # the first row of the last block
-    g_row, g_plane = s.cols * t.item, s.rows * s.cols * t.item
-    row_bytes = (s.cols + t.VL - 1) // t.VL * VECTOR  # of packed g; some rows stay in the cache
-    near_rows = max(1, NEAR // (FILTERS * row_bytes))
-    near_images = max(1, near_rows // s.rows)
-    near = np.empty((FILTERS * max(near_rows, near_images * s.rows) + 3) * row_bytes, np.uint8)
+    filters = out.shape[0] // s.groups
+    lines = np.zeros(s.together * image_size(s) + t.NR, source.dtype)
+    packed = np.empty(NEAR + (FILTERS + 3) * _packed_row(t, s), np.uint8)
     tiles = (filters + FILTERS - 1) // FILTERS
     all_tiles = span(piece, pieces, s.groups * tiles)
     for group in range(s.groups):
@@ -195,24 +220,13 @@ def weight_sums(
         end = min(filters, (all_tiles.stop - group * tiles) * FILTERS)
         if start >= end:
             continue
-        o = group * filters + start
         for image in range(0, s.images, s.together):
             images = min(s.together, s.images - image)
-            for first in range(0, s.rows, s.block):
-                rows = min(s.block, s.rows - first)
-                copy_images(source, s, group, image, images, first, rows, lines, first != before)
-                before = first
-                for i in range(0, images, near_images):
-                    plane = (image + i) * s.groups * filters + o
-                    for row in range(0, rows, near_rows):
-                        _add_products(
-                            t, s, end - start, depth, min(near_images, images - i),
-                            min(near_rows, rows - row),
-                            address_of(g) + plane * g_plane + (first + row) * g_row,
-                            s.groups * filters * g_plane,
-                            address_of(lines) + (i * size + row * s.step * s.line) * t.item,
-                            address_of(table), first_line(near),
-                            address_of(out) + o * depth * t.item,
-                        )  # fmt: skip
-    keep_alive(lines)
-    keep_alive(near)
+            for row in range(0, s.rows, s.block):
+                block = Block(group, image, images, row, min(s.block, s.rows - row))
+                copy_images(source, s, block, lines)
+                _add_block(
+                    t, s, block, start, end, filters, g, lines, address_of(table),
+                    first_line(packed), out,
+                )  # fmt: skip
+    keep_alive((lines, packed))

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.convolution.lines import find_lines, image_size, lines_of, pixel_offsets
+from minigrad.kernels.convolution.lines import (
+    Block,
+    find_lines,
+    image_size,
+    lines_of,
+    pixel_offsets,
+)
+from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, tile_shape
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of
@@ -90,8 +97,8 @@ def tile_size(t: BlockSizes, filters: int) -> tuple[int, int]:
     return min(t.MR, ADDRESSES), t.VL
 
 
-@external()
-def _add_block(
+@jit(inline="always")
+def _add_tiles(
     t: BlockSizes, start: int, end: int, filters: int, depth: int, images: int, numbers: int,
     g: Matrix, g_image: int, lines: int, pixels: int, table: int, packed: int, sums: int,
 ) -> None:  # fmt: skip
@@ -120,6 +127,38 @@ def _add_block(
         tile = last
 
 
+@external()
+def _add_block(
+    t: BlockSizes, s: Lines, block: Block, start: int, end: int, filters: int, depth: int, g: Any,
+    lines: int, pixels: int, table: int, packed: int, sums: int,
+) -> None:  # fmt: skip
+    """Add the sums over a block to the tiles from `start` to before `end`, part by part."""
+    near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes
+    near_images = max(1, near_rows // s.rows)
+    for i in range(0, block.images, near_images):
+        plane = ((block.image + i) * s.groups + block.group) * filters
+        for row in range(0, block.rows, near_rows):
+            _add_tiles(
+                t, start, end, filters, depth, min(near_images, block.images - i),
+                min(near_rows, block.rows - row) * s.cols,
+                part_of(matrix_of(g), plane, (block.row + row) * s.cols),
+                s.groups * filters * g.strides[0], lines,
+                pixels + (i * block.rows + row) * s.cols * 8, table, packed, sums,
+            )  # fmt: skip
+
+
+@external()
+def _write_sums(t: BlockSizes, start: int, end: int, filters: int, sums: Any, out: Any) -> None:
+    """Transpose the sums of the tiles from `start` to before `end` to the rows of some filters."""
+    depth, (high, wide) = out.shape[1], tile_size(t, filters)
+    tiles = (depth + high - 1) // high
+    for tile in range(start, end):
+        filter_, k = tile // tiles * wide, tile % tiles * high
+        for o in range(min(wide, filters - filter_)):
+            for tap in range(min(high, depth - k)):
+                out[filter_ + o, k + tap] = sums[(tile - start) * high + tap, o]
+
+
 @for_each_dtype(pieces=0)
 def sums_of_taps(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
@@ -136,17 +175,12 @@ def sums_of_taps(
     sets = out.shape[0] // filters  # of filters: one for each group of each part
     parts = sets // s.groups
     high, wide = tile_size(t, filters)
-    in_panel = (depth + high - 1) // high
-    tiles = (filters + wide - 1) // wide * in_panel
-    lines = np.empty(0 if s.in_place else s.together * image_size(s) + t.NR, source.dtype)
+    tiles = (filters + wide - 1) // wide * ((depth + high - 1) // high)
+    lines = np.zeros(0 if s.in_place else s.together * image_size(s) + t.NR, source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
-    before = -1  # the first row of the last block
-    near_rows = max(1, t.RUN // s.cols)  # a tile adds up about RUN numbers before it writes
-    near_images = max(1, near_rows // s.rows)
-    near = max(near_rows, near_images * s.rows) * s.cols * wide * t.item
     share = (sets * tiles + pieces - 1) // pieces
     sums = np.empty((min(share, tiles) * high, wide), source.dtype)
-    work = np.empty(CACHE_LINE + near, np.uint8)
+    work = np.empty(CACHE_LINE + max(t.RUN, s.cols) * wide * t.item, np.uint8)
     all_tiles = span(piece, pieces, sets * tiles)
     for number in range(sets):
         part, group = number // s.groups, number % s.groups
@@ -155,33 +189,15 @@ def sums_of_taps(
         if start >= end:
             continue
         sums[:] = 0
-        last_image = (part + 1) * s.images // parts
-        for image in range(part * s.images // parts, last_image, s.together):
-            images = min(s.together, last_image - image)
-            for first in range(0, s.rows, s.block):
-                rows = min(s.block, s.rows - first)
-                at = find_lines(
-                    source, s, group, image, images, first, rows, lines, first != before
-                )
-                before = first
-                for i in range(0, images, near_images):
-                    planes = ((image + i) * s.groups + group) * filters
-                    for row in range(0, rows, near_rows):
-                        _add_block(
-                            t, start, end, filters, depth, min(near_images, images - i),
-                            min(near_rows, rows - row) * s.cols,
-                            part_of(matrix_of(g), planes, (first + row) * s.cols),
-                            s.groups * filters * g.strides[0], at,
-                            address_of(pixels) + (i * rows + row) * s.cols * 8,
-                            address_of(table), first_line(work), address_of(sums),
-                        )  # fmt: skip
-        for tile in range(start, end):
-            filter_, k = tile // in_panel * wide, tile % in_panel * high
-            for o in range(min(wide, filters - filter_)):
-                for tap in range(min(high, depth - k)):
-                    total = sums[(tile - start) * high + tap, o]
-                    out[number * filters + filter_ + o, k + tap] = total
-    keep_alive(lines)
-    keep_alive(pixels)
-    keep_alive(sums)
-    keep_alive(work)
+        last = (part + 1) * s.images // parts
+        for image in range(part * s.images // parts, last, s.together):
+            images = min(s.together, last - image)
+            for row in range(0, s.rows, s.block):
+                block = Block(group, image, images, row, min(s.block, s.rows - row))
+                at = find_lines(source, s, block, lines)
+                _add_block(
+                    t, s, block, start, end, filters, depth, g, at, address_of(pixels),
+                    address_of(table), first_line(work), address_of(sums),
+                )  # fmt: skip
+        _write_sums(t, start, end, filters, sums, out[number * filters :])
+    keep_alive((lines, pixels, sums, work))

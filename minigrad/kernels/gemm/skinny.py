@@ -8,7 +8,7 @@ its time. The large matrix is not packed, and is read only once, in the order of
   takes half the time of a register tile, for which the matrix must be transposed into panels.
 * `inner` is for one row and one column.
 * `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile moves
-  along a strip of rows of the matrix, and prefetches the next strip, which no processor predicts.
+  along a strip of rows of the matrix, and then along the next strip.
 * `sweep` is for one row. It adds eight rows of the matrix at a time to the row of the result.
   (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would read the matrix
   by columns, with each number on another page.
@@ -24,7 +24,6 @@ import numpy as np
 from llvmlite import ir
 
 from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
-from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
@@ -39,7 +38,6 @@ from minigrad.kernels.vector import (
     instruction,
     keep_alive,
     load,
-    prefetch,
     store,
 )
 
@@ -275,18 +273,11 @@ def stream(
     panels = (n + t.NR - 1) // t.NR
     start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
     for pc in range(0, k, STRIP):
-        depth, next_depth = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
+        depth = min(STRIP, k - pc)
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
-        prefetched = 0  # rows of the next strip
         for j in range(start, end, t.NR):
             wide = min(t.NR, end - j)
-            here = b.at + pc * b.row + j * t.item
-            while prefetched * (end - start) < next_depth * (j + wide - start):
-                ahead = b.at + (pc + STRIP + prefetched) * b.row + start * t.item
-                for byte in range(0, (end - start) * t.item, CACHE_LINE):
-                    prefetch(ahead + byte)
-                prefetched += 1
-            B = Panels(here, t.item, b.row, 0, False)
+            B = Panels(b.at + pc * b.row + j * t.item, t.item, b.row, 0, False)
             macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, 0)
 
 
