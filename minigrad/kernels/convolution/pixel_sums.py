@@ -29,7 +29,7 @@ from minigrad.kernels.gemm.packing import BlockSizes, pack, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import address_of, keep_alive, load, store, transpose_block
+from minigrad.kernels.vector import address_of, keep_alive, load, prefetch, store, transpose_block
 
 
 @external()
@@ -49,6 +49,18 @@ def _write_planes(
     for o in range(done, filters):
         for i in range(pixels):
             store(target + o * plane + i * item, load(sums + (i * wide + o) * item, zero))
+
+
+@jit(inline="always")
+def _prefetch_planes(at: int, images: int, image: int, filters: int, plane: int, size: int) -> None:
+    """Prefetch the first `size` bytes of some planes of some images, which are written soon.
+
+    The planes of an image are `plane` bytes apart, and the images `image` bytes.
+    """
+    for number in range(images * filters):
+        here = at + number // filters * image + number % filters * plane
+        for byte in range(0, size, CACHE_LINE):
+            prefetch(here + byte)
 
 
 @jit(inline="always")
@@ -90,6 +102,7 @@ def _compute_planes(
         for p in range(0, pixels, most):
             now = min(most, pixels - p)  # of each image
             target = planes + image * image_bytes + p * t.item
+            _prefetch_planes(target, some, image_bytes, filters, plane, now * t.item)
             _sum_over_taps(
                 t, some * now, filters, depth, lines, offsets + (image * pixels + p) * 8, table,
                 weights, start, address_of(sums),

@@ -19,6 +19,7 @@ from minigrad.kernels.vector import MASKS_ARE_FREE
 
 BLOCKS = 16  # blocks of rows of the result, for threads to share
 LONG = 1024  # the most columns of rows that are joined
+ALIAS = 256  # bytes; channels at multiples of it share few lines of the level-1 cache
 PLANS = 256  # plans that are stored, because making one takes longer than a small convolution
 
 
@@ -87,6 +88,8 @@ def _plan(
     block = min(-(-rows * images * groups // blocks), (most - reach[0]) // stride[0] + 1)
     block = max(1, min(rows, block))
     copied = height if in_place else (block - 1) * stride[0] + reach[0]
+    if not in_place and copied * line * itemsize % ALIAS == 0:
+        copied += 1
     in_line = taps[1] % phases * in_phase + taps[1] // phases
     table = np.add.outer(np.arange(channels) * copied, taps[0])[..., None] * line + in_line
     together = max(1, min(images, most // copied)) if block == rows else 1

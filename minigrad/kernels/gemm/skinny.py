@@ -8,7 +8,8 @@ its time. The large matrix is not packed, and is read only once, in the order of
   takes half the time of a register tile, for which the matrix must be transposed into panels.
 * `inner` is for one row and one column.
 * `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile moves
-  along a strip of rows of the matrix, and then along the next strip.
+  along a strip of rows of the matrix, and then along the next strip. If several threads read a
+  large matrix, each prefetches its next strip, which no processor predicts.
 * `sweep` is for one row. It adds eight rows of the matrix at a time to the row of the result.
   (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would read the matrix
   by columns, with each number on another page.
@@ -24,6 +25,7 @@ import numpy as np
 from llvmlite import ir
 
 from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
@@ -38,6 +40,7 @@ from minigrad.kernels.vector import (
     instruction,
     keep_alive,
     load,
+    prefetch,
     store,
 )
 
@@ -45,6 +48,7 @@ ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the lev
 ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
 STRIP = 64  # rows of the matrix in a strip of `stream`
+FAR = 1 << 23  # bytes of a matrix from which `stream` prefetches, if several threads read it
 SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
 CHAINS = 8  # independent sums of an inner product, because a multiply-add takes four cycles
@@ -272,11 +276,18 @@ def stream(
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     panels = (n + t.NR - 1) // t.NR
     start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
+    is_far = pieces > 1 and k * n * t.item > FAR  # with one thread, prefetching takes longer
     for pc in range(0, k, STRIP):
-        depth = min(STRIP, k - pc)
+        depth, next_depth = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
+        prefetched = 0  # rows of the next strip
         for j in range(start, end, t.NR):
             wide = min(t.NR, end - j)
+            while is_far and prefetched * (end - start) < next_depth * (j + wide - start):
+                ahead = b.at + (pc + STRIP + prefetched) * b.row + start * t.item
+                for byte in range(0, (end - start) * t.item, CACHE_LINE):
+                    prefetch(ahead + byte)
+                prefetched += 1
             B = Panels(b.at + pc * b.row + j * t.item, t.item, b.row, 0, False)
             macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, 0)
 
