@@ -304,7 +304,7 @@ class Trainer(TrainingStep):
         generators = self._generators()
         names = {id(p): name for name, p in self.model.named_parameters()}
         facts = {
-            "the order of the optimiser's parameters (sets have others in each process)": [
+            "the order of the optimiser's parameters": [
                 names.get(id(p)) for p in self._parameters()
             ],
             "which parameters require gradients": [p.requires_grad for p in self._parameters()],
