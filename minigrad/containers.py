@@ -148,7 +148,7 @@ def _open(value: Any) -> Container | None:
 
 
 def _refuse(what: str, attributes: str, items: dict[Any, Any]) -> Any:
-    """Refuse to rebuild a dict with attributes."""
+    """Raise a TypeError, because a dict with attributes cannot be rebuilt."""
     raise TypeError(
         f"{what}, a dict with attributes ({attributes:.80}), which would keep their old values "
         f"beside new items; use a plain dict or a dataclass"
