@@ -61,6 +61,7 @@ from minigrad.kernels.vector import (
 STEPS = 64  # steps of k whose cache lines fit in a level-1 cache at a distance of 512 bytes
 NARROW = 256  # bytes in a row of B up to which packing takes longer than the collisions of steps
 WIDE = 512  # the most bytes in a row of a small B that is read without packing it
+OFTEN = 2048  # bytes in a row of B from which A is read so often that packing it pays
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
@@ -126,16 +127,20 @@ def choose_packing(
     A matrix that is read only a few times is not packed, and a small matrix is not packed either.
     """
     size = k * n * t.item
-    wide = n * t.item > WIDE
+    wide, often, tall = n * t.item > WIDE, n * t.item >= OFTEN, m > 2 * t.MR
     # Numbers at a distance of a power of two lie in few sets of a cache, and evict each other.
-    rows_collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
-    steps_collide = m > 2 * t.MR and n * t.item > NARROW and a.col % 512 == 0 and k > STEPS
-    in_place = not wide and not steps_collide and size <= t.near
+    rows_collide = n > t.NR and a.row % 4096 == 0 and min(k, t.KC) * t.item >= 1024
+    steps_collide = tall and n * t.item > NARROW and a.col % 512 == 0 and k > STEPS
+    rows_of_b_collide = tall and n > t.NR and b.row % 512 == 0 and k > STEPS
+    in_place = not (wide or steps_collide or rows_of_b_collide) and size <= t.near
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and not in_place)
     if not MASKS_ARE_CHEAP and n % t.NR:  # a tile would read past the end of a row
         pack_b = True
     streamed = not pack_b and size > t.far
-    pack_a = (wide or rows_collide or steps_collide) and m > 2 * t.MR and pack_b
+    # Distant steps of A lie on more pages than a core can address fast.
+    steps_are_distant = a.col != t.item and a.col * min(k, t.KC) > t.near
+    hard_to_read = rows_collide or steps_collide or steps_are_distant
+    pack_a = (often or hard_to_read) and tall and pack_b
     return PackingChoice(pack_a, pack_b, STRIP if streamed else block_depth(t, k))
 
 
