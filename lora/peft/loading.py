@@ -279,7 +279,7 @@ def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix,
     never does this for embeddings, whatever the configuration says.
     """
     if files.config.init_lora_weights == "pissa" and kind != "embedding":
-        first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
+        first = draw("pissa", weight, update.rank, update.scale, None)
         dtype = update.lora_a.dtype
         update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
 
