@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, check_names
 from lora.attachment import state
 from lora.attachment.plan import Match, Plan
@@ -158,12 +157,8 @@ def check_attachable(model: Module, adapter: str) -> None:
     if attachment is not None:
         attachment.check_enabled("adapters cannot be attached")
         check_switch(model, attachment, (adapter,))
-    elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
-        raise ValueError(
-            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
-            f"lora.attach did not attach to this whole model; fold or detach them first, in the "
-            f"model that lora.attach was called with"
-        )
+    else:
+        state.check_own(model)
 
 
 def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
@@ -173,7 +168,7 @@ def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
         attachment = Attachment()
         state.store(model, attachment)
     # All other parameters are frozen, also those added to the model after the last adapter.
-    layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
+    layers = state.layers_in(model).values()
     updates = [update for layer in layers for update in layer.adapters.values()]
     known = {id(p) for p, _, _ in attachment.flags.known}
     known |= {id(part) for update in updates for _, part in update.contents()}
@@ -188,7 +183,7 @@ def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
     attached = Attached(plan.config, list(plan.updates), plan.copies, seed=plan.seed)
     attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
-    adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
+    adapted = [layer.base_weight for layer in state.layers_in(model).values()]
     narrow = [m.weight for m in model.modules() if is_narrow(m)]
     in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
     return AttachReport(

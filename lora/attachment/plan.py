@@ -10,7 +10,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter, check_goes_with_groups
-from lora.attachment.state import FullCopy, attachment_of, state_names
+from lora.attachment.state import FullCopy, attachment_of, check_own, state_names
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -62,7 +62,7 @@ class Plan:
         # The targets whose layers are all excluded: no error, but the report lists them.
         names = [target.name for target in targets]
         self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
-        self._check_own(model, [modules[name] for name in names])
+        check_own(model, names)
         self._names = state_names(model)
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
@@ -110,19 +110,6 @@ class Plan:
                 f"{target.name}: the weight has NaN or Inf in it; mend the model first"
             )
         return layer
-
-    def _check_own(self, model: Module, targets: Sequence[Module]) -> None:
-        """Raise a ValueError if a target has adapters that were not attached to this model."""
-        attachment = attachment_of(model)
-        own = [] if attachment is None else [layer for _, layer in attachment.replaced.values()]
-        strange = [each for each in targets if isinstance(each, AdaptedLayer) and each not in own]
-        if strange:
-            names = ", ".join(name for name, module in model.named_modules() if module in strange)
-            raise ValueError(
-                f"there are adapters already on {names}, which lora.attach did not attach to this "
-                f"whole model; exclude these layers, or first fold or detach their adapters, in "
-                f"the model that lora.attach was called with"
-            )
 
     def _check_common_bases(self, model: Module) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -189,6 +189,21 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
         )
 
 
+def check_own(model: Module, names: Collection[str] | None = None) -> None:
+    """Raise a ValueError if a layer, or one of these names, has adapters of another `attach`."""
+    attachment = attachment_of(model)
+    own = [] if attachment is None else [layer for _, layer in attachment.replaced.values()]
+    adapted = [name for name, layer in layers_in(model).items() if layer not in own]
+    if strange := [name for name in adapted if names is None or name in names]:
+        what = "exclude these layers, or first fold or detach their adapters"
+        raise ValueError(
+            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
+            f"lora.attach did not attach to this whole model; "
+            f"{'fold or detach them first' if names is None else what}, in the model that "
+            f"lora.attach was called with"
+        )
+
+
 def attachment_of(model: Module) -> Attachment | None:
     """Return the attachment of a model, or None if `attach` was not called with it."""
     if not isinstance(model, Module):
@@ -207,8 +222,7 @@ def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
     if attachment is None:
-        layers = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
-        if layers:
+        if layers := layers_in(model):
             raise ValueError(
                 f"this model has adapters on {shortened(', '.join(layers), LONGEST_LINE) or 'it'}; "
                 f"call this with the model that lora.attach was called with, or the methods of "
@@ -229,10 +243,15 @@ def store(model: Module, attachment: Attachment | None) -> None:
         setattr(model, _ATTACHMENT, attachment)
 
 
+def layers_in(model: Module) -> dict[str, AdaptedLayer]:
+    """Return the layers with adapters of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+
+
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     """List the names and layers with adapters of a model; a ValueError if it has none."""
     attachment_of(model)  # raises an error if the model is not a Module
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+    found = list(layers_in(model).items())
     if not found:
         raise ValueError(
             "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
