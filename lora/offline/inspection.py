@@ -17,7 +17,7 @@ from lora.attachment.targets import without_layers
 from lora.frozen import Array
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED
+from lora.offline.model_folder import TIED, UNTIED, PathLike
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -32,7 +32,6 @@ from minigrad.tables import aligned, counted, in_bytes
 if TYPE_CHECKING:
     from minigrad.viz.figure import Picture
 
-PathLike = str | os.PathLike[str]
 
 UNFINISHED = (
     "is read from .saved, where an interrupted save has left it; the next save into the folder "
