@@ -254,11 +254,10 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Make these adapters active, after `check_switch`."""
-    layers = state.attached_layers(model, attachment)
     for name in attachment.active:
         if name not in names:
-            deactivate(model, attachment, name)
-    for layer in layers.values():
+            deactivate(attachment, name)
+    for layer in attachment.layers.values():
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in attachment.active:
@@ -267,10 +266,9 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
     attachment.swap_in(model, names)
 
 
-def deactivate(model: Module, attachment: Attachment, name: str) -> None:
+def deactivate(attachment: Attachment, name: str) -> None:
     """Freeze the parameters of an adapter, and store their flags until it is active again."""
-    attached = attachment.adapters[name]
-    layers = state.attached_layers(model, attachment)
+    attached, layers = attachment.adapters[name], attachment.layers
     own: list[Tensor] = [copy.own for copy in attached.copies]
     own += [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]

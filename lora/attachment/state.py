@@ -147,6 +147,11 @@ class Attachment:
     active: tuple[str, ...] = ()  # the names of the active adapters
     disabled: int = 0  # the number of `lora.disabled` blocks that are open
 
+    @property
+    def layers(self) -> dict[str, AdaptedLayer]:
+        """The layers with adapters that replaced others, by name."""
+        return {name: layer for name, (_, layer) in self.replaced.items()}
+
     def check_enabled(self, what: str) -> None:
         """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""
         if self.disabled:
@@ -192,7 +197,7 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
 def check_own(model: Module, names: Collection[str] | None = None) -> None:
     """Raise a ValueError if a layer, or one of these names, has adapters of another `attach`."""
     attachment = attachment_of(model)
-    own = [] if attachment is None else [layer for _, layer in attachment.replaced.values()]
+    own = () if attachment is None else attachment.layers.values()
     adapted = [name for name, layer in layers_in(model).items() if layer not in own]
     if strange := [name for name in adapted if names is None or name in names]:
         what = "exclude these layers, or first fold or detach their adapters"
@@ -264,10 +269,9 @@ def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedL
 
     Layers that got adapters by another `attach`, with a part of the model, are not among them.
     """
-    own = {name: layer for name, (_, layer) in attachment.replaced.items()}
+    own = attachment.layers
     layers = {name: m for name, m in model.named_modules() if own.get(name) is m}
-    gone = [name for name in own if name not in layers]
-    if gone:
+    if gone := [name for name in own if name not in layers]:
         raise ValueError(
             f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
             f"put; put the layers that lora.attach had placed there back first"
