@@ -198,8 +198,7 @@ class Plan:
             if name is None or isinstance(tensor, TrainedCopy):
                 continue
             found = True
-            others = [other for other in names if not is_chosen(other)]
-            if others:
+            if others := [other for other in names if not is_chosen(other)]:
                 raise ValueError(
                     f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
                     f"{advice}, or untie them"

@@ -239,8 +239,7 @@ def _certificate(
     tasks = [(layer, dtypes[layer], radius) for layer in layers]
     rows = pool.map(_row, tasks, "certifying the merge", "layer")
     certificate = MergeCertificate(tuple(rows), float(radius))
-    broken = [row for row in certificate.rows if not row.is_finite]
-    if broken:
+    if broken := [row for row in certificate.rows if not row.is_finite]:
         raise ValueError(
             f"the merged weight would not be finite in "
             f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
