@@ -121,7 +121,7 @@ def attach(
         )
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
-    return apply_plan(model, plan, adapter)
+    return apply_plan(plan, adapter)
 
 
 @contextmanager
@@ -161,9 +161,9 @@ def check_attachable(model: Module, adapter: str) -> None:
         state.check_own(model)
 
 
-def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
+def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
-    attachment = state.attachment_of(model)
+    model, attachment = plan.model, state.attachment_of(plan.model)
     if attachment is None:
         attachment = Attachment()
         state.store(model, attachment)

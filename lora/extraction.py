@@ -149,7 +149,7 @@ def extract(
     bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
     found = {name: _set_update(plan, name, values[f"{name}.weight"], rank) for name in bar}
     _set_copies(plan, values)
-    apply_plan(base, plan, adapter)
+    apply_plan(plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
 
