@@ -304,43 +304,43 @@ def check_adapter(
         except (FileNotFoundError, ValueError) as error:
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
-        if base is not None:
-            opening = partial(AdaptedBase, base, folder, merged)
-            pool = stack.enter_context(WorkerPool(opening, workers, progress))
-            opened, tensors = pool.opened, pool.opened.tensors
-            has_checksum &= all(file.has_checksum for file in tensors.files.values())
-            found += _findings_of_untrained(opened.untrained(), "layer", " of the base")
-            damage = pool.map(_damage, list(tensors.files), "base", "file")
-            found += [Finding("wrong", "base", problem) for problem in damage if problem]
-            problems = [*opened.problems, *other_weights(pool)]
-            finite = pool.map(_is_finite, list(opened.weights), "base", "layer")
-            weights = zip(opened.weights.values(), finite, strict=True)
-            broken = [weight.name for weight, is_finite in weights if not is_finite]
-            if opened.model is not None:
-                names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
-                compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
-                rows += [each for each in compared if isinstance(each, MergedLayer)]
-                found += _findings_of_merged(names, compared)
-            if count := len(made_on_nf4(opened)):
-                what = (
-                    f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, "
-                    f"so the hash of the base was not compared; to compare it, load the model in "
-                    f"nf4 and the adapter into it (--dtype nf4 of generate and eval)"
-                )
-                found.append(Finding("odd", "base", what))
-            added = "is trained in full, and not in the base"
-            found += [
-                *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
-                *(Finding("wrong", "base", problem) for problem in problems),
-                *(Finding("odd", name, added) for name in opened.added),
-                *(Finding("odd", name, TIED) for name in opened.tied),
-                *(Finding("odd", name, UNTIED) for name in opened.heads),
-            ]
-        else:
+        layers = len(files.layers)
+        if base is None:
             targets = without_layers(files.config.target_modules, files.layers, {})
             found += _findings_of_untrained(targets, "name")
-        has_base, layers = base is not None, len(files.layers)
-        return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
+            return Findings(path, tuple(found), layers, False, has_checksum)
+        opening = partial(AdaptedBase, base, folder, merged)
+        pool = stack.enter_context(WorkerPool(opening, workers, progress))
+        opened, tensors = pool.opened, pool.opened.tensors
+        has_checksum &= all(file.has_checksum for file in tensors.files.values())
+        found += _findings_of_untrained(opened.untrained(), "layer", " of the base")
+        damage = pool.map(_damage, list(tensors.files), "base", "file")
+        found += [Finding("wrong", "base", problem) for problem in damage if problem]
+        problems = [*opened.problems, *other_weights(pool)]
+        finite = pool.map(_is_finite, list(opened.weights), "base", "layer")
+        weights = zip(opened.weights.values(), finite, strict=True)
+        broken = [weight.name for weight, is_finite in weights if not is_finite]
+        if opened.model is not None:
+            names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
+            compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
+            rows += [each for each in compared if isinstance(each, MergedLayer)]
+            found += _findings_of_merged(names, compared)
+        if count := len(made_on_nf4(opened)):
+            what = (
+                f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, so "
+                f"the hash of the base was not compared; to compare it, load the model in nf4 and "
+                f"the adapter into it (--dtype nf4 of generate and eval)"
+            )
+            found.append(Finding("odd", "base", what))
+        added = "is trained in full, and not in the base"
+        found += [
+            *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
+            *(Finding("wrong", "base", problem) for problem in problems),
+            *(Finding("odd", name, added) for name in opened.added),
+            *(Finding("odd", name, TIED) for name in opened.tied),
+            *(Finding("odd", name, UNTIED) for name in opened.heads),
+        ]
+        return Findings(path, tuple(found), layers, True, has_checksum, tuple(rows))
 
 
 def _findings_of_merged(
