@@ -102,11 +102,10 @@ def save(
         elif has_magnitudes:
             own[MAGNITUDE] = update.norms(layers[name].weight)
         shape = layers[name].base_weight.shape
-        own = {
+        parts[name] = {
             key: x.reshape(stored_shape(key, x.shape, shape, update.groups))
             for key, x in own.items()
         }
-        parts[name] = own
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
