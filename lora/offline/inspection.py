@@ -322,9 +322,13 @@ def check_adapter(
         broken = [weight.name for weight, is_finite in weights if not is_finite]
         if opened.model is not None:
             names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
-            compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
-            rows += [each for each in compared if isinstance(each, MergedLayer)]
-            found += _findings_of_merged(names, compared)
+            compared = pool.map(compare_tensor, names, "compare", "tensor")
+            for where, verdict in zip(names, compared, strict=True):
+                if isinstance(verdict, MergedLayer):
+                    rows.append(verdict)
+                    where, verdict = verdict.name, verdict.verdict  # the layer, not its weight
+                if verdict not in ("", RIGHT):
+                    found.append(Finding("odd" if verdict == HIDDEN else "wrong", where, verdict))
         if count := len(made_on_nf4(opened)):
             what = (
                 f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, so "
@@ -341,20 +345,6 @@ def check_adapter(
             *(Finding("odd", name, UNTIED) for name in opened.heads),
         ]
         return Findings(path, tuple(found), layers, True, has_checksum, tuple(rows))
-
-
-def _findings_of_merged(
-    names: Sequence[str], compared: Sequence[MergedLayer | str]
-) -> Iterator[Finding]:
-    """Yield the mistakes in a merged model, from the results of `compare_tensor` for its tensors.
-
-    For a layer, its name is given, and not that of its weight.
-    """
-    for name, verdict in zip(names, compared, strict=True):
-        if isinstance(verdict, MergedLayer):
-            name, verdict = verdict.name, verdict.verdict
-        if verdict not in ("", RIGHT):
-            yield Finding("odd" if verdict == HIDDEN else "wrong", name, verdict)
 
 
 def _findings_of_untrained(names: Sequence[str], what: str, where: str = "") -> Iterator[Finding]:
