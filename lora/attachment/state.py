@@ -195,7 +195,10 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
 
 
 def check_own(model: Module, names: Collection[str] | None = None) -> None:
-    """Raise a ValueError if a layer, or one of these names, has adapters of another `attach`."""
+    """Raise a ValueError if a layer has adapters that were not attached to this whole model.
+
+    With names, only the layers of these names are checked.
+    """
     attachment = attachment_of(model)
     own = () if attachment is None else attachment.layers.values()
     adapted = [name for name, layer in layers_in(model).items() if layer not in own]
