@@ -74,8 +74,14 @@ class Expression:
     def _sequence(self, parts: Iterable[Any], repeated: bool) -> Step:
         """Return the step for a sequence of parts; `repeated` is True inside of a repeat."""
         steps = [self._part(op, value, repeated) for op, value in parts][::-1]
+        # Most expressions are parts of names: a name without the longest part is rejected at once.
+        is_exact = not self._state.flags & re.IGNORECASE
+        text = "".join(chr(v) if is_exact and str(op) == "LITERAL" else "\n" for op, v in parts)
+        longest = max(text.split("\n"), key=len)
 
         def step(after: int, name: Name) -> int:
+            if longest not in name.text:
+                return 0
             for each in steps:
                 if not after:
                     break
