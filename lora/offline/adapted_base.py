@@ -273,12 +273,10 @@ def _block(name: str) -> str:
 
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
     """List at most one error: that hashes of weights differ from those in the metadata."""
-    base = pool.opened
-    unknown = {*made_on_nf4(base)}
-    known = [name for name in base.weights if name not in unknown]
-    return base.files.facts.base_problems(
-        known, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
-    )
+    facts, unknown = pool.opened.files.facts, {*made_on_nf4(pool.opened)}
+    known = [name for name in facts.hashed(pool.opened.weights) if name not in unknown]
+    hashes = pool.map(_fingerprint, known, "hash of the base", "layer")
+    return facts.base_problems(dict(zip(known, hashes, strict=True)))
 
 
 def made_on_nf4(base: AdaptedBase) -> list[str]:

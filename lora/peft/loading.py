@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -193,12 +192,11 @@ def _set_parameters(
     if files.config.init_lora_weights == "pissa":
         problems += _problems_of_tied_weights(plan)
     if check_base:
-        bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
-        problems += files.facts.base_problems(
-            plan.layers,
-            lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names)),
-            lambda name: form_of(plan.layers[name]),
-        )
+        known = files.facts.hashed(plan.layers)
+        bar = progress_bar(known, what="hash of the base", unit="layer", shown=progress)
+        hashes = {name: fingerprint_of(plan.layers[name]) for name in bar}
+        forms = {name: form_of(layer) for name, layer in plan.layers.items()}
+        problems += files.facts.base_problems(hashes, forms)
     check_problems(refusal, problems)
     for key, value in values.items():
         parameters[key][0].data = value
