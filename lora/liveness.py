@@ -122,5 +122,5 @@ def ranks(a: Tensor, b: Tensor, groups: int) -> tuple[int | None, int | None, in
     eps = float(np.finfo(a.dtype).eps)
     of_a, of_b = (np.linalg.matrix_rank(x, rtol=max(x.shape) * eps) for x in (wide, tall))
     values = singular_values(wide, tall)
-    least = values[0] * (max(wide.shape[1], len(tall)) * eps)
+    least = values[:1] * (max(wide.shape[1], len(tall)) * eps)
     return int(of_a), int(of_b), int(np.count_nonzero(values > least))
