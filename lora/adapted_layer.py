@@ -223,8 +223,7 @@ class AdaptedLayer(Module):
 
     def check_leaves_merged(self, names: Iterable[str]) -> None:
         """Raise a ValueError if an adapter that is merged is not among these names."""
-        left = [name for name in self.merged_adapters if name not in names]
-        if left:
+        if left := [name for name in self.merged_adapters if name not in names]:
             raise ValueError(
                 f"adapter {', '.join(map(repr, left))} is merged, and its update would stay in the "
                 f"weight; call lora.unmerge(model) or layer.unmerge() first"

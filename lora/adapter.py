@@ -106,8 +106,7 @@ class Adapter:
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
         self.scale = self.scaling.scale(self.alpha, int(rank))
-        drawn = init, d_out, d_in, rank, self.scale, weight.dense, rng, weight.groups
-        first = begin or draw(*drawn)
+        first = begin or draw(init, weight, rank, self.scale, rng)
         self.init = init
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
         self.lora_b = Parameter(first.b, init != "mica", dtype=weight.dtype)

@@ -137,8 +137,7 @@ def combine(
     updates: dict[str, Adapter] = {}
     rows = []
     for path, layer in layers.items():
-        present = [name for name in terms if path in attachment.adapters[name].layers]
-        if present:
+        if present := [name for name in terms if path in attachment.adapters[name].layers]:
             own = {name: layer.adapters[name] for name in present}
             try:
                 updates[path], row = _sum(path, layer, own, terms, rank)
@@ -150,7 +149,7 @@ def combine(
     for path, update in updates.items():
         layers[path].add(adapter, update)
     attachment.adapters[adapter] = Attached(config, list(updates), copies)
-    deactivate(model, attachment, adapter)
+    deactivate(attachment, adapter)
     attachment.swap_in(model, attachment.active)
     return CombineReport(tuple(rows), tuple(copies), adapter, tuple(terms.items()))
 
@@ -191,8 +190,7 @@ def _sum(
 ) -> tuple[Adapter, Combined]:
     """Compute the weighted sum of adapters in one layer, and its line in the report."""
     for name, adapter in adapters.items():
-        broken = [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]
-        if broken:
+        if broken := [key for key, part in adapter.contents() if not np.isfinite(part._data).all()]:
             raise ValueError(
                 f"{', '.join(broken)} of adapter {name!r} has NaN or Inf in it, and so would "
                 f"the sum; mend it first, or leave that adapter out"

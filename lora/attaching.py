@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, check_names
 from lora.attachment import state
 from lora.attachment.plan import Match, Plan
@@ -122,7 +121,7 @@ def attach(
         )
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
-    return apply_plan(model, plan, adapter)
+    return apply_plan(plan, adapter)
 
 
 @contextmanager
@@ -158,22 +157,18 @@ def check_attachable(model: Module, adapter: str) -> None:
     if attachment is not None:
         attachment.check_enabled("adapters cannot be attached")
         check_switch(model, attachment, (adapter,))
-    elif strange := [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]:
-        raise ValueError(
-            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
-            f"lora.attach did not attach to this whole model; fold or detach them first, in the "
-            f"model that lora.attach was called with"
-        )
+    else:
+        state.check_own(model)
 
 
-def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
+def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
-    attachment = state.attachment_of(model)
+    model, attachment = plan.model, state.attachment_of(plan.model)
     if attachment is None:
         attachment = Attachment()
         state.store(model, attachment)
     # All other parameters are frozen, also those added to the model after the last adapter.
-    layers = [module for module in model.modules() if isinstance(module, AdaptedLayer)]
+    layers = state.layers_in(model).values()
     updates = [update for layer in layers for update in layer.adapters.values()]
     known = {id(p) for p, _, _ in attachment.flags.known}
     known |= {id(part) for update in updates for _, part in update.contents()}
@@ -188,7 +183,7 @@ def apply_plan(model: Module, plan: Plan, adapter: str) -> AttachReport:
     attached = Attached(plan.config, list(plan.updates), plan.copies, seed=plan.seed)
     attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
-    adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
+    adapted = [layer.base_weight for layer in state.layers_in(model).values()]
     narrow = [m.weight for m in model.modules() if is_narrow(m)]
     in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
     return AttachReport(
@@ -259,11 +254,10 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
 
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Make these adapters active, after `check_switch`."""
-    layers = state.attached_layers(model, attachment)
     for name in attachment.active:
         if name not in names:
-            deactivate(model, attachment, name)
-    for layer in layers.values():
+            deactivate(attachment, name)
+    for layer in attachment.layers.values():
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in attachment.active:
@@ -272,10 +266,9 @@ def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> Non
     attachment.swap_in(model, names)
 
 
-def deactivate(model: Module, attachment: Attachment, name: str) -> None:
+def deactivate(attachment: Attachment, name: str) -> None:
     """Freeze the parameters of an adapter, and store their flags until it is active again."""
-    attached = attachment.adapters[name]
-    layers = state.attached_layers(model, attachment)
+    attached, layers = attachment.adapters[name], attachment.layers
     own: list[Tensor] = [copy.own for copy in attached.copies]
     own += [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial, reduce
-from itertools import groupby
 from operator import or_
 from re import _compiler, _parser  # type: ignore[attr-defined]  # old, and without annotations
 from typing import Any
@@ -74,16 +73,15 @@ class Expression:
 
     def _sequence(self, parts: Iterable[Any], repeated: bool) -> Step:
         """Return the step for a sequence of parts; `repeated` is True inside of a repeat."""
-        steps: list[Step] = []
-        # Literal characters in a row are one step, because most expressions are parts of names.
-        for is_text, group in groupby(parts, self._is_literal):
-            if is_text:
-                steps.append(_literal("".join(chr(value) for _, value in group)))
-            else:
-                steps += [self._part(op, value, repeated) for op, value in group]
-        steps.reverse()
+        steps = [self._part(op, value, repeated) for op, value in parts][::-1]
+        # Most expressions are parts of names: a name without the longest part is rejected at once.
+        is_exact = not self._state.flags & re.IGNORECASE
+        text = "".join(chr(v) if is_exact and str(op) == "LITERAL" else "\n" for op, v in parts)
+        longest = max(text.split("\n"), key=len)
 
         def step(after: int, name: Name) -> int:
+            if longest not in name.text:
+                return 0
             for each in steps:
                 if not after:
                     break
@@ -92,13 +90,12 @@ class Expression:
 
         return step
 
-    def _is_literal(self, part: Any) -> bool:
-        """Return whether a part matches one character, given as it is, and no other."""
-        return str(part[0]) == "LITERAL" and not self._state.flags & re.IGNORECASE
-
     def _part(self, op: Any, value: Any, repeated: bool) -> Step:
         """Return the step for one part of the parse tree."""
         kind = str(op)
+        if kind == "LITERAL" and not self._state.flags & re.IGNORECASE:
+            character = chr(value)
+            return lambda after, name: (after << 1) & name.before.get(character, 0)
         if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT", "FAILURE"):
             part = _compiler.compile(_parser.SubPattern(self._state, [(op, value)]))
             find = partial(part.finditer)  # the hash of a pattern itself takes long
@@ -153,19 +150,6 @@ class Expression:
             return found
 
         return steps
-
-
-def _literal(text: str) -> Step:
-    """Return the step for literal characters."""
-
-    def step(after: int, name: Name) -> int:
-        if text not in name.text:
-            return 0
-        for character in reversed(text):
-            after = (after << 1) & name.before[character]
-        return after
-
-    return step
 
 
 _name = lru_cache(maxsize=1 << 13)(Name)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import apply_plan, check_attachable
 from lora.attachment.plan import Plan
-from lora.attachment.state import FullCopy, attachment_of
+from lora.attachment.state import FullCopy, attachment_of, layers_in
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
@@ -119,7 +118,7 @@ def extract(
             f"{type(base).__name__} and {type(finetuned).__name__}"
         )
     rank = check_size("rank", rank)
-    if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
+    if attachment_of(base) is not None or layers_in(base):
         raise ValueError(
             "the base has adapters already, and their updates would count as a difference; "
             "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
@@ -150,21 +149,19 @@ def extract(
     bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
     found = {name: _set_update(plan, name, values[f"{name}.weight"], rank) for name in bar}
     _set_copies(plan, values)
-    apply_plan(base, plan, adapter)
+    apply_plan(plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
 
 
 def _state_of(finetuned: Module) -> dict[str, Any]:
     """Return the state of a fine-tuned model, also its weights in few bits; refuse adapters."""
-    modules = dict(finetuned.named_modules())
-    adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
-    if adapted:
+    if adapted := layers_in(finetuned):
         raise ValueError(
             f"the finetuned model has adapters, in {', '.join(adapted) or 'itself'}; lora.fold a "
             f"copy of it"
         )
-    narrow = {name: module for name, module in modules.items() if is_narrow(module)}
+    narrow = {name: module for name, module in finetuned.named_modules() if is_narrow(module)}
     return finetuned.state_dict() | {
         f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow.items()
     }

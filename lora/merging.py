@@ -149,7 +149,7 @@ def fold(model: Module) -> Module:
     for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
         state.attached_layers(part, attachment)
-    known = {id(layer) for _, each in attachments for _, layer in each.replaced.values()}
+    known = {id(layer) for _, each in attachments for layer in each.layers.values()}
     others = [name for name, m in layers.items() if name and m.is_attached and id(m) not in known]
     if others:
         raise ValueError(
@@ -157,8 +157,7 @@ def fold(model: Module) -> Module:
             f"with the model that lora.attach was called with"
         )
     for layer in layers.values():
-        lost = [name for name in layer.adapters if name not in layer.active]
-        if lost:
+        if lost := [name for name in layer.adapters if name not in layer.active]:
             raise ValueError(
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active "
@@ -187,7 +186,7 @@ def fold(model: Module) -> Module:
     for part, attachment in attachments:
         # A weight in few bits was not a parameter, and `quantize` froze a bias that its layer
         # shares. They get no flag back, and stay frozen.
-        for _, layer in attachment.replaced.values():
+        for layer in attachment.layers.values():
             folded[id(layer)].freeze()
         for name in attachment.active:
             for copy in attachment.adapters[name].copies:

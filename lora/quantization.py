@@ -186,8 +186,7 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
         (done, f"are in {'four' if is_nf4 else 'few'} bits already"),
         (Embedding, "are embeddings, not Linear, and look rows up"),
     ):
-        wrong = [name for name in found if isinstance(modules[name], kind)]
-        if wrong:
+        if wrong := [name for name in found if isinstance(modules[name], kind)]:
             raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     return found
 

@@ -96,11 +96,6 @@ def singular_values(a: Array, b: Array) -> Array:
     return np.linalg.svd(core, compute_uv=False)
 
 
-def numerical_rank(values: Array, share: float) -> int:
-    """Count the singular values that are larger than this share of the largest one."""
-    return int(np.count_nonzero(values > values[:1] * share))
-
-
 class Spectral:
     """The base class of descriptions of an update dW: its norm and effective rank."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter, check_goes_with_groups
-from lora.attachment.state import FullCopy, attachment_of, state_names
+from lora.attachment.state import FullCopy, attachment_of, check_own, state_names
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -54,23 +54,22 @@ class Plan:
         targets: Sequence[Target] | None = None,
         progress: bool = False,
     ) -> None:
-        self.config = config
+        self.model, self.config = model, config
         self.seed = seed_of(rng)  # None if it is not known
-        modules = dict(model.named_modules())
-        drawn = targets is None
+        self._modules, self._names = dict(model.named_modules()), state_names(model)
+        self._drawn = drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         # The targets whose layers are all excluded: no error, but the report lists them.
         names = [target.name for target in targets]
         self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
-        self._check_own(model, [modules[name] for name in names])
-        self._names = state_names(model)
+        check_own(model, names)
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
-        self.layers = {each.name: self._layer(each, modules, drawn) for each in targets}
-        self._check_common_bases(model)
+        self.layers = {each.name: self._layer(each) for each in targets}
+        self._check_common_bases()
         self.copies: list[FullCopy] = []  # the parameters and buffers that the adapter has in full
         if config.modules_to_save:
-            self._save_modules(model, modules)
+            self._save_modules()
         if config.bias != "none":
             advice = "let the layer that shares it have one too"
             if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
@@ -78,12 +77,12 @@ class Plan:
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
-        self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
+        self.updates = {target.name: self._update(target, rng) for target in listed}
         self.matches = [*map(self._match, targets)]  # lines for the report
 
-    def _layer(self, target: Target, modules: dict[str, Module], drawn: bool) -> AdaptedLayer:
+    def _layer(self, target: Target) -> AdaptedLayer:
         """Make the layer that gets the adapter, unless the model has it; check its weight."""
-        original: Any = modules[target.name]
+        original: Any = self._modules[target.name]
         layer: AdaptedLayer = original
         if not isinstance(original, AdaptedLayer):
             kind: Any = adapted_kind(original)
@@ -95,11 +94,11 @@ class Plan:
             check_goes_with_groups(layer.weight.groups, self.config.init, self.config.use_dora)
             advice = "rank_pattern gives the layer another rank, exclude leaves it out"
             check_rank_divides(target.rank, *sizes)
-            if drawn:
+            if self._drawn:
                 check_rank_fits(target.rank, *sizes)
                 check_rank_of_init(self.config.init, target.rank)
         except ValueError as error:
-            advice = advice if drawn else "such an adapter cannot be loaded"
+            advice = advice if self._drawn else "such an adapter cannot be loaded"
             raise ValueError(f"{target.name}: {error}; {advice}") from error
         if layer.weight.dtype.kind != "f":
             raise TypeError(
@@ -111,22 +110,9 @@ class Plan:
             )
         return layer
 
-    def _check_own(self, model: Module, targets: Sequence[Module]) -> None:
-        """Raise a ValueError if a target has adapters that were not attached to this model."""
-        attachment = attachment_of(model)
-        own = [] if attachment is None else [layer for _, layer in attachment.replaced.values()]
-        strange = [each for each in targets if isinstance(each, AdaptedLayer) and each not in own]
-        if strange:
-            names = ", ".join(name for name, module in model.named_modules() if module in strange)
-            raise ValueError(
-                f"there are adapters already on {names}, which lora.attach did not attach to this "
-                f"whole model; exclude these layers, or first fold or detach their adapters, in "
-                f"the model that lora.attach was called with"
-            )
-
-    def _check_common_bases(self, model: Module) -> None:
+    def _check_common_bases(self) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""
-        attachment = attachment_of(model)
+        attachment = attachment_of(self.model)
         for adapter, attached in {} if attachment is None else attachment.adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
             for name, (_, layer) in self.replaced.items():
@@ -149,9 +135,9 @@ class Plan:
         sizes = layer.d_in, layer.d_out, target.rank, added
         return Match(target.name, target.pattern, *sizes, ", ".join(notes))
 
-    def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
+    def _update(self, target: Target, rng: np.random.Generator | None) -> Adapter:
         layer, config, begin = self.layers[target.name], self.config, None
-        if not drawn:
+        if not self._drawn:
             columns = target.rank // layer.weight.groups
             a = np.zeros((target.rank, layer.d_in))
             begin = Factors(a, np.zeros((layer.d_out, columns)))
@@ -165,16 +151,16 @@ class Plan:
         layer, _, last = name.rpartition(".")
         return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
-    def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
+    def _save_modules(self) -> None:
         """Copy the parameters and buffers of the modules to save."""
-        names = {id(module): name for name, module in modules.items()}
+        names = {id(module): name for name, module in self._modules.items()}
         able = [
-            n for n, m in modules.items()
+            n for n, m in self._modules.items()
             if n and (any(m.named_state()) or any(map(is_narrow, m.modules())))
         ]  # fmt: skip
         parts: set[str] = set()  # first names of tensors, which may be in another module
         for name in find("modules_to_save", self.config.modules_to_save, able, {}):
-            for part in modules[name].modules():
+            for part in self._modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)
                 if isinstance(part, AdaptedLayer) or own in self.replaced:
@@ -192,7 +178,7 @@ class Plan:
         def is_chosen(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        whole = (tensor for _, tensor in model.named_state())
+        whole = (tensor for _, tensor in self.model.named_state())
         self._copy(whole, "modules_to_save", is_chosen, "save the module that shares it too")
 
     def _copy(
@@ -211,8 +197,7 @@ class Plan:
             if name is None or isinstance(tensor, TrainedCopy):
                 continue
             found = True
-            others = [other for other in names if not is_chosen(other)]
-            if others:
+            if others := [other for other in names if not is_chosen(other)]:
                 raise ValueError(
                     f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
                     f"{advice}, or untie them"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -147,6 +147,11 @@ class Attachment:
     active: tuple[str, ...] = ()  # the names of the active adapters
     disabled: int = 0  # the number of `lora.disabled` blocks that are open
 
+    @property
+    def layers(self) -> dict[str, AdaptedLayer]:
+        """The layers with adapters that replaced others, by name."""
+        return {name: layer for name, (_, layer) in self.replaced.items()}
+
     def check_enabled(self, what: str) -> None:
         """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""
         if self.disabled:
@@ -189,6 +194,24 @@ def check_name(attachment: Attachment | None, adapter: str) -> None:
         )
 
 
+def check_own(model: Module, names: Collection[str] | None = None) -> None:
+    """Raise a ValueError if a layer has adapters that were not attached to this whole model.
+
+    With names, only the layers of these names are checked.
+    """
+    attachment = attachment_of(model)
+    own = () if attachment is None else attachment.layers.values()
+    adapted = [name for name, layer in layers_in(model).items() if layer not in own]
+    if strange := [name for name in adapted if names is None or name in names]:
+        what = "exclude these layers, or first fold or detach their adapters"
+        raise ValueError(
+            f"there are adapters already on {', '.join(strange) or 'the model itself'}, which "
+            f"lora.attach did not attach to this whole model; "
+            f"{'fold or detach them first' if names is None else what}, in the model that "
+            f"lora.attach was called with"
+        )
+
+
 def attachment_of(model: Module) -> Attachment | None:
     """Return the attachment of a model, or None if `attach` was not called with it."""
     if not isinstance(model, Module):
@@ -207,8 +230,7 @@ def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
     if attachment is None:
-        layers = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
-        if layers:
+        if layers := layers_in(model):
             raise ValueError(
                 f"this model has adapters on {shortened(', '.join(layers), LONGEST_LINE) or 'it'}; "
                 f"call this with the model that lora.attach was called with, or the methods of "
@@ -229,10 +251,15 @@ def store(model: Module, attachment: Attachment | None) -> None:
         setattr(model, _ATTACHMENT, attachment)
 
 
+def layers_in(model: Module) -> dict[str, AdaptedLayer]:
+    """Return the layers with adapters of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+
+
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     """List the names and layers with adapters of a model; a ValueError if it has none."""
     attachment_of(model)  # raises an error if the model is not a Module
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+    found = list(layers_in(model).items())
     if not found:
         raise ValueError(
             "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
@@ -245,10 +272,9 @@ def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedL
 
     Layers that got adapters by another `attach`, with a part of the model, are not among them.
     """
-    own = {name: layer for name, (_, layer) in attachment.replaced.items()}
+    own = attachment.layers
     layers = {name: m for name, m in model.named_modules() if own.get(name) is m}
-    gone = [name for name in own if name not in layers]
-    if gone:
+    if gone := [name for name in own if name not in layers]:
         raise ValueError(
             f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
             f"put; put the layers that lora.attach had placed there back first"

@@ -112,8 +112,7 @@ def select(
                 )
         wanted: Any = config.layers_to_transform
         known = sorted({index for index in indices.values() if index is not None})
-        missing = [index for index in wanted if index not in known]
-        if missing:
+        if missing := [index for index in wanted if index not in known]:
             there = f"no name has an index of layers: {', '.join(found)}"
             if known:
                 there = f"their layers are {', '.join(map(str, known))}"

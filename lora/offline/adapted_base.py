@@ -191,17 +191,14 @@ class AdaptedBase(Closing):
                     )
                 self.problems += files.tensor_problems(key, info.shape, info.dtype, source)
             elif not files.is_trained_in_full(key):
+                shape = files.tensors[key].shape
+                tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
+                advice = f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
-                    f"the base{self._tied_to(files.tensors[key].shape)}"
+                    f"the base{advice}"
                 )
         return found
-
-    def _tied_to(self, shape: tuple[int, ...]) -> str:
-        """Say what to do about a tensor that may be a head, tied to a table of this shape."""
-        base = self.tensors
-        tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
-        return f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
 
     def _renamed(self) -> Iterator[str]:
         """Yield an error if tensors in full seem to have other names in the base.
@@ -210,8 +207,8 @@ class AdaptedBase(Closing):
         that it has not, but all of their shapes. A head that is new to the base has another shape.
         """
         base = self.tensors
-        blocks, roots = ({part(name) for name in base} for part in (_block, _root))
-        numbered = [name for name in self.added if _block(name) and _root(name) in roots]
+        blocks, roots = {_block(name) for name in base}, {name.split(".")[0] for name in base}
+        numbered = [n for n in self.added if _block(n) and n.split(".")[0] in roots]
         strange = [name for name in numbered if _block(name) in blocks]
         shapes = {info.shape for info in base.tensors.values()}
         if all(self.files.tensors[self.replaced[name]].shape in shapes for name in numbered):
@@ -274,19 +271,12 @@ def _block(name: str) -> str:
     return ".".join(parts[: first + 1])
 
 
-def _root(name: str) -> str:
-    """Return the first part of a name."""
-    return name.partition(".")[0]
-
-
 def other_weights(pool: WorkerPool[AdaptedBase]) -> list[str]:
     """List at most one error: that hashes of weights differ from those in the metadata."""
-    base = pool.opened
-    unknown = {*made_on_nf4(base)}
-    known = [name for name in base.weights if name not in unknown]
-    return base.files.facts.base_problems(
-        known, lambda names: pool.map(_fingerprint, names, "hash of the base", "layer")
-    )
+    facts, unknown = pool.opened.files.facts, {*made_on_nf4(pool.opened)}
+    known = [name for name in facts.hashed(pool.opened.weights) if name not in unknown]
+    hashes = pool.map(_fingerprint, known, "hash of the base", "layer")
+    return facts.base_problems(dict(zip(known, hashes, strict=True)))
 
 
 def made_on_nf4(base: AdaptedBase) -> list[str]:

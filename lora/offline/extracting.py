@@ -149,7 +149,8 @@ def extract_files(
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
         if embeddings != EMBEDDINGS:
             _check_matches("embeddings", embeddings, sorted(parts), is_glob_match)
-        differing = _differing(pool)
+        are_equal = pool.map(_is_equal, list(before), "compare", "tensor")
+        differing = [name for name, same in zip(before, are_equal, strict=True) if not same]
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -181,13 +182,6 @@ def extract_files(
     return ExtractedFiles(
         os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
     )
-
-
-def _differing(pool: WorkerPool[_Models]) -> list[str]:
-    """Return the tensors of the base that are others in the fine-tuned model."""
-    names = list(pool.opened[0])
-    are_equal = pool.map(_is_equal, names, "compare", "tensor")
-    return [name for name, same in zip(names, are_equal, strict=True) if not same]
 
 
 def _updates(
@@ -290,8 +284,7 @@ def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: Sequence
     biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
     biases = {name for name in biases if bias != "none" and name.endswith(".bias")}
     found = [name for name in after if is_inside(saved, name) or name in biases]
-    both = [name for name in found if name.removesuffix(".weight") in layers]
-    if both:
+    if both := [name for name in found if name.removesuffix(".weight") in layers]:
         raise ValueError(
             f"{', '.join(both)} would be saved in full and have an update too; exclude the layers"
         )

@@ -17,7 +17,7 @@ from lora.attachment.targets import without_layers
 from lora.frozen import Array
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED
+from lora.offline.model_folder import TIED, UNTIED, PathLike
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -32,7 +32,6 @@ from minigrad.tables import aligned, counted, in_bytes
 if TYPE_CHECKING:
     from minigrad.viz.figure import Picture
 
-PathLike = str | os.PathLike[str]
 
 UNFINISHED = (
     "is read from .saved, where an interrupted save has left it; the next save into the folder "
@@ -305,57 +304,47 @@ def check_adapter(
         except (FileNotFoundError, ValueError) as error:
             return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
         found, has_checksum = list(findings_of(files, progress)), files.has_checksum
-        if base is not None:
-            opening = partial(AdaptedBase, base, folder, merged)
-            pool = stack.enter_context(WorkerPool(opening, workers, progress))
-            opened, tensors = pool.opened, pool.opened.tensors
-            has_checksum &= all(file.has_checksum for file in tensors.files.values())
-            found += _findings_of_untrained(opened.untrained(), "layer", " of the base")
-            damage = pool.map(_damage, list(tensors.files), "base", "file")
-            found += [Finding("wrong", "base", problem) for problem in damage if problem]
-            problems = [*opened.problems, *other_weights(pool)]
-            finite = pool.map(_is_finite, list(opened.weights), "base", "layer")
-            weights = zip(opened.weights.values(), finite, strict=True)
-            broken = [weight.name for weight, is_finite in weights if not is_finite]
-            if opened.model is not None:
-                names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
-                compared = list(pool.map(compare_tensor, names, "compare", "tensor"))
-                rows += [each for each in compared if isinstance(each, MergedLayer)]
-                found += _findings_of_merged(names, compared)
-            if count := len(made_on_nf4(opened)):
-                what = (
-                    f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, "
-                    f"so the hash of the base was not compared; to compare it, load the model in "
-                    f"nf4 and the adapter into it (--dtype nf4 of generate and eval)"
-                )
-                found.append(Finding("odd", "base", what))
-            added = "is trained in full, and not in the base"
-            found += [
-                *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
-                *(Finding("wrong", "base", problem) for problem in problems),
-                *(Finding("odd", name, added) for name in opened.added),
-                *(Finding("odd", name, TIED) for name in opened.tied),
-                *(Finding("odd", name, UNTIED) for name in opened.heads),
-            ]
-        else:
+        layers = len(files.layers)
+        if base is None:
             targets = without_layers(files.config.target_modules, files.layers, {})
             found += _findings_of_untrained(targets, "name")
-        has_base, layers = base is not None, len(files.layers)
-        return Findings(path, tuple(found), layers, has_base, has_checksum, tuple(rows))
-
-
-def _findings_of_merged(
-    names: Sequence[str], compared: Sequence[MergedLayer | str]
-) -> Iterator[Finding]:
-    """Yield the mistakes in a merged model, from the results of `compare_tensor` for its tensors.
-
-    For a layer, its name is given, and not that of its weight.
-    """
-    for name, verdict in zip(names, compared, strict=True):
-        if isinstance(verdict, MergedLayer):
-            name, verdict = verdict.name, verdict.verdict
-        if verdict not in ("", RIGHT):
-            yield Finding("odd" if verdict == HIDDEN else "wrong", name, verdict)
+            return Findings(path, tuple(found), layers, False, has_checksum)
+        opening = partial(AdaptedBase, base, folder, merged)
+        pool = stack.enter_context(WorkerPool(opening, workers, progress))
+        opened, tensors = pool.opened, pool.opened.tensors
+        has_checksum &= all(file.has_checksum for file in tensors.files.values())
+        found += _findings_of_untrained(opened.untrained(), "layer", " of the base")
+        damage = pool.map(_damage, list(tensors.files), "base", "file")
+        found += [Finding("wrong", "base", problem) for problem in damage if problem]
+        problems = [*opened.problems, *other_weights(pool)]
+        finite = pool.map(_is_finite, list(opened.weights), "base", "layer")
+        weights = zip(opened.weights.values(), finite, strict=True)
+        broken = [weight.name for weight, is_finite in weights if not is_finite]
+        if opened.model is not None:
+            names = list({**tensors.tensors, **opened.replaced, **opened.model.tensors})
+            compared = pool.map(compare_tensor, names, "compare", "tensor")
+            for where, verdict in zip(names, compared, strict=True):
+                if isinstance(verdict, MergedLayer):
+                    rows.append(verdict)
+                    where, verdict = verdict.name, verdict.verdict  # the layer, not its weight
+                if verdict not in ("", RIGHT):
+                    found.append(Finding("odd" if verdict == HIDDEN else "wrong", where, verdict))
+        if count := len(made_on_nf4(opened)):
+            what = (
+                f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, so "
+                f"the hash of the base was not compared; to compare it, load the model in nf4 and "
+                f"the adapter into it (--dtype nf4 of generate and eval)"
+            )
+            found.append(Finding("odd", "base", what))
+        added = "is trained in full, and not in the base"
+        found += [
+            *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
+            *(Finding("wrong", "base", problem) for problem in problems),
+            *(Finding("odd", name, added) for name in opened.added),
+            *(Finding("odd", name, TIED) for name in opened.tied),
+            *(Finding("odd", name, UNTIED) for name in opened.heads),
+        ]
+        return Findings(path, tuple(found), layers, True, has_checksum, tuple(rows))
 
 
 def _findings_of_untrained(names: Sequence[str], what: str, where: str = "") -> Iterator[Finding]:

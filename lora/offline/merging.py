@@ -234,13 +234,11 @@ def _certificate(
     every = {info.name: info.dtype for infos in shards.values() for info in infos}
     weights = pool.opened.weights
     dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
-    kinds = list(dtypes.values())
-    layers = sorted(dtypes, key=lambda layer: kinds.index(dtypes[layer]))
-    tasks = [(layer, dtypes[layer], radius) for layer in layers]
+    kinds = dict.fromkeys(dtypes.values())
+    tasks = [(n, kind, radius) for kind in kinds for n, own in dtypes.items() if own == kind]
     rows = pool.map(_row, tasks, "certifying the merge", "layer")
     certificate = MergeCertificate(tuple(rows), float(radius))
-    broken = [row for row in certificate.rows if not row.is_finite]
-    if broken:
+    if broken := [row for row in certificate.rows if not row.is_finite]:
         raise ValueError(
             f"the merged weight would not be finite in "
             f"{', '.join(row.layer for row in broken)}: {broken[0].note}"

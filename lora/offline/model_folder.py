@@ -114,9 +114,9 @@ def transposed_weights(base: TensorSet) -> dict[str, bool]:
                 for each, is_transposed in known.items()
                 if each.startswith(module) and (i or each.count(".") == name.count(".") == 1)
             }
-            if len(near) == 1:
-                found[name] = near.pop()
             if near:
+                if len(near) == 1:
+                    found[name] = near.pop()
                 break
     return found
 

@@ -96,26 +96,25 @@ class Facts:
                 f"the adapter again, or take that entry out"
             ) from None
 
+    def hashed(self, names: Iterable[str]) -> list[str]:
+        """Return those of some layers whose base matrix has a fingerprint here."""
+        return [n for n in names if n in self.layers and self.layers[n].base is not None]
+
     def base_problems(
-        self,
-        names: Iterable[str],
-        fingerprints: Callable[[list[str]], Iterable[str]],
-        form: Callable[[str], str] | None = None,
+        self, fingerprints: Mapping[str, str], forms: Mapping[str, str] | None = None
     ) -> list[str]:
         """List at most one error: that the weights of some layers have other fingerprints.
 
-        `form` returns how the weight of a layer of a model is stored, as `LayerFacts.stored`.
+        `forms` says how the weight of each layer of a model is stored, as `LayerFacts.stored`.
         Without it, the message does not name the dtype.
         """
-        known = [n for n in names if n in self.layers and self.layers[n].base is not None]
-        pairs = zip(known, fingerprints(known), strict=True)
-        differing = {name: found for name, found in pairs if found != self.layers[name].base}
+        differing = {n: x for n, x in fingerprints.items() if x != self.layers[n].base}
         if not differing:
             return []
         name, *others = differing
         found, fact = differing[name], self.layers[name]
         stored = also = ""
-        if form is not None and form(name) != fact.stored:
+        if forms is not None and forms[name] != fact.stored:
             dtype = "float32" if fact.stored == "dense" else fact.stored
             stored = f" in {dtype} (--dtype {dtype} of generate and eval)"
         if others:

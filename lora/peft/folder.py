@@ -358,13 +358,11 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
         if not is_integer:
             check_dtype(own)
         infos.append(TensorInfo(key, own, array.shape))
-    broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
-    if broken:
+    if broken := [key for key, array in tensors.items() if not np.isfinite(array).all()]:
         raise ValueError(
             f"{', '.join(broken)} would have NaN or Inf in the file; save an earlier adapter"
         )
-    beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
-    if beyond:
+    if beyond := [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]:
         names = ", ".join(f"{info.name} in {info.dtype}" for info in beyond)
         raise ValueError(f"{names} would be Inf; save in bfloat16 or float32")
     return infos

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,7 @@ def load(
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
             raise ValueError(f"{path!r} does not go with the model: {error}") from error
-        _set_parameters(plan, model, files, refusal, check_base, progress)
+        _set_parameters(plan, files, refusal, check_base, progress)
         plan.seed = files.facts.seed
         bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
         for name, update in bar:
@@ -111,7 +110,7 @@ def load(
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
-    return apply_plan(model, plan, adapter)
+    return apply_plan(plan, adapter)
 
 
 def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:
@@ -144,7 +143,7 @@ def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target
 
 
 def _set_parameters(
-    plan: Plan, model: Module, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
+    plan: Plan, files: AdapterFolder, refusal: str, check_base: bool, progress: bool
 ) -> None:
     """Check all tensors of the file, then copy their values to the parameters of a plan."""
     # Each parameter with its shape in the file.
@@ -180,7 +179,7 @@ def _set_parameters(
             for other in others
             if {first, other} <= values.keys() and not np.array_equal(values[first], values[other])
         ]
-    problems += _problems_of_base_weights(plan, model, files, parameters)
+    problems += _problems_of_base_weights(plan, files, parameters)
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
         f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
@@ -189,27 +188,26 @@ def _set_parameters(
         if isinstance(layer, LoRAConv) and layer.is_dilated and name not in files.facts.layers
     ]
     if files.facts.version is None:
-        problems += _problems_of_shared_modules(plan, model, files)
+        problems += _problems_of_shared_modules(plan, files)
     if files.config.init_lora_weights == "pissa":
-        problems += _problems_of_tied_weights(plan, model)
+        problems += _problems_of_tied_weights(plan)
     if check_base:
-        bar = partial(progress_bar, what="hash of the base", unit="layer", shown=progress)
-        problems += files.facts.base_problems(
-            plan.layers,
-            lambda names: (fingerprint_of(plan.layers[n]) for n in bar(names)),
-            lambda name: form_of(plan.layers[name]),
-        )
+        known = files.facts.hashed(plan.layers)
+        bar = progress_bar(known, what="hash of the base", unit="layer", shown=progress)
+        hashes = {name: fingerprint_of(plan.layers[name]) for name in bar}
+        forms = {name: form_of(layer) for name, layer in plan.layers.items()}
+        problems += files.facts.base_problems(hashes, forms)
     check_problems(refusal, problems)
     for key, value in values.items():
         parameters[key][0].data = value
 
 
-def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder) -> Iterator[str]:
+def _problems_of_shared_modules(plan: Plan, files: AdapterFolder) -> Iterator[str]:
     """Yield an error for each further name of a module that PEFT changes under its first name."""
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in plan.model.named_modules() if name]
     changed = {*plan.layers, *files.config.saved_modules(names)}
     first: dict[int, str] = {}
-    for path, module in walk(model, "", set(), every_path=True):
+    for path, module in walk(plan.model, "", set(), every_path=True):
         name = first.setdefault(id(module), path)
         if isinstance(module, Module) and path != name and name in changed:
             yield (
@@ -218,10 +216,10 @@ def _problems_of_shared_modules(plan: Plan, model: Module, files: AdapterFolder)
             )
 
 
-def _problems_of_tied_weights(plan: Plan, model: Module) -> Iterator[str]:
+def _problems_of_tied_weights(plan: Plan) -> Iterator[str]:
     """Yield an error for each weight that PEFT's PiSSA has changed in another layer too."""
-    names: dict[int, list[str]] = state_names(model)
-    for name, module in model.named_modules():
+    names: dict[int, list[str]] = state_names(plan.model)
+    for name, module in plan.model.named_modules():
         if is_narrow(module):
             names.setdefault(id(module.weight), []).append(f"{name}.weight")
     for name, layer in plan.layers.items():
@@ -242,7 +240,7 @@ def _problems_of_tied_weights(plan: Plan, model: Module) -> Iterator[str]:
 
 
 def _problems_of_base_weights(
-    plan: Plan, model: Module, files: AdapterFolder, parameters: Collection[str]
+    plan: Plan, files: AdapterFolder, parameters: Collection[str]
 ) -> Iterator[str]:
     """Yield errors about tensors that are not parameters of the adapter.
 
@@ -250,7 +248,8 @@ def _problems_of_base_weights(
     weights of the model. For NF4, only the shape is compared.
     """
     # The weights of the base, dense or in few bits, by all names that PEFT may use.
-    in_use, names = parameters_in_use(model), state_names(model)
+    model, names = plan.model, state_names(plan.model)
+    in_use = parameters_in_use(model)
     own: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
     for name, layer in plan.layers.items():
@@ -279,7 +278,7 @@ def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix,
     never does this for embeddings, whatever the configuration says.
     """
     if files.config.init_lora_weights == "pissa" and kind != "embedding":
-        first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
+        first = draw("pissa", weight, update.rank, update.scale, None)
         dtype = update.lora_a.dtype
         update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
 

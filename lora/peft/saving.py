@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, UNMERGEABLE, Adapter, check_names
 from lora.attachment import state
 from lora.attachment.state import Attached, Attachment
@@ -103,11 +102,10 @@ def save(
         elif has_magnitudes:
             own[MAGNITUDE] = update.norms(layers[name].weight)
         shape = layers[name].base_weight.shape
-        own = {
+        parts[name] = {
             key: x.reshape(stored_shape(key, x.shape, shape, update.groups))
             for key, x in own.items()
         }
-        parts[name] = own
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
@@ -168,7 +166,7 @@ def _config_of(
     """Return the configuration, with the adapter's own patterns if PEFT matches them the same."""
     asked = attached.config
     modules = dict(model.named_modules())
-    inside = tuple(f"{name}." for name, m in modules.items() if isinstance(m, AdaptedLayer))
+    inside = tuple(f"{name}." for name in state.layers_in(model))
     # The names of the modules of the model without adapters, and of lists and dicts of modules:
     # these are modules in PyTorch, so PEFT compares their names with the patterns too.
     parts_of = [n.split(".") for n in modules if n and not n.startswith(inside)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import timeit
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,9 +88,5 @@ def estimate(
 def _speed() -> float:
     """Time a matrix product: return its multiplications and additions per second."""
     a = np.ones((768, 768), np.float32)
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        matmul(a, a)
-        times.append(time.perf_counter() - begin)
+    times = timeit.repeat(lambda: matmul(a, a), repeat=3, number=1)
     return 2 * float(len(a)) ** 3 / min(times)

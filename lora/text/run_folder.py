@@ -66,8 +66,7 @@ class RunFolder:
         name = os.fspath(self.path)
         check_no_model(self.path)
         if not self.resume:
-            there = [each for each in (OPTIONS, CONFIG) if (self.path / each).exists()]
-            if there:
+            if there := [each for each in (OPTIONS, CONFIG) if (self.path / each).exists()]:
                 raise ValueError(
                     f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
                 )

@@ -84,8 +84,7 @@ def draw(
     if width > 1:
         means = np.convolve(losses, np.ones(width) / width, "valid")
         axes.plot(numbers[width - 1 :], means, color=INK, label=f"mean of {width} steps")
-    judged = [(s["step"], s["validation_loss"]) for s in steps if "validation_loss" in s]
-    if judged:
+    if judged := [(s["step"], s["validation_loss"]) for s in steps if "validation_loss" in s]:
         axes.plot(*zip(*judged, strict=True), "o-", color=VERMILLION, label="validation")
     axes.set(xlabel="step", ylabel="loss per token that counts", title="Training of the adapter")
     axes.set_ylim(bottom=min([0.0, *losses]))

@@ -88,8 +88,7 @@ class TrainResult:
             f"{counted(len(steps), 'step')} in {counted(round(seconds), 'second')}; loss "
             f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} in the end",
         ]
-        judged = {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}
-        if judged:
+        if judged := {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}:
             found = ", ".join(f"{loss:.4f} (step {step:.0f})" for step, loss in judged.items())
             lines.append(f"validation loss: {found}")
         return "\n".join([*lines, f"{self.out}: the adapter of step {self.best_step}"])

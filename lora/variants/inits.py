@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora.frozen import Array
+from lora.frozen import Array, FrozenMatrix
 from lora.scaling import check_rank_fits
 from lora.spectra import Approximation
 from minigrad.random import generator
@@ -63,33 +62,27 @@ def check_rank(init: str, rank: int) -> None:
 
 
 def draw(
-    init: str,
-    d_out: int,
-    d_in: int,
-    rank: int,
-    scale: float,
-    weight: Callable[[], Array],
-    rng: np.random.Generator | None,
-    groups: int = 1,
+    init: str, weight: FrozenMatrix, rank: int, scale: float, rng: np.random.Generator | None
 ) -> Factors:
-    """Draw the initial A, `(rank, d_in)`, and B, `(d_out, rank)`, for the update scale B A.
+    """Draw the initial A, `(rank, d_in)`, and B, `(d_out, rank)`, for the update scale B A of W.
 
     In several groups, B is `(d_out, rank / groups)`, and `init` is "gaussian" or "kaiming". Only
-    PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
-    raised if the rank is odd with "orthogonal", or above min(d_out, d_in) with PiSSA or MiCA.
+    PiSSA and MiCA read W. A ValueError is raised if the rank is odd with "orthogonal", or above
+    min(d_out, d_in) with PiSSA or MiCA.
     """
+    d_out, d_in = weight.shape[0], weight.shape[1] * weight.groups
     check_rank(init, rank)
     if init.startswith(("pissa", "mica")):  # W has no more singular vectors
         check_rank_fits(rank, d_out, d_in)
     rng = generator(rng)
-    zeros = np.zeros((d_out, rank // groups))
+    zeros = np.zeros((d_out, rank // weight.groups))
     if init == "gaussian":
         return Factors(rng.normal(0.0, 1 / rank, (rank, d_in)), zeros)
     if init == "kaiming":
         bound = 1 / math.sqrt(d_in)
         return Factors(rng.uniform(-bound, bound, (rank, d_in)), zeros)
     if init == "mica":
-        u = np.linalg.svd(weight(), full_matrices=False)[0]
+        u = np.linalg.svd(weight.dense(), full_matrices=False)[0]
         return Factors(np.zeros((rank, d_in)), u[:, -rank:])
     if init == "orthogonal":
         # Half of the rows of a random orthogonal matrix mix A, the other half B (as in PEFT).
@@ -97,7 +90,7 @@ def draw(
         a = rotation[0::2].T @ rng.standard_normal((rank // 2, d_in)) / 10
         return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)
     # PiSSA, with an exact decomposition or after some rounds of iteration.
-    w, rounds = weight(), _ROUNDS.fullmatch(init)
+    w, rounds = weight.dense(), _ROUNDS.fullmatch(init)
     if rounds is None:
         u, s, v = np.linalg.svd(w, full_matrices=False)
     else:

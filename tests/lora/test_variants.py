@@ -44,8 +44,8 @@ def dense_update(adapter):
 # ----------------------------------------------------------------------------------------------
 
 
-def first(init, rank=8, d_out=300, d_in=400, scale=2.0, weight=None):
-    return draw(init, d_out, d_in, rank, scale, weight, np.random.default_rng(0))
+def first(init, rank=8, w=np.zeros((300, 400)), scale=2.0):  # noqa: B008  # is only read
+    return draw(init, DenseMatrix(w), rank, scale, np.random.default_rng(0))
 
 
 def test_gaussian_has_deviation_one_over_rank():
@@ -89,7 +89,7 @@ def test_orthogonal_factors_need_an_even_rank(second):
 @pytest.mark.parametrize("scale", [0.25, 1.0, 2.0, 7.0])
 def test_pissa_takes_the_principal_part_at_any_scale(rng, scale):
     w = rng.standard_normal((30, 40))
-    a, b, from_start = first("pissa", 3, 30, 40, scale, lambda: w)
+    a, b, from_start = first("pissa", 3, w, scale)
     assert from_start
     left = np.linalg.svd(w - scale * b @ a)[1]
     values = np.linalg.svd(w)[1]
@@ -102,11 +102,11 @@ def test_pissa_takes_the_principal_part_at_any_scale(rng, scale):
 def test_a_few_rounds_of_iteration_give_the_principal_part_too(rng, size):
     u, s, v = np.linalg.svd(rng.standard_normal(size), full_matrices=False)
     w = (u * 0.7 ** np.arange(len(s))) @ v
-    exact = first("pissa", 3, *size, 2.0, lambda: w)
-    found = first("pissa_niter_4", 3, *size, 2.0, lambda: w)
+    exact = first("pissa", 3, w)
+    found = first("pissa_niter_4", 3, w)
     np.testing.assert_allclose(found.b @ found.a, exact.b @ exact.a, atol=1e-7)
     if min(size) > 5:  # else without any round there is all of the matrix, and rounding only
-        rough = first("pissa_niter_0", 3, *size, 2.0, lambda: w)
+        rough = first("pissa_niter_0", 3, w)
         error, more = (abs(f.b @ f.a - exact.b @ exact.a).max() for f in (found, rough))
         assert more > 100 * error
 
