@@ -150,13 +150,45 @@ function layOutLevel(given, edges, framed) {
       b.left.push([a, shift]);
     }
   }
+  findHeights(columns, order);
+  const all = [...items.values()];
+  const top = Math.min(...all.map((item) => item.y - item.h / 2));
+  const shift = (framed ? HEADER + PADDING / 2 : 0) - top;
+  const padding = framed ? PADDING : 0;
+  let x = padding;
+  for (const c of order) {
+    const column = columns.get(c);
+    const w = Math.max(...column.map((item) => item.w));
+    const edge = column.every(isPort);
+    const here = !edge ? x : column[0].kind === "in" ? 0 : x - GAP.column + padding;
+    for (const item of column) {
+      item.x = here + w - item.w;  // near to what uses it
+      item.y += shift;
+      item.span = [here, here + w];
+    }
+    x = edge ? x : x + w + GAP.column;
+  }
+  const w = x - GAP.column + padding;
+  const lower = Math.max(0, ...all.map((item) => item.y + item.h / 2));
+  const points = new Map([...routes].map(([key, route]) => [key, route.flatMap((end, i) => {
+    const item = items.get(end.id);
+    const y = item.y + height(end);
+    if (item.kind === "waypoint") return [[item.span[0], y], [item.span[1], y]];
+    if (item.kind !== "item") return [[item.x, y]];
+    return [[i === 0 ? item.x + item.w : item.x, y]];
+  })]));
+  const ports = new Map(all.filter(isPort).map((item) => [item.id, item.y]));
+  return { items, points, ports, w, h: lower + padding };
+}
+
+// Sweep over the columns, at first with what is on one side of each, in the end with both.
+function findHeights(columns, order) {
   for (const column of columns.values()) stack(column.map((item) => [item, 0, 1]));
   for (let sweep = 0; sweep < SWEEPS; sweep++) {
     const leftwards = sweep % 2 === 0;
     const both = sweep >= SWEEPS - 4;
     for (const c of leftwards ? [...order].reverse() : order) {
-      const column = columns.get(c);
-      const wishes = column.map((item) => {
+      const wishes = columns.get(c).map((item) => {
         const near = both ? [...item.left, ...item.right] : leftwards ? item.right : item.left;
         const mean = near.reduce((sum, [other, shift]) => sum + other.y + shift, 0) / near.length;
         return [item, near.length ? mean : item.y, item.kind === "waypoint" ? 3 : 1];
@@ -168,33 +200,6 @@ function layOutLevel(given, edges, framed) {
       stack(wishes);
     }
   }
-  const all = [...items.values()];
-  const top = Math.min(...all.map((item) => item.y - item.h / 2));
-  const shift = (framed ? HEADER + PADDING / 2 : 0) - top;
-  let x = framed ? PADDING : 0;
-  for (const c of order) {
-    const column = columns.get(c);
-    const w = Math.max(...column.map((item) => item.w));
-    const edge = column.every(isPort);
-    const here = !edge ? x : column[0].kind === "in" ? 0 : x - GAP.column + (framed ? PADDING : 0);
-    for (const item of column) {
-      item.x = here + w - item.w;  // near to what uses it
-      item.y += shift;
-      item.span = [here, here + w];
-    }
-    x = edge ? x : x + w + GAP.column;
-  }
-  const w = x - GAP.column + (framed ? PADDING : 0);
-  const lower = Math.max(0, ...all.map((item) => item.y + item.h / 2));
-  const points = new Map([...routes].map(([key, route]) => [key, route.flatMap((end, i) => {
-    const item = items.get(end.id);
-    const y = item.y + height(end);
-    if (item.kind === "waypoint") return [[item.span[0], y], [item.span[1], y]];
-    if (item.kind !== "item") return [[item.x, y]];
-    return [[i === 0 ? item.x + item.w : item.x, y]];
-  })]));
-  const ports = new Map(all.filter(isPort).map((item) => [item.id, item.y]));
-  return { items, points, ports, w, h: lower + (framed ? PADDING : 0) };
 }
 
 function isPort(item) {
