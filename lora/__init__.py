@@ -18,8 +18,6 @@
 
 import minigrad as minigrad  # isort: skip  # first: it refuses an old Python with a clear message
 
-from typing import TYPE_CHECKING
-
 from lora import viz
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
@@ -50,5 +48,4 @@ __all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load"
 __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "unmerge", "verify"]
 __all__ += ["viz"]
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

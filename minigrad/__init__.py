@@ -87,4 +87,4 @@ __all__ += creation.__all__ + transforms.derivatives.__all__
 
 if not TYPE_CHECKING:  # a type checker finds ops and compositions by the imports above
     __all__ += functional.__all__ + ops.__all__
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

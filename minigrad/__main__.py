@@ -181,8 +181,8 @@ def load(target: str) -> Any:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; `arguments` are by default those of the process."""
+def make_parser() -> Parser:
+    """Return the parser of the command line, with the three commands and their options."""
     parser = Parser(
         "python -m minigrad",
         description="Check gradients, compile kernels, and show the configuration. "
@@ -254,6 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     help_text = "show versions, processor, threads and the folder of compiled kernels"
     commands.add_parser("config", help=help_text, description=f"S{help_text[1:]}.")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `arguments` are by default those of the process."""
+    parser = make_parser()
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         sys.exit(check(chosen))

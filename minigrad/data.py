@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import Rng, generator
-from minigrad.renamed import getattr_of
+from minigrad.renamed import hint_names
 
 __all__ = ["CSVTable", "Standardizer", "batches", "read_csv", "train_test_split"]
 
@@ -270,5 +270,4 @@ def _common_length(arrays: Sequence[Arrays]) -> int:
     return n
 
 
-if not TYPE_CHECKING:
-    __getattr__ = getattr_of(__name__)
+hint_names(__name__, lists_all=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minigrad.core.tensor import as_array
 from minigrad.errors import named_errors
 from minigrad.functional.indexing import check_below
-from minigrad.renamed import getattr_of
+from minigrad.renamed import hint_names
 
 
 @named_errors
@@ -104,5 +104,4 @@ def _errors(prediction: Any, target: Any) -> Any:
     return p - y
 
 
-if not TYPE_CHECKING:
-    __getattr__ = getattr_of(__name__)
+hint_names(__name__, lists_all=True)

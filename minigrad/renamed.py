@@ -87,23 +87,22 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
     return AttributeError(f"{subject} has no attribute {name!r}{hint}", name=name, obj=asked)
 
 
-def getattr_of(module: str) -> Callable[[str], NoReturn]:
-    """Return the `__getattr__` of a module: its error says what to use instead of a name."""
+def hint_names(module: str, lists_all: bool = False) -> None:
+    """Let errors for missing names of a module say what to use instead.
+
+    Unless it `lists_all`, Tab completes only its public names.
+    """
+    named = sys.modules[module]
 
     def __getattr__(name: str) -> NoReturn:  # noqa: N807  # as tracebacks show it
-        raise missing(module, name, sys.modules[module])
-
-    return __getattr__
-
-
-def dir_of(module: str) -> Callable[[], list[str]]:
-    """Return the `__dir__` of a module: its public names only, which Tab completes."""
+        raise missing(module, name, named)
 
     def __dir__() -> list[str]:  # noqa: N807  # as tracebacks show it
-        names = vars(sys.modules[module])
-        return [*names["__all__"], *(name for name in names if name.startswith("__"))]
+        return [*named.__all__, *(name for name in vars(named) if name.startswith("__"))]
 
-    return __dir__
+    vars(named)["__getattr__"] = __getattr__
+    if not lists_all:
+        vars(named)["__dir__"] = __dir__
 
 
 class _Elsewhere:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -133,14 +133,12 @@ class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
     `inf` says whether an Inf is an anomaly too. A detector inside another one, `outer`, shares its
-    records, and looks in its place.
+    records, and looks in its place: only the innermost detector looks.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
         super().__init__()
         self.inf = inf
-        self._outer = outer
-        self._looks = True  # whether no detector inside this one looks in its place
         if outer is not None:
             self.calls = outer.calls
         # For each array with an Inf that ops passed on: where this Inf first appeared, in words.
@@ -150,22 +148,10 @@ class Detector(Recorder):
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch what this thread does in the block; meanwhile, the outer detector does not."""
-        with observe(self):
-            if self._outer is not None:
-                self._outer._looks = False
-            try:
-                yield
-            finally:
-                if self._outer is not None:
-                    self._outer._looks = True
-
     def _is_bad(self, value: Any) -> bool:
         """Return whether a value contains a NaN, or an Inf if `inf` is set."""
         array = values_of(value)
-        if array.dtype.kind != "f" or not self._looks:
+        if array.dtype.kind != "f" or _innermost() not in (None, self):
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
 
@@ -398,6 +384,11 @@ def _hook_or(node: Node, cause: str) -> str:
     return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
 
 
+def _innermost() -> Detector | None:
+    """Return the innermost detector that watches this thread."""
+    return next((each for each in reversed(mode.observers) if type(each) is Detector), None)
+
+
 class _Detection(ContextDecorator):
     """The context manager and decorator that `detect_anomaly` returns. It can be entered again."""
 
@@ -406,8 +397,7 @@ class _Detection(ContextDecorator):
         self._thread = threading.local()  # several threads may be inside at once
 
     def __enter__(self) -> None:
-        outer = [observer for observer in mode.observers if type(observer) is Detector]
-        block = Detector(self._inf, *outer[-1:]).watching()
+        block = observe(Detector(self._inf, _innermost()))
         block.__enter__()
         vars(self._thread).setdefault("blocks", []).append(block)
 

@@ -21,7 +21,6 @@ While MPI starts, ranks wait five times as long for each other.
 """
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from minigrad import renamed
 from minigrad.distributed.launcher import launched, prepare_rank
@@ -54,5 +53,4 @@ def world() -> World:
     return MPIWorld(launch, world.cache_clear)
 
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

@@ -23,4 +23,4 @@ from minigrad.functional.statistics import *
 
 if not TYPE_CHECKING:  # a type checker finds the functions in the modules above
     __all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]
-    __getattr__ = renamed.getattr_of(__name__)
+renamed.hint_names(__name__, lists_all=True)

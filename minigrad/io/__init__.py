@@ -1,7 +1,5 @@
 """Files of tensors in the safetensors format: read lazily, and written completely or not at all."""
 
-from typing import TYPE_CHECKING
-
 from minigrad import renamed
 from minigrad.io.atomic import replacing, write_atomically
 from minigrad.io.sharded import INDEX, TensorSet, open_tensors, writing_set
@@ -13,5 +11,4 @@ __all__ = ["find", "replacing", "replacing_together", "unfinished", "write_atomi
 __all__ += ["INDEX", "TensorSet", "open_tensors", "writing_set"]
 __all__ += ["TensorFile", "TensorInfo", "TensorWriter", "load_state", "save_state", "writing"]
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

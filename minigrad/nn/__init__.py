@@ -4,8 +4,6 @@ In every layer with parameters, `dtype` is the dtype of the parameters. `rng` is
 generator of their initial values and of the layer's dropout.
 """
 
-from typing import TYPE_CHECKING
-
 from minigrad import renamed
 from minigrad.nn import init
 from minigrad.nn.activations import *
@@ -21,5 +19,4 @@ from minigrad.nn.recurrent import *
 # All classes, because the modules above export nothing else.
 __all__ = ["init", *(name for name, value in vars().items() if isinstance(value, type))]
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

@@ -152,13 +152,12 @@ class BatchNorm1d(Module):
         *,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        name = type(self).__name__
-        check_positive(f"{name}: num_features", num_features)
+        check_positive("num_features", num_features)
         if momentum is not None:
-            check_range(f"{name}: momentum", momentum, 0, 1)
-        check_range(f"{name}: eps", eps, 0, np.inf)
-        check_flag(f"{name}: affine", affine)
-        check_flag(f"{name}: track_running_stats", track_running_stats)
+            check_range("momentum", momentum, 0, 1)
+        check_range("eps", eps, 0, np.inf)
+        check_flag("affine", affine)
+        check_flag("track_running_stats", track_running_stats)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight, self.bias = _affine_pair(num_features, dtype, affine, affine)
         tracks = track_running_stats

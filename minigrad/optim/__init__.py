@@ -1,7 +1,5 @@
 """Optimisers, learning rate schedulers, gradient clipping, and averages of weights (EMA)."""
 
-from typing import TYPE_CHECKING
-
 from minigrad import renamed
 from minigrad.optim import clip, descent, schedulers
 from minigrad.optim.clip import *
@@ -13,5 +11,4 @@ from minigrad.optim.schedulers import *
 __all__ = ["EMA", "Optimizer"]
 __all__ += descent.__all__ + schedulers.__all__ + clip.__all__
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

@@ -103,11 +103,9 @@ def digests_of_attributes(model: Module, loss: Any = None) -> dict[str, str]:
             return _OF_FROZEN[value]
         if isinstance(value, (list, tuple)):
             return [*map(without_parameters, value)]
-        return (
-            {k: without_parameters(v) for k, v in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
+        if isinstance(value, dict):
+            return {k: without_parameters(v) for k, v in value.items()}
+        return value
 
     return {
         f"{name}.{key}{whose}".lstrip("."): digest([without_parameters(value)])
@@ -135,17 +133,16 @@ def parameters_of(model: Module, loss: Any = None) -> dict[str, Parameter]:
 
 def check_same_model(ranks: World, model: Module, data: Any, loss: Any = None) -> None:
     """Raise an error on all ranks if their models, their losses or their data differ."""
-    if ranks.size > 1:
-        attributes = digests_of_attributes(model, loss)
-        check_agreement(
-            ranks,
-            {
-                "the data": digest([data]),
-                **digests_of_model(parameters_of(model, loss), attributes),
-            },
-            "the ranks would not evaluate the same; give all of them the same data and the "
-            "same model: made from one seed (manual_seed), loaded, or trained by fit",
-        )
+    if ranks.size == 1:
+        return
+    attributes = digests_of_attributes(model, loss)
+    digests = digests_of_model(parameters_of(model, loss), attributes)
+    check_agreement(
+        ranks,
+        {"the data": digest([data]), **digests},
+        "the ranks would not evaluate the same; give all of them the same data and the same "
+        "model: made from one seed (manual_seed), loaded, or trained by fit",
+    )
 
 
 def check_unchanged(model: Module, before: Mapping[str, str], loss: Any = None) -> None:

@@ -40,8 +40,8 @@ np.float64(2.0) and `tensor(2.0, dtype="float64")` are float64.
 If f's result does not depend on an argument, the derivative is zero. No `.grad` and no
 `requires_grad` of a tensor is changed.
 
-`derivatives` has the transforms, `function_call` handles the arguments of f, and `function_run`
-runs f and backpropagates through its graph.
+`derivatives` has the transforms. `function_call` handles the arguments of f, runs f, and
+backpropagates through its graph.
 """
 
 from minigrad.transforms.derivatives import *

@@ -18,11 +18,11 @@ from minigrad.transforms.function_call import (
     Argnums,
     Call,
     Function,
+    Run,
     as_like,
     checked_argnums,
     described,
 )
-from minigrad.transforms.function_run import Run
 
 __all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
 __all__ += ["value_and_grad", "vjp"]

@@ -9,8 +9,6 @@ and previews (arrays as numbers or heat maps). graph_picture draws the graph of 
 plots draws a training run. plots and graph_picture use matplotlib, which is imported when needed.
 """
 
-from typing import TYPE_CHECKING
-
 from minigrad import renamed
 from minigrad.diagnostics.recorder import Tape, record
 from minigrad.viz.dot import Drawing, draw
@@ -20,5 +18,4 @@ from minigrad.viz.plots import GradientRecorder, plot_gradients, plot_history
 __all__ = ["Drawing", "Page", "Tape", "draw", "explore", "record"]
 __all__ += ["GradientRecorder", "plot_gradients", "plot_history"]
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = renamed.getattr_of(__name__), renamed.dir_of(__name__)
+renamed.hint_names(__name__)

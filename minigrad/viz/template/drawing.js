@@ -51,8 +51,7 @@ class Drawing {
     const [boxes, edges, cards] = ["boxes", "edges", "cards"].map((c) => svg("g", { class: c }, this.view));
     this.flow = svg("g", { class: "flow", "aria-hidden": "true" }, this.view);
     this.edges = this.layout.edges.map((edge) => this.drawEdge(edge, edges));
-    this.edgeOf = new Map();
-    this.edges.forEach((edge) => edge.links.forEach((link) => this.edgeOf.set(link, edge)));
+    this.edgeOf = new Map(this.edges.flatMap((edge) => edge.links.map((link) => [link, edge])));
     const sorted = [...this.layout.items.values()].sort((a, b) => a.x - b.x || a.y - b.y);
     for (const item of sorted) {
       const i = Number(item.id.slice(1));
@@ -114,18 +113,12 @@ class Drawing {
 
   drawPicture(parent, index, x, width) {
     parent.replaceChildren();
-    if (index === undefined || index < 0) return;
     const picture = this.data.pictures[index];
-    if (picture.numbers && picture.numbers.length === 1) {
-      svg("text", { class: "number", x: x + 2, y: 60 }, parent, fitting(picture.numbers[0], 7));
-      return;
-    }
-    if (picture.numbers && !picture.numbers.length) {
-      svg("text", { class: "none", x: x + 2, y: 58 }, parent, "empty");
-      return;
-    }
-    const image = { href: heatMap(picture), x, y: 42, width, height: 26, preserveAspectRatio: "none" };
-    svg("image", image, parent);
+    if (!picture) return;
+    const count = picture.numbers?.length;
+    if (count === 1) svg("text", { class: "number", x: x + 2, y: 60 }, parent, fitting(picture.numbers[0], 7));
+    else if (count === 0) svg("text", { class: "none", x: x + 2, y: 58 }, parent, "empty");
+    else svg("image", { href: heatMap(picture), x, y: 42, width, height: 26, preserveAspectRatio: "none" }, parent);
   }
 
   drawFrozen(item, i, parent) {
@@ -134,8 +127,8 @@ class Drawing {
     svg("rect", { width: item.w, height: item.h, rx: 20 }, card.group);
     svg("text", { class: "name", x: item.w / 2, y: 17 }, card.group, cut(this.nameInside(frozen), 15));
     svg("title", {}, card.group, frozen.name);
-    const picture = frozen.value === undefined ? null : this.data.pictures[frozen.value];
-    const shape = picture && picture.shape.length ? `${picture.shape.join("×")} · ` : "";
+    const picture = this.data.pictures[frozen.value];
+    const shape = picture?.shape.length ? `${picture.shape.join("×")} · ` : "";
     svg("text", { class: "sub", x: item.w / 2, y: 31 }, card.group, cut(`${shape}no gradient`, 22));
     card.group.setAttribute("aria-label", `${frozen.name}. No gradient goes here. ${frozen.why}`);
     card.group.addEventListener("click", () => this.chosen(item.id));
@@ -260,7 +253,7 @@ class Drawing {
         drawn.set(edge, { path, numbers: [] });
       }
       const picture = this.data.pictures[sent.gradient];
-      if (picture.numbers && picture.numbers.length === 1) drawn.get(edge).numbers.push(fitting(picture.numbers[0], 7));
+      if (picture.numbers?.length === 1) drawn.get(edge).numbers.push(fitting(picture.numbers[0], 7));
     }
     this.flowing = [...drawn.keys()];
     for (const edge of this.flowing) edge.path.classList.add("flowing");

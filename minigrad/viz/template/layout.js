@@ -47,35 +47,29 @@ function layOut(data, closed) {
   data.groups.forEach((_, g) => inside.set(g, []));
   for (const [id, g] of graph.parent) if (graph.shown.get(id) === id) inside.get(g).push(id);
 
-  const levels = new Map();
-  const legs = new Map(graph.edges.map((edge) => [edge.key, []]));
+  const wanted = new Map([...inside.keys()].map((g) => [g, new Map()]));  // the legs in each group, each once
+  const legs = new Map(graph.edges.map((edge) => [edge, []]));  // the group and the key of each leg
   for (const edge of graph.edges) {
     const above = graph.ancestors(edge.s), below = graph.ancestors(edge.t);
-    const common = above.find((g) => below.includes(g)) ?? -1;
-    let from = { id: edge.s, port: null };
-    for (const g of above.slice(0, above.indexOf(common) < 0 ? above.length : above.indexOf(common))) {
-      legs.get(edge.key).push([g, from, { id: `>${edge.s}`, port: null, out: true }]);
-      from = { id: `g${g}`, port: `>${edge.s}` };
-    }
-    const down = below.slice(0, below.indexOf(common) < 0 ? below.length : below.indexOf(common));
-    const port = `<${edge.s}`;
-    const first = down.length ? { id: `g${down.at(-1)}`, port } : { id: edge.t, port: null };
-    legs.get(edge.key).push([common, from, first]);
-    for (let i = down.length - 1; i >= 0; i--) {
-      const to = i ? { id: `g${down[i - 1]}`, port } : { id: edge.t, port: null };
-      legs.get(edge.key).push([down[i], { id: port, port: null, in: true }, to]);
-    }
-  }
-  const wanted = new Map();  // the legs in each group, each once
-  for (const list of legs.values()) {
-    for (const leg of list) {
-      const [g, a, b] = leg;
+    const [out, into] = [`>${edge.s}`, `<${edge.s}`];
+    const add = (g, a, b) => {
       const key = `${a.id}|${a.port}|${b.id}|${b.port}`;
-      if (!wanted.has(g)) wanted.set(g, new Map());
       if (!wanted.get(g).has(key)) wanted.get(g).set(key, { a, b });
-      leg.push(key);
+      legs.get(edge).push([g, key]);
+    };
+    let from = { id: edge.s };
+    for (const g of above.filter((group) => !below.includes(group))) {
+      add(g, from, { id: out, out: true });
+      from = { id: `g${g}`, port: out };
     }
+    let around = above.find((group) => below.includes(group)) ?? -1;
+    for (const g of below.filter((group) => !above.includes(group)).reverse()) {
+      add(around, from, { id: `g${g}`, port: into });
+      [around, from] = [g, { id: into, in: true }];
+    }
+    add(around, from, { id: edge.t });
   }
+  const levels = new Map();
   const layOutGroup = (g) => {
     const items = inside.get(g).map((id) => {
       if (id[0] === "n") return { id, ...CARD };
@@ -83,9 +77,10 @@ function layOut(data, closed) {
       const inner = Number(id.slice(1));
       if (closed.has(inner)) return { id, ...BOX };
       layOutGroup(inner);
-      return { id, w: levels.get(inner).w, h: levels.get(inner).h, ports: levels.get(inner).ports };
+      const { w, h, ports } = levels.get(inner);
+      return { id, w, h, ports };
     });
-    levels.set(g, layOutLevel(items, [...(wanted.get(g) ?? new Map()).entries()], g !== -1));
+    levels.set(g, layOutLevel(items, [...wanted.get(g)], g !== -1));
   };
   layOutGroup(-1);
 
@@ -104,7 +99,7 @@ function layOut(data, closed) {
   settle(-1, 0, 0);
   const edges = graph.edges.flatMap((edge) => apart({
     ...edge,
-    points: legs.get(edge.key).flatMap(([g, , , key]) => {
+    points: legs.get(edge).flatMap(([g, key]) => {
       const [x, y] = origins.get(g);
       return levels.get(g).points.get(key).map(([px, py]) => [x + px, y + py]);
     }),
@@ -136,7 +131,7 @@ function layOutLevel(given, edges, framed) {
       const waypoint = { id: `${key}@${c}`, w: 0, h: 2, kind: "waypoint", column: c };
       items.set(waypoint.id, waypoint);
       columns.get(c).push(waypoint);
-      route.push({ id: waypoint.id, port: null });
+      route.push({ id: waypoint.id });
     }
     route.push(b);
     routes.set(key, route);
@@ -144,7 +139,7 @@ function layOutLevel(given, edges, framed) {
   const order = [...columns.keys()].sort((x, y) => y - x);  // from the left
   const height = (end) => {
     const item = items.get(end.id);
-    return end.port === null ? 0 : item.ports.get(end.port) - item.h / 2;
+    return end.port === undefined ? 0 : item.ports.get(end.port) - item.h / 2;
   };
   for (const item of items.values()) [item.left, item.right] = [[], []];
   for (const route of routes.values()) {
@@ -155,13 +150,45 @@ function layOutLevel(given, edges, framed) {
       b.left.push([a, shift]);
     }
   }
+  findHeights(columns, order);
+  const all = [...items.values()];
+  const top = Math.min(...all.map((item) => item.y - item.h / 2));
+  const shift = (framed ? HEADER + PADDING / 2 : 0) - top;
+  const padding = framed ? PADDING : 0;
+  let x = padding;
+  for (const c of order) {
+    const column = columns.get(c);
+    const w = Math.max(...column.map((item) => item.w));
+    const edge = column.every(isPort);
+    const here = !edge ? x : column[0].kind === "in" ? 0 : x - GAP.column + padding;
+    for (const item of column) {
+      item.x = here + w - item.w;  // near to what uses it
+      item.y += shift;
+      item.span = [here, here + w];
+    }
+    x = edge ? x : x + w + GAP.column;
+  }
+  const w = x - GAP.column + padding;
+  const lower = Math.max(0, ...all.map((item) => item.y + item.h / 2));
+  const points = new Map([...routes].map(([key, route]) => [key, route.flatMap((end, i) => {
+    const item = items.get(end.id);
+    const y = item.y + height(end);
+    if (item.kind === "waypoint") return [[item.span[0], y], [item.span[1], y]];
+    if (item.kind !== "item") return [[item.x, y]];
+    return [[i === 0 ? item.x + item.w : item.x, y]];
+  })]));
+  const ports = new Map(all.filter(isPort).map((item) => [item.id, item.y]));
+  return { items, points, ports, w, h: lower + padding };
+}
+
+// Sweep over the columns, at first with what is on one side of each, in the end with both.
+function findHeights(columns, order) {
   for (const column of columns.values()) stack(column.map((item) => [item, 0, 1]));
   for (let sweep = 0; sweep < SWEEPS; sweep++) {
     const leftwards = sweep % 2 === 0;
     const both = sweep >= SWEEPS - 4;
     for (const c of leftwards ? [...order].reverse() : order) {
-      const column = columns.get(c);
-      const wishes = column.map((item) => {
+      const wishes = columns.get(c).map((item) => {
         const near = both ? [...item.left, ...item.right] : leftwards ? item.right : item.left;
         const mean = near.reduce((sum, [other, shift]) => sum + other.y + shift, 0) / near.length;
         return [item, near.length ? mean : item.y, item.kind === "waypoint" ? 3 : 1];
@@ -173,33 +200,10 @@ function layOutLevel(given, edges, framed) {
       stack(wishes);
     }
   }
-  const all = [...items.values()];
-  const top = Math.min(...all.map((item) => item.y - item.h / 2));
-  const shift = (framed ? HEADER + PADDING / 2 : 0) - top;
-  let x = framed ? PADDING : 0;
-  for (const c of order) {
-    const column = columns.get(c);
-    const w = Math.max(...column.map((item) => item.w));
-    const edge = column.every((item) => item.kind === "in" || item.kind === "out");
-    const here = !edge ? x : column[0].kind === "in" ? 0 : x - GAP.column + (framed ? PADDING : 0);
-    for (const item of column) {
-      item.x = here + w - item.w;  // near to what uses it
-      item.y += shift;
-      item.span = [here, here + w];
-    }
-    x = edge ? x : x + w + GAP.column;
-  }
-  const w = x - GAP.column + (framed ? PADDING : 0);
-  const lower = Math.max(0, ...all.map((item) => item.y + item.h / 2));
-  const points = new Map([...routes].map(([key, route]) => [key, route.flatMap((end, i) => {
-    const item = items.get(end.id);
-    const y = item.y + height(end);
-    if (item.kind === "waypoint") return [[item.span[0], y], [item.span[1], y]];
-    if (item.kind !== "item") return [[item.x, y]];
-    return [[i === 0 ? item.x + item.w : item.x, y]];
-  })]));
-  const ports = new Map(all.filter((i) => i.kind === "in" || i.kind === "out").map((i) => [i.id, i.y]));
-  return { items, points, ports, w, h: lower + (framed ? PADDING : 0) };
+}
+
+function isPort(item) {
+  return item.kind === "in" || item.kind === "out";
 }
 
 // Give each item its column, counted from the right; ports are at both ends.

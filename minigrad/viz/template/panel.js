@@ -22,10 +22,11 @@ class Panel {
     this.data = data;
   }
 
-  // A picture of an array: its numbers, or a heat map and its range.
-  picture(index, kind) {
+  // A picture of an array: its numbers, or a heat map and its range; without an array, words.
+  picture(index, kind, missing) {
+    if (index === undefined) return html("span", { class: "none" }, missing);
     const picture = this.data.pictures[index];
-    if (picture.numbers && !picture.numbers.length) return html("span", { class: "none" }, "empty");
+    if (picture.numbers?.length === 0) return html("span", { class: "none" }, "empty");
     if (picture.numbers) {
       const [last] = picture.shape.slice(-1);
       const columns = Math.max(1, picture.shape.length === 1 ? Math.min(4, last) : (last ?? 1));
@@ -99,7 +100,7 @@ class Panel {
 
   leaf(step, pass) {
     const rows = [
-      [".grad before", step.before === undefined ? html("span", { class: "none" }, "None") : this.picture(step.before, "grad")],
+      [".grad before", this.picture(step.before, "grad", "None")],
       ["+ arrived", this.picture(step.g, "grad")],
       ["= .grad", this.picture(step.after, "grad result")],
     ];
@@ -230,14 +231,14 @@ class Panel {
 
   frozen(i) {
     const frozen = this.data.frozen[i];
-    const value = frozen.value === undefined ? html("span", { class: "none" }, "not saved") : this.picture(frozen.value, "");
-    return [html("h2", { tabindex: -1 }, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum([["value", value]])];
+    const rows = [["value", this.picture(frozen.value, "", "not saved")]];
+    return [html("h2", { tabindex: -1 }, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum(rows)];
   }
 
   details(i, state) {
     const node = this.data.nodes[i];
     const op = node.op === undefined ? null : this.data.ops[node.op];
-    const rows = [["value", node.value === undefined ? html("span", { class: "none" }, NOT_SAVED) : this.picture(node.value, "")]];
+    const rows = [["value", this.picture(node.value, "", NOT_SAVED)]];
     if (state.gradients[i] >= 0) rows.push([state.written[i] ? ".grad" : "gradient so far", this.picture(state.gradients[i], "grad")]);
     rows.push(["shape", `${node.shape.length ? node.shape.join(" × ") : "a number"}, ${node.dtype}`]);
     if (node.group !== -1) rows.push(["module", this.modulePath(node.group)]);
