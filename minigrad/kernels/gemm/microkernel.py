@@ -135,9 +135,9 @@ def _emit_sums(
     builder = e.builder
     # The addresses of A are hidden from the compiler, which would derive all from the first. One
     # register is enough for three rows, because an instruction can add one or two steps to it. A
-    # packed column has one address. If a multiply-add can load its own number, those of every second
-    # row do, which saves instructions; those of all rows would need too many loads. Then each vector
-    # has its own address, because the compiler would combine loads from equal ones.
+    # packed column has one address. If a multiply-add can load its own number, those of every
+    # second row do, which saves instructions; those of all rows would need too many loads. Then
+    # each vector has its own address, because the compiler would combine loads from equal ones.
     folds = ahead is not None and MULTIPLY_ADD_BROADCASTS
     group, copies = (height, vectors) if folds else (3, 1)
     rows = [e.step(x.a, x.a_row, i) for i in range(0, height, group) for _ in range(copies)]
