@@ -1059,6 +1059,18 @@ def test_what_changes_no_output_is_passed_by(theirs, name):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_the_projections_of_velora_change_no_output_and_are_passed_by(theirs):
+    folder = theirs("linear")
+    configure(folder, velora_config={"num_groups": 2, "scale": 1.0, "init_type": "random"})
+    key, projection = f"{PREFIX}layers.0.lora_velora_embed", np.ones(3, np.float32)
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: projection})
+    model = model_of("mlp")
+    lora.load(model, folder)
+    assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
+    assert not check_adapter(folder).findings
+    assert summarise(folder).parameters == summarise(FOLDERS / "linear").parameters
+
+
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "mica", "orthogonal"])
 def test_how_an_adapter_began_does_not_matter(theirs, init):
     folder = theirs("linear")
