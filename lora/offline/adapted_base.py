@@ -180,6 +180,8 @@ class AdaptedBase(Closing):
                         f"of"
                     )
                 continue
+            if name not in base and self._is_tied_copy(key):
+                continue
             found[name] = key
             if name in base:
                 own, info, source = files.tensors[key].shape, base.info(name), "in the base"
@@ -196,6 +198,13 @@ class AdaptedBase(Closing):
                     f"the base{self._tied_to(files.tensors[key].shape)}"
                 )
         return found
+
+    def _is_tied_copy(self, key: str) -> bool:
+        """Return whether PEFT wrote the table of the embeddings once more, as the tied head."""
+        base, files = self.tensors, self.files
+        tables = [_adapter_name(self.prefix, name) for name in tied_tables(list(base), base)]
+        keys = [files.whole[name] for name in tables if name in files.whole]
+        return any(files.is_same(key, files.read(each)) for each in keys)
 
     def _tied_to(self, shape: tuple[int, ...]) -> str:
         """Say what to do about a tensor that may be a head, tied to a table of this shape."""
