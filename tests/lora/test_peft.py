@@ -1059,6 +1059,15 @@ def test_what_changes_no_output_is_passed_by(theirs, name):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_of_another_method_only_the_method_is_told(theirs):
+    folder = theirs("linear")
+    configure(folder, peft_type="LOHA", module_dropout=0.1, alpha=8, use_effective_conv2d=True)
+    message = "peft_type='LOHA'; only LORA is implemented; .*save_as_lora"
+    with pytest.raises(ValueError, match=message) as error:
+        lora.load(model_of("mlp"), folder)
+    assert "is not known" not in str(error.value)
+
+
 def test_the_projections_of_velora_change_no_output_and_are_passed_by(theirs):
     folder = theirs("linear")
     configure(folder, velora_config={"num_groups": 2, "scale": 1.0, "init_type": "random"})
@@ -1143,7 +1152,6 @@ def test_where_it_has_changed_the_base_it_is_refused(theirs, init):
 
 
 WRONG = {
-    "peft_type": ("LOHA", "only LORA is implemented"),
     "use_dorra": (True, "did you mean 'use_dora'"),
     "frobnicate": (1, "is not known, and might change the result"),
     "r": (0, "a rank or an alpha is positive"),
