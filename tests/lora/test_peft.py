@@ -1059,6 +1059,19 @@ def test_what_changes_no_output_is_passed_by(theirs, name):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_the_bias_of_a_layer_of_another_adapter_may_be_there_too(theirs):
+    folder = theirs("bias_of_layers")
+    other = next(n for n in ("0", "1", "2") if n not in str(config_of(folder)["target_modules"]))
+    model, key = model_of("mlp"), f"{PREFIX}layers.{other}.base_layer.bias"
+    bias = model.layers[int(other)].bias.data
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: bias})
+    lora.load(model, folder)
+    assert relative(output(model), RESULTS["bias_of_layers; output"]) <= 1e-6
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: bias + 1})
+    with pytest.raises(ValueError, match=rf"another base: {re.escape(key)} is not the weight"):
+        lora.load(model_of("mlp"), folder)
+
+
 def test_of_another_method_only_the_method_is_told(theirs):
     folder = theirs("linear")
     configure(folder, peft_type="LOHA", module_dropout=0.1, alpha=8, use_effective_conv2d=True)
