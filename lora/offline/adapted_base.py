@@ -180,6 +180,8 @@ class AdaptedBase(Closing):
                         f"of"
                     )
                 continue
+            if name not in base and self._is_tied_copy(key):
+                continue
             found[name] = key
             if name in base:
                 own, info, source = files.tensors[key].shape, base.info(name), "in the base"
@@ -199,6 +201,13 @@ class AdaptedBase(Closing):
                     f"the base{advice}"
                 )
         return found
+
+    def _is_tied_copy(self, key: str) -> bool:
+        """Return whether PEFT wrote the table of the embeddings once more, as the tied head."""
+        base, files = self.tensors, self.files
+        tables = [_adapter_name(self.prefix, name) for name in tied_tables(list(base), base)]
+        keys = [files.whole[name] for name in tables if name in files.whole]
+        return any(files.is_same(key, files.read(each)) for each in keys)
 
     def _renamed(self) -> Iterator[str]:
         """Yield an error if tensors in full seem to have other names in the base.

@@ -116,6 +116,9 @@ def _compared(
     # Other programs may compute B A in the dtype of the model.
     size = abs(s) * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     eps = 4 * 2.0 ** -_DIGITS.get(dtype, 24) * size
+    if adapter.lora_magnitude is not None:  # in float32, a sum of d_in squares errs by its root
+        norm_of_v = float(np.linalg.norm(adapter.lora_magnitude._data))
+        eps += (4 + math.sqrt(weight.shape[1])) * 2.0**-24 * norm_of_v
 
     def right(rows: slice, columns: slice) -> Array:
         return adapter.update(weight, rows, columns, norms)

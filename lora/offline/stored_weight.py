@@ -25,7 +25,7 @@ class StoredWeight(FrozenMatrix):
 
     def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
         info = tensors.info(name)
-        axes = (2,) if is_transposed else (2, 3, 4)
+        axes = (2,) if is_transposed else (2, 3, 4, 5)
         if len(info.shape) not in axes or info.dtype not in FLOATS:
             raise ValueError(
                 f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix or filters "

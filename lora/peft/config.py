@@ -200,15 +200,19 @@ class PeftConfig:
         """Make a configuration from the content of the file.
 
         A ValueError lists all fields that are unknown, have a wrong value, contradict others, or
-        need a method that is not implemented and would change the result.
+        need a method that is not implemented and would change the result. Of another `peft_type`,
+        it names this type only, because the fields are those of another method.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
+        if (method := content.get("peft_type", "LORA")) != "LORA":
+            raise ValueError(
+                f"the configuration cannot be used: peft_type={method!r:.60}; only LORA is "
+                f"implemented; use the adapter with PEFT, which can convert the adapters of some "
+                f"methods to LoRA (peft.save_as_lora)"
+            )
         kinds = get_type_hints(cls)
-        method = content.get("peft_type", "LORA")
         problems = []
-        if method != "LORA":
-            problems.append(f"peft_type={method!r:.60}; only LORA is implemented")
         for name, value in content.items():
             is_off = value is None or value is False or value in ({}, [], "")
             if is_off or name in kinds or name in _WITHOUT_EFFECT:

@@ -30,6 +30,8 @@ NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about anot
 
 _OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
 
+_PROJECTION = ".lora_velora_embed"
+
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 
 _SAME = 1e-9  # relative tolerance of scales, because alpha may be written with few digits
@@ -68,7 +70,8 @@ class AdapterFolder(Closing):
         repeated: the keys under which PEFT repeats tensors that have another key too.
         layers: the updates, each a `StoredLayer`, by the names of the layers.
         whole: the keys of parameters and buffers in full, by their names in the model.
-        tensors: the dtype and shape of each tensor, by key; `read` returns its values.
+        tensors: the dtype and shape of each tensor, by key; `read` returns its values. VeLoRA's
+            projections are left out: with them, PEFT approximates gradients, and no outputs.
         has_checksum: whether the tensors have a checksum, which was right.
         unfinished: the names of files that an interrupted save left in `.saved`.
 
@@ -82,13 +85,14 @@ class AdapterFolder(Closing):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config, self.file, self.unfinished = _open(self.path)
-        self.tensors: Mapping[str, TensorInfo] = self.file.tensors
+        infos = self.file.tensors.items()
+        self.tensors = {key: info for key, info in infos if not key.endswith(_PROJECTION)}
         self.has_checksum = self.file.has_checksum
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
         try:
-            for key in sorted(self.file, key=in_order):
+            for key in sorted(self.tensors, key=in_order):
                 ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
                 if ending is not None and key.startswith(PREFIX):
                     layer, part = key[len(PREFIX) : -len(ending) - 1], PARTS[ending][0]

@@ -25,7 +25,7 @@ from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
-from lora.peft.keys import PREFIX, by_key, stored_shape
+from lora.peft.keys import PREFIX, by_key, parameter_of, stored_shape
 from lora.variants.inits import INITS, draw
 from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
@@ -244,8 +244,9 @@ def _problems_of_base_weights(
 ) -> Iterator[str]:
     """Yield errors about tensors that are not parameters of the adapter.
 
-    PEFT may write the weights of embeddings and of the head, adapted or not. They must equal the
-    weights of the model. For NF4, only the shape is compared.
+    PEFT may write the weights of embeddings and of the head, adapted or not, and the biases of
+    layers with another adapter. They must equal those of the model. For NF4, only the shape is
+    compared.
     """
     # The weights of the base, dense or in few bits, by all names that PEFT may use.
     model, names = plan.model, state_names(plan.model)
@@ -254,11 +255,11 @@ def _problems_of_base_weights(
     own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
     for name, layer in plan.layers.items():
         stored = getattr(layer.base_weight, "_data", layer.base_weight)
-        own |= {f"{name}.weight": stored, f"{name}.base_layer.weight": stored}
+        own[f"{name}.weight"] = stored
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
-        weight = own.get(key.removeprefix(PREFIX))
+        weight = own.get(parameter_of(key))
         if weight is None:
             yield f"unexpected: {key} {files.tensors[key].shape}"
             continue

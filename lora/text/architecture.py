@@ -307,7 +307,9 @@ def _layers(
     window, types = given.get("sliding_window"), given.get("layer_types")
     if architecture == "mistral":
         return rotated, window
-    if architecture == "llama" or not given["use_sliding_window"]:
+    # The mask of SmolLM3 in transformers depends on the types alone, if they are listed.
+    is_listed = architecture == "smollm3" and types is not None
+    if architecture == "llama" or not (given["use_sliding_window"] or is_listed):
         window = None
     slides = [i >= given["max_window_layers"] for i in range(count)]
     if architecture == "smollm3":

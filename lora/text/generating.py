@@ -33,6 +33,9 @@ class TextGenerator:
     new tokens are computed. It notices when weights were trained, or other adapters are active, in
     the meantime. After another change of the model, call `forget`.
 
+    Of the model's `generation_config.json` only the end tokens count. Other entries, such as
+    `temperature` and `repetition_penalty`, which transformers applies, are ignored.
+
     Args:
         model: the language model, with adapters or without.
         tokenizer: its tokenizer.

@@ -102,8 +102,9 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
     The values keep their dtype. bfloat16 arrays have the dtype of ml_dtypes, so no float32 copy is
     made. float8 is converted to bfloat16, which can represent all of its values.
 
-    A ValueError is raised at the beginning if tensors are missing, unexpected, mis-shaped or have a
-    dtype that is not supported. It is raised later if a file is truncated.
+    A ValueError is raised at the beginning if tensors are missing, unexpected, mis-shaped, of
+    layers that PEFT has wrapped, or have a dtype that is not supported. It is raised later if a
+    file is truncated.
     """
     with tensors:
         # Old files also have the rotary frequencies, which follow from the configuration.
@@ -116,6 +117,11 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
                     f"says that it is (tie_word_embeddings)"
                 )
             names.remove(_HEAD)
+        if wrapped := [name for name in names if ".base_layer." in name]:
+            raise ValueError(
+                f"{tensors.location} has layers of PEFT with an adapter, such as {wrapped[0]}; "
+                f"save the model that merge_and_unload() returns, or unload() for the base alone"
+            )
         shapes = {name: tensors.info(name).shape for name in names}
         check_shapes(tensors.location, shapes, expected_shapes(config))
         for name in names:

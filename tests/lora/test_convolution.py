@@ -10,6 +10,7 @@ import minigrad as mg
 from lora import LoRAConfig, LoRAConv
 from lora.__main__ import main
 from lora.offline import check_adapter, merge_files, summarise
+from lora.peft import Facts, PeftConfig, write_folder
 from minigrad.io import load_state, save_state
 from minigrad.nn import Conv1d, Conv2d, Sequential
 from tests.lora.folders import PREFIX, base_of, edit
@@ -350,6 +351,21 @@ def test_a_file_of_peft_for_a_dilated_convolution_is_refused(rng, tmp_path):
     save_state(path, load_state(path)[0], {"format": "pt"})  # without what we note in it
     with pytest.raises(ValueError, match=r"dilated: 0 is a convolution with dilation=\(2, 2\)"):
         lora.load(base, tmp_path)
+
+
+def test_filters_of_three_dimensions_are_merged_in_files(rng, tmp_path):
+    w, a = rng.standard_normal((6, 2, 1, 2, 3)), rng.standard_normal((4, 2, 1, 2, 3))
+    b = rng.standard_normal((6, 4, 1, 1, 1))
+    base, key = tmp_path / "base.safetensors", "base_model.model.conv.lora_{}.weight"
+    save_state(base, {"conv.weight": w, "conv.bias": w[:, 0, 0, 0, 0].copy()}, {})
+    config = PeftConfig(("conv",), r=4, lora_alpha=2)
+    tensors = {key.format("A"): a, key.format("B"): b}
+    write_folder(tmp_path / "adapter", config, tensors, Facts())
+    merge_files(base, tmp_path / "adapter", tmp_path / "out.safetensors", progress=False)
+    found = load_state(tmp_path / "out.safetensors")[0]["conv.weight"]
+    wanted = w + 0.5 * np.einsum("or,rcdhw->ocdhw", b[:, :, 0, 0, 0], a)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert check_adapter(tmp_path / "adapter", base, tmp_path / "out.safetensors").is_right
 
 
 def test_a_merged_file_is_the_folded_model_to_the_bit(saved, tmp_path):

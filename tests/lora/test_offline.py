@@ -752,6 +752,22 @@ def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, r
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
+def test_a_tied_head_that_peft_wrote_beside_its_table_stays_tied(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
+    base, table = base_of(net, tmp_path / "base"), net.embed.weight.data + 1
+    (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
+    both = {f"{PREFIX}embed.weight": table, f"{PREFIX}out.weight": table}
+    edit(tmp_path / "adapter" / WEIGHTS, lambda arrays: arrays | both)
+    assert check_adapter(tmp_path / "adapter", base).is_right
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert (merged.replaced, merged.added) == (["embed.weight"], [])
+    assert check_adapter(tmp_path / "adapter", base, tmp_path / "out").is_right
+    np.testing.assert_array_equal(state(tmp_path / "out")["embed.weight"], table)
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(f"{PREFIX}out.weight", table + 1))
+    with pytest.raises(ValueError, match=r"unexpected: .*out.weight .*tied to 'embed.weight'"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+
+
 def test_a_new_head_of_an_embedding_that_encoder_and_decoder_share_needs_copies(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
     base, table = base_of(net, tmp_path / "base"), net.embed.weight.data

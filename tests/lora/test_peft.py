@@ -1059,6 +1059,40 @@ def test_what_changes_no_output_is_passed_by(theirs, name):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_the_bias_of_a_layer_of_another_adapter_may_be_there_too(theirs):
+    folder = theirs("bias_of_layers")
+    other = next(n for n in ("0", "1", "2") if n not in str(config_of(folder)["target_modules"]))
+    model, key = model_of("mlp"), f"{PREFIX}layers.{other}.base_layer.bias"
+    bias = model.layers[int(other)].bias.data
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: bias})
+    lora.load(model, folder)
+    assert relative(output(model), RESULTS["bias_of_layers; output"]) <= 1e-6
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: bias + 1})
+    with pytest.raises(ValueError, match=rf"another base: {re.escape(key)} is not the weight"):
+        lora.load(model_of("mlp"), folder)
+
+
+def test_of_another_method_only_the_method_is_told(theirs):
+    folder = theirs("linear")
+    configure(folder, peft_type="LOHA", module_dropout=0.1, alpha=8, use_effective_conv2d=True)
+    message = "peft_type='LOHA'; only LORA is implemented; .*save_as_lora"
+    with pytest.raises(ValueError, match=message) as error:
+        lora.load(model_of("mlp"), folder)
+    assert "is not known" not in str(error.value)
+
+
+def test_the_projections_of_velora_change_no_output_and_are_passed_by(theirs):
+    folder = theirs("linear")
+    configure(folder, velora_config={"num_groups": 2, "scale": 1.0, "init_type": "random"})
+    key, projection = f"{PREFIX}layers.0.lora_velora_embed", np.ones(3, np.float32)
+    edit(folder / WEIGHTS, lambda arrays: {**arrays, key: projection})
+    model = model_of("mlp")
+    lora.load(model, folder)
+    assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
+    assert not check_adapter(folder).findings
+    assert summarise(folder).parameters == summarise(FOLDERS / "linear").parameters
+
+
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "mica", "orthogonal"])
 def test_how_an_adapter_began_does_not_matter(theirs, init):
     folder = theirs("linear")
@@ -1131,7 +1165,6 @@ def test_where_it_has_changed_the_base_it_is_refused(theirs, init):
 
 
 WRONG = {
-    "peft_type": ("LOHA", "only LORA is implemented"),
     "use_dorra": (True, "did you mean 'use_dora'"),
     "frobnicate": (1, "is not known, and might change the result"),
     "r": (0, "a rank or an alpha is positive"),

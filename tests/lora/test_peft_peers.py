@@ -231,6 +231,22 @@ def test_peft_reads_narrow_files_as_we_do(theirs, tmp_path, dtype):
     assert relative(found, our_output(again, "mlp", "float32")) <= 1e-6
 
 
+def test_velora_which_saves_memory_in_training_computes_as_lora(theirs, tmp_path):
+    import torch
+    from peft import LoraConfig, VeloraConfig, get_peft_model
+
+    options = {"target_modules": ["layers.0", "layers.1"], "init_lora_weights": False}
+    config = LoraConfig(**options, velora_config=VeloraConfig(num_groups=2))
+    there = get_peft_model(their_base(theirs, "mlp", "float32"), config)
+    x = torch.tensor(inputs("mlp", "float32"))
+    there(x).sum().backward()  # updates the projections, which are in the file
+    there.save_pretrained(tmp_path)
+    model = our_base("mlp", "float32")
+    lora.load(model, tmp_path)
+    wanted = there(x).detach().numpy()
+    assert relative(our_output(model, "mlp", "float32"), wanted) <= TOLERANCE["float32"]
+
+
 def moved_dora():
     model = our_base("mlp", "float32")
     lora.attach(model, LoRAConfig(rank=3, targets="all-linear", use_dora=True))

@@ -111,6 +111,10 @@ def test_a_window_counts_where_a_layer_has_one():
     assert read("qwen3", **on, layer_types=mixed).sliding_window == 16
     assert read("smollm3", **on).sliding_window == 16
     assert read("smollm3", **on, no_rope_layers=[1] * 4).sliding_window is None
+    assert read("smollm3", **window).sliding_window is None
+    assert read("smollm3", **window, layer_types=full).sliding_window is None
+    assert read("smollm3", **window, layer_types=mixed).sliding_window == 16
+    assert read("qwen3", **window, layer_types=mixed).sliding_window is None
 
 
 def test_end_tokens_of_the_generation_config_go_first():

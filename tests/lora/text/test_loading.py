@@ -9,6 +9,7 @@ from lora.text import loading
 from lora.text.loading import load_model, tokenizer
 from lora.text.model import TiedHead
 from minigrad.nn import Embedding, Linear
+from tests.lora.folders import edit
 from tests.lora.text.models import tiny_folder, tiny_gguf
 
 IDS = np.arange(30).reshape(2, 15)
@@ -97,6 +98,14 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
     load_model(folder, "nf4")
     monkeypatch.setattr(loading, "physical_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match=r"has 9.766 KiB of memory; take a smaller model$"):
+        load_model(folder)
+
+
+def test_a_model_that_peft_has_wrapped_and_not_merged_is_told_so(tmp_path):
+    folder, name = tiny_folder(tmp_path / "base"), "model.layers.1.mlp.up_proj"
+    wrapped = lambda x: {n.replace(name, f"{name}.base_layer"): a for n, a in x.items()}
+    edit(folder / "model.safetensors", wrapped)
+    with pytest.raises(ValueError, match=rf"{name}\.base_layer\.weight.* merge_and_unload\(\)"):
         load_model(folder)
 
 

@@ -90,6 +90,23 @@ def test_a_right_merge_is_right(name, dtype, stored, tmp_path):
     assert f"{len(found.merged)} of {len(found.merged)} layers of the model" in repr(found)
 
 
+def test_norms_of_dora_may_be_computed_in_float32(tmp_path):
+    base = tiny_folder(tmp_path / "m", hidden_size=256, intermediate_size=512)
+    adapter = tiny_adapter(tmp_path / "a", base, alpha=0.01, use_dora=True)
+
+    def change(arrays):
+        with AdaptedBase(base, adapter) as opened:
+            for layer, weight in opened.weights.items():
+                m, v = opened.update(layer).lora_magnitude.data, arrays[weight.name]
+                a, b = opened.update(layer).exact_factors()
+                v = (v + opened.update(layer).scale * b @ a).astype(np.float32)
+                squares = np.cumsum(v**2, axis=1, dtype=np.float32)  # one after the other
+                arrays[weight.name] = (m / np.sqrt(squares[:, -1]))[:, None] * v
+
+    found = check_adapter(adapter, base, write(base, tmp_path / "out", change))
+    assert found.is_right, found
+
+
 def test_the_base_may_be_a_gguf_file_of_few_bits(tmp_path):
     made = tiny_folder(tmp_path / "m", intermediate_size=64)
     base = tiny_gguf(tmp_path / "m.gguf", made, quantised="Q4_0")
