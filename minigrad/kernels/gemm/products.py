@@ -41,7 +41,7 @@ from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
-ONE_BLOCK = 128**3  # multiply-adds up to which loops over blocks take a notable time
+ROWS_OF_A_PIECE = 48  # the least rows for which a thread packs all of B for itself
 SIZES = 10  # block sizes at the head of a plan
 ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
@@ -102,10 +102,12 @@ def multiply_run(
         m, n, left, right = n, m, right, left
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
-    one_block = m * n * k <= ONE_BLOCK and k <= choice.depth and n <= t.NC and C.col == t.item
+    # Matrices that fit in a level-2 cache together need no loops over blocks.
+    one_block = max(m * k, k * n, m * n) * t.item <= 2 * t.near
+    one_block = one_block and k <= choice.depth and n <= t.NC and C.col == t.item
     # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
-    one_block = one_block and (pieces == 1 or m >= pieces * t.MR)
+    one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
     packed = choice.pack_b and not one_block
     work = np.empty(work_size(t, n, min(k, choice.depth)) if packed else 0, np.uint8)
     room = first_line(work)
