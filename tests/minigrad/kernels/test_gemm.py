@@ -103,9 +103,11 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
 @needs_jit
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
-@pytest.mark.parametrize("shape", [(128, 128, 128), (100, 70, 33), (31, 64, 300), (300, 200, 160)])
+@pytest.mark.parametrize(
+    "shape", [(128, 128, 128), (100, 70, 33), (31, 64, 300), (300, 200, 160), (300, 600, 400)]
+)
 def test_any_number_of_threads_gives_the_same_bits(shape, layout, dtype, rng):
-    """Few rows, a block, and several blocks, shared by up to eight threads."""
+    """Few rows, one block, and several blocks, shared by up to eight threads."""
     kernel = PRODUCTS[np.dtype(dtype)]
     x, y = operands(*shape, layout, dtype, rng)
     bias = rng.standard_normal(y.shape[1]).astype(dtype)
@@ -118,6 +120,23 @@ def test_any_number_of_threads_gives_the_same_bits(shape, layout, dtype, rng):
             shared = start.copy()
             kernel.gemm.shared(threads, x, y, bias, shared, kernel.plans[add])
             np.testing.assert_array_equal(shared, alone)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(128, 128, 128), (200, 160, 96), (300, 200, 600)])
+def test_rows_at_any_distance_give_the_same_bits(shape, dtype, rng):
+    """Rows at a distance of a power of two are packed, where others are read in place."""
+    x, y = operands(*shape, "NN", dtype, rng)
+    expected = matmul(x, y)
+    assert_close(expected, x, y)
+    for bytes_apart in (4800, 4864, 8192):
+        wide = [np.zeros((len(each), bytes_apart // each.itemsize), dtype) for each in (x, y)]
+        for each, operand in zip(wide, (x, y), strict=True):
+            each[:, : operand.shape[1]] = operand
+        far_x, far_y = wide[0][:, : x.shape[1]], wide[1][:, : y.shape[1]]
+        for pair in ((far_x, y), (x, far_y), (far_x, far_y)):
+            np.testing.assert_array_equal(matmul(*pair), expected)
 
 
 @needs_jit
