@@ -128,7 +128,8 @@ def choose_packing(
     """
     size = k * n * t.item
     wide, often, tall = n * t.item > WIDE, n * t.item >= OFTEN, m > 2 * t.MR
-    # Numbers at a distance of a power of two lie in few sets of a cache, and evict each other.
+    # Numbers at a distance of a power of two lie in few sets of a cache, and evict each other. A
+    # tile reads only MR rows of A, which fit unless all lie in one set.
     rows_collide = n > t.NR and a.row % 4096 == 0 and min(k, t.KC) * t.item >= 1024
     steps_collide = tall and n * t.item > NARROW and a.col % 512 == 0 and k > STEPS
     rows_of_b_collide = tall and n > t.NR and b.row % 512 == 0 and k > STEPS
