@@ -75,8 +75,7 @@ class Expression:
         """Return the step for a sequence of parts; `repeated` is True inside of a repeat."""
         steps = [self._part(op, value, repeated) for op, value in parts][::-1]
         # Most expressions are parts of names: a name without the longest part is rejected at once.
-        is_exact = not self._state.flags & re.IGNORECASE
-        text = "".join(chr(v) if is_exact and str(op) == "LITERAL" else "\n" for op, v in parts)
+        text = "".join(chr(v) if self._is_literal(op) else "\n" for op, v in parts)
         longest = max(text.split("\n"), key=len)
 
         def step(after: int, name: Name) -> int:
@@ -90,10 +89,14 @@ class Expression:
 
         return step
 
+    def _is_literal(self, op: Any) -> bool:
+        """Return whether a part matches one character, given as it is, and no other."""
+        return str(op) == "LITERAL" and not self._state.flags & re.IGNORECASE
+
     def _part(self, op: Any, value: Any, repeated: bool) -> Step:
         """Return the step for one part of the parse tree."""
         kind = str(op)
-        if kind == "LITERAL" and not self._state.flags & re.IGNORECASE:
+        if self._is_literal(op):
             character = chr(value)
             return lambda after, name: (after << 1) & name.before.get(character, 0)
         if kind in ("ANY", "LITERAL", "NOT_LITERAL", "IN", "AT", "FAILURE"):

@@ -60,19 +60,20 @@ class AdaptedBase(Closing):
             # The weights of layers with an update, by layer; and the layers, by weight.
             self.weights = self._find_weights()
             self.layers = {weight.name: layer for layer, weight in self.weights.items()}
+            # The weights of embeddings in the base that are also the model's head.
+            self.tables = tied_tables(list(self.tensors), self.tensors)
             # The key of each tensor that replaces a tensor of the base, by its name in the base.
             self.replaced = self._find_replaced()
             self.problems += self._missing()
             # Names among them that the base does not have; those that are tied heads in the base;
             # and weights of embeddings that change, and may also be the model's head.
             self.added = [name for name in self.replaced if name not in self.tensors]
-            tables = tied_tables(list(self.tensors), self.tensors)
-            shapes = [self.tensors.info(name).shape for name in tables]
+            shapes = [self.tensors.info(name).shape for name in self.tables]
             own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
             self.heads = [name for name in self.added if own[name] in shapes]
-            self.problems += [*self._left_without(tables), *self._renamed()]
+            self.problems += [*self._left_without(), *self._renamed()]
             changed = [] if self.heads else [*self.layers, *self.replaced]
-            self.tied = [name for name in tables if name in changed]
+            self.tied = [name for name in self.tables if name in changed]
             # The layers with an update that cannot be merged.
             self.grouped = [name for name, each in self.files.layers.items() if each.groups > 1]
             self._stack = stack.pop_all()
@@ -194,7 +195,7 @@ class AdaptedBase(Closing):
                 self.problems += files.tensor_problems(key, info.shape, info.dtype, source)
             elif not files.is_trained_in_full(key):
                 shape = files.tensors[key].shape
-                tables = [n for n in tied_tables(list(base), base) if base.info(n).shape == shape]
+                tables = [name for name in self.tables if base.info(name).shape == shape]
                 advice = f"; if it is {_TIED_TO.format(tables[0])}" if tables else ""
                 self.problems.append(
                     f"unexpected: {key} is not a part of an update, as {KEYS} are, nor a tensor of "
@@ -204,10 +205,9 @@ class AdaptedBase(Closing):
 
     def _is_tied_copy(self, key: str) -> bool:
         """Return whether PEFT wrote the table of the embeddings once more, as the tied head."""
-        base, files = self.tensors, self.files
-        tables = [_adapter_name(self.prefix, name) for name in tied_tables(list(base), base)]
-        keys = [files.whole[name] for name in tables if name in files.whole]
-        return any(files.is_same(key, files.read(each)) for each in keys)
+        names = [_adapter_name(self.prefix, name) for name in self.tables]
+        keys = [self.files.whole[name] for name in names if name in self.files.whole]
+        return any(self.files.is_same(key, self.files.read(each)) for each in keys)
 
     def _renamed(self) -> Iterator[str]:
         """Yield an error if tensors in full seem to have other names in the base.
@@ -229,13 +229,13 @@ class AdaptedBase(Closing):
                 f"{_RENAMED}"
             )
 
-    def _left_without(self, tables: Sequence[str]) -> Iterator[str]:
+    def _left_without(self) -> Iterator[str]:
         """Yield an error if a head that is not tied leaves other layers without a weight.
 
         In BART and similar models, encoder, decoder and head share a table, all of them or none. A
         table without a prefix is that of T5, where encoder and decoder always share it.
         """
-        for table in tables if self.heads else ():
+        for table in self.tables if self.heads else ():
             prefix = table.removesuffix("shared.weight")
             names = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
             known = {*self.tensors, *self.replaced}

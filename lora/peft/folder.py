@@ -29,8 +29,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensor
 NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
 _OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
-
-_PROJECTION = ".lora_velora_embed"
+_PROJECTION = ".lora_velora_embed"  # the end of the keys of VeLoRA's projections
 
 _MODELS = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")  # names of files of weights
 

@@ -1072,7 +1072,7 @@ def test_the_bias_of_a_layer_of_another_adapter_may_be_there_too(theirs):
         lora.load(model_of("mlp"), folder)
 
 
-def test_of_another_method_only_the_method_is_told(theirs):
+def test_of_another_method_only_the_method_is_named(theirs):
     folder = theirs("linear")
     configure(folder, peft_type="LOHA", module_dropout=0.1, alpha=8, use_effective_conv2d=True)
     message = "peft_type='LOHA'; only LORA is implemented; .*save_as_lora"

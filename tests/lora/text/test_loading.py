@@ -101,7 +101,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
         load_model(folder)
 
 
-def test_a_model_that_peft_has_wrapped_and_not_merged_is_told_so(tmp_path):
+def test_a_model_that_peft_has_wrapped_and_not_merged_is_refused(tmp_path):
     folder, name = tiny_folder(tmp_path / "base"), "model.layers.1.mlp.up_proj"
     wrapped = lambda x: {n.replace(name, f"{name}.base_layer"): a for n, a in x.items()}
     edit(folder / "model.safetensors", wrapped)
