@@ -16,7 +16,8 @@ from typing import Any
 
 from tests.benchmarks.workload import OURS, Contender, Run, Workload, checksum
 
-REST = 0.05  # seconds in which spinning threads of others go to sleep: OpenBLAS needs 26 ms
+REST = 0.15  # seconds in which spinning threads of others go to sleep: OpenBLAS needs 0.1
+SETTLE = 0.1  # seconds until each thread has a core: the kernel may wake two threads on one core
 
 
 def main(module: str, name: str, contender: str, threads: int) -> None:
@@ -34,7 +35,7 @@ def main(module: str, name: str, contender: str, threads: int) -> None:
             run = who.prepare(workload.points[request["point"]].case)
             answer = first_calls(run, workload)
         elif run is not None:
-            answer = round_of(run, request["round"], workload.unit)
+            answer = round_of(run, request["round"], workload.unit, threads)
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -63,13 +64,18 @@ def first_calls(run: Run, workload: Workload) -> dict[str, float | None]:
     }
 
 
-def round_of(run: Run, seconds: float, unit: str) -> float:
+def round_of(run: Run, seconds: float, unit: str, threads: int) -> float:
     """The median of the calls that there is time for, at least one.
 
-    Short work is done once before, for the caches have since held what is another process's.
+    Short work is done before: once on one thread, because the caches have since held what is
+    another process's, and for some time on several.
     """
-    time.sleep(REST)
     figures: list[float] = []
+    if threads > 1 and unit == "s":
+        time.sleep(REST)
+        settled = time.perf_counter() + SETTLE
+        while time.perf_counter() < settled:
+            run()
     started = time.perf_counter()
     end = started + seconds
     if unit == "s":
