@@ -71,18 +71,19 @@ def round_of(run: Run, seconds: float, unit: str, threads: int) -> float:
     another process's, and for some time on several.
     """
     figures: list[float] = []
-    if threads > 1 and unit == "s":
+    if threads > 1:
         time.sleep(REST)
-        settled = time.perf_counter() + SETTLE
-        while time.perf_counter() < settled:
-            run()
+    settle = SETTLE if threads > 1 else seconds / 4
     started = time.perf_counter()
-    end = started + seconds
     if unit == "s":
         result = run()
         figures.append(time.perf_counter() - started)
-        if figures[0] < seconds / 4:
+        if figures[0] < settle:
             figures.clear()
+            while threads > 1 and time.perf_counter() < started + settle:
+                run()
+            started = time.perf_counter()
+    end = started + seconds
     while not figures or time.perf_counter() < end:
         started = time.perf_counter()
         result = run()
