@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy import empty, ndarray
 
 from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
@@ -71,30 +72,28 @@ def matmul(
     """
     dtype = x.dtype
     compiled = PRODUCTS.get(dtype)
-    if y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+    if type(x) is not ndarray or type(y) is not ndarray or y.dtype != dtype:
         compiled = None
-    x_shape, y_shape = x.shape, y.shape
-    matrices = len(x_shape) == 2 == len(y_shape)
     if bias is not None and (
         out is not None
         or add
         or compiled is None
-        or not matrices
-        or type(bias) is not np.ndarray
+        or not x.ndim == y.ndim == 2
+        or type(bias) is not ndarray
         or bias.dtype != dtype
-        or bias.shape != y_shape[1:]
+        or bias.shape != y.shape[1:]
     ):
         return _add_after_product(x, y, out, add, bias)
     if compiled is None:
         return _numpy_matmul(x, y, out, add)
-    if not matrices:
+    try:
+        (m, k), (k_y, n) = x.shape, y.shape
+    except ValueError:  # not two axes each
         return _matmul_stacks(compiled, x, y, out, add)
-    m, k = x_shape
-    k_y, n = y_shape
     if k != k_y:
         _product_shape(x, y)  # raises an error
     if out is None and not add:
-        out = np.empty((m, n), dtype)
+        out = empty((m, n), dtype)
     else:
         out = _checked(out, (m, n), dtype, x, y)
     work, lanes = m * n * k, compiled.lanes
@@ -149,8 +148,8 @@ def _checked(
     """Return `out` if a product of this shape can be written to it, or raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
-    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
-        kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
+    if type(out) is not ndarray or out.shape != shape or out.dtype != dtype:
+        kind = f"{out.dtype} array" if type(out) is ndarray else type(out).__name__
         raise _error(
             f"out is a {kind} of shape {np.shape(out)}, the product is "
             f"a {dtype} array of shape {shape}"
@@ -191,7 +190,7 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
     shape = _product_shape(x, y)
     leading, k, n = len(shape) - 2, x.shape[-1], shape[-1]
     if out is None and not add:
-        out = np.empty(shape, x.dtype)
+        out = empty(shape, x.dtype)
     else:
         out = _checked(out, shape, x.dtype, x, y)
     work = out.size * k
@@ -322,7 +321,7 @@ class Products:
             if long:
                 return False
             straight = out.strides[1] == item
-            rows = out if straight else np.empty(out.shape, out.dtype)
+            rows = out if straight else empty(out.shape, out.dtype)
             self.stream(seconds, x, y, rows, self.plans[0], add and straight)
             if not straight and add:
                 out += rows
@@ -342,7 +341,7 @@ class Products:
         """Cut a long sum into pieces for threads to share, and add up their results in order."""
         depth = x.shape[1] // PIECES
         rest = depth * PIECES
-        parts = np.empty((PIECES, *out.shape), out.dtype)
+        parts = empty((PIECES, *out.shape), out.dtype)
         axes = [(PIECES, depth * x.strides[1], depth * y.strides[0])]
         self.multiply_batch(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
         if add:

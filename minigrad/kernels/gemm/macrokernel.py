@@ -63,6 +63,7 @@ NARROW = 256  # bytes in a row of B up to which packing takes longer than the co
 WIDE = 512  # the most bytes in a row of a small B that is read without packing it
 OFTEN = 2048  # bytes in a row of B from which A is read so often that packing it pays
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
+CLOSE = 65536  # the most bytes of a C that needs no prefetch: it is in the level-1 cache or near
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
 
@@ -169,13 +170,13 @@ def copy_corner(
 @external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, C: Matrix, add: bool,
-    scratch_tile: int,
+    distant: bool, scratch_tile: int,
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
     A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
     is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
-    RUN steps.
+    RUN steps. If C is `distant`, outside of the level-1 cache, its lines are prefetched.
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -205,7 +206,8 @@ def macro_kernel(
                 while k < depth:
                     done = tile_of_size(
                         high, wide, a + k * A.along, A.across, A.along, b + k * B.along, B.along,
-                        min(t.RUN, depth - k), target, row, (add and straight) or k > 0, t.zero,
+                        min(t.RUN, depth - k), target, row, (add and straight) or k > 0, distant,
+                        t.zero,
                     )  # fmt: skip
                     k += t.RUN
                 if not straight:
@@ -224,8 +226,8 @@ def multiply_panels(
     t: BlockSizes, rows: int, cols: int, depth: int, a: Matrix, b: Matrix, C: Matrix, add: bool
 ) -> None:
     """Compute C = A B, or +=, from packed panels of B: their steps are to the next k and panel."""
-    A = Panels(a.at, a.row, a.col, 0, False)
-    macro_kernel(t, rows, cols, depth, A, Panels(b.at, t.item, b.row, b.col, True), C, add, 0)
+    A, B = Panels(a.at, a.row, a.col, 0, False), Panels(b.at, t.item, b.row, b.col, True)
+    macro_kernel(t, rows, cols, depth, A, B, C, add, rows * cols * t.item > CLOSE, 0)
 
 
 @jit(inline="always")
@@ -292,16 +294,19 @@ def multiply_block(
     rows = (piece + 1) * m // pieces - first
     a, C = part_of(a, first, 0), part_of(C, first, 0)
     A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
-    B = Panels(b.at, b.col, b.row, t.NR * b.col, False)
-    work = np.empty(work_size(t, n, k) if pack_b else 0, np.uint8)
+    distant = m * n * t.item > CLOSE
     if pack_b:
+        work = np.empty(work_size(t, n, k), np.uint8)
         room = first_line(work)
         pack_panels(t, b, n, k, room)
-        B = Panels(room, t.item, t.NR * t.item, t.NR * k * t.item, True)
-    macro_kernel(t, rows, n, k, A, B, C, add, 0)
+        packed = Panels(room, t.item, t.NR * t.item, t.NR * k * t.item, True)
+        macro_kernel(t, rows, n, k, A, packed, C, add, distant, 0)
+        keep_alive(work)
+    else:
+        B = Panels(b.at, b.col, b.row, t.NR * b.col, False)
+        macro_kernel(t, rows, n, k, A, B, C, add, distant, 0)
     if bias.at:
         add_bias(t, rows, n, bias, C)
-    keep_alive(work)
 
 
 @external()
@@ -397,7 +402,7 @@ def multiply_piece(
                     pack_panels(t, part_of(b, 0, g * t.NR), wide, term.depth, at)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = part_of(C, i, g * t.NR)
-                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, scratch_tile)
+                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile)
                 if bias.at and number == 0:
                     add_bias(t, high, wide, part_of(bias, i, g * t.NR), corner)
     keep_alive(work)

@@ -76,6 +76,7 @@ class _Operands(NamedTuple):
     c: Any
     c_row: Any
     add: Any  # whether the sums are added to C
+    distant: Any = WORD(1)  # whether C may be outside of the level-1 cache, and is prefetched
     table: Any = None  # instead of b_k: the address of a table of the bytes from b to each row k
 
 
@@ -94,9 +95,10 @@ def _emit_tile(
     if cols is not None:
         mask = e.first_lanes(builder.sub(cols, WORD((vectors - 1) * e.lanes)))
     rows = [e.step(x.c, x.c_row, i) for i in range(height)]
-    for row in rows:
-        for byte in range(0, vectors * e.vector_bytes, CACHE_LINE):
-            e.prefetch(builder.add(row, WORD(byte)), to_write=True)  # while the loop runs
+    with builder.if_then(builder.icmp_signed("!=", x.distant, WORD(0))):
+        for row in rows:
+            for byte in range(0, vectors * e.vector_bytes, CACHE_LINE):
+                e.prefetch(builder.add(row, WORD(byte)), to_write=True)  # while the loop runs
 
     def load_row(b_now: Any) -> list[Any]:
         *full, last = (e.step(b_now, WORD(e.vector_bytes), j) for j in range(vectors))
@@ -216,14 +218,15 @@ def tile_packed(
 @instruction(types.intp)
 def tile_of_size(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any,
-    depth: Any, c: Any, c_row: Any, add: Any, _zero: Any,
+    depth: Any, c: Any, c_row: Any, add: Any, distant: Any, _zero: Any,
 ) -> Any:  # fmt: skip
     """Compute the tallest tile that has at most `rows` rows, and return its height.
 
     The operands may be unpacked, with any steps. The tile has `cols` columns, at most NR. A row of
-    B must be NR adjacent numbers, or only `cols` if masks are cheap.
+    B must be NR adjacent numbers, or only `cols` if masks are cheap. If C is `distant`, outside of
+    the level-1 cache, it is prefetched.
     """
-    x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add)
+    x = _Operands(a, a_row, a_k, b, b_k, depth, c, c_row, add, distant)
     widths = [(e, vectors) for vectors in range(1, NV + 1)]
     if e.lanes >= 8:  # on some machines, half a vector takes half the time
         widths.insert(0, (e.of_lanes(e.lanes // 2), 1))
@@ -244,7 +247,7 @@ def tile_over_taps(
     most one vector or half a vector, the tile computes two or four lines at once (`lines_in_tile`).
     Of these, `lines` exist, and they are `c_line` bytes apart in C. The height is returned.
     """
-    x = _Operands(a, a_row, WORD(e.item), b, WORD(8), depth, c, c_row, add, table)
+    x = _Operands(a, a_row, WORD(e.item), b, WORD(8), depth, c, c_row, add, table=table)
     tiles = [
         (e.lanes // parts, partial(_emit_lines, e, parts, x, lines, cols, b_line, c_line))
         for parts in ((2, 1) if e.lanes >= 8 else (1,))

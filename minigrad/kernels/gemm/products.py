@@ -71,6 +71,20 @@ def locate(plan: Any, index: int, operand: int) -> int:
 
 
 @jit(inline="always")
+def operands_of(
+    plan: Any, index: int, operands: tuple[int, int], a: Matrix, b: Matrix, C: Matrix, size: int
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return A, B and C of product number `index`; a matrix of products has `size` bytes.
+
+    `a`, `b` and `C` are those of the first product. `operands` tells which operands of the plan `a`
+    and `b` are: 1 and 2, or, in a transposed product, 2 and 1.
+    """
+    A = Matrix(a.at + locate(plan, index, operands[0]), a.row, a.col)
+    B = Matrix(b.at + locate(plan, index, operands[1]), b.row, b.col)
+    return A, B, Matrix(C.at + index * size, C.row, C.col)
+
+
+@jit(inline="always")
 def matrix_of(array: Any) -> Matrix:
     """Return the address and the steps of a two-dimensional array."""
     return Matrix(address_of(array), array.strides[0], array.strides[1])
@@ -96,10 +110,10 @@ def multiply_run(
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     if n == 1:  # a column is contiguous, whatever the step to the next one would be
         b = Matrix(b.at, b.row, t.item)
-    left, right = 1, 2
+    operands = (1, 2)
     if 2 * n <= t.NR and n < m and a.row == t.item:
         # Few columns, and columns of A are contiguous: in C^T = B^T A^T, rows of A^T fill tiles.
-        m, n, left, right = n, m, right, left
+        m, n, operands = n, m, (2, 1)
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
     # Matrices that fit in a level-2 cache together need no loops over blocks.
@@ -108,19 +122,19 @@ def multiply_run(
     # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
-    packed = choice.pack_b and not one_block
-    work = np.empty(work_size(t, n, min(k, choice.depth)) if packed else 0, np.uint8)
-    room = first_line(work)
-    for index in range(start, stop):
-        A = Matrix(a.at + locate(plan, index, left), a.row, a.col)
-        B = Matrix(b.at + locate(plan, index, right), b.row, b.col)
-        target, add = Matrix(C.at + index * m * n * t.item, C.row, C.col), plan[ADD] != 0
-        if one_block:
+    add, size = plan[ADD] != 0, m * n * t.item
+    if one_block:
+        for index in range(start, stop):
+            A, B, target = operands_of(plan, index, operands, a, b, C, size)
             arguments = t, m, n, k, A, B, target, add, choice.pack_b, bias
             share(launcher, pieces, multiply_block, arguments)
-        else:
-            more = Extra(bias, 0, a, b)
-            multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)
+        return
+    work = np.empty(work_size(t, n, min(k, choice.depth)) if choice.pack_b else 0, np.uint8)
+    room = first_line(work)
+    for index in range(start, stop):
+        A, B, target = operands_of(plan, index, operands, a, b, C, size)
+        more = Extra(bias, 0, a, b)
+        multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)
     keep_alive(work)
 
 

@@ -289,7 +289,7 @@ def stream(
                     prefetch(ahead + byte)
                 prefetched += 1
             B = Panels(b.at + pc * b.row + j * t.item, t.item, b.row, 0, False)
-            macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, 0)
+            macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, True, 0)
 
 
 def _sweep_of(count: int) -> Callable[..., None]:
