@@ -39,8 +39,8 @@ def test_sums_over_any_axes_of_a_large_array(axis, keepdims, rng):
 
 def test_a_sum_of_millions_keeps_its_digits():
     x = np.full(3_000_001, 0.3, np.float32)
-    # Equal numbers round in the same direction in each lane, in which processors differ. Added up one
-    # by one, they would give a sum that is wrong in its second digit.
+    # Equal numbers round in the same direction, and processors differ in the number of lanes. Added
+    # up one by one, the numbers would give a sum that is wrong in its second digit.
     rtol = 1e-6 if JIT_ENABLED else 5e-6  # numpy before 2.3 adds up to 4e-6
     assert_allclose(minigrad.sum(x), x.size * float(x[0]), rtol=rtol)
 
