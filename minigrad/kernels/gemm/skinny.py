@@ -131,10 +131,6 @@ def tile_of_dots(
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
-            # Prefetch the next rows: a row is too short for the processor to predict them. The few
-            # multiply-adds of a single column take less time than these instructions.
-            for address in a_rows if mask is None and S > 1 else ():
-                e.prefetch(builder.add(e.step(address, a_row, R), done), to_write=False)
             here = (builder.add(row, done) for row in (*a_rows, *b_rows))
             vectors = [e.load(address, e.vector, mask) for address in here]
             left, right = vectors[:R], vectors[R:]
@@ -169,24 +165,38 @@ def dots_of_rows(
     piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
     packed: bool, item: int, zero: Any,
 ) -> None:  # fmt: skip
-    """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
+    """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches.
+
+    The rows of a tile come from as many parts of a block as the tile has rows. So each part is read
+    in the order of its addresses, which processors predict. Rows next to each other often lie on
+    one page, and a processor predicts only one sequence of addresses on a page.
+    """
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
     block = steps_in_block(cols, item)
+    # Several tiles of columns read the rows of a block again, so these must stay in a cache.
+    height = HEIGHT if cols > WIDEST else max(1, stop - start)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
         if packed:
             at, b_row = b.at + pc * cols * item, depth * item
-        for ic in range(start, stop, HEIGHT):
-            end = min(stop, ic + HEIGHT)
+        for ic in range(start, stop, height):
+            end = min(stop, ic + height)
             for j in range(0, cols, WIDEST):
                 wide = min(WIDEST, cols - j)
-                step = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
-                for i in range(ic, end, step):
+                tall = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
+                # At a distance of a power of two, rows would collide in the caches.
+                apart = max(0, ((end - ic) // tall - 1) | 1)
+                columns, target = at + j * b_row, C.at + j * C.col
+                for i in range(ic, ic + apart):
                     tile_of_dots(
-                        min(step, end - i), wide,
-                        a.at + i * a.row + pc * item, a.row, at + j * b_row, b_row,
-                        depth, C.at + i * C.row + j * C.col, C.row, C.col, add or pc > 0, zero,
+                        tall, wide, a.at + i * a.row + pc * item, apart * a.row, columns, b_row,
+                        depth, target + i * C.row, apart * C.row, C.col, add or pc > 0, zero,
+                    )  # fmt: skip
+                for i in range(ic + apart * tall, end, tall):
+                    tile_of_dots(
+                        min(tall, end - i), wide, a.at + i * a.row + pc * item, a.row, columns,
+                        b_row, depth, target + i * C.row, C.row, C.col, add or pc > 0, zero,
                     )  # fmt: skip
 
 
