@@ -146,7 +146,7 @@ def _widen_loop(
 @instruction()
 def _tile(
     e: Emitter, height: Any, x: Any, x_row: Any, bits: Any, row: Any, count: Any,
-    target: Any, target_row: Any,
+    target: Any, target_row: Any, apart: Any,
 ) -> None:  # fmt: skip
     """Compute the dot products of `height` rows x with `WIDTH` rows of bfloat16."""
     builder, two, four = e.builder, WORD(2), WORD(4)
@@ -157,27 +157,32 @@ def _tile(
         xs = [[e.load(e.step(there, x_row, i), e.vector)] for i in range(high)]
         here, ws = builder.add(bits, builder.mul(at, two)), []
         for j in range(WIDTH):
-            e.prefetch(e.step(here, row, j + WIDTH), to_write=False)  # a short row is not predicted
             upper = builder.zext(e.load(e.step(here, row, j), stored), wide)
             upper = builder.shl(upper, ir.Constant(wide, [16] * e.lanes))
             ws.append([builder.bitcast(upper, e.vector)])
         return xs, ws
 
-    emit_tile(e, height, count, read, target, target_row)
+    emit_tile(e, height, count, read, target, target_row, apart)
 
 
-@for_each_dtype(SINGLE)
+@for_each_dtype(SINGLE, pieces=0)
 def _dots_loop(
     piece: int, pieces: int, x: Read.D2, bits: Annotated[Read.D2, types.uint16], out: Written.D2
 ) -> None:
     m, (rows, cols) = x.shape[0], bits.shape
     height = HEIGHT if m >= HEIGHT else 1
-    for group in span(piece, pieces, (rows + WIDTH - 1) // WIDTH):
-        j = min(group * WIDTH, rows - WIDTH)  # the last tile may overlap the tile before
+    groups = span(piece, pieces, (rows + WIDTH - 1) // WIDTH)
+    first = groups.start * WIDTH
+    # The rows of a tile come from several parts of the piece (see `gemm.skinny.dots_of_rows`).
+    most = max(0, ((min(rows, groups.stop * WIDTH) - first) // WIDTH - 1) | 1)
+    for number in range(len(groups)):
+        j, apart = first + number, most
+        if number >= most:  # the last tile may overlap the tile before
+            j, apart = min(first + number * WIDTH, rows - WIDTH), 1
         for k in range(0, m, height):
             i = min(k, m - height)
             _tile(
                 height, address_of(x) + i * cols * 4, cols * 4,
-                address_of(bits) + j * cols * 2, cols * 2, cols,
-                address_of(out) + (i * rows + j) * 4, rows * 4,
+                address_of(bits) + j * cols * 2, apart * cols * 2, cols,
+                address_of(out) + (i * rows + j) * 4, rows * 4, apart,
             )  # fmt: skip

@@ -220,7 +220,7 @@ def strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
 
 
 def emit_tile(
-    e: Emitter, height: Any, count: Any, read: Read, target: Any, target_row: Any
+    e: Emitter, height: Any, count: Any, read: Read, target: Any, target_row: Any, apart: Any
 ) -> None:
     """Emit a tile of dot products: of `HEIGHT` rows x, or of one, with `WIDTH` rows w.
 
@@ -235,8 +235,9 @@ def emit_tile(
         read: a function of the height, of the position where a vector begins, and of the first
             position in the vector that is new. It emits the vectors of each row x and of each row w
             that begin there: the same number of vectors for each row.
-        target: the address of the first product; the products of a row x are adjacent.
+        target: the address of the first product.
         target_row: the bytes from the products of a row x to those of the next row x.
+        apart: the distance of the products of a row x, in numbers.
     """
     builder, lanes = e.builder, WORD(e.lanes)
     new = builder.mul(builder.udiv(builder.sub(count, WORD(1)), lanes), lanes)
@@ -260,7 +261,7 @@ def emit_tile(
         )
         for i, number in enumerate(fold(e, added(sums, x, w))):
             row = e.step(target, target_row, i // WIDTH)
-            e.store(number, builder.add(row, WORD(i % WIDTH * e.item)))
+            e.store(number, e.step(row, builder.mul(apart, WORD(e.item)), i % WIDTH))
         return []
 
     is_one = builder.icmp_signed("==", height, WORD(1))

@@ -424,7 +424,7 @@ def _tile(
             ws.append([e.look_up(levels, half, factor) for half in halves])
         return xs, ws
 
-    emit_tile(e, height, count, read, target, target_row)
+    emit_tile(e, height, count, read, target, target_row, WORD(1))
 
 
 @for_each_dtype(SINGLE, fastmath=())  # not fused, so that absmax is rounded as in `absmax_of`
