@@ -46,12 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return FAILED
     if unknown:
-        hint = ""
-        if given.command == "generate" and given.adapter and not unknown[0].startswith("-"):
+        is_option = unknown[0].startswith("-")
+        likely = nearest(unknown[0], re.findall(r"--[a-z-]+", given.usage())) if is_option else ""
+        hint = f"{likely}; {parser.prog} {given.command} --help lists the options"
+        if given.command == "generate" and given.adapter and not is_option:
             hint = "; give several adapters by repeating --adapter"
-        elif unknown[0].startswith("-"):
-            likely = nearest(unknown[0], re.findall(r"--[a-z-]+", given.usage()))
-            hint = f"{likely}; {parser.prog} {given.command} --help lists the options"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options = {name: value for name, value in vars(given).items() if value is not None}
     command, run, as_json, _ = (options.pop(key) for key in ("command", "run", "json", "usage"))

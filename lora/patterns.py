@@ -101,7 +101,7 @@ def find(
 
     A name in `groups` means several names, such as an attention its projections. `role` is the
     parameter with the patterns, for messages. If `strict`, a ValueError is raised if a pattern
-    matches no name. It lists all names, and the nearest one.
+    matches no name. It lists all names, or of very many only their ends, and the nearest one.
     """
     names, groups = list(names), groups or {}
     matched = matches(patterns, names, groups)
@@ -110,10 +110,14 @@ def find(
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         known = [*names, *groups, *([ALL_LINEAR] if role == "targets" else [])]
         hints = ", ".join(near(miss, known) for miss in missed)
+        listed = ", ".join(names)
+        if len(listed) > LONGEST_LINE:
+            ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
+            listed = f"those whose names end in {', '.join(ends)}"
         raise ValueError(
             f"{role} that match no layer: {hints}"
             f"{kind if isinstance(patterns, str) else ''}; the layers are "
-            f"{shortened(', '.join(names), LONGEST_LINE) or 'none'}"
+            f"{shortened(listed, LONGEST_LINE) or 'none'}"
         )
     found: dict[str, str] = {}
     for pattern, hits in matched.items():

@@ -17,7 +17,7 @@ from lora.attachment.targets import without_layers
 from lora.frozen import Array
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.merged_model import HIDDEN, RIGHT, MergedLayer, compare_tensor
-from lora.offline.model_folder import TIED, UNTIED, PathLike
+from lora.offline.model_folder import TIED, UNTIED, PathLike, other_settings
 from lora.offline.workers import WorkerPool
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
@@ -329,6 +329,8 @@ def check_adapter(
                     where, verdict = verdict.name, verdict.verdict  # the layer, not its weight
                 if verdict not in ("", RIGHT):
                     found.append(Finding("odd" if verdict == HIDDEN else "wrong", where, verdict))
+            settings = other_settings(tensors, opened.model)
+            found += [Finding("wrong", "config.json", problem) for problem in settings]
         if count := len(made_on_nf4(opened)):
             what = (
                 f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} trained on nf4, so "

@@ -12,6 +12,7 @@ left out, and reported. For example, weights in another format, as in `onnx/`, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -20,8 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lora.peft.config import CONFIG, read_json
-from lora.text.architecture import json_table
+from lora.text.architecture import config_from_json, json_table, rotary_frequencies
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
@@ -139,6 +142,37 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     found = [(name, base.info(name).shape) for name in names]
     size = config.get("vocab_size")
     return [n for n, shape in found if len(shape) == 2 and shape[0] == size and shapes[shape] == 1]
+
+
+def other_settings(base: TensorSet, model: TensorSet) -> list[str]:
+    """Return error messages about settings with which a model does not compute what the base does.
+
+    They are compared if both have the configuration of an architecture that `lora.text` supports.
+    The context, the window and the end tokens may differ, because they change no short text.
+    """
+    try:
+        theirs, own = (config_from_json(config_of(each)) for each in (base, model))
+    except ValueError:
+        return []
+    names = ["rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim"]
+    # A head in the file is used only if it is not tied, and without one it must be tied.
+    if own.tie_word_embeddings is any(name.endswith("lm_head.weight") for name in model):
+        names.append("tie_word_embeddings")
+    pairs = {name: (getattr(own, name), getattr(theirs, name)) for name in names}
+    problems = [
+        f"{name} is {value} in the model, and {wanted} in the base"
+        for name, (value, wanted) in pairs.items()
+        if not math.isclose(value, wanted, rel_tol=1e-6)  # GGUF has float32
+    ]
+    frequencies, wanted = (
+        rotary_frequencies(each.head_dim, each.rope_theta, each.rope_scaling)
+        for each in (own, theirs)
+    )
+    if own.head_dim == theirs.head_dim and not np.allclose(frequencies, wanted, rtol=1e-5, atol=0):
+        problems.append("the rotary frequencies are not those of the base (rope_theta and scaling)")
+    if own.rope_layers != theirs.rope_layers:
+        problems.append("other layers than those of the base have no rotary embeddings")
+    return problems
 
 
 def find_sidecars(

@@ -179,7 +179,7 @@ def train(
         notes.insert(0, f"not answered: {error}")
     try:
         samples.draw(result.history.steps, answers, picture)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         notes[-1] = f"not drawn: {error}"
     if not progress:
         return {**result.summary(), "samples": answers}

@@ -229,7 +229,7 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         known = set().union(*_FORMS)
         found = [f"{key!r:.60}{'' if key in known else nearest(key, known)}" for key in row]
         raise ValueError(
-            f"a row has text, or prompt and completion, or messages; this one has "
+            f"a row has one of text, messages, or prompt with completion; this one has "
             f"{', '.join(found) or 'no keys'}"
         )
     others = row.keys() - forms[0]

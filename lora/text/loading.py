@@ -186,7 +186,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a file, which must be GGUF.
 
     A FileNotFoundError is raised if the path does not exist, is a pipe, or is a folder of GGUF
-    files only or of an adapter.
+    files only, of an adapter, or around the folder of a model.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -208,5 +208,12 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     if files and not has_config:
         raise FileNotFoundError(
             f"{os.fspath(path)!r} has no config.json, but GGUF files; name one: {', '.join(files)}"
+        )
+    around = (Path(path).glob(f"{inside}*/config.json") for inside in ("", "snapshots/"))
+    models = sorted(os.fspath(file.parent) for files in around for file in files)
+    if models and not has_config:  # for example, a folder in the cache of huggingface_hub
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has no config.json, but a folder in it does; name it: "
+            f"{', '.join(models[:5])}"
         )
     return Path(path).is_file()

@@ -16,6 +16,7 @@ import lora
 import minigrad as mg
 from lora.text.architecture import ModelConfig, rotary_frequencies
 from minigrad import Tensor
+from minigrad.checks import shown
 from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
@@ -69,7 +70,7 @@ class LanguageModel(Module):
 
         Raises:
             ValueError: if there are more tokens than the model has positions for, or the caches
-                have room for.
+                have room for; or none, or `ids` are no array of rows.
             TypeError: if the ids are not integers.
             IndexError: if an id is negative, or not below vocab_size.
         """
@@ -95,7 +96,7 @@ class LanguageModel(Module):
             counted: `(batch, length)`, True for a token whose prediction counts. If none counts,
                 the mean is 0.
 
-        Errors are those of `forward`.
+        Errors are those of `forward`; a ValueError is also raised if the shapes differ.
         """
         inputs, rows, target, count = observed(predicted, ids, counted)
         x = self.model(inputs, checkpointing=self.checkpointing)
@@ -146,7 +147,13 @@ def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, floa
     Returns:
         The inputs, which are the tokens without the last of each row; the rows of the outputs that
         count; their targets; and the number by which to divide the sum of their losses.
+
+    A ValueError is raised if the arguments have different shapes.
     """
+    if np.shape(counted) != np.shape(ids):
+        raise ValueError(
+            f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
+        )
     rows = np.flatnonzero(counted[:, 1:])
     return ids[:, :-1], rows, ids[:, 1:].reshape(-1)[rows], float(max(len(rows), 1))
 
@@ -168,6 +175,11 @@ class Decoder(Module):
         self, ids: Ids, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
     ) -> Tensor:
         """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
+        shape: tuple[int, ...] = getattr(ids, "shape", ())  # a list has none
+        if len(shape) != 2 or not shape[1]:
+            raise ValueError(
+                f"ids are an array (batch, length) with at least one token, not {shown(ids)}"
+            )
         start = caches[0].length if caches else 0
         rotation = observed(self.rotation, start, start + ids.shape[1])
         x = self.embed_tokens(ids)

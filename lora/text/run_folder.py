@@ -66,10 +66,12 @@ class RunFolder:
         name = os.fspath(self.path)
         check_no_model(self.path)
         if not self.resume:
-            if there := [each for each in (OPTIONS, CONFIG) if (self.path / each).exists()]:
+            if self.options_file.exists():
                 raise ValueError(
-                    f"{name!r} has {there[0]} of an earlier run; resume it, or name another folder"
+                    f"{name!r} has {OPTIONS} of an earlier run; resume it, or name another folder"
                 )
+            if (self.path / CONFIG).exists():
+                raise ValueError(f"{name!r} is the folder of an adapter; name another one")
             return
         if not self.options_file.is_file():
             raise FileNotFoundError(

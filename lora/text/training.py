@@ -265,6 +265,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     check_count("seed", options["seed"])
     check_range("warmup", options["warmup"], 0, 1, open_end=True)
     check_above_0("lr", options["lr"])
+    check_range("lr", options["lr"], 0, math.inf)
     check_above_0("clip_norm", options["clip_norm"])
 
 

@@ -150,6 +150,13 @@ def test_every_target_must_match(rng, targets, misses, hints):
     assert snapshot(net) == before
 
 
+def test_of_many_layers_the_ends_of_their_names_are_listed(rng):
+    net = Sequential(*(Block(1, rng) for _ in range(100)), Linear(1, 1))
+    message = "match no layer: 'q,v'; the layers are those whose names end in q, v, 100$"
+    with pytest.raises(ValueError, match=message):
+        lora.attach(net, LoRAConfig(rank=1, targets=["q,v"]))
+
+
 def test_a_model_without_linear_layers_is_an_error():
     with pytest.raises(ValueError, match="no linear layer"):
         lora.attach(Sequential(minigrad.tanh), LoRAConfig())

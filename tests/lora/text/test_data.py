@@ -257,7 +257,10 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
         (b"[" * 100_000, "recursion|JSON"),
         ({"text": 3}, "text is a string, not 3"),
         ({"prompt": "a"}, "this one has 'prompt'"),
-        ({"text": "a", "messages": []}, "has 'text', 'messages'"),
+        (
+            {"text": "a", "messages": []},
+            "one of text, messages, or prompt with completion; this one has 'text', 'messages'",
+        ),
         ({"txt": "a"}, r"has 'txt' \(did you mean 'text'\?\)"),
         ({}, "no keys"),
         ({"prompt": "a", "completion": None}, "completion is a string, not None"),

@@ -117,6 +117,14 @@ def test_in_a_folder_of_gguf_files_one_is_to_be_named(tmp_path, load):
 
 
 @pytest.mark.parametrize("load", [load_model, tokenizer])
+@pytest.mark.parametrize("inside", ["tiny", "snapshots/0a1b"])
+def test_in_a_folder_around_a_model_that_is_to_be_named(tmp_path, load, inside):
+    tiny_folder(tmp_path / "around" / inside)
+    with pytest.raises(FileNotFoundError, match=rf"but a folder in it does; name it: .*{inside}$"):
+        load(tmp_path / "around")
+
+
+@pytest.mark.parametrize("load", [load_model, tokenizer])
 def test_an_adapter_in_place_of_its_base_is_named(tmp_path, load):
     (tmp_path / "adapter_config.json").touch()
     (tmp_path / "tokenizer.json").touch()  # transformers' trainer writes one beside the adapter

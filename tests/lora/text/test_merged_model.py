@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 
@@ -310,6 +311,35 @@ def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
     assert "is missing" in told["model.layers.0.input_layernorm.weight"]
     assert "NaN" in told["model.layers.0.mlp.gate_proj.weight"]
     assert len(found["merged"]) == 13
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("rms_norm_eps", 1e-3, "rms_norm_eps is 0.001 in the model, and 1e-05 in the base"),
+        ("rope_theta", 5000.0, "the rotary frequencies are not those of the base"),
+        ("rope_scaling", None, "the rotary frequencies are not those of the base"),
+        ("num_attention_heads", 8, "num_attention_heads is 8 in the model, and 4 in the base"),
+        ("tie_word_embeddings", True, "tie_word_embeddings is True in the model, and False in"),
+    ],
+)
+@pytest.mark.parametrize("is_gguf", [False, True])
+def test_another_configuration_is_named(key, value, what, is_gguf, tmp_path):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    base = tiny_folder(tmp_path / "m", rope_scaling=scaling)
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "out")
+    if is_gguf:
+        factor = "llama__rope__scaling__factor", (2.0, gguf.GGUFValueType.FLOAT32)
+        base = tiny_gguf(tmp_path / "m.gguf", base, **dict([factor]))
+    assert check_adapter(adapter, base, tmp_path / "out").is_right
+    config = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {key: value}))
+    verdicts, others = wrong(adapter, base, tmp_path / "out")
+    assert not verdicts
+    assert len(others) == 1
+    assert what in others[0]
 
 
 def test_a_head_of_its_own_or_none_is_no_mistake_if_it_is_tied(tmp_path):

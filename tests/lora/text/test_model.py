@@ -56,6 +56,18 @@ def test_the_loss_counts_the_tokens_that_it_is_told_to(model, rng):
     assert (none.item(), count) == (0, 0)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (2, 6), (1, 5), (10,)])
+def test_marks_of_another_shape_than_the_tokens_are_refused(model, rng, shape):
+    with pytest.raises(ValueError, match=r"arrays \(batch, length\), not .*\(2, 5\) and .*ndarray"):
+        model.loss(ids_of(model, rng, 2, 5), np.ones(shape, bool))
+
+
+@pytest.mark.parametrize("ids", [[[1, 2]], np.array([1, 2]), np.zeros((1, 0), int), np.array(1)])
+def test_tokens_are_an_array_of_rows(model, ids):
+    with pytest.raises(ValueError, match=r"ids are an array \(batch, length\).*, not "):
+        model(ids)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_checkpointing_changes_no_gradient(tied, tmp_path, rng):
     model = load_model(tiny_folder(tmp_path / "base", tie_word_embeddings=tied))

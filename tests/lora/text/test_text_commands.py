@@ -203,6 +203,17 @@ def test_samples_that_cannot_be_written_do_not_lose_a_run(
     assert (status, json.loads(printed)["samples"]) == (0, [])
 
 
+@pytest.mark.full
+def test_a_picture_that_cannot_be_written_does_not_lose_a_run(base, data, tmp_path, capsys):
+    (tmp_path / "out" / "training.png").mkdir(parents=True)
+    status, printed, error = run(capsys, "train", base, data, tmp_path / "out", *TRAIN, "--json")
+    assert (status, error) == (0, "")
+    assert len(json.loads(printed)["samples"]) == 2
+    status, printed, _ = run(capsys, "train", base, data, tmp_path / "out", "--resume")
+    assert status == 0
+    assert re.search("not drawn: .*is a folder; name a file in it\n", printed)
+
+
 def test_what_would_have_no_effect_is_refused(base, data, tmp_path, capsys):
     two = ("--adapter", tmp_path / "a", "--adapter", tmp_path / "b")
     status, _, error = run(capsys, "generate", base, *two, "--prompt", "a")
@@ -331,6 +342,7 @@ def test_a_conversation_needs_a_standard_input(base, capsys, monkeypatch):
         (("train", "BASE", "DATA", "OUT"), "--stpes", " (did you mean '--steps'?)"),
         (("generate", "BASE", "--prompt", "a"), "--maxtokens", " (did you mean '--max-tokens'?)"),
         (("eval", "BASE", "DATA"), "--qqqq", ""),
+        (("generate", "BASE"), "hello", ""),
     ],
 )
 def test_of_a_misspelled_option_the_likely_one_is_named(capsys, command, option, hint):

@@ -355,6 +355,10 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
     run(data, tmp_path / "out")
     with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
         run(data, tmp_path / "out")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()  # as from PEFT, so it cannot resume
+    with pytest.raises(ValueError, match=r"'[^']*' is the folder of an adapter; name another one"):
+        run(data, tmp_path / "adapter")
     other = b'{"options": {}, "time": "noon"}'
     for damage in (b"{", b"[]", b"{}", b'{"options": 3, "data": {}, "base": 1}', other):
         (tmp_path / "out" / "options.json").write_bytes(damage)
@@ -586,6 +590,7 @@ def test_a_folder_that_may_not_be_written_is_named_before_training(data, tmp_pat
         ({"warmup": 1.0}, "warmup must be in"),
         ({"lr": -1.0}, "lr must be positive, not -1.0"),
         ({"lr": 0.0}, "lr must be positive, not 0.0"),
+        ({"lr": float("inf")}, r"lr must be in .*, not inf"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, not 0.0"),
         ({"rank": 0}, "rank"),
