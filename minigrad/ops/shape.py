@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.exceptions import AxisError
-from numpy.lib.array_utils import normalize_axis_tuple
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from minigrad import kernels
@@ -53,12 +53,11 @@ def normalize_axis(axis: int, ndim: int) -> int:
         ValueError: if the axis does not exist.
     """
     try:
-        axes = normalize_axes(operator.index(axis), ndim)
+        return normalize_axis_index(operator.index(axis), ndim)
     except TypeError:
         raise TypeError(f"axis is an int, not {axis!r}") from None
-    if not axes:
-        raise ValueError(f"axis {axis} is out of bounds for an array of 0 axes")
-    return axes[0]
+    except AxisError:
+        raise ValueError(f"axis {axis} is out of bounds for an array of {ndim} axes") from None
 
 
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
