@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.node import arrays_in
 from minigrad.core.tensor import Tensor
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
@@ -154,10 +155,8 @@ class ValueNames:
             return name
         if (known := self.known(value)) is not None:
             return known
-        if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
+        if value is None or type(value) in (bool, str) or value is Ellipsis:
             return repr(value)
-        if isinstance(value, int):
-            value = int(value)  # a plain int for a subclass, such as an enumeration
         if type(value) is int or (type(value) is float and math.isfinite(value)):
             self._literals[value] = None
             return repr(value)
@@ -167,6 +166,11 @@ class ValueNames:
             return f"[{', '.join(map(self.name, value))}]"
         if type(value) is tuple:
             return as_tuple(map(self.name, value))
+        if any(map(self.known, arrays_in(value))):
+            raise CaptureError(
+                f"an op takes a {type(value).__name__} with values of this step in it, which a "
+                f"program would not make again; pass a plain tuple or list"
+            )
         return self.constant(value)
 
     def result(self, value: Any) -> str:

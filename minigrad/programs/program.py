@@ -177,6 +177,8 @@ def _is_same(a: Any, b: Any) -> bool:
         return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
     if isinstance(a, list) and isinstance(b, list):
         return are_same(a, b)
+    if isinstance(a, tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_is_same, a, b))
     if isinstance(a, (float, np.generic)):
         return type(a) is type(b) and repr(a) == repr(b)  # NaN is not equal to itself
     return type(a) is type(b) and bool(a == b)

@@ -287,6 +287,8 @@ class StepRecorder(Observer):
                 f"update_all() instead"
             )
         self._section = "update"
+        if len(optimizer.param_groups) > 1:
+            self._emit("", self.names.call(optimizer.check_groups, []), has_effect=True)
         for group in optimizer.param_groups:
             stepped = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad._data for p in stepped]

@@ -6,6 +6,7 @@ That changes of what a step reads are noticed is tested in test_changes.py.
 import argparse
 import contextvars
 import copy
+import enum
 import functools
 import gc
 import inspect
@@ -651,6 +652,25 @@ def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     assert "matmul(g1_0, v1)" in captured.source
 
 
+class Shape(enum.StrEnum):
+    TANH = "tanh"
+
+
+class Axis(enum.IntEnum):
+    LAST = -1
+
+
+@pytest.mark.parametrize("shape", [Shape.TANH, np.str_("tanh")])
+def test_options_that_have_no_literal_are_constants(shape):
+    """The text of an enumeration's member, or of numpy's, is no expression."""
+
+    def body(m, o, x, y):
+        o.zero_grad()
+        return learn(o, mg.mse(mg.softmax(mg.gelu(m(x), shape), Axis.LAST), y))
+
+    check_same(lambda: made(body))
+
+
 @pytest.mark.parametrize(
     ("values", "programs"),
     [
@@ -848,6 +868,11 @@ def refused(body):
     return mg.capture(step), model
 
 
+class Place(NamedTuple):
+    row: object
+    column: object
+
+
 class Peeks(nn.Module):
     def forward(self, x):
         print(x)
@@ -917,6 +942,7 @@ REFUSED = {
     "checkpoint": (lambda m, h, loss, x, y: mg.checkpoint(m, x), "a checkpoint is not captured"),
     "retain_grad": (retains, r"retain_grad\(\) is not captured"),
     "hook": (hooked, "a hook is not captured"),
+    "named tuple": (lambda m, h, loss, x, y: h[Place(mg.argmax(h[0]), 0)], "takes a Place with"),
     "create_graph": (differentiates_twice, "a backward pass that is recorded in a graph"),
     "gradients in numpy": (clips_with_numpy, r"\.data or \.numpy\(\)"),
     "gradients in place": (writes_gradients, r"\.data or \.numpy\(\)"),
