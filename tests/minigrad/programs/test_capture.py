@@ -1253,6 +1253,28 @@ def test_an_optimiser_that_is_stepped_outside_says_why_it_has_no_gradients():
                 outside.step()
 
 
+def test_gradients_that_nothing_zeroes_and_nothing_uses_do_not_matter():
+    """Adding them up is no line of the program, so it takes no name from what is one."""
+
+    def make():
+        model = network()
+        optimizer = optim.SGD(model[2].parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            total = mg.zeros(())
+            for k in range(2):
+                loss = mg.mse(model(x[k::2]), y[k::2])
+                loss.backward()
+                total = total + loss.detach()
+            optimizer.step()
+            return total
+
+        return step, [*model[2].parameters()]
+
+    check_same(make, lambda i: batch(i, 6))
+
+
 def test_results_require_no_gradient_and_programs_leave_none():
     step, parameters = made(lambda m, o, x, y: [plain(m, o, x, y), m[0].weight])
     captured = mg.capture(step)
