@@ -300,7 +300,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     and `vars` with a name that it computes; those that functions of installed packages read, except
     for the packages of the step and of its modules; and results of numpy, outside of the library,
     from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
-    metaclass or a weak dictionary holds.
+    metaclass or a weak dictionary holds, and a function or a class of minigrad, also if another one
+    has taken its place.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

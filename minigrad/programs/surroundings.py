@@ -105,6 +105,9 @@ class Surroundings:
         self._walk(function, "")
         self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
+        own = [(path, each) for path, each in self._owners if not isinstance(each, type)]
+        names = [_joined(path, "__dict__") for path, _ in own]
+        self._compare("", names, partial(map, vars, [each for _, each in own]), False)
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         self._dicts = [vars(owner) for _, owner in self._owners]
@@ -157,7 +160,7 @@ class Surroundings:
                 changed.append(path)
         for (path, _), now, before in zip(self._owners, self._dicts, self._attributes, strict=True):
             if [*now] != before:
-                changed += [_joined(path, name) for name in {*now} ^ {*before} or ["__dict__"]]
+                changed += [_joined(path, name) for name in {*now} ^ {*before} or {*now}]
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
         plain = self._plain.items()
@@ -357,7 +360,7 @@ class Surroundings:
         if all(map(is_known, modules)) or (is_installed and not is_own):
             return
         self.functions.append(function)
-        self._scopes += [(path, function)] if vars(function) else []
+        self._scopes.append((path, function))
         self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))

@@ -652,6 +652,73 @@ def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     assert "matmul(g1_0, v1)" in captured.source
 
 
+@mg.op
+def doubles(x):
+    """As numpy promotes: float32 times a float64 is float64."""
+    return x * np.float64(1.1)
+
+
+doubles.vjp("x", lambda g: g * np.float64(1.1))
+
+
+@mg.op
+def repeats(x):
+    """A view that cannot be written to."""
+    return np.broadcast_to(x, (2, *x.shape))
+
+
+repeats.vjp("x", lambda g: g.sum(0))
+
+
+@mg.op
+def adds_up(x):
+    """A Python number."""
+    return float(x.sum())
+
+
+adds_up.vjp("x", lambda g, x_shape: np.broadcast_to(g, x_shape))
+
+
+COUNT = bytearray(1)  # a change of it is not noticed
+
+
+@mg.op
+def counts(x):
+    """A function with an effect besides its result."""
+    COUNT[0] += 1
+    return x * 1.5
+
+
+counts.vjp("x", lambda g: g * 1.5)
+
+
+@pytest.mark.parametrize("op", [doubles, repeats, adds_up, counts], ids=lambda op: op.name)
+def test_ops_of_ones_own_may_return_anything(op):
+    def body(m, o, x, y):
+        o.zero_grad()
+        h = op(m(x))
+        return learn(o, mg.mean(h * h)), op(x)
+
+    calls = []
+    for capture in (mg.capture, lambda step: step):
+        COUNT[0] = 0
+        step = capture(made(body)[0])
+        for i in range(12):
+            step(*batch(i))
+        calls.append(COUNT[0])
+    assert calls[0] == calls[1]
+    check_same(lambda: made(body))
+
+
+def test_options_that_numpy_promotes():
+    def body(m, o, x, y):
+        o.zero_grad()
+        h = mg.leaky_relu(m(x), np.float64(0.1)) + mg.clip(m(x), np.float64(-0.3), np.float64(0.3))
+        return learn(o, mg.mse(mg.softplus(mg.elu(h, np.float64(0.7)), np.float64(1.3)), y))
+
+    check_same(lambda: made(body))
+
+
 class Shape(enum.StrEnum):
     TANH = "tanh"
 
@@ -923,6 +990,14 @@ def writes_gradients(m, h, loss, x, y):
     m[0].weight.grad.data *= 0.5
 
 
+@mg.op
+def halves(x):
+    return x * 0.5
+
+
+halves.vjp("x", lambda g, x_shape: mg.ones(x_shape) * g)
+
+
 REFUSED = {
     "item": (lambda m, h, loss, x, y: loss.item(), r"calls item\(\).*return the tensor"),
     "tolist": (lambda m, h, loss, x, y: h.tolist(), r"calls tolist\(\)"),
@@ -944,6 +1019,7 @@ REFUSED = {
     "hook": (hooked, "a hook is not captured"),
     "named tuple": (lambda m, h, loss, x, y: h[Place(mg.argmax(h[0]), 0)], "takes a Place with"),
     "create_graph": (differentiates_twice, "a backward pass that is recorded in a graph"),
+    "VJP": (lambda m, h, loss, x, y: mg.grad(halves(loss), h), "VJP of `halves` returned a Tensor"),
     "gradients in numpy": (clips_with_numpy, r"\.data or \.numpy\(\)"),
     "gradients in place": (writes_gradients, r"\.data or \.numpy\(\)"),
 }

@@ -817,6 +817,12 @@ CASES = {
     "code": of_config(
         with_scale, lambda h, c: c(h), assigned("__code__", (lambda h, a, b: h * 2).__code__)
     ),
+    "new attribute of a function": of_config(
+        with_scale, lambda h, c: h * getattr(c, "scale", 0.5), assigned("scale", 0.9)
+    ),
+    "all attributes": of_config(
+        Config, lambda h, c: h * c.limit, assigned("__dict__", {"limit": 0.9, "hidden": 0.5})
+    ),
     "attribute of a function": of_config(
         lambda: with_scale(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
     ),
