@@ -131,6 +131,8 @@ class StepRecorder(Observer):
             return [*map(self._cast, before, after)]
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
+        if type(after) is int and isinstance(before, np.generic):
+            return after  # a literal
         name = self.names.name(before)
         if isinstance(after, np.ndarray):
             converted = self.names.call(np.asarray, [name, f"'{after.dtype}'"])

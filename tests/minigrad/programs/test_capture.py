@@ -710,6 +710,17 @@ def test_ops_of_ones_own_may_return_anything(op):
     check_same(lambda: made(body))
 
 
+def test_numbers_of_numpy_are_constants():
+    """A product of sizes, for example."""
+
+    def body(m, o, x, y):
+        o.zero_grad()
+        loss = mg.sum((m(x) * np.int64(3) - y) ** np.int8(2)) / np.prod(y.shape)
+        return learn(o, loss * np.float64(0.7) + np.float32(0.1))
+
+    check_same(lambda: made(body))
+
+
 def test_options_that_numpy_promotes():
     def body(m, o, x, y):
         o.zero_grad()
