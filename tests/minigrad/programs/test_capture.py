@@ -792,7 +792,43 @@ def test_batches_of_changing_shapes_and_layouts():
         x, y = batch(i, 3 + i % 3)
         return (np.asfortranarray(x.numpy()), y.numpy()) if i % 2 else (x, y)
 
-    check_same(lambda: made(plain), arguments, 36, 3)
+    check_same(lambda: made(plain), arguments, 36, 6)
+
+
+def weighted():
+    weight = Tensor(np.random.default_rng(0).standard_normal((64, 130)).astype(np.float32))
+    weight.requires_grad_()
+    optimizer = optim.SGD([weight], lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = mg.mean(weight * x)
+        loss.backward()
+        norm = optim.clip_grad_norm([weight], 0.5)
+        optimizer.step()
+        return loss, norm
+
+    return step, [weight]
+
+
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "part": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1],
+}
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_the_layout_of_a_gradient_is_that_of_the_step(first):
+    """A gradient follows the layout of an argument, and the order of a sum follows the layout."""
+    order = [first] * 3 + [*LAYOUTS] * 5
+
+    def argument(i):
+        x = np.random.default_rng(i).standard_normal((64, 130)).astype(np.float32)
+        return (Tensor(LAYOUTS[order[i]](x)),)
+
+    check_same(weighted, argument, len(order), len(LAYOUTS))
 
 
 def test_one_array_for_two_arguments_is_another_program():
