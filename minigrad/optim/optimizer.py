@@ -277,8 +277,7 @@ class Optimizer(ABC):
             TypeError: if an option was set to a value of a wrong type.
             RuntimeError: if no gradient is left outside of a captured step, which computed them.
         """
-        for group in self.param_groups:
-            self._check_group(group)
+        self.check_groups()
         has_stepped = False
         for group in self.param_groups:
             parameters, gradients = [], []
@@ -294,6 +293,11 @@ class Optimizer(ABC):
             check_gradients_left(p for group in self.param_groups for p in group["params"])
         for observer in mode.observers:
             observer.on_step(self)
+
+    def check_groups(self) -> None:
+        """Raise the errors of `step` about options, before any parameter is changed."""
+        for group in self.param_groups:
+            self._check_group(group)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Check the options of a group if one has changed since its last step.

@@ -252,7 +252,7 @@ class Captured(Generic[P, R]):
                 stacklevel=4,
             )
             return False
-        shapes = tuple((array.shape, array.dtype) for _, array in arrays)
+        shapes = tuple((array.shape, array.dtype, array.strides) for _, array in arrays)
         self._numbers[shapes] += 1
         if self._numbers[shapes] == MOST_NUMBERS:
             warnings.warn(
@@ -286,9 +286,9 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
 
     Returns:
         A function with the same arguments and results. Array arguments are passed to the step as
-        Tensors. For arguments of other shapes or dtypes, and for other numbers and texts, another
-        program is made. Gradients are local variables of a program: after a call, `.grad` is None,
-        except after the first two calls, which run the step itself.
+        Tensors. For arguments of other shapes, dtypes or layouts, and for other numbers and texts,
+        another program is made. Gradients are local variables of a program: after a call, `.grad`
+        is None, except after the first two calls, which run the step itself.
 
     A program only repeats the work of the library. Other work of the step runs only while it is
     recorded: writing to a file or a log, for example, or a choice by `math.isfinite` or `float` of
@@ -300,7 +300,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     and `vars` with a name that it computes; those that functions of installed packages read, except
     for the packages of the step and of its modules; and results of numpy, outside of the library,
     from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
-    metaclass or a weak dictionary holds.
+    metaclass or a weak dictionary holds, and a function or a class of minigrad, also if another one
+    has taken its place.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
@@ -332,7 +333,9 @@ def _key(value: Any, name: str, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
             if array is value:
                 return i  # if an array is passed twice, it needs another program
         arrays.append((name, value))
-        return value.shape, value.dtype, value.flags.writeable  # ops copy what they cannot write
+        # Gradients are copied if their layout, which follows that of arguments, is not that of
+        # rows, and ops copy what they cannot write.
+        return value.shape, value.dtype, value.strides, value.flags.writeable
     if value is None or isinstance(value, (bool, int, float, str, generic)):
         return type(value), repr(value)  # by repr, because 0.0 == -0.0 and NaN != NaN
     kind = type(value)

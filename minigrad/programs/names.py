@@ -4,7 +4,8 @@ A value is identified by its array, and an array by its id, as long as it exists
 recorded line has made is a constant of the program; a weight, for example.
 
 While a program is recorded, the names of its values begin with a mark that no other text contains.
-So a name cannot be confused with an argument, a parameter or a similar word in a text.
+So a name cannot be confused with an argument, a parameter or a similar word in a text. A constant
+gets its final name from `final`, when it is known which lines the program needs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.node import arrays_in
 from minigrad.core.tensor import Tensor
 from minigrad.programs.surroundings import Surroundings
 from minigrad.readonly import WeakIdMap, owner_of
 
 MARK = "\0"  # repr escapes it, so no literal contains it
 EARLIER = "e"  # the prefix of names of gradients from before the step
+CONSTANT = re.compile(rf"{MARK}k\d+")
 
 
 class CaptureError(RuntimeError):
@@ -81,6 +84,7 @@ class ValueNames:
         # the same array in another way too, as a buffer.
         self.views: dict[int, NDArray[Any]] = {}
         self.space: dict[str, Any] = {}  # the named constants: functions, arrays, optimisers
+        self._wanted: dict[str, str] = {}  # a word like which a constant is to be named
         self.others: dict[str, Tensor] = {}  # used tensors that the surroundings do not have
         self.surroundings = surroundings
         self._literals: dict[float, None] = {}
@@ -154,10 +158,8 @@ class ValueNames:
             return name
         if (known := self.known(value)) is not None:
             return known
-        if value is None or isinstance(value, (bool, str)) or value is Ellipsis:
+        if value is None or type(value) in (bool, str) or value is Ellipsis:
             return repr(value)
-        if isinstance(value, int):
-            value = int(value)  # a plain int for a subclass, such as an enumeration
         if type(value) is int or (type(value) is float and math.isfinite(value)):
             self._literals[value] = None
             return repr(value)
@@ -167,6 +169,11 @@ class ValueNames:
             return f"[{', '.join(map(self.name, value))}]"
         if type(value) is tuple:
             return as_tuple(map(self.name, value))
+        if any(map(self.known, arrays_in(value))):
+            raise CaptureError(
+                f"an op takes a {type(value).__name__} with values of this step in it, which a "
+                f"program would not make again; pass a plain tuple or list"
+            )
         return self.constant(value)
 
     def result(self, value: Any) -> str:
@@ -204,9 +211,15 @@ class ValueNames:
         else:
             usual = type(value).__name__.lower()
             usual = getattr(value, "name" if isinstance(value, np.dtype) else "__name__", usual)
-            text = self._unique(label or usual)
+            text = self.new("k")
+            self._wanted[text] = label or usual
         self.space[text] = value
         return self.register(value, text)
+
+    def final(self, texts: Iterable[str]) -> dict[str, str]:
+        """Return the final names of the constants in these lines, in the order of appearance."""
+        found = dict.fromkeys(name for text in texts for name in CONSTANT.findall(text))
+        return {name: self._unique(self._wanted[name]) for name in found}
 
     def call(
         self, function: Callable[..., Any], arguments: Iterable[str], name: str | None = None
@@ -226,7 +239,7 @@ class ValueNames:
             if isinstance(value, list):
                 labels = [self._labels.get(id(p._data), "(no name)") for p in value]
                 lines.append(f"# {name}: {', '.join(labels)}")
-            elif name[0] == MARK:
+            elif name.startswith(f"{MARK}c"):
                 lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
         usual = self.surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]

@@ -50,12 +50,17 @@ class Program:
         self.surroundings = names.surroundings  # what the step reads besides its arguments
         self.calls, self.next_check = 2, 10
         kept = _needed(lines, result)
-        space, arguments = names.space, names.arguments
+        texts = [*map(str, kept), result]
+        final = names.final(texts)
+        space = {final.get(name, name): value for name, value in names.space.items()}
+        arguments = names.arguments
         new: dict[str, str] = {}
         counts: dict[str, int] = {}
 
         def renamed(match: re.Match[str]) -> str:
             name, kind = match[0], match[0][1]
+            if name in final:
+                return final[name]
             while name not in new:
                 counts[kind] = count = counts.get(kind, 0) + 1
                 if f"{kind}{count}" not in space and f"{kind}{count}" not in arguments:
@@ -63,11 +68,11 @@ class Program:
             return new[name]
 
         # The lines and the result; values are numbered in order of appearance.
-        self.texts = [_VALUE.sub(renamed, text) for text in [*map(str, kept), result]]
+        self.texts = [_VALUE.sub(renamed, text) for text in texts]
         comments = [
             _VALUE.sub(renamed, text)
             for text in names.comments()
-            if all(name in new for name in _VALUE.findall(text))
+            if all(name in new or name in final for name in _VALUE.findall(text))
         ]
         used = {name for text in self.texts for name in _WORD.findall(text)}
         named = {new.get(name, name): value for name, value in space.items()}
@@ -177,6 +182,8 @@ def _is_same(a: Any, b: Any) -> bool:
         return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
     if isinstance(a, list) and isinstance(b, list):
         return are_same(a, b)
+    if isinstance(a, tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_is_same, a, b))
     if isinstance(a, (float, np.generic)):
         return type(a) is type(b) and repr(a) == repr(b)  # NaN is not equal to itself
     return type(a) is type(b) and bool(a == b)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from minigrad.core.backward import add, contiguous_copy, fit_to_input
 from minigrad.core.checkpoint import CHECKPOINT
-from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats
+from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats, view
 from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import Observer
@@ -28,7 +28,7 @@ from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
 from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
 from minigrad.programs.program import ProgramLine
-from minigrad.programs.surroundings import Surroundings, codes
+from minigrad.programs.surroundings import Surroundings, codes, is_known
 
 DRAWS = (
     "the step draws random numbers from a generator, which a program would not do again; draw by "
@@ -111,6 +111,8 @@ class StepRecorder(Observer):
 
     def _as_output(self, op: Op[Any], called: list[Any], out: NDArray[Any], call: str) -> str:
         """Return the expression for an op's output: the forward's result as array, converted."""
+        if not is_known(getattr(op.forward, "__module__", None)):
+            return self.names.call(output_of, [call, f"'{out.dtype}'"])
         if not out.ndim:
             call = self.names.call(np.asarray, [call])
         floats = {x.dtype for x in arrays_in(called) if x.dtype.kind == "f"}
@@ -129,6 +131,8 @@ class StepRecorder(Observer):
             return [*map(self._cast, before, after)]
         if after is before or not isinstance(before, (np.ndarray, np.generic)):
             return after
+        if type(after) is int and isinstance(before, np.generic):
+            return after  # a literal
         name = self.names.name(before)
         if isinstance(after, np.ndarray):
             converted = self.names.call(np.asarray, [name, f"'{after.dtype}'"])
@@ -216,6 +220,11 @@ class StepRecorder(Observer):
                 f"gradient by minigrad.grad"
             )
         op: Any = node.op
+        if isinstance(result, Tensor):
+            raise CaptureError(
+                f"the VJP of `{op.name}` returned a Tensor, and its arguments are arrays; write it "
+                f"with ops or numpy functions of its arguments, which then return arrays"
+            )
         if node not in self._reached:
             self._reached[node] = self._pending.pop(node)
             self._edges[node] = iter(node.edges or ())
@@ -287,6 +296,8 @@ class StepRecorder(Observer):
                 f"update_all() instead"
             )
         self._section = "update"
+        if len(optimizer.param_groups) > 1:
+            self._emit("", self.names.call(optimizer.check_groups, []), has_effect=True)
         for group in optimizer.param_groups:
             stepped = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad._data for p in stepped]
@@ -357,6 +368,12 @@ class StepRecorder(Observer):
                 f"{DRAWS}; if another thread draws from this generator, give the thread one of its "
                 f"own"
             )
+
+
+def output_of(result: Any, dtype: str) -> NDArray[Any]:
+    """Return the result of a forward function of the user's as the op does: see `codegen`."""
+    out = np.asarray(result).astype(dtype, copy=False)
+    return out if out.base is None else view(out, ())
 
 
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -55,13 +55,19 @@ GENERATORS = np.random.Generator, np.random.RandomState, stdlib_random.Random
 
 FOREIGN = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}  # whose objects are not compared
 LIBRARY = {"minigrad", "lora"}
+# Methods of optimisers and schedulers that lines of a program call again, and attributes that these
+# lines change. Of the attributes, a program may use the arrays.
+_IN_LINES = {"check_options", "check_states", "check_value", "lr", "state_names"}
+_IN_LINES |= {"update", "update_all"}
+_READ_AGAIN = {"param_groups", "averages", "_states", "_last", "_tables"}
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
-_END = object()  # of the values that are compared
+# Between lists that may grow or shrink, so that no element of one can pass for one of the next.
+_END = object()
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, and records that only change together with layers.
@@ -86,6 +92,7 @@ class Surroundings:
         self._names: dict[int, str] = {}  # names of parameters in modules, by id
         self._reads: list[Callable[[], Iterable[Any]]] = []  # functions that read compared values
         self._paths: list[tuple[str, Sequence[Any]]] = []  # for each: its path, and names of values
+        self._owners: list[tuple[str, Any]] = []  # objects, the names of whose attributes count
         self._plain: dict[str, NDArray[Any]] = {}  # arrays that are not in a Tensor, by path
         self._words = {*_IMPLICIT}  # all names and texts in the code of the functions
         self._callable: set[type] = set()  # classes that the functions may make objects of
@@ -98,11 +105,13 @@ class Surroundings:
         self._walk(function, "")
         self._walk_all("", [(each.__name__, each) for each in classes])
         self._walk_scopes()
+        own = [(path, each) for path, each in self._owners if not isinstance(each, type)]
+        names = [_joined(path, "__dict__") for path, _ in own]
+        self._compare("", names, partial(map, vars, [each for _, each in own]), False)
         self._values = [list(read()) for read in self._reads]
-        # The end is an object of its own, so values after or instead of it are a difference too.
-        self._all_values = [*chain.from_iterable(self._values), _END]
-        end: Callable[[], Iterable[Any]] = partial(iter, [_END])
-        self._read_all = [*self._reads, end]
+        self._all_values = [*chain.from_iterable(self._values)]
+        self._dicts = [vars(owner) for _, owner in self._owners]
+        self._attributes = [*map(list, self._dicts)]
         self.add({})
         self.leave_out(self._arrays)
         self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
@@ -127,7 +136,8 @@ class Surroundings:
     def hold(self) -> bool:
         """Return whether nothing has changed."""
         return (
-            all(map(is_, chain.from_iterable(map(call, self._read_all)), self._all_values))
+            all(map(is_, chain.from_iterable(map(call, self._reads)), self._all_values))
+            and [*map(list, self._dicts)] == self._attributes
             and self.memory_holds()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
@@ -148,6 +158,9 @@ class Surroundings:
                 changed += [_joined(path, name) for name, a, b in values if a is not b]
             elif not are_same(now, before):
                 changed.append(path)
+        for (path, _), now, before in zip(self._owners, self._dicts, self._attributes, strict=True):
+            if [*now] != before:
+                changed += [_joined(path, name) for name in {*now} ^ {*before} or {*now}]
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
         changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
         plain = self._plain.items()
@@ -182,14 +195,26 @@ class Surroundings:
     # The walk
     # ----------------------------------------------------------------------------------------------
 
-    def _compare(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
-        """Compare from now on the values that `read` returns; `names` are their names at `path`."""
-        self._paths.append((path, names))
-        self._reads.append(read)
+    def _compare(
+        self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]], varies: bool
+    ) -> None:
+        """Compare from now on the values that `read` returns; `names` are their names at `path`.
 
-    def _enter(self, path: str, names: Sequence[Any], read: Callable[[], Iterable[Any]]) -> None:
+        `varies` says whether there may be more of them, or fewer, at another time.
+        """
+        end: Callable[[], Iterable[Any]] = partial(iter, [_END])
+        self._paths += [(path, names), ("", ())][: 1 + varies]
+        self._reads += [read, end][: 1 + varies]
+
+    def _enter(
+        self,
+        path: str,
+        names: Sequence[Any],
+        read: Callable[[], Iterable[Any]],
+        varies: bool = False,
+    ) -> None:
         """Compare the values that `read` returns, and walk through each of them."""
-        self._compare(path, names, read)
+        self._compare(path, names, read, varies)
         self._walk_all(path, zip(names, list(read()), strict=True))
 
     def _walk_all(self, path: str, children: Iterable[tuple[Any, Any]]) -> None:
@@ -244,13 +269,15 @@ class Surroundings:
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
         elif isinstance(value, (list, set, deque, MappingView)):
-            self._enter(path, range(len(value)), partial(iter, cast(Any, value)))
+            self._enter(path, range(len(value)), partial(iter, cast(Any, value)), True)
         elif isinstance(value, (dict, MappingProxyType)):
-            self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()))
+            self._enter(path, [*value, *value], lambda: chain(value.keys(), value.values()), True)
         elif isinstance(value, Settable):
+            self._walk_class(type(value), path)
+            self._scopes.append((path, value))
             self.settable[_unused(path, self.settable)] = value
             if isinstance(value, Optimizer):
-                self._compare(path, (), partial(_groups_and_members, value))
+                self._compare(path, (), partial(_groups_and_members, value), True)
         elif isinstance(value, ModuleType):
             if not is_known(value.__name__):
                 self._scopes.append((path, value))
@@ -287,6 +314,7 @@ class Surroundings:
         if attributes is not None and (not is_all or is_foreign):
             self._scopes.append((path, value))
         elif attributes is not None:
+            self._owners.append((path, value))
             self._enter(path, [*attributes], attributes.values)
 
     def _walk_scopes(self) -> None:
@@ -301,16 +329,15 @@ class Surroundings:
                 self._walk_all(path, enumerate(chain(*[group["params"] for group in groups])))
         for path, scope in self._scopes:
             if names := self._read(scope):
-                self._compare(path, names, partial(map, vars(scope).get, names))
-            if not isinstance(scope, ModuleType):  # the code may name a new attribute
-                self._compare(path, ("a new attribute",), partial(_count, scope))
+                self._compare(path, names, partial(map, vars(scope).get, names), False)
+            self._owners.append((path, scope))  # the code may name a new attribute
         for path, each in self.settable.items():
             self._compare_settings(path, partial(_named_settings, each, self._words))
 
     def _compare_settings(self, path: str, read: Callable[[], Iterable[tuple[str, Any]]]) -> None:
         """Compare settings that a program reads again, but that the code names too."""
         if named := [name for name, _ in read()]:
-            self._compare(path, named, lambda: [value for _, value in read()])
+            self._compare(path, named, lambda: [value for _, value in read()], True)
 
     def _read(self, scope: Any) -> list[str]:
         """List the attributes of an object that the code names, or calls as special methods."""
@@ -318,6 +345,10 @@ class Surroundings:
         if isinstance(scope, type):
             left_out = _NOT_IN_STEPS | (set() if scope in self._callable else _CONSTRUCTORS)
             names |= special_methods(scope) - left_out
+            if issubclass(scope, (Optimizer, LRScheduler)):
+                names -= _IN_LINES
+        elif isinstance(scope, Settable):
+            names -= _READ_AGAIN
         return sorted(names)
 
     def _walk_function(self, function: FunctionType, path: str) -> None:
@@ -329,7 +360,7 @@ class Surroundings:
         if all(map(is_known, modules)) or (is_installed and not is_own):
             return
         self.functions.append(function)
-        self._scopes += [(path, function)] if vars(function) else []
+        self._scopes.append((path, function))
         self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
@@ -362,15 +393,23 @@ def _named_settings(value: Settable, words: set[str]) -> list[tuple[str, Any]]:
     """List the settings that a program reads again, and that the code of the step names too."""
     if isinstance(value, Optimizer):
         groups = enumerate(value.param_groups)
-        return [
+        found = [
             (f"param_groups.{i}.{k}", group[k])
             for i, group in groups
             for k in sorted(group.keys() & words - {"params"})
         ]
-    found = [(name, vars(value)[name]) for name in sorted(vars(value).keys() & words)]
-    if isinstance(value, LRScheduler) and "get_last_lr" in words:
-        found += [("get_last_lr()", rate) for rate in value.get_last_lr()]
-    return found
+        if "state" in words:
+            states = chain.from_iterable(state.items() for state in value.state.values())
+            found += [("state", value.state)]
+            found += [(f"state.{k}", x) for k, x in states if isinstance(x, np.ndarray)]
+        return found
+    if isinstance(value, EMA):
+        if "averages" not in words:
+            return []
+        named = {f"averages.{name}": average for name, average in value.averages.items()}
+        return [("averages", value.averages), *named.items()]
+    rates = value.get_last_lr() if "get_last_lr" in words else ()
+    return [("get_last_lr()", rate) for rate in rates]
 
 
 def _state_of(source: Any) -> Any:
@@ -394,12 +433,7 @@ _parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
-    groups = optimizer.param_groups
-    return chain(groups, *[group["params"] for group in groups])
-
-
-def _count(scope: Any) -> list[int]:
-    return [min(len(vars(scope)), 256)]  # up to which an equal int is the same object
+    return chain.from_iterable((group, *group["params"]) for group in optimizer.param_groups)
 
 
 def _joined(path: str, name: Any) -> str:

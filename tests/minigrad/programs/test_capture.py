@@ -6,6 +6,7 @@ That changes of what a step reads are noticed is tested in test_changes.py.
 import argparse
 import contextvars
 import copy
+import enum
 import functools
 import gc
 import inspect
@@ -651,6 +652,103 @@ def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     assert "matmul(g1_0, v1)" in captured.source
 
 
+@mg.op
+def doubles(x):
+    """As numpy promotes: float32 times a float64 is float64."""
+    return x * np.float64(1.1)
+
+
+doubles.vjp("x", lambda g: g * np.float64(1.1))
+
+
+@mg.op
+def repeats(x):
+    """A view that cannot be written to."""
+    return np.broadcast_to(x, (2, *x.shape))
+
+
+repeats.vjp("x", lambda g: g.sum(0))
+
+
+@mg.op
+def adds_up(x):
+    """A Python number."""
+    return float(x.sum())
+
+
+adds_up.vjp("x", lambda g, x_shape: np.broadcast_to(g, x_shape))
+
+
+COUNT = bytearray(1)  # a change of it is not noticed
+
+
+@mg.op
+def counts(x):
+    """A function with an effect besides its result."""
+    COUNT[0] += 1
+    return x * 1.5
+
+
+counts.vjp("x", lambda g: g * 1.5)
+
+
+@pytest.mark.parametrize("op", [doubles, repeats, adds_up, counts], ids=lambda op: op.name)
+def test_ops_of_ones_own_may_return_anything(op):
+    def body(m, o, x, y):
+        o.zero_grad()
+        h = op(m(x))
+        return learn(o, mg.mean(h * h)), op(x)
+
+    calls = []
+    for capture in (mg.capture, lambda step: step):
+        COUNT[0] = 0
+        step = capture(made(body)[0])
+        for i in range(12):
+            step(*batch(i))
+        calls.append(COUNT[0])
+    assert calls[0] == calls[1]
+    check_same(lambda: made(body))
+
+
+def test_numbers_of_numpy_are_constants():
+    """A product of sizes, for example."""
+
+    def body(m, o, x, y):
+        o.zero_grad()
+        loss = mg.sum((m(x) * np.int64(3) - y) ** np.int8(2)) / np.prod(y.shape)
+        return learn(o, loss * np.float64(0.7) + np.float32(0.1))
+
+    check_same(lambda: made(body))
+
+
+def test_options_that_numpy_promotes():
+    def body(m, o, x, y):
+        o.zero_grad()
+        h = mg.leaky_relu(m(x), np.float64(0.1)) + mg.clip(m(x), np.float64(-0.3), np.float64(0.3))
+        return learn(o, mg.mse(mg.softplus(mg.elu(h, np.float64(0.7)), np.float64(1.3)), y))
+
+    check_same(lambda: made(body))
+
+
+class Shape(enum.StrEnum):
+    TANH = "tanh"
+
+
+class Axis(enum.IntEnum):
+    LAST = -1
+
+
+@pytest.mark.parametrize("shape", [Shape.TANH, np.str_("tanh")])
+def test_options_that_have_no_literal_are_constants(shape):
+    """The text of an enumeration's member, or of numpy's, is no expression."""
+
+    def body(m, o, x, y):
+        o.zero_grad()
+        return learn(o, mg.mse(mg.softmax(mg.gelu(m(x), shape), Axis.LAST), y))
+
+    check_same(lambda: made(body))
+
+
 @pytest.mark.parametrize(
     ("values", "programs"),
     [
@@ -694,7 +792,43 @@ def test_batches_of_changing_shapes_and_layouts():
         x, y = batch(i, 3 + i % 3)
         return (np.asfortranarray(x.numpy()), y.numpy()) if i % 2 else (x, y)
 
-    check_same(lambda: made(plain), arguments, 36, 3)
+    check_same(lambda: made(plain), arguments, 36, 6)
+
+
+def weighted():
+    weight = Tensor(np.random.default_rng(0).standard_normal((64, 130)).astype(np.float32))
+    weight.requires_grad_()
+    optimizer = optim.SGD([weight], lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = mg.mean(weight * x)
+        loss.backward()
+        norm = optim.clip_grad_norm([weight], 0.5)
+        optimizer.step()
+        return loss, norm
+
+    return step, [weight]
+
+
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "part": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1],
+}
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_the_layout_of_a_gradient_is_that_of_the_step(first):
+    """A gradient follows the layout of an argument, and the order of a sum follows the layout."""
+    order = [first] * 3 + [*LAYOUTS] * 5
+
+    def argument(i):
+        x = np.random.default_rng(i).standard_normal((64, 130)).astype(np.float32)
+        return (Tensor(LAYOUTS[order[i]](x)),)
+
+    check_same(weighted, argument, len(order), len(LAYOUTS))
 
 
 def test_one_array_for_two_arguments_is_another_program():
@@ -848,6 +982,11 @@ def refused(body):
     return mg.capture(step), model
 
 
+class Place(NamedTuple):
+    row: object
+    column: object
+
+
 class Peeks(nn.Module):
     def forward(self, x):
         print(x)
@@ -898,6 +1037,14 @@ def writes_gradients(m, h, loss, x, y):
     m[0].weight.grad.data *= 0.5
 
 
+@mg.op
+def halves(x):
+    return x * 0.5
+
+
+halves.vjp("x", lambda g, x_shape: mg.ones(x_shape) * g)
+
+
 REFUSED = {
     "item": (lambda m, h, loss, x, y: loss.item(), r"calls item\(\).*return the tensor"),
     "tolist": (lambda m, h, loss, x, y: h.tolist(), r"calls tolist\(\)"),
@@ -917,7 +1064,9 @@ REFUSED = {
     "checkpoint": (lambda m, h, loss, x, y: mg.checkpoint(m, x), "a checkpoint is not captured"),
     "retain_grad": (retains, r"retain_grad\(\) is not captured"),
     "hook": (hooked, "a hook is not captured"),
+    "named tuple": (lambda m, h, loss, x, y: h[Place(mg.argmax(h[0]), 0)], "takes a Place with"),
     "create_graph": (differentiates_twice, "a backward pass that is recorded in a graph"),
+    "VJP": (lambda m, h, loss, x, y: mg.grad(halves(loss), h), "VJP of `halves` returned a Tensor"),
     "gradients in numpy": (clips_with_numpy, r"\.data or \.numpy\(\)"),
     "gradients in place": (writes_gradients, r"\.data or \.numpy\(\)"),
 }
@@ -1225,6 +1374,28 @@ def test_an_optimiser_that_is_stepped_outside_says_why_it_has_no_gradients():
         else:
             with pytest.raises(RuntimeError, match="gradients of a captured step do not outlive"):
                 outside.step()
+
+
+def test_gradients_that_nothing_zeroes_and_nothing_uses_do_not_matter():
+    """Adding them up is no line of the program, so it takes no name from what is one."""
+
+    def make():
+        model = network()
+        optimizer = optim.SGD(model[2].parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            total = mg.zeros(())
+            for k in range(2):
+                loss = mg.mse(model(x[k::2]), y[k::2])
+                loss.backward()
+                total = total + loss.detach()
+            optimizer.step()
+            return total
+
+        return step, [*model[2].parameters()]
+
+    check_same(make, lambda i: batch(i, 6))
 
 
 def test_results_require_no_gradient_and_programs_leave_none():

@@ -638,6 +638,38 @@ def tensor():
     return mg.tensor([0.5, 0.25, 1.0])
 
 
+def in_turn(h, config):
+    for each in config.scales:
+        h = h * each
+    for each in config.shifts:
+        h = h + each
+    return h
+
+
+def move(training):
+    """Move an element to another list, without another change of all elements in their order."""
+    config = training.parts["config"]
+    config.shifts.insert(0, config.scales.pop())
+
+
+class Flags:
+    is_scaled = is_shifted = False
+
+    def __init__(self):
+        self.is_scaled = True
+
+    def __call__(self, h):
+        h = h * 0.5 if self.is_scaled else h
+        return h + 0.5 if self.is_shifted else h
+
+
+def rename(training):
+    """Give another attribute the same value."""
+    config = training.parts["config"]
+    del config.is_scaled
+    config.is_shifted = True
+
+
 def in_softmax(h, config):
     return mg.softmax(h, **vars(config))
 
@@ -756,6 +788,10 @@ CASES = {
         lambda: [0.5, 1.0, 2.0], lambda h, c: h * mg.Tensor(c), stored(0, 0.9)
     ),
     "list as an index": of_config(lambda: [0, 1, 2], lambda h, c: h[:, c], stored(0, 2)),
+    "lists side by side": of_config(
+        lambda: types.SimpleNamespace(scales=[0.5, 0.25], shifts=[0.125]), in_turn, move
+    ),
+    "name of an attribute": of_config(Flags, lambda h, c: c(h), rename),
     "deque": of_config(
         lambda: collections.deque([0.5]),
         lambda h, c: h * c[-1],
@@ -763,6 +799,10 @@ CASES = {
     ),
     "module": of_net(
         lambda net, x, y, _: mg.mse(net(x) * settings.scale, y), patched(settings, "scale", 0.9)
+    ),
+    "new attribute of a module": of_net(
+        lambda net, x, y, _: mg.mse(net(x) * getattr(settings, "extra", 1.0), y),
+        lambda t: t.patch.setattr(settings, "extra", 0.9, raising=False),
     ),
     "global of a module": of_net(
         lambda net, x, y, _: settings.loss(net(x), y), patched(settings, "factor", 0.9)
@@ -776,6 +816,12 @@ CASES = {
     ),
     "code": of_config(
         with_scale, lambda h, c: c(h), assigned("__code__", (lambda h, a, b: h * 2).__code__)
+    ),
+    "new attribute of a function": of_config(
+        with_scale, lambda h, c: h * getattr(c, "scale", 0.5), assigned("scale", 0.9)
+    ),
+    "all attributes": of_config(
+        Config, lambda h, c: h * c.limit, assigned("__dict__", {"limit": 0.9, "hidden": 0.5})
     ),
     "attribute of a function": of_config(
         lambda: with_scale(scale=0.5), lambda h, c: h * c.scale, assigned("scale", 0.9)
@@ -931,7 +977,7 @@ class Loop:
 
     def __init__(self):
         self.training = training_of(Config, lambda net, x, y, config: None)()
-        self.config, self.scale, self.count = Fields(), 0.5, 0
+        self.config, self.scale, self.count, self.other = Fields(), 0.5, 0, 0
         self.training.parts["net"].loop = self
 
     def step(self, x, y):
@@ -947,7 +993,14 @@ class Loop:
 
 
 def outer(loop, h, y):
-    return mg.mse(h * loop.scale * loop.config.scales[0], y)
+    return mg.mse(h * loop.scale * loop.config.scales[0] * getattr(loop, "more", 1.0), y)
+
+
+def exchange(training):
+    """Leave the number of attributes as it is."""
+    loop = training.parts["loop"]
+    del loop.other
+    loop.more = 0.5
 
 
 @pytest.mark.parametrize(
@@ -955,6 +1008,7 @@ def outer(loop, h, y):
     [
         lambda t: setattr(t.parts["loop"], "scale", 0.9),
         lambda t: t.parts["loop"].config.scales.reverse(),
+        exchange,
     ],
 )
 def test_attributes_of_the_owner_of_a_step(do):
@@ -1217,3 +1271,157 @@ def test_numpy_on_equal_arguments():
 
     with pytest.raises(mg.CaptureError, match=r"float\(\) takes a value out of the step"):
         step(x[0])
+
+
+class Weighted:
+    """A part of a training with an attribute, and a method that reads it and another one."""
+
+    weight = 0.5
+
+    def weighted(self, loss):
+        return loss * self.weight * self.factor
+
+
+class WeightedSGD(Weighted, optim.SGD):
+    pass
+
+
+class WeightedLR(Weighted, optim.StepLR):
+    pass
+
+
+class WeightedEMA(Weighted, optim.EMA):
+    pass
+
+
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "ema"])
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda training, part: setattr(training.parts[part], "factor", 0.25),
+        lambda training, part: training.patch.setattr(Weighted, "weight", 0.25),
+    ],
+    ids=["attribute", "class"],
+)
+def test_attributes_of_parts_of_ones_own(part, do):
+    def build():
+        net = Net()
+        optimizer = WeightedSGD(net.parameters(), lr=0.1)
+        scheduler, ema = WeightedLR(optimizer, 2, 0.5), WeightedEMA(net, 0.9)
+        parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
+        chosen = parts[part]
+        chosen.factor = 0.5
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = chosen.weighted(mg.mse(net(x), y))
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            ema.update()
+            return loss
+
+        return Training(step, net_batches(), parts)
+
+    assert difference(build, Change("", lambda training: do(training, part))) == ""
+
+
+class Counted(optim.Optimizer):
+    """An optimiser that changes its own attribute, by a method that a program calls again."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        self.count = 0
+
+    def check_options(self, group):
+        pass
+
+    def update(self, x, g, state, group):
+        self.count += 1
+        x -= group["lr"] / float(np.sqrt(self.count).item()) * g
+
+
+def test_attributes_that_an_optimiser_changes_are_read_again():
+    def build():
+        net = Net()
+        optimizer, ema = Counted(net.parameters()), optim.EMA(net, 0.9)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = mg.mse(net(x), y)
+            loss.backward()
+            optimizer.step()
+            ema.update()
+            return loss
+
+        return Training(step, net_batches(), {"net": net, "optimizer": optimizer, "ema": ema})
+
+    halve = Change("count", lambda training: setattr(training.parts["optimizer"], "count", 3))
+    assert difference(build, halve) == ""
+
+
+def load_other_momentum(training):
+    optimizer = training.parts["optimizer"]
+    state = optimizer.state_dict()
+    for values in state["state"].values():
+        values["momentum_buffer"] *= 3
+    optimizer.load_state_dict(state)
+
+
+def test_a_state_that_a_step_reads():
+    """Another state is other arrays."""
+
+    def build():
+        net = Net()
+        optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        weight = net.linear.weight
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = mg.mse(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss + mg.sum(optimizer.state[weight]["momentum_buffer"] * mg.ones(1))
+
+        return Training(step, net_batches(), {"net": net, "optimizer": optimizer})
+
+    assert difference(build, Change("load_state_dict", load_other_momentum)) == ""
+
+
+def two_groups():
+    net = Net()
+    weight, bias = net.linear.weight, net.linear.bias
+    own = nn.Parameter(np.ones(3, np.float32))
+    groups = [{"params": [weight, own]}, {"params": [bias], "lr": 0.01}]
+    optimizer = optim.SGD(groups, lr=0.1)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = mg.mse(net(x) * own, y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Training(step, net_batches(), {"net": net, "own": own, "optimizer": optimizer})
+
+
+def move_parameter(training):
+    first, second = training.parts["optimizer"].param_groups
+    second["params"].insert(0, first["params"].pop())
+
+
+def test_a_parameter_that_moves_to_another_group():
+    assert difference(two_groups, Change("", move_parameter)) == ""
+
+
+def test_no_group_is_stepped_if_an_option_of_another_one_is_impossible():
+    training = two_groups()
+    step = mg.capture(training.step)
+    for _ in range(3):
+        step(*training.batches[0])
+    before = training.state()
+    training.parts["optimizer"].param_groups[1]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must be"):
+        step(*training.batches[0])
+    after = training.state()
+    assert [name for name in before if before[name] != after[name]] == ["optimizer"]
