@@ -125,12 +125,21 @@ def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
         return np.array_equal(values.astype(dtype), values)
 
 
+def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return a dtype of numpy; raise a TypeError if `dtype` does not name one."""
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        known = "'float32', numpy.float32 or another one of numpy"
+        raise TypeError(f"a dtype is {known}, not {dtype!r:.60}") from None
+
+
 def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return a dtype in native byte order, as the object that numpy's own arrays have.
 
     `newbyteorder` makes another object, and the engine compares dtypes by identity.
     """
-    return np.dtype(np.dtype(dtype).newbyteorder("=").str)
+    return np.dtype(as_dtype(dtype).newbyteorder("=").str)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_count, python_number
+from minigrad.checks import as_dtype, check_count, python_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
@@ -267,7 +267,7 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
 
 def or_float32(dtype: DTypeLike | None) -> np.dtype[Any]:
     """Return a dtype; None stands for float32, as in PyTorch, and not for numpy's float64."""
-    return np.dtype(np.float32 if dtype is None else dtype)
+    return as_dtype(np.float32 if dtype is None else dtype)
 
 
 def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[Any]:

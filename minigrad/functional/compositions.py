@@ -63,9 +63,9 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                 result: R = observed(call_on_arrays, function, given, tuple(options), values)
                 return result
             return function(*given, **options)
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
             kinds: Any = ValueError, IndexError, TypeError  # AxisError is both of the first two
-            kind = next(kind for kind in kinds if isinstance(error, kind))
+            kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
             call = vars(error).get("call", "")
             message = vars(error).get("message", str(error))  # without the name of an inner op
             message = message.removesuffix(call)

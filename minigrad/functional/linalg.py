@@ -71,7 +71,7 @@ def _norm(x: Array, ord: float | str | None, axis: Axis, keepdims: bool) -> Tens
 
 def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     size = ops.abs(x)
-    if np.isinf(p):
+    if math.isinf(p):
         return (ops.max if p > 0 else ops.min)(size, axes, keepdims)
     if p >= 1:
         return root(ops.sum(size**p, axes, keepdims), p)

@@ -588,14 +588,21 @@ def _linear_label_cross_entropy_x(g: Array, divisor: float | None, residuals: Ar
 def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
     """Check the target, and return both in the prediction's dtype, or in float64 for integers.
 
-    A float64 target would make a float32 model compute in float64, which is slower.
+    A float64 target would make a float32 model compute in float64, which is slower. If one is a
+    Tensor without axes, the other becomes one too: beside a Tensor, an op makes a number of an
+    array without axes, and the kernels of losses take only arrays.
     """
     if target.shape != prediction.shape:
         shapes = f"{prediction.shape}, the target {target.shape}"
         raise ValueError(f"the prediction has shape {shapes}; they must be the same")
     prediction = widened(prediction)
-    same = target.dtype == prediction.dtype
-    return prediction, target if same else ops.astype(target, prediction.dtype)
+    if target.dtype != prediction.dtype:
+        target = ops.astype(target, prediction.dtype)
+    if not target.ndim and isinstance(target, Tensor) != isinstance(prediction, Tensor):
+        prediction, target = (
+            x if isinstance(x, Tensor) else Tensor(x) for x in (prediction, target)
+        )
+    return prediction, target
 
 
 def check_ignore_index(name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.checks import check_count, check_integer, check_positive
+from minigrad.checks import check_count, check_integer, check_positive, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import none_given
@@ -86,7 +86,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     Raises:
         ValueError: if there are no arrays, their shapes differ, or the result has no such axis.
     """
-    arrays = list(arrays)
+    arrays = _listed(arrays)
     for i, array in enumerate(arrays):
         if array is None:
             raise TypeError(none_given(f"arrays[{i}]"))
@@ -99,6 +99,14 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
         joined = concatenate(arrays, axis)
         return reshape(joined, (*shape[:axis], len(arrays), *shape[axis:]))
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
+
+
+def _listed(arrays: Sequence[Array]) -> list[Array]:
+    """Return the arrays in a list; raise a TypeError if they are not in a sequence."""
+    try:
+        return list(arrays)
+    except TypeError:
+        raise TypeError(f"takes a sequence of tensors, not {shown(arrays)}") from None
 
 
 @composition
@@ -114,7 +122,7 @@ def vstack(arrays: Sequence[Array]) -> Tensor:
     Raises:
         ValueError: if there are no arrays, or their sizes differ along another axis.
     """
-    return concatenate([reshape(x, (1, -1)) if np.ndim(x) < 2 else x for x in arrays])
+    return concatenate([reshape(x, (1, -1)) if np.ndim(x) < 2 else x for x in _listed(arrays)])
 
 
 @composition
@@ -124,7 +132,7 @@ def hstack(arrays: Sequence[Array]) -> Tensor:
     Raises:
         ValueError: if there are no arrays, or their sizes differ along another axis.
     """
-    arrays = [reshape(x, -1) if np.ndim(x) == 0 else x for x in arrays]
+    arrays = [reshape(x, -1) if np.ndim(x) == 0 else x for x in _listed(arrays)]
     return concatenate(arrays, 1 if arrays and np.ndim(arrays[0]) > 1 else 0)
 
 
@@ -135,7 +143,7 @@ def column_stack(arrays: Sequence[Array]) -> Tensor:
     Raises:
         ValueError: if there are no arrays, or their sizes differ along another axis.
     """
-    return concatenate([reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in arrays], 1)
+    return concatenate([reshape(x, (-1, 1)) if np.ndim(x) < 2 else x for x in _listed(arrays)], 1)
 
 
 @composition
@@ -184,7 +192,7 @@ def diff(
         zeros = np.zeros(one, x.dtype)
         x = concatenate([y if y.ndim else zeros + y for y in parts], axis)
     before = [slice(None)] * axis
-    for _ in range(n):
+    for _ in range(min(n, x.shape[axis])):  # afterwards, nothing is left
         later, earlier = getitem(x, (*before, slice(1, None))), getitem(x, (*before, slice(-1)))
         x = later != earlier if x.dtype == np.bool_ else later - earlier
     return x  # type: ignore[no-any-return]

@@ -301,16 +301,16 @@ def mask_scores(
 def raise_peaks(
     scores: Matrix, rows: int, columns: int, scale: Any, most: Any, total: Any, sums: Any, add: bool
 ) -> None:  # fmt: skip
-    """Raise m of each query to its greatest scaled score; if it rises, l and o shrink as above.
+    """Raise m of each query to its greatest score; if it rises, l and o shrink as above.
 
     Without `add`, nothing has been added to l and o yet.
     """
     for r in range(rows):
-        before, greatest = most[r], greatest_of(_row(scores, r, columns, most)) * scale
+        before, greatest = most[r], greatest_of(_row(scores, r, columns, most))
         if greatest > before:
             most[r] = greatest
             if add:
-                factor = most.dtype.type(math.exp(before - greatest))
+                factor = most.dtype.type(math.exp((before - greatest) * scale))
                 total[r] *= factor
                 for c in range(sums.shape[1]):
                     sums[r, c] *= factor
@@ -320,13 +320,17 @@ def raise_peaks(
 def exponentials(
     scores: Matrix, rows: int, columns: int, scale: Any, most: Any, total: Any
 ) -> None:
-    """Replace the scores of all rows by e^(scale score - most), and add their sums to `total`."""
+    """Replace the scores of all rows by e^(scale (score - most)), and add their sums to `total`.
+
+    The difference comes first: it is exactly 0 for the greatest score. A scaled score of 1e9 is
+    rounded by more than 88, and a fused multiplication and subtraction rounds only one of the two.
+    """
     for r in range(rows):
         row, added = _row(scores, r, columns, most), most.dtype.type(0)
         # If no score is above -inf yet, each is -inf, of weight 0, or nan, which stays.
         peak = most[r] if most[r] > -np.inf else most.dtype.type(0)
         for n in range(row.size):
-            e = _exp(row[n] * scale - peak)
+            e = _exp((row[n] - peak) * scale)
             row[n] = e
             added += e
         total[r] += added
@@ -344,12 +348,12 @@ def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
 
 @external()
 def write_results(
-    rows: int, sums: Any, most: Any, total: Any, mask: Mask, b: int, h: int, i: int, keys: int,
-    out: Any, lse: Any,
+    rows: int, sums: Any, most: Any, scale: Any, total: Any, mask: Mask, b: int, h: int, i: int,
+    keys: int, out: Any, lse: Any,
 ) -> None:  # fmt: skip
-    """Write o / l and m + log(l) of queries from i on; 0 for those that may not use any key."""
+    """Write o / l and scale m + log(l) of queries from i on; 0 for those that may use no key."""
     for r in range(rows):
-        log, share = most[r] + math.log(total[r]), most.dtype.type(1 / total[r])
+        log, share = most[r] * scale + math.log(total[r]), most.dtype.type(1 / total[r])
         if most[r] == -np.inf:
             log = 0.0 if nothing_allowed(mask, b, h, i + r, keys) else np.nan
             share = most.dtype.type(log)
@@ -363,12 +367,18 @@ def write_results(
 def weights_and_slopes(
     scores: Matrix, slopes: Matrix, rows: int, columns: int, scale: Any, lse: Any, mean: Any
 ) -> None:
-    """Replace scores by weights p = e^(scale score - lse), and slopes by p (slope - mean)."""
+    """Replace scores by weights p = e^(scale score - lse), and slopes by p (slope - mean).
+
+    Scores are scaled in a loop of their own, so that the product is rounded, as it is in lse; see
+    `exponentials`.
+    """
     for r in range(rows):
         row, slope = _row(scores, r, columns, mean), _row(slopes, r, columns, mean)
         log, middle = mean.dtype.type(lse[r]), mean[r]
         for n in range(columns):
-            p = _exp(row[n] * scale - log)
+            row[n] *= scale
+        for n in range(columns):
+            p = _exp(row[n] - log)
             row[n] = p
             slope[n] = p * (slope[n] - middle)
 
@@ -423,7 +433,7 @@ def forward_loop(
                 raise_peaks(S, high, padded, last, most, total, sums, j > 0)
                 exponentials(S, high, padded, last, most, total)
                 multiply_panels(t, high, width, step, S, part_of(V, j, 0), SV, j > 0)
-            write_results(high, sums, most, total, mask, b, h, i, keys, out, lse)
+            write_results(high, sums, most, last, total, mask, b, h, i, keys, out, lse)
     keep_alive((columns, values, scores, sums))
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_flag, check_problems, holds, nearest
+from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest
 from minigrad.containers import Owner
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
@@ -302,7 +302,7 @@ class Module(Owner):
         Raises:
             TypeError: if `dtype` is not a float dtype.
         """
-        target = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
+        target = None if dtype is None else as_dtype(dtype)  # numpy takes None for float64
         if target is None or target.kind != "f":
             raise TypeError(f"parameters are floats, and cannot become {target}")
         for _, tensor in self.named_state():

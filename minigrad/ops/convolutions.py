@@ -98,7 +98,7 @@ def convolution_input(
     """
     sizes = for_each_axis("size", size, 2, least=0)
     check_positive("groups", groups)
-    _check_axes(y=y.shape, weight=weight.shape)
+    _check_axes(y=np.shape(y), weight=np.shape(weight))
     x = y.shape[0], weight.shape[1] * groups, *sizes
     geometry = _checked_result(y.shape, x, weight.shape, stride, padding, dilation, groups)
     return kernels.convolution.input_gradient(y, weight, sizes, geometry)
@@ -128,7 +128,7 @@ def convolution_weight(
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)
-    _check_axes(y=y.shape, x=x.shape)
+    _check_axes(y=np.shape(y), x=np.shape(x))
     weight = y.shape[1], x.shape[1] // groups, *sizes
     geometry = _checked_result(y.shape, x.shape, weight, stride, padding, dilation, groups)
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)

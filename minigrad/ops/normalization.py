@@ -82,8 +82,8 @@ def rms_norm(
         ValueError: if the shapes do not match, a row is empty, or eps is negative or infinite.
         TypeError: if eps is not a number, or a size is not an integer.
     """
+    sizes = _checked_sizes(x, normalized_shape, 0.0 if eps is None else eps, weight)
     eps = _least(x) if eps is None else eps
-    sizes = _checked_sizes(x, normalized_shape, eps, weight)
     return kernels.normalization.norm(x, sizes, weight, None, eps, False)
 
 

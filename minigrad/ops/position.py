@@ -29,6 +29,7 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
         ValueError: if d is odd, or the shapes do not match.
         TypeError: if `cos` or `sin` requires a gradient.
     """
+    x = np.asarray(x)
     if x.ndim < 2 or x.shape[-1] % 2:
         raise ValueError(f"x has shape (..., L, d) with an even d, not {x.shape}")
     shape = (*x.shape[:-1], x.shape[-1] // 2)

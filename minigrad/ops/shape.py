@@ -36,7 +36,7 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
     except TypeError:
         raise TypeError(f"axis is an int or several of them, not {axis!r}") from None
-    except AxisError:
+    except (AxisError, OverflowError):
         if ndim == 0 and axis in (0, -1):
             return ()
         wrong = f"out of bounds for an array of {ndim} axes"
@@ -126,9 +126,8 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     Raises:
         TypeError: if `dtype` is not a dtype of booleans, integers or floats.
     """
-    if dtype is None or np.dtype(dtype).kind not in "biuf":
+    if dtype is None or (target := native_dtype(dtype)).kind not in "biuf":
         raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
-    target = native_dtype(dtype)
     return x.astype(target) if hasattr(x, "astype") else np.asarray(x).astype(target)
 
 
@@ -161,7 +160,7 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
 
 @transpose.vjp("x")
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
-    if axes is None:
+    if axes is None or g.ndim == 1:  # numpy takes a number for the order of one axis
         return transpose(g)
     inverse = [0] * len(axes)
     for i, axis in enumerate(axes):

@@ -458,3 +458,24 @@ def test_a_key_that_a_float_mask_excludes_counts_for_nothing(rng, dtype):
     added = np.where(allowed, 0, -np.inf).astype(dtype)
     found = minigrad.scaled_dot_product_attention(q, k, v, attn_mask=added)
     assert_allclose(found, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("queries", [1, 20])
+def test_huge_scores_choose_one_key(dtype, queries, rng):
+    """The rounding of a score is far more than 1 there, and is the same wherever it is used."""
+    keys, chosen = 30, 17
+    k = -np.abs(rng.standard_normal((keys, 1))).astype(dtype) - 1
+    k[chosen] = np.abs(k[chosen]) * 0.7
+    v = rng.standard_normal((keys, 3)).astype(dtype)
+    g = rng.standard_normal((queries, 3)).astype(dtype)
+    for size in (1e6, 1e8, 1e12, 1e17, 1e25, 1e36):
+        q = (size * rng.uniform(1, 2, (queries, 1))).astype(dtype)
+        inputs = [minigrad.Tensor(x, requires_grad=True) for x in (q, k, v)]
+        out = minigrad.scaled_dot_product_attention(*inputs, scale=0.3)
+        assert_array_equal(out.data, np.broadcast_to(v[chosen], (queries, 3)))
+        dq, _, dv = (x.data for x in minigrad.grad(out, inputs, g))
+        expected = np.zeros((keys, 3))
+        expected[chosen] = g.sum(0)
+        assert_allclose(dv, expected, rtol=1e-4, atol=1e-6)
+        assert not dq.any()

@@ -32,6 +32,26 @@ def test_losses_of_numbers(rng, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["mse", "l1", "huber", "binary_cross_entropy_with_logits"])
+def test_a_number_or_an_array_without_axes_may_be_beside_a_tensor(name, reduction):
+    loss = getattr(minigrad, name)
+    numbers = (1.0, np.float32(1), np.array(1, np.float32), 1, np.array(1))
+    for i, number in enumerate(numbers):
+        for order in (1, -1) if i < 3 else (1,):  # integer predictions give float64
+
+            def of(x, other, order=order):
+                return loss(*(x, other)[::order], reduction)
+
+            x = minigrad.tensor(0.25, requires_grad=True)
+            expected, found = of(x, minigrad.tensor(1.0)), of(x, number)
+            assert (found.item(), found.dtype) == (expected.item(), np.float32)
+            slopes = [minigrad.grad(out, x).item() for out in (expected, found)]
+            assert slopes[0] == slopes[1]
+            moved = minigrad.jvp(lambda v, y=number, of=of: of(v, y), 0.25, 1.0)
+            assert moved.tangent.item() == slopes[0]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_losses_of_classes(rng, reduction):
     logits = 10 * rng.standard_normal((6, 4))
     target = rng.integers(0, 4, 6)

@@ -129,7 +129,7 @@ ONCE_OR_MORE = {"roll", "expand_dims"}  # an axis may be rolled twice, a new one
 @pytest.mark.parametrize("name", OF_AXES | OF_ONE_AXIS)
 def test_an_axis_that_is_not_there_or_no_integer_is_refused(name):
     function = (OF_AXES | OF_ONE_AXIS)[name]
-    for axis in (3, -4):
+    for axis in (3, -4) if name == "concatenate" else (3, -4, 2**40, -(10**30)):
         refused(name, (X, axis), ValueError, str(axis), function=function)
     refused(name, (X, 1.5), TypeError, function=function)
 
@@ -199,6 +199,10 @@ SHAPES = [
     bad("transpose", (X, (0, 0)), ValueError, "(2, 3)", "(0, 0)"),
     bad("transpose", (X, (0,)), ValueError, "(2, 3)", "(0,)"),
     bad("transpose", (X, (0, 5)), ValueError, "5"),
+    *[
+        bad(name, (1,), TypeError, "takes a sequence of tensors, not 1")
+        for name in ("concatenate", "stack", "vstack", "hstack", "column_stack")
+    ],
     bad("pad", (X, (1, 1, 2, 2)), ValueError, "(1, 1, 2, 2)", "[(0, 1), (0, 1)]"),
     bad("reshape", (X, (4,)), ValueError, "(2, 3)", "(4,)"),
     bad("broadcast_to", (X, (2, 4)), ValueError, "(2, 3)", "(2, 4)"),
@@ -232,6 +236,15 @@ SHAPES = [
     bad("meshgrid", (X,), ValueError, "(2, 3)"),
     bad("meshgrid", ([ROW, None],), TypeError, "not None for xi"),
     bad("meshgrid", (ROW,), ValueError, "'yx'", "'xy'", indexing="yx"),
+    *[
+        bad(name, (X, *args), ValueError, "too large")
+        for name, args in [
+            *[(name, (10**30,)) for name in ("tril", "triu", "diag", "sum")],
+            ("diagonal", (10**30,)),
+            ("norm", (10**400, 0)),
+        ]
+    ],
+    bad("max_pool2d", (IMAGES, 1, 10**30), ValueError, "too large"),
     bad("diff", (X, -1), ValueError, "-1"),
     bad("diff", (X, 1.5), ValueError, "1.5"),
     bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
@@ -556,6 +569,10 @@ NETWORKS = [
     bad("group_norm", (X, 3, None, np.ones(2)), ValueError, "bias", "(3,)", "has (2,)"),
     bad("rope", (ROW, ROW, ROW), ValueError, "(3,)"),
     bad("rope", (X, X, X), ValueError, "even", "(2, 3)"),
+    bad("rope", (1.0, X, X), ValueError, "even", "()"),
+    bad("rms_norm", (1.0, 3, ROW), ValueError, "()", "(3,)"),
+    bad("convolution_input", (IMAGES, 1.0, (4, 5)), ValueError, "weight", "4 axes", "()"),
+    bad("convolution_weight", (IMAGES, 1.0, (2, 2)), ValueError, "x", "4 axes", "()"),
     bad("rope", (QUERY, SQUARE, SQUARE), ValueError, "cos and sin", "(3, 3)", "(2, 4)", "(2, 2)"),
     bad("rope", (QUERY, QUERY[:, :2], ROW), ValueError, "cos and sin", "(3,)", "(2, 4)", "(2, 2)"),
     bad(ATTENTION, (ROW, KEY, VALUE), ValueError, "(3,)"),
@@ -669,6 +686,28 @@ def test_float16_that_was_unpickled_is_widened_too(name):
 def test_a_list_beside_float64_is_float64_by_name_too():
     prediction = Tensor(np.array([0.1, 0.2]))
     assert minigrad.mse(prediction=prediction, target=[0.1, 0.2]).item() == 0
+
+
+def test_numbers_beyond_all_sizes_are_as_good_as_infinite():
+    assert minigrad.diff(Tensor(X), 10**30).shape == (2, 0)
+    assert minigrad.norm(Tensor(ROW), -(2**70), 0).item() == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda dtype: minigrad.tensor([1.0], dtype=dtype),
+        lambda dtype: minigrad.zeros(3, dtype=dtype),
+        lambda dtype: minigrad.randn(3, dtype=dtype),
+        lambda dtype: Tensor(X).astype(dtype),
+        lambda dtype: minigrad.nn.Linear(2, 3, dtype=dtype),
+        lambda dtype: minigrad.nn.Linear(2, 3).astype(dtype),
+    ],
+)
+def test_what_is_no_dtype_is_refused_with_an_example_of_one(call):
+    for wrong in ("flaot32", 32, object()):
+        with pytest.raises(TypeError, match=r"dtype .*float32.*, not "):
+            call(wrong)
 
 
 def test_a_number_is_broadcast_as_an_array_is():

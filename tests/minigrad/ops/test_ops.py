@@ -542,3 +542,9 @@ def test_new_and_dropped_axes_may_be_lists_and_numpy_integers():
     assert minigrad.squeeze(x, [1]).shape == minigrad.squeeze(x, np.int64(1)).shape == (2, 3)
     assert minigrad.swapaxes(x, np.int64(0), 2).shape == (3, 1, 2)
     assert minigrad.transpose(x, [2, 0, 1]).shape == (3, 2, 1)
+
+
+def test_the_order_of_one_axis_may_be_an_integer():
+    for axes in (0, -1, np.int64(0)):
+        x = Tensor([1.0, 2.0], requires_grad=True)
+        assert_array_equal(minigrad.grad(minigrad.transpose(x, axes) @ x, x), [2.0, 4.0])
