@@ -56,7 +56,7 @@ def normalize_axis(axis: int, ndim: int) -> int:
         return normalize_axis_index(operator.index(axis), ndim)
     except TypeError:
         raise TypeError(f"axis is an int, not {axis!r}") from None
-    except AxisError:
+    except (AxisError, OverflowError):
         raise ValueError(f"axis {axis} is out of bounds for an array of {ndim} axes") from None
 
 

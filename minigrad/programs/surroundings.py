@@ -107,7 +107,8 @@ class Surroundings:
         self._walk_scopes()
         own = [(path, each) for path, each in self._owners if not isinstance(each, type)]
         names = [_joined(path, "__dict__") for path, _ in own]
-        self._compare("", names, partial(map, vars, [each for _, each in own]), False)
+        dicts = partial(map, attrgetter("__dict__"), [each for _, each in own])
+        self._compare("", names, dicts, False)
         self._values = [list(read()) for read in self._reads]
         self._all_values = [*chain.from_iterable(self._values)]
         self._dicts = [vars(owner) for _, owner in self._owners]
