@@ -17,7 +17,7 @@ from typing import Any
 from tests.benchmarks.workload import OURS, Contender, Run, Workload, checksum
 
 REST = 0.15  # seconds in which spinning threads of others go to sleep: OpenBLAS needs 0.1
-SETTLE = 0.1  # seconds until each thread has a core: the kernel may wake two threads on one core
+SETTLE = 0.1  # seconds until each thread has a core: Linux may wake two threads on one core
 
 
 def main(module: str, name: str, contender: str, threads: int) -> None:
