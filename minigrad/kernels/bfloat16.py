@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from minigrad.kernels.gemm.skinny import rows_apart
 from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written
 from minigrad.kernels.launch import for_each_dtype, part, span
 from minigrad.kernels.narrow import (
@@ -173,8 +174,7 @@ def _dots_loop(
     height = HEIGHT if m >= HEIGHT else 1
     groups = span(piece, pieces, (rows + WIDTH - 1) // WIDTH)
     first = groups.start * WIDTH
-    # The rows of a tile come from several parts of the piece (see `gemm.skinny.dots_of_rows`).
-    most = max(0, ((min(rows, groups.stop * WIDTH) - first) // WIDTH - 1) | 1)
+    most = rows_apart(min(rows, groups.stop * WIDTH) - first, WIDTH)
     for number in range(len(groups)):
         j, apart = first + number, most
         if number >= most:  # the last tile may overlap the tile before

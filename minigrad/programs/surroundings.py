@@ -203,9 +203,11 @@ class Surroundings:
 
         `varies` says whether there may be more of them, or fewer, at another time.
         """
-        end: Callable[[], Iterable[Any]] = partial(iter, [_END])
-        self._paths += [(path, names), ("", ())][: 1 + varies]
-        self._reads += [read, end][: 1 + varies]
+        self._paths.append((path, names))
+        self._reads.append(read)
+        if varies:
+            self._paths.append(("", ()))
+            self._reads.append(partial(iter, [_END]))
 
     def _enter(
         self,

@@ -176,7 +176,8 @@ def macro_kernel(
 
     A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
     is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
-    RUN steps. If C is `distant`, outside of the level-1 cache, its lines are prefetched.
+    RUN steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines
+    of C are prefetched.
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.

@@ -160,17 +160,25 @@ def steps_in_block(cols: int, item: int) -> int:
     return (ROW if cols > 1 else ONLY_ROW) // item
 
 
+@jit(inline="always")
+def rows_apart(rows: int, tall: int) -> int:
+    """Return the distance between the rows of a tile of `tall` rows, in a block of `rows` rows.
+
+    The rows of a tile come from as many parts of a block as the tile has rows. So each part is read
+    in the order of its addresses, which processors predict. Rows next to each other often lie on
+    one page, and a processor predicts only one sequence of addresses on a page. The distance is
+    odd, because rows at a distance of a power of two would collide in the caches. It is also the
+    number of such tiles; the rows that are left are adjacent in the last tiles.
+    """
+    return max(0, (rows // tall - 1) | 1)
+
+
 @external()
 def dots_of_rows(
     piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
     packed: bool, item: int, zero: Any,
 ) -> None:  # fmt: skip
-    """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches.
-
-    The rows of a tile come from as many parts of a block as the tile has rows. So each part is read
-    in the order of its addresses, which processors predict. Rows next to each other often lie on
-    one page, and a processor predicts only one sequence of addresses on a page.
-    """
+    """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
     block = steps_in_block(cols, item)
     # Several tiles of columns read the rows of a block again, so these must stay in a cache.
@@ -185,8 +193,7 @@ def dots_of_rows(
             for j in range(0, cols, WIDEST):
                 wide = min(WIDEST, cols - j)
                 tall = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
-                # At a distance of a power of two, rows would collide in the caches.
-                apart = max(0, ((end - ic) // tall - 1) | 1)
+                apart = rows_apart(end - ic, tall)
                 columns, target = at + j * b_row, C.at + j * C.col
                 for i in range(ic, ic + apart):
                     tile_of_dots(
