@@ -262,13 +262,14 @@ class Emitter:
             now = self.choose([(is_enough, rounds)], functools.partial(list, now))
         return now[1:]
 
-    def prefetch(self, address: Any, to_write: bool) -> None:
+    def prefetch(self, address: Any, to_write: bool, level: int = 1) -> None:
         """Emit a prefetch of the cache line at `address`, which will soon be read, or written.
 
-        The address may be invalid: a prefetch never fails.
+        The line is brought into the cache of level 1, 2 or 3. The address may be invalid: a
+        prefetch never fails.
         """
         pointer = self.builder.inttoptr(address, ir.IntType(8).as_pointer())
-        write, keep_close, data = I32(int(to_write)), I32(3), I32(1)
+        write, keep_close, data = I32(int(to_write)), I32(4 - level), I32(1)
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, write, keep_close, data)
 
     def choose(
@@ -338,6 +339,12 @@ def instruction(
 def prefetch(e: Emitter, address: Any) -> None:
     """Prefetch the cache line at `address`, which will soon be read; the address may be invalid."""
     e.prefetch(address, to_write=False)
+
+
+@instruction()
+def prefetch_to_level2(e: Emitter, address: Any) -> None:
+    """Prefetch the cache line at `address` into the level-2 cache, for a later time."""
+    e.prefetch(address, to_write=False, level=2)
 
 
 @intrinsic

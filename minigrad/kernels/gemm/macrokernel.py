@@ -22,9 +22,10 @@ tile, the loops compute C^T = B^T A^T, because a tile with few rows wastes nothi
 Threads share the packing of B, and then the work on C: each thread gets a strip of rows, which is
 also cut into spans of columns if there are few rows. If all rows of A fit in the level-2 cache,
 only columns are cut. Then each thread packs the panels of B that it reads, a few at a time, which
-stay in its cache until all rows are done. Each number of C is summed in the same order, whatever
-the cuts: by blocks of equal depth from the first to the last, and in a block by increasing k. So
-neither the cuts nor the number of threads can change a bit.
+stay in its cache until all rows are done; meanwhile it prefetches the numbers of the next panels.
+Each number of C is summed in the same order, whatever the cuts: by blocks of equal depth from the
+first to the last, and in a block by increasing k. So neither the cuts nor the number of threads can
+change a bit.
 
 A matrix B that is multiplied with often may be packed already (`minigrad.kernels.gemm.prepacked`).
 A bias, and a second product with a small k, A2 B2, can be added while a strip of C is in a cache;
@@ -55,6 +56,7 @@ from minigrad.kernels.vector import (
     address_of,
     keep_alive,
     load,
+    prefetch_to_level2,
     store,
 )
 
@@ -100,6 +102,18 @@ class Extra(NamedTuple):
 
 
 NO_BIAS = Matrix(0, 0, 0)
+
+
+class NextBlock(NamedTuple):
+    """The block of B that is packed next, in memory: rows of adjacent bytes, to be prefetched."""
+
+    at: int
+    step: int  # bytes from a row to the next
+    rows: int  # 0 if nothing is prefetched
+    size: int  # bytes of a row
+
+
+NO_BLOCK = NextBlock(0, 0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
@@ -167,17 +181,34 @@ def copy_corner(
             store(here, value)
 
 
+@jit(inline="always")
+def next_block(t: BlockSizes, b: Matrix, depth: int, cols: int) -> NextBlock:
+    """Return the block b[:depth, :cols]; it has no rows if b has no contiguous rows or columns."""
+    if b.col == t.item:
+        return NextBlock(b.at, b.row, depth, cols * t.item)
+    return NextBlock(b.at, b.col, cols if b.row == t.item else 0, depth * t.item)
+
+
+@jit(inline="always")
+def prefetch_piece(piece: int, pieces: int, block: NextBlock) -> None:
+    """Prefetch a piece of a block into the level-2 cache."""
+    for row in range(piece * block.rows // pieces, (piece + 1) * block.rows // pieces):
+        here = block.at + row * block.step
+        for byte in range(0, block.size, CACHE_LINE):
+            prefetch_to_level2(here + byte)
+
+
 @external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, C: Matrix, add: bool,
-    distant: bool, scratch_tile: int,
+    distant: bool, scratch_tile: int, coming: NextBlock,
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
     A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
     is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
     RUN steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines
-    of C are prefetched.
+    of C are prefetched. Each tile also prefetches an equal piece of the block that is packed next.
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -187,12 +218,18 @@ def macro_kernel(
     if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
         step = rows // 2  # two equal tiles; otherwise the second tile would have few rows
     next_tile = A.next if A.packed else step * A.across
+    tiles = tile = 0
+    if coming.rows:
+        tiles = (rows + step - 1) // step * ((cols + t.NR - 1) // t.NR)
     j, b = 0, B.at
     while j < cols:
         wide = min(t.NR, cols - j)
         i, panel = 0, A.at
         while i < rows:
             high, a, c = min(step, rows - i), panel, C.at + i * C.row + j * C.col
+            if coming.rows:
+                prefetch_piece(tile, tiles, coming)
+                tile += 1
             if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
                 k = 0
                 while k < depth:
@@ -228,7 +265,8 @@ def multiply_panels(
 ) -> None:
     """Compute C = A B, or +=, from packed panels of B: their steps are to the next k and panel."""
     A, B = Panels(a.at, a.row, a.col, 0, False), Panels(b.at, t.item, b.row, b.col, True)
-    macro_kernel(t, rows, cols, depth, A, B, C, add, rows * cols * t.item > CLOSE, 0)
+    distant = rows * cols * t.item > CLOSE
+    macro_kernel(t, rows, cols, depth, A, B, C, add, distant, 0, NO_BLOCK)
 
 
 @jit(inline="always")
@@ -301,11 +339,11 @@ def multiply_block(
         room = first_line(work)
         pack_panels(t, b, n, k, room)
         packed = Panels(room, t.item, t.NR * t.item, t.NR * k * t.item, True)
-        macro_kernel(t, rows, n, k, A, packed, C, add, distant, 0)
+        macro_kernel(t, rows, n, k, A, packed, C, add, distant, 0, NO_BLOCK)
         keep_alive(work)
     else:
         B = Panels(b.at, b.col, b.row, t.NR * b.col, False)
-        macro_kernel(t, rows, n, k, A, B, C, add, distant, 0)
+        macro_kernel(t, rows, n, k, A, B, C, add, distant, 0, NO_BLOCK)
     if bias.at:
         add_bias(t, rows, n, bias, C)
 
@@ -395,15 +433,21 @@ def multiply_piece(
                 pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
                 A = Panels(packed_a, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
             for g in range(first, last, group):
-                B, b = term.B, term.source
+                B, b, coming = term.B, term.source, NO_BLOCK
                 wide = min(n, min(last, g + group) * t.NR) - g * t.NR
                 at = B.at + g * B.next
                 if b.at:
                     at = packed_b
                     pack_panels(t, part_of(b, 0, g * t.NR), wide, term.depth, at)
+                    after = (g + group) * t.NR
+                    cols_after = min(min(n, last * t.NR) - after, group * t.NR)
+                    if cols_after > 0:
+                        coming = next_block(t, part_of(b, 0, after), term.depth, cols_after)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = part_of(C, i, g * t.NR)
-                macro_kernel(t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile)
+                macro_kernel(
+                    t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming
+                )
                 if bias.at and number == 0:
                     add_bias(t, high, wide, part_of(bias, i, g * t.NR), corner)
     keep_alive(work)

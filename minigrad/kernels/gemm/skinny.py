@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
+from minigrad.kernels.gemm.macrokernel import NO_BLOCK, Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
@@ -306,7 +306,8 @@ def stream(
                     prefetch(ahead + byte)
                 prefetched += 1
             B = Panels(b.at + pc * b.row + j * t.item, t.item, b.row, 0, False)
-            macro_kernel(t, m, wide, depth, A, B, part_of(C, 0, j), add or pc > 0, True, 0)
+            target, adds = part_of(C, 0, j), add or pc > 0
+            macro_kernel(t, m, wide, depth, A, B, target, adds, True, 0, NO_BLOCK)
 
 
 def _sweep_of(count: int) -> Callable[..., None]:
