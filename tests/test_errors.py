@@ -50,6 +50,9 @@ PLAIN = nn.Linear(2, 2)
             lambda: mg.concatenate(X, X),
             r"concatenate: takes its tensors as one list, as in concatenate\(\[a, b\]\)",
         ),
+        (lambda: mg.hstack(X, X), r"hstack: .*; the arrays are one list, as in \[a, b\]"),
+        (lambda: mg.vstack(X, X), r"vstack: .*; the arrays are one list, as in \[a, b\]"),
+        (lambda: mg.column_stack(X, X), r"column_stack: .*; the arrays are one list, as in"),
     ],
 )
 def test_a_message_names_what_was_called(call, message):
