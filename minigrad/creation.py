@@ -292,7 +292,7 @@ def as_shape(name: str, sizes: Any) -> tuple[int, ...]:
     if len(sizes) == 1 and isinstance(sizes[0], (Sequence, np.ndarray)):
         (sizes,) = sizes
     try:
-        return tuple(operator.index(size) for size in sizes)
+        return tuple(map(operator.index, sizes))
     except TypeError:
         raise TypeError(
             f"{name} takes integers, or one tuple of them, not {sizes!r:.100}; n // 2 is an "

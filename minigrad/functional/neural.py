@@ -282,15 +282,11 @@ def scaled_dot_product_attention(
 
 def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
     """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
-    shapes = query.shape, key.shape, value.shape
-    if (
-        any(len(shape) < 2 for shape in shapes)
-        or query.shape[-1] != key.shape[-1]
-        or key.shape[-2] != value.shape[-2]
-    ):
+    q, k, v = shapes = query.shape, key.shape, value.shape
+    if min(map(len, shapes)) < 2 or q[-1] != k[-1] or k[-2] != v[-2]:
         wanted = "(..., L, d), (..., S, d) and (..., S, d_v)"
         raise ValueError(f"query, key and value have shapes {wanted}, not {shapes}")
-    if 0 in key.shape[-2:]:
+    if 0 in k[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
     axes = [shape[:-2] for shape in shapes]
     if enable_gqa:
@@ -299,11 +295,11 @@ def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -
             raise ValueError(f"with enable_gqa, {wanted}, not as in shapes {shapes}")
         axes = [(*n[:-1], axes[0][-1]) for n in axes]
     try:
-        leading = np.broadcast_shapes(*axes)
+        leading = axes[0] if axes[0] == axes[1] == axes[2] else np.broadcast_shapes(*axes)
     except ValueError:
         hint = "" if enable_gqa else "; for fewer heads of key and value pass enable_gqa=True"
         raise ValueError(f"the leading axes of {shapes} do not broadcast{hint}") from None
-    return (*leading, query.shape[-2], key.shape[-2])
+    return (*leading, q[-2], k[-2])
 
 
 def _mask(

@@ -27,7 +27,7 @@ def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
         TypeError: if an axis is not an integer.
     """
     axes = list(range(x.ndim))
-    i, j = (normalize_axis(axis, x.ndim) for axis in (axis1, axis2))
+    i, j = normalize_axis(axis1, x.ndim), normalize_axis(axis2, x.ndim)
     axes[i], axes[j] = axes[j], axes[i]
     return transpose(x, axes)
 

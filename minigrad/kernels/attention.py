@@ -135,9 +135,12 @@ def attention_gradients(
 
 def _operands(*arrays: Array) -> tuple[tuple[int, ...], Array, Array, Array]:
     """Return the leading axes of the result, and query, key and value as the loops need them."""
-    outer = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
+    shapes = [x.shape[:-2] for x in arrays]
+    outer = shapes[0][:-1]
+    if not outer == shapes[1][:-1] == shapes[2][:-1]:
+        outer = np.broadcast_shapes(*(shape[:-1] for shape in shapes))
     q, k, v = (_four(x, outer) for x in arrays)
-    return (*outer, *max(x.shape[-3:-2] for x in arrays)), q, k, v
+    return (*outer, *max(shape[-1:] for shape in shapes)), q, k, v
 
 
 def _four(x: Array, outer: tuple[int, ...]) -> Array:

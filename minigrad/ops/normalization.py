@@ -174,11 +174,12 @@ def _checked_sizes(
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
     given = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    if not all(isinstance(size, (int, np.integer)) for size in given):
-        raise TypeError(
-            f"normalized_shape is the size of the last axis, or of the last axes in a tuple, not "
-            f"{normalized_shape!r:.60}"
-        )
+    for size in given:
+        if not isinstance(size, (int, np.integer)):
+            raise TypeError(
+                f"normalized_shape is the size of the last axis, or of the last axes in a tuple, "
+                f"not {normalized_shape!r:.60}"
+            )
     sizes = tuple(map(int, given))  # a product of int8 could be too large for int8
     if not sizes or 0 in sizes:
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
