@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest
 from minigrad.containers import Owner
+from minigrad.core.codegen import common_float
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
@@ -42,6 +43,8 @@ M = TypeVar("M", bound="Module")
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
     """Return a list, or an array of another library, as an array, and anything else as it is.
 
+    The floats of a list have the dtype of the module.
+
     Raises:
         TypeError: if x is None.
     """
@@ -49,7 +52,11 @@ def as_input(module: Module, x: Any, name: str = "x") -> Any:
         return x
     if x is None:
         raise op_error(TypeError, type(module).__name__, none_given(name))
-    return as_array(x) if isinstance(x, (list, tuple)) or hasattr(x, "__array__") else x
+    if not isinstance(x, (list, tuple)):
+        return as_array(x) if hasattr(x, "__array__") else x
+    array = as_array(x)
+    target = common_float([tensor for _, tensor in module.named_state()])
+    return as_array(x, target) if array.dtype.kind == "f" and target is not None else array
 
 
 class Parameter(Tensor):
@@ -405,6 +412,8 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             continue
         try:
             value = as_array(state[name])
+            if isinstance(state[name], list) and tensor.dtype.kind == "f":
+                value = as_array(state[name], tensor.dtype)  # may have more digits than float32
         except (TypeError, ValueError) as error:
             problems.append(f"unusable: {name}: {error}")
             continue

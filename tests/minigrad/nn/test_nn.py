@@ -399,6 +399,14 @@ def test_a_state_may_be_of_tensors_lists_and_other_floats():
     assert [p.dtype for p in net.parameters()] == dtypes
 
 
+def test_lists_keep_their_digits_in_a_state_of_float64():
+    net = Linear(2, 1).astype("float64")
+    net.load_state_dict({"weight": [[0.1, 0.2]], "bias": [0.3]})
+    assert [p.tolist() for p in net.parameters()] == [[[0.1, 0.2]], [0.3]]
+    net.weight.copy_([[0.3, 0.4]])
+    assert net.weight.tolist() == [[0.3, 0.4]]
+
+
 def test_loading_writes_into_the_memory_that_is_there():
     net = Scale(2)
     data, parameter = net.factor.data, net.factor
