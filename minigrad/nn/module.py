@@ -24,9 +24,9 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest
+from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest, shown
 from minigrad.containers import Owner
-from minigrad.core.codegen import common_float
+from minigrad.core.codegen import StandIn, common_float
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
@@ -41,22 +41,24 @@ M = TypeVar("M", bound="Module")
 
 
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
-    """Return a list, or an array of another library, as an array, and anything else as it is.
+    """Return a list, or an array of another library, as an array, and Tensors as they are.
 
     The floats of a list have the dtype of the module.
 
     Raises:
-        TypeError: if x is None.
+        TypeError: if x is something else.
     """
-    if isinstance(x, (Tensor, np.ndarray)):
+    if isinstance(x, (Tensor, np.ndarray, StandIn)):
         return x
     if x is None:
         raise op_error(TypeError, type(module).__name__, none_given(name))
-    if not isinstance(x, (list, tuple)):
-        return as_array(x) if hasattr(x, "__array__") else x
+    if not isinstance(x, (list, tuple)) and not hasattr(x, "__array__"):
+        text = f"{name} is a Tensor, an array or a list of numbers, not {shown(x)}"
+        raise op_error(TypeError, type(module).__name__, text)
     array = as_array(x)
     target = common_float([tensor for _, tensor in module.named_state()])
-    return as_array(x, target) if array.dtype.kind == "f" and target is not None else array
+    is_list = isinstance(x, (list, tuple)) and array.dtype.kind == "f"
+    return as_array(x, target) if is_list and target is not None else array
 
 
 class Parameter(Tensor):
