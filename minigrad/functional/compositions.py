@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from minigrad.core.codegen import common_float
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.errors import called_with, none_given, op_error, without_name
@@ -109,9 +110,8 @@ def _array(parameter: inspect.Parameter, value: Any, others: Sequence[Any]) -> A
         return value
     array = as_array(value)
     if isinstance(value, (int, float, np.number)) and array.dtype.kind == "f":
-        dtypes = {x.dtype for x in others if isinstance(x, (Tensor, np.ndarray)) and x.ndim}
-        floats = [dtype for dtype in dtypes if dtype.kind == "f"]
-        return array.astype(np.result_type(*floats)) if floats else array
+        target = common_float([x for x in others if isinstance(x, (Tensor, np.ndarray))])
+        return array if target is None else as_array(value, target)
     if array.dtype == np.float32 and any(
         isinstance(other, (Tensor, np.ndarray)) and other.dtype == np.float64 for other in others
     ):

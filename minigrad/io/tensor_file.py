@@ -250,7 +250,7 @@ class TensorFile(Tensors):
         if self._read_at(offset, content) < stored.nbytes:
             raise ValueError(f"{self.location} ends inside of {info.name}; it has been changed")
         if info.dtype == "bool":
-            stored = stored.view(np.uint8) != 0  # numpy requires 0 or 1 in the bytes of bools
+            stored = stored.view(np.uint8).astype(np.bool_)  # numpy requires bytes of 0 or 1
         return from_stored(stored, info.dtype)
 
     def raw(self, name: str) -> Iterator[bytes]:

@@ -24,8 +24,9 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest
+from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest, shown
 from minigrad.containers import Owner
+from minigrad.core.codegen import StandIn, common_float
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
@@ -40,16 +41,24 @@ M = TypeVar("M", bound="Module")
 
 
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
-    """Return a list, or an array of another library, as an array, and anything else as it is.
+    """Return a list, or an array of another library, as an array, and Tensors as they are.
+
+    The floats of a list have the dtype of the module.
 
     Raises:
-        TypeError: if x is None.
+        TypeError: if x is something else.
     """
-    if isinstance(x, (Tensor, np.ndarray)):
+    if isinstance(x, (Tensor, np.ndarray, StandIn)):
         return x
     if x is None:
         raise op_error(TypeError, type(module).__name__, none_given(name))
-    return as_array(x) if isinstance(x, (list, tuple)) or hasattr(x, "__array__") else x
+    if not isinstance(x, (list, tuple)) and not hasattr(x, "__array__"):
+        text = f"{name} is a Tensor, an array or a list of numbers, not {shown(x)}"
+        raise op_error(TypeError, type(module).__name__, text)
+    array = as_array(x)
+    target = common_float([tensor for _, tensor in module.named_state()])
+    is_list = isinstance(x, (list, tuple)) and array.dtype.kind == "f"
+    return as_array(x, target) if is_list and target is not None else array
 
 
 class Parameter(Tensor):
@@ -322,14 +331,21 @@ class Module(Owner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Write the values of `state` into the parameters and buffers of the same names.
 
-        If a value does not fit, nothing is changed.
+        If a value does not fit, nothing is changed. A tensor that has several paths, such as tied
+        weights, may be in the state under each of them, as in PyTorch, with the same value.
 
         Raises:
             ValueError: if a value is missing or unexpected, has another shape, or does not hold
-                numbers, or an integer tensor cannot store them; the message lists all such values.
+                numbers, an integer tensor cannot store them, or one tensor has two values; the
+                message lists all such values.
             TypeError: if the state is not a dict.
         """
-        load_values(dict(self.named_state()), state, type(self).__name__)
+        named, repeated = dict(self.named_state()), {}
+        if isinstance(state, Mapping) and not state.keys() <= named.keys():
+            further = _further_paths(self)
+            names = [name for name in state if isinstance(name, str) and name not in named]
+            repeated = {name: _first_name(name, further) for name in names}
+        load_values(named, state, type(self).__name__, repeated)
 
     # ----------------------------------------------------------------------------------------------
     # Printing
@@ -390,8 +406,16 @@ class FunctionModule(Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
-def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: str) -> None:
-    """Write the values of a state into tensors of the same names, as `load_state_dict` does."""
+def load_values(
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    owner: str,
+    repeated: Mapping[str, str] | None = None,
+) -> None:
+    """Write the values of a state into tensors of the same names, as `load_state_dict` does.
+
+    `repeated` are further names of tensors in the state, with the names in `tensors`.
+    """
     if not isinstance(state, Mapping):
         pair = "; load_state returns (state, metadata)" if isinstance(state, tuple) else ""
         kind = type(state).__name__
@@ -405,6 +429,8 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             continue
         try:
             value = as_array(state[name])
+            if isinstance(state[name], list) and tensor.dtype.kind == "f":
+                value = as_array(state[name], tensor.dtype)  # may have more digits than float32
         except (TypeError, ValueError) as error:
             problems.append(f"unusable: {name}: {error}")
             continue
@@ -415,12 +441,41 @@ def load_values(tensors: Mapping[str, Tensor], state: Mapping[str, Any], owner: 
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
         # Writing to another tensor could change a value that shares its memory.
         values[name] = value.copy() if _memory(value) in memory else value
-    unknown = [name for name in state if name not in tensors]
+    others = {name: first for name, first in (repeated or {}).items() if first in tensors}
+    for name, first in others.items():
+        if first in values and not _are_equal(state[name], values[first]):
+            problems.append(f"contradictory: {name} is not {first}, and both are one tensor here")
+    unknown = [name for name in state if name not in tensors and name not in others]
     problems += [f"unexpected: {name}{nearest(str(name), tensors)}" for name in unknown]
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
         tensors[name].copy_(value)
+
+
+def _are_equal(given: Any, value: NDArray[Any]) -> bool:
+    """Return whether a value in a state has the numbers of another value."""
+    try:
+        return np.array_equal(as_array(given), value, equal_nan=value.dtype.kind == "f")
+    except (TypeError, ValueError):
+        return False
+
+
+def _further_paths(module: Module) -> dict[str, str]:
+    """Return the paths after the first one of modules, parameters and buffers; with the first."""
+    first: dict[int, str] = {}
+    every = walk(module, "", set(), every_path=True)
+    parts = [(path, id(x)) for path, x in every if isinstance(x, (Module, Parameter, Buffer))]
+    return {path: first[key] for path, key in parts if first.setdefault(key, path) != path}
+
+
+def _first_name(name: str, further: Mapping[str, str]) -> str:
+    """Return the name by which `named_state` lists a tensor, given one of its paths."""
+    keys = name.split(".")
+    for end in range(len(keys), 0, -1):
+        if (path := further.get(".".join(keys[:end]))) is not None:
+            return _first_name(".".join([path, *keys[end:]]), further)
+    return name
 
 
 def _memory(array: NDArray[Any]) -> int:

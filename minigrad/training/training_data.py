@@ -125,5 +125,5 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
 def as_data(values: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     """Return an array, with floats in the dtype of the model: float64 would be slower."""
     array = as_array(values)
-    is_other = array.dtype.kind == "f" and dtype is not None
-    return array.astype(dtype, copy=False) if is_other else array
+    # Convert the data themselves: the floats of a list may have more digits than float32.
+    return array if array.dtype.kind != "f" or dtype is None else as_array(values, dtype)

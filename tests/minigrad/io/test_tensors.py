@@ -180,6 +180,15 @@ def test_a_byte_that_is_no_bool_is_true(path):
     assert (x.dtype, x.view(np.uint8).tolist()) == (np.dtype(bool), [0, 1, 1])
 
 
+@pytest.mark.parametrize("dtype", [*io.tensor_info.CODES])
+def test_a_single_number_is_read_as_an_array(path, dtype):
+    with writing(path, [TensorInfo("x", dtype, ())]) as writer:
+        writer.write("x", np.array(1))
+    x = io.load_state(path)[0]["x"]
+    assert isinstance(x, np.ndarray)
+    assert (x.shape, x.item(), x.flags.writeable) == ((), 1, True)
+
+
 LIES = {
     "more than the file": (entry(end=12, shape=(3,)), 8),
     "less than the file": (entry(), 12),

@@ -292,12 +292,33 @@ def test_modules_without_parameters(rng, module):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_layer_takes_lists_of_numbers(layer, shape, rng):
-    x = rng.standard_normal(shape).astype(np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_layer_takes_lists_of_numbers(layer, shape, dtype, rng):
+    x = rng.standard_normal(shape).astype(dtype)
+    layer = copy.deepcopy(layer).astype(dtype)
     found, right = layer(x.tolist()), layer(minigrad.Tensor(x))
     if isinstance(right, tuple):  # the other one is the last state
         found, right = found[0], right[0]
-    np.testing.assert_array_equal(minigrad.Tensor(found).data, right.data)
+    digits = np.float32 if isinstance(layer, nn.Flatten) else dtype  # it has no dtype
+    np.testing.assert_array_equal(minigrad.Tensor(found).data, right.data.astype(digits))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.GRU(4, 2), nn.LSTMCell(4, 2), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("x", ["text", 3, {"x": [1.0]}, nn.ReLU()], ids=str)
+def test_what_is_no_array_is_refused_by_name(layer, x):
+    name = type(layer).__name__
+    with pytest.raises(TypeError, match=f"^{name}: x is a Tensor, an array or a list of numbers"):
+        layer(x)
+
+
+def test_each_input_of_an_attention_is_refused_by_its_name():
+    x = minigrad.ones(3, 4)
+    with pytest.raises(TypeError, match=r"^MultiHeadAttention: key is a Tensor.*, not 'text'$"):
+        nn.MultiHeadAttention(4, 2)(x, "text")
 
 
 def test_identity_gives_back_its_input():

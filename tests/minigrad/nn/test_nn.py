@@ -399,6 +399,14 @@ def test_a_state_may_be_of_tensors_lists_and_other_floats():
     assert [p.dtype for p in net.parameters()] == dtypes
 
 
+def test_lists_keep_their_digits_in_a_state_of_float64():
+    net = Linear(2, 1).astype("float64")
+    net.load_state_dict({"weight": [[0.1, 0.2]], "bias": [0.3]})
+    assert [p.tolist() for p in net.parameters()] == [[[0.1, 0.2]], [0.3]]
+    net.weight.copy_([[0.3, 0.4]])
+    assert net.weight.tolist() == [[0.3, 0.4]]
+
+
 def test_loading_writes_into_the_memory_that_is_there():
     net = Scale(2)
     data, parameter = net.factor.data, net.factor
@@ -441,6 +449,33 @@ def test_a_state_that_does_not_fit_is_one_complete_error_and_changes_nothing():
     ):
         assert line in message
     assert message.count("\n") == 6
+    assert all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def state_of_tied(**others):
+    """The state of a `Tied`, with a value for each path, as PyTorch lists them."""
+    own = {name: value + 1 for name, value in Tied().state_dict().items()}
+    again = {f"again.{name}": own[f"encoder.{name}"].copy() for name in ("weight", "bias")}
+    return own | again | {"decoder.weight": own["encoder.weight"].copy()} | others
+
+
+def test_a_state_may_have_each_path_of_a_tensor_as_in_pytorch():
+    net, state = Tied(), state_of_tied()
+    net.load_state_dict(state)
+    assert all(np.array_equal(state[name], value) for name, value in net.state_dict().items())
+    assert net.decoder.weight is net.encoder.weight
+
+
+def test_two_values_of_one_tensor_are_refused():
+    net = Tied()
+    before = net.state_dict()
+    others = {"decoder.weight": np.zeros((3, 3)), "again.weigth": np.zeros(3)}
+    with pytest.raises(ValueError, match="nothing was loaded") as caught:
+        net.load_state_dict(state_of_tied(**others))
+    assert str(caught.value).splitlines()[1:] == [
+        "  contradictory: decoder.weight is not encoder.weight, and both are one tensor here",
+        "  unexpected: again.weigth",
+    ]
     assert all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
 
 

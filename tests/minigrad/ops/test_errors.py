@@ -735,6 +735,25 @@ def test_a_number_does_not_set_the_dtype_of_a_composition(function, dtype):
     assert function(Tensor(np.ones(3, dtype))).dtype == dtype
 
 
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        minigrad.xlogy,
+        minigrad.outer,
+        minigrad.kron,
+        lambda x, y: minigrad.l1(x.sum(), y),
+        lambda x, y: minigrad.binary_cross_entropy_with_logits(x, x, weight=y),
+        lambda x, y: minigrad.binary_cross_entropy_with_logits(x, x, pos_weight=y),
+    ],
+)
+def test_a_number_keeps_its_digits_beside_float64(function, shape):
+    x = Tensor(np.full(shape, 0.7))
+    result = function(x, 0.1)
+    np.testing.assert_allclose(result.data, function(x, np.array(0.1)).data, 1e-15)
+    assert result.dtype == np.float64
+
+
 def test_arrays_in_a_foreign_byte_order_become_tensors_in_the_native_one():
     assert minigrad.exp(np.ones(2, ">f4")).dtype == np.float32
     assert Tensor([1.0]).astype(">f4").dtype == np.float32

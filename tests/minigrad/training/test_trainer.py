@@ -606,6 +606,18 @@ def test_metrics_can_be_given_names(data):
     assert history["validation_a"][0] > history["validation_b"][0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lists_train_a_model_like_arrays(data, dtype):
+    arrays = [array.astype(dtype) / 3 for array in data]
+    results = []
+    for x, y in (arrays, [array.tolist() for array in arrays]):
+        trainer = make()
+        trainer.model.astype(dtype)
+        trainer.fit((x, y), epochs=1)
+        results.append(trainer.predict(x))
+    np.testing.assert_array_equal(*results)
+
+
 def test_one_metric_needs_no_list(data):
     assert list(make(metrics=rmse).evaluate(data)) == ["loss", "rmse"]
 
