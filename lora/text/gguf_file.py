@@ -148,6 +148,11 @@ class GGUFFile:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
             self.tensors[name] = tensor._replace(offset=offset)
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the file has an adapter, and not a model."""
+        return bool(self.metadata.get("general.type") == "adapter")
+
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or a slice of its rows.
 
@@ -213,11 +218,22 @@ class _Reader:
         return self.number(_CODES[kind])
 
 
+def check_is_model(file: GGUFFile) -> None:
+    """Raise a ValueError if a file has an adapter in place of a model."""
+    if file.is_adapter:
+        raise ValueError(
+            f"{os.fspath(file.path)!r} is an adapter; give its base, a Hugging Face folder or a "
+            f"GGUF file, and the adapter as a folder, which python -m lora convert makes of it"
+        )
+
+
 def config_json(file: GGUFFile) -> dict[str, Any]:
     """Return the `config.json` that corresponds to the metadata of a file.
 
-    A ValueError is raised if the model is not supported, or the metadata are wrong.
+    A ValueError is raised if the file has an adapter, the model is not supported, or the metadata
+    are wrong.
     """
+    check_is_model(file)
     metadata = file.metadata
     architecture = str(metadata.get("general.architecture"))
     if architecture not in CLASSES:

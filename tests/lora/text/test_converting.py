@@ -228,6 +228,20 @@ def test_the_base_is_not_written_over(base, tmp_path):
     assert not (base / "adapter_config.json").exists()
 
 
+def test_a_model_in_gguf_is_not_written_over_and_an_adapter_is(base, tmp_path):
+    adapter, model = tiny_adapter(tmp_path / "adapter", base), tiny_gguf(tmp_path / "m.gguf", base)
+    before = model.read_bytes()
+    for content in (before, before[:100]):  # complete, and cut off in a download
+        model.write_bytes(content)
+        with pytest.raises(ValueError, match=r"m.gguf' is a GGUF file of a model"):
+            convert_adapter(adapter, model, base)
+        assert model.read_bytes() == content
+    for content in (b"", b"a note"):
+        (tmp_path / "a.gguf").write_bytes(content)
+        convert_adapter(adapter, tmp_path / "a.gguf", base)
+    convert_adapter(adapter, tmp_path / "a.gguf", base)  # again
+
+
 def test_a_wrong_adapter_is_not_converted(base, tmp_path):
     adapter = tiny_adapter(tmp_path / "adapter", base)
     key = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
