@@ -182,19 +182,26 @@ def _to_gguf(
                 array = array.T
             dtype = "float32" if info.dtype == "float64" else info.dtype
             check_tensors({info.name: array}, dtype)
-            tensors[f"{names[f'{name}.weight']}.{part}"] = array, dtype
+            tensors[f"{names[f'{name}.weight']}.{part}"] = to_stored(array, dtype), dtype
     with replacing(out) as file:
         writer = gguf.GGUFWriter(Path(file.name), _kind(config))
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
         writer.add_float32(_ALPHA, float(alpha))
-        for key, (array, dtype) in tensors.items():
+        for key, (stored, dtype) in tensors.items():
             code = gguf.GGMLQuantizationType[CODES[dtype]]  # same names as in safetensors
-            writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+            writer.add_tensor_info(key, stored.shape, stored.dtype, stored.nbytes, code)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        # The writer's own method writes a part of a tensor to a full disk, without an error.
+        file.seek(0, os.SEEK_END)
+        for stored, _ in tensors.values():
+            file.write(bytes(-file.tell() % writer.data_alignment) + stored.tobytes())
+        file.write(bytes(-file.tell() % writer.data_alignment))
     return ConvertedAdapter(os.fspath(out), float(alpha), tuple(layers), factors)
 
 
