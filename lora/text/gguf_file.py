@@ -106,7 +106,7 @@ class GGUFFile:
         with open(self.path, "rb") as file:
             try:
                 self._read_header(_Reader(file, self.path.stat().st_size))
-            except (ValueError, KeyError, OverflowError) as error:
+            except (ValueError, OverflowError) as error:
                 raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.500}") from None
 
     def _read_header(self, reader: _Reader) -> None:
@@ -118,7 +118,7 @@ class GGUFFile:
                 f"GGUF file, or a Hugging Face folder, and an adapter a GGUF file, or PEFT's folder"
             )
         tensors, facts = reader.number("Q"), reader.number("Q")
-        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
+        self.metadata = {key: reader.value(key) for key in (reader.text() for _ in range(facts))}
         self.tensors: dict[str, StoredTensor] = {}
         for _ in range(tensors):
             name = reader.text()
@@ -206,16 +206,18 @@ class _Reader:
     def text(self) -> str:
         return self.take(self.number("Q")).decode()
 
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.text()
+    def value(self, key: str) -> Any:
+        kind, count = self.number("I"), None
         if kind == _ARRAY:
             kind, count = self.number("I"), self.number("Q")
-            if kind == _STRING:
-                return [self.text() for _ in range(count)]
-            code = _CODES[kind]
-            return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
-        return self.number(_CODES[kind])
+        if kind == _STRING:
+            return self.text() if count is None else [self.text() for _ in range(count)]
+        if kind not in _CODES:
+            raise ValueError(f"{key:.100} has a value of type {kind}, which is unknown")
+        if count is None:
+            return self.number(_CODES[kind])
+        size = count * struct.calcsize(_CODES[kind])
+        return list(struct.unpack(f"<{count}{_CODES[kind]}", self.take(size)))
 
 
 def check_is_model(file: GGUFFile) -> None:
