@@ -104,7 +104,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
     index = find(folder, name)
     try:
         weight_map: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"].items())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{os.fspath(index)!r} is not an index of tensors, with a weight_map: {error!r:.200}"
         ) from None

@@ -585,7 +585,7 @@ def test_a_file_of_an_index_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "1"],
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "1", "[" * 100_000],
 )
 def test_an_index_that_is_none_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)
