@@ -54,7 +54,10 @@ class TensorSet(Tensors):
             self._stack.enter_context(file)
             self.tensors |= file.tensors
             self._owners |= dict.fromkeys(file, file)
-        self.location = ", ".join(file.location for file in self.files.values())
+        paths = {file.path for file in self.files.values()}
+        if len(paths) > 1:  # there may be hundreds
+            paths = {path.parent for path in paths}
+        self.location = ", ".join(repr(os.fspath(path)) for path in sorted(paths))
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -539,8 +539,11 @@ def test_shards_are_one_set_of_tensors(tmp_path, which):
         assert tensors.read("c").tolist() == [0, 1, 2, 3]
         assert tensors.info("b") == TensorInfo("b", "float64", (3,))
         assert list(tensors.files) == ["one.safetensors", "two.safetensors"]
-        with pytest.raises(KeyError, match="no tensor 'd'"):
+        with pytest.raises(KeyError, match=rf"no tensor 'd' among the 3 of '{folder}'"):
             tensors.read("d")
+        assert repr(tensors) == f"TensorSet('{folder}', 3 tensors)"
+    (folder / INDEX).write_text('{"weight_map": {}}')
+    assert not open_tensors(folder)
 
 
 @pytest.mark.parametrize("which", ["file", "folder"])
