@@ -14,6 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,9 @@ def convert_adapter(
         FileNotFoundError: if a file is missing.
         ImportError: if the package gguf is not installed.
         ValueError: if a file is invalid, the adapter does not fit the base, or `out` is the base, a
-            model's folder, or of the wrong kind. Also if the other format cannot store the adapter:
-            it has DoRA, biases, modules to save, PiSSA's first factors, or a number too large for
-            its dtype.
+            model's folder or GGUF file, or of the wrong kind. Also if the other format cannot store
+            the adapter: it has DoRA, biases, modules to save, PiSSA's first factors, or a number
+            too large for its dtype.
         OSError: if the result cannot be written; the files at `out` are unchanged.
     """
     if not os.path.exists(adapter):
@@ -104,8 +105,22 @@ def convert_adapter(
     if is_file:
         check_no_model(out, base)
         return _to_folder(GGUFFile(adapter), out, config)
+    if target.is_file() and _is_gguf_model(target):
+        raise ValueError(
+            f"{os.fspath(out)!r} is a GGUF file of a model, which the adapter would replace; name "
+            f"another path, so that it stays"
+        )
     with AdapterFolder(adapter) as files:
         return _to_gguf(files, out, config, progress)
+
+
+def _is_gguf_model(path: Path) -> bool:
+    """Return whether a file is GGUF, and not one of an adapter; a file that is cut off counts."""
+    with open(path, "rb") as file:
+        is_gguf = file.read(4) == b"GGUF"
+    with suppress(ValueError):
+        return is_gguf and not GGUFFile(path).is_adapter
+    return True
 
 
 def _kind(config: ModelConfig) -> str:
@@ -167,19 +182,26 @@ def _to_gguf(
                 array = array.T
             dtype = "float32" if info.dtype == "float64" else info.dtype
             check_tensors({info.name: array}, dtype)
-            tensors[f"{names[f'{name}.weight']}.{part}"] = array, dtype
+            tensors[f"{names[f'{name}.weight']}.{part}"] = to_stored(array, dtype), dtype
     with replacing(out) as file:
         writer = gguf.GGUFWriter(Path(file.name), _kind(config))
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
         writer.add_float32(_ALPHA, float(alpha))
-        for key, (array, dtype) in tensors.items():
+        for key, (stored, dtype) in tensors.items():
             code = gguf.GGMLQuantizationType[CODES[dtype]]  # same names as in safetensors
-            writer.add_tensor(key, to_stored(array, dtype).view(np.uint8), raw_dtype=code)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+            writer.add_tensor_info(key, stored.shape, stored.dtype, stored.nbytes, code)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        # The writer's own method writes a part of a tensor to a full disk, without an error.
+        file.seek(0, os.SEEK_END)
+        for stored, _ in tensors.values():
+            file.write(bytes(-file.tell() % writer.data_alignment) + stored.tobytes())
+        file.write(bytes(-file.tell() % writer.data_alignment))
     return ConvertedAdapter(os.fspath(out), float(alpha), tuple(layers), factors)
 
 

@@ -106,7 +106,7 @@ class GGUFFile:
         with open(self.path, "rb") as file:
             try:
                 self._read_header(_Reader(file, self.path.stat().st_size))
-            except (ValueError, KeyError, OverflowError) as error:
+            except (ValueError, OverflowError) as error:
                 raise ValueError(f"{os.fspath(path)!r} cannot be read: {error!s:.500}") from None
 
     def _read_header(self, reader: _Reader) -> None:
@@ -118,7 +118,7 @@ class GGUFFile:
                 f"GGUF file, or a Hugging Face folder, and an adapter a GGUF file, or PEFT's folder"
             )
         tensors, facts = reader.number("Q"), reader.number("Q")
-        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
+        self.metadata = {key: reader.value(key) for key in (reader.text() for _ in range(facts))}
         self.tensors: dict[str, StoredTensor] = {}
         for _ in range(tensors):
             name = reader.text()
@@ -147,6 +147,11 @@ class GGUFFile:
             if end > size:
                 raise ValueError(f"it ends inside of {name}; fetch it again")
             self.tensors[name] = tensor._replace(offset=offset)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the file has an adapter, and not a model."""
+        return bool(self.metadata.get("general.type") == "adapter")
 
     def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or a slice of its rows.
@@ -201,23 +206,36 @@ class _Reader:
     def text(self) -> str:
         return self.take(self.number("Q")).decode()
 
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.text()
+    def value(self, key: str) -> Any:
+        kind, count = self.number("I"), None
         if kind == _ARRAY:
             kind, count = self.number("I"), self.number("Q")
-            if kind == _STRING:
-                return [self.text() for _ in range(count)]
-            code = _CODES[kind]
-            return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
-        return self.number(_CODES[kind])
+        if kind == _STRING:
+            return self.text() if count is None else [self.text() for _ in range(count)]
+        if kind not in _CODES:
+            raise ValueError(f"{key:.100} has a value of type {kind}, which is unknown")
+        if count is None:
+            return self.number(_CODES[kind])
+        size = count * struct.calcsize(_CODES[kind])
+        return list(struct.unpack(f"<{count}{_CODES[kind]}", self.take(size)))
+
+
+def check_is_model(file: GGUFFile) -> None:
+    """Raise a ValueError if a file has an adapter in place of a model."""
+    if file.is_adapter:
+        raise ValueError(
+            f"{os.fspath(file.path)!r} is an adapter; give its base, a Hugging Face folder or a "
+            f"GGUF file, and the adapter as a folder, which python -m lora convert makes of it"
+        )
 
 
 def config_json(file: GGUFFile) -> dict[str, Any]:
     """Return the `config.json` that corresponds to the metadata of a file.
 
-    A ValueError is raised if the model is not supported, or the metadata are wrong.
+    A ValueError is raised if the file has an adapter, the model is not supported, or the metadata
+    are wrong.
     """
+    check_is_model(file)
     metadata = file.metadata
     architecture = str(metadata.get("general.architecture"))
     if architecture not in CLASSES:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora.peft import CONFIG
 from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
-from lora.text.gguf_file import GGUFFile, GGUFTensors
+from lora.text.gguf_file import GGUFFile, GGUFTensors, check_is_model
 from lora.text.model import LanguageModel, TiedHead
 from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
@@ -178,7 +178,8 @@ def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         ImportError: if the package tokenizers, or for a GGUF file gguf, is not installed.
     """
     if is_gguf(path):
-        return Tokenizer.from_gguf(GGUFFile(path).metadata)
+        check_is_model(file := GGUFFile(path))
+        return Tokenizer.from_gguf(file.metadata)
     return Tokenizer.from_folder(path)
 
 

@@ -72,7 +72,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     def partial() -> Path:
         return target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}")
 
-    with create_locked(partial) as file, naming_full_disk(path):
+    with naming_full_disk(path), create_locked(partial) as file:
         try:
             keep_mode(target, file.name)  # before the first byte: the old file may be private
             yield file

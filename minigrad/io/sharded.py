@@ -54,7 +54,10 @@ class TensorSet(Tensors):
             self._stack.enter_context(file)
             self.tensors |= file.tensors
             self._owners |= dict.fromkeys(file, file)
-        self.location = ", ".join(file.location for file in self.files.values())
+        paths = {file.path for file in self.files.values()}
+        if len(paths) > 1:  # there may be hundreds
+            paths = {path.parent for path in paths}
+        self.location = ", ".join(repr(os.fspath(path)) for path in sorted(paths))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -104,7 +107,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
     index = find(folder, name)
     try:
         weight_map: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"].items())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{os.fspath(index)!r} is not an index of tensors, with a weight_map: {error!r:.200}"
         ) from None

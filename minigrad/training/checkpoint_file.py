@@ -99,7 +99,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             # Older files have the order among the facts.
             "pass": {**facts["pass"], **parts["pass"]} if "pass" in facts else None,
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is not a checkpoint of a Trainer, or one of another version: {error!r:.300}"
         ) from error

@@ -7,12 +7,11 @@ import copy
 import errno
 import os
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,6 +58,7 @@ from tests.lora.folders import (
     two_adapters,
 )
 from tests.lora.models import TiedNet, batch_normed, with_own_statistics
+from tests.minigrad.io.full_disk import full_disk
 from tests.minigrad.io.test_tensors import mutated
 
 
@@ -1336,13 +1336,6 @@ def test_exact_patterns_find_what_they_are_given(names):
 # ----------------------------------------------------------------------------------------------
 
 
-def full_disk(limit):
-    """No file can be larger than this: a write beyond fails as one to a full disk does."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
-
-
 def full_for_the_configuration(monkeypatch):
     def fail(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -1360,13 +1353,11 @@ def test_a_full_disk_leaves_the_old_adapter_or_none(tmp_path, monkeypatch, limit
     with monkeypatch.context() as patch:
         if limit is None:
             full_for_the_configuration(patch)
-        else:
-            full_disk(limit)
-        try:
-            with pytest.raises(OSError, match=rf"(No space left.*|File too large): '{folder}'"):
-                lora.save(new, folder)
-        finally:
-            full_disk(None)
+        with (
+            nullcontext() if limit is None else full_disk(limit),
+            pytest.raises(OSError, match=rf"(No space left.*|File too large): '{folder}'"),
+        ):
+            lora.save(new, folder)
     if not there:
         assert not folder.exists()
         return

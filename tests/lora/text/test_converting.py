@@ -22,6 +22,7 @@ from tests.lora.text.models import (
     tiny_folder,
     tiny_gguf,
 )
+from tests.minigrad.io.full_disk import full_disk
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -226,6 +227,35 @@ def test_the_base_is_not_written_over(base, tmp_path):
         convert_adapter(tmp_path / "a.gguf", base, base)
     assert model.read_bytes() == before
     assert not (base / "adapter_config.json").exists()
+
+
+def test_a_model_in_gguf_is_not_written_over_and_an_adapter_is(base, tmp_path):
+    adapter, model = tiny_adapter(tmp_path / "adapter", base), tiny_gguf(tmp_path / "m.gguf", base)
+    before = model.read_bytes()
+    for content in (before, before[:100]):  # complete, and cut off in a download
+        model.write_bytes(content)
+        with pytest.raises(ValueError, match=r"m.gguf' is a GGUF file of a model"):
+            convert_adapter(adapter, model, base)
+        assert model.read_bytes() == content
+    for content in (b"", b"a note"):
+        (tmp_path / "a.gguf").write_bytes(content)
+        convert_adapter(adapter, tmp_path / "a.gguf", base)
+    convert_adapter(adapter, tmp_path / "a.gguf", base)  # again
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old", "new"])
+@pytest.mark.parametrize("limit", [0, 100, 1000, 4000, 12000, 16927])
+def test_a_full_disk_leaves_the_old_gguf_adapter_or_none(limit, there, base, tmp_path):
+    adapter, out = tiny_adapter(tmp_path / "adapter", base), tmp_path / "a.gguf"
+    convert_adapter(adapter, out, base)
+    before = out.read_bytes()
+    assert limit < len(before) < 17000
+    if not there:
+        out.unlink()
+    message = r"(No space left.*|File too large): '.*a.gguf'"
+    with full_disk(limit), pytest.raises(OSError, match=message):
+        convert_adapter(adapter, out, base)
+    assert not out.exists() if not there else out.read_bytes() == before
 
 
 def test_a_wrong_adapter_is_not_converted(base, tmp_path):

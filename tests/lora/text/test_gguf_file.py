@@ -194,6 +194,19 @@ def test_a_type_that_cannot_be_converted_is_named(tmp_path):
         GGUFFile(path)
 
 
+@pytest.mark.parametrize("kind", [13, 9, 2**31])  # 9 is an array, here of arrays
+def test_metadata_of_an_unknown_type_are_named(kind, tmp_path):
+    path = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))
+    content = bytearray(path.read_bytes())
+    for key, skipped in ((b"llama.block_count", 0), (b"tokenizer.ggml.tokens", 4)):
+        broken, at = bytearray(content), content.index(key) + len(key) + skipped
+        broken[at : at + 4] = kind.to_bytes(4, "little")
+        path.write_bytes(broken)
+        if kind != 9 or skipped:
+            with pytest.raises(ValueError, match=rf"{key.decode()} has a value of type {kind}, "):
+                GGUFFile(path)
+
+
 @pytest.mark.parametrize("change", [-32, 32, 8, 2**40])
 def test_a_tensor_in_a_wrong_place_is_named(change, tmp_path):
     path = tiny_gguf(tmp_path / "m.gguf", tiny_folder(tmp_path / "m"))

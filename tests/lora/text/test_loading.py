@@ -5,12 +5,14 @@ import pytest
 
 import lora
 import minigrad as mg
+from lora.offline import convert_adapter
+from lora.offline.model_folder import open_base
 from lora.text import loading
 from lora.text.loading import load_model, tokenizer
 from lora.text.model import TiedHead
 from minigrad.nn import Embedding, Linear
 from tests.lora.folders import edit
-from tests.lora.text.models import tiny_folder, tiny_gguf
+from tests.lora.text.models import tiny_adapter, tiny_folder, tiny_gguf
 
 IDS = np.arange(30).reshape(2, 15)
 
@@ -130,3 +132,11 @@ def test_an_adapter_in_place_of_its_base_is_named(tmp_path, load):
     (tmp_path / "tokenizer.json").touch()  # transformers' trainer writes one beside the adapter
     with pytest.raises(FileNotFoundError, match=r"is the folder of an adapter; give its base"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_model, tokenizer, open_base])
+def test_a_gguf_adapter_in_place_of_its_base_is_named(tmp_path, load):
+    base = tiny_folder(tmp_path / "m")
+    convert_adapter(tiny_adapter(tmp_path / "a", base), tmp_path / "a.gguf", base)
+    with pytest.raises(ValueError, match=r"a.gguf' is an adapter; give its base"):
+        load(tmp_path / "a.gguf")

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from minigrad import nn
 from minigrad.io import TensorWriter, load_state, replacing_together, save_state, write_atomically
 from minigrad.io.atomic import replacing
+from tests.minigrad.io.full_disk import full_disk
 
 DTYPES = [
     *("float16", "float32", "float64", "bool"),
@@ -186,6 +187,13 @@ def test_a_full_disk_is_an_error_that_names_the_file(path, monkeypatch, number):
         (stage / "entry").write_text("")
     with pytest.raises(OSError, match=r"Input/output error$"), replacing(path):  # of another file
         raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("size", [100, 100_000])  # in the buffer of the file, and beyond
+def test_a_write_that_fails_names_the_file(path, size):
+    with full_disk(50), pytest.raises(OSError, match=rf"File too large: '{path}'"):
+        write_atomically(path, bytes(size))
+    assert list(path.parent.iterdir()) == []
 
 
 def test_an_interrupt_leaves_no_file_behind(path, monkeypatch):

@@ -548,8 +548,11 @@ def test_shards_are_one_set_of_tensors(tmp_path, which):
         assert tensors.read("c").tolist() == [0, 1, 2, 3]
         assert tensors.info("b") == TensorInfo("b", "float64", (3,))
         assert list(tensors.files) == ["one.safetensors", "two.safetensors"]
-        with pytest.raises(KeyError, match="no tensor 'd'"):
+        with pytest.raises(KeyError, match=rf"no tensor 'd' among the 3 of '{folder}'"):
             tensors.read("d")
+        assert repr(tensors) == f"TensorSet('{folder}', 3 tensors)"
+    (folder / INDEX).write_text('{"weight_map": {}}')
+    assert not open_tensors(folder)
 
 
 @pytest.mark.parametrize("which", ["file", "folder"])
@@ -594,7 +597,7 @@ def test_a_file_of_an_index_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "1"],
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "1", "[" * 100_000],
 )
 def test_an_index_that_is_none_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)

@@ -1309,8 +1309,10 @@ def test_a_checkpoint_cut_short_is_an_error_and_changes_nothing(data, tmp_path, 
 def test_a_file_that_is_no_checkpoint_is_an_error(data, tmp_path):
     trainer = with_dropout()
     save_state(tmp_path / "weights", trainer.model.state_dict(), {"format": "pt"})
-    with pytest.raises(ValueError, match="weights' is not a checkpoint of a Trainer"):
-        trainer.load(tmp_path / "weights")
+    save_state(tmp_path / "deep", {}, {"minigrad.trainer": "[" * 100_000})
+    for name in ("weights", "deep"):
+        with pytest.raises(ValueError, match=f"{name}' is not a checkpoint of a Trainer"):
+            trainer.load(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nothing"):
         trainer.load(tmp_path / "nothing")
 
