@@ -194,7 +194,9 @@ class TensorFunction(FrameworkFunction):
         self.shapes = [x.shape for x in results]
         return least_exact([*(x.dtype for x in results), *dtypes])
 
-    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
+    def slope(
+        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
+    ) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
 
         The result is None if f cannot run in forward mode because it differentiates by its inputs
@@ -202,8 +204,9 @@ class TensorFunction(FrameworkFunction):
         """
         with unobserved(False), suppress(RuntimeError):
             forward = ForwardMode(1)
-            pairs = zip(operands, directions, strict=True)
-            inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
+            inputs = [Tensor(x) for x in operands]
+            for i, v in directions.items():
+                inputs[i] = forward.start(inputs[i], [Tensor(v.astype(inputs[i].dtype))])
             with observe(forward):
                 results = self._call(inputs)
             tangents = [forward.tangents(x)[0]._data for x in results]
