@@ -64,6 +64,7 @@ def nan_to_num(
     if x.dtype.kind != "f":
         return x  # type: ignore[no-any-return]
     limits = np.finfo(x.dtype)
-    x = where(x == math.inf, float(limits.max) if posinf is None else posinf, x)
-    x = where(x == -math.inf, float(limits.min) if neginf is None else neginf, x)
-    return where(isnan(x), nan, x)
+    high, low = x == math.inf, x == -math.inf
+    x = where(isnan(x), nan, x)  # first, so that `detect_anomaly` sees no nan in a result
+    x = where(high, float(limits.max) if posinf is None else posinf, x)
+    return where(low, float(limits.min) if neginf is None else neginf, x)

@@ -199,6 +199,13 @@ def test_nan_that_the_user_replaces_is_no_error():
         (w * minigrad.where(minigrad.isnan(x), 0.0, x)).sum().backward()
 
 
+def test_nan_to_num_removes_nan_from_data():
+    x = np.array([np.nan, np.inf, -np.inf, 1.0])
+    with detect_anomaly():
+        out = minigrad.nan_to_num(Tensor(x), nan=np.inf, posinf=2.0)
+    np.testing.assert_array_equal(out.numpy(), np.nan_to_num(x, nan=np.inf, posinf=2.0))
+
+
 def test_an_option_that_is_not_finite_is_not_laid_at_the_door_of_the_op():
     error = caught(lambda: minigrad.leaky_relu(leaf([-1.0]), float("nan")))
     assert "input negative_slope of `leaky_relu` (a number) holds NaN already" in str(error)
