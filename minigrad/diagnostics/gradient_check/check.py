@@ -317,7 +317,7 @@ class _Comparison:
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
-            self._compare_with_forward_mode()
+        self._compare_with_forward_mode()
         report.compared += total
         report.total += sum(sizes)
         report.tolerance = max(report.tolerance, problem.base.relative)
@@ -359,22 +359,22 @@ class _Comparison:
     def _compare_with_forward_mode(self) -> None:
         """If all is right so far, compare u^T (J v), computed in forward mode, with (u^T J) v.
 
-        If an op is linear or fused, the two run different code. With order 1 this is left out,
-        because forward mode needs VJPs that are written with ops.
+        If an op is linear or fused, the two run different code. For order 2, J is the Hessian, in
+        forward mode over a backward pass, as `hvp` and `hessian` compute it. With order=1 this is
+        left out, because forward mode needs VJPs that are written with ops.
         """
-        problem = self.problem
-        if self.report.wrong or self.kinks or "a recorded pass" not in problem.paths:
+        problem, operands = self.problem, self.problem.function.operands
+        if self.report.wrong or self.kinks or not problem.in_forward_mode:
             return
         rng = np.random.default_rng(0)  # a separate one, so that order 2 draws the same numbers
-        vs = dict(enumerate(rng.choice([-1.0, 1.0], x.shape) for x in problem.operands))
+        vs = dict(enumerate(rng.choice([-1.0, 1.0], x.shape) for x in operands))
         moves = [Move("forward mode, in a random direction", vs)]
         if len(vs) > 1:  # the rule of an op may be another one where an input has no tangent
             alone = "forward mode, in a random direction of {} alone"
             moves += [Move(alone.format(problem.names[i]), {i: v}) for i, v in vs.items()]
         for move in moves:
             with problem.function.explained(f"in {move.name}"):
-                args = problem.operands, move.directions, problem.cotangents
-                slope = problem.function.slope(*args)
+                slope = problem.slope(move.directions)
             if slope is None:
                 return
             allowed = problem.allowed(move.spread(problem.plain.spread))

@@ -170,6 +170,19 @@ class CheckedFunction(ABC):
         """
         return None
 
+    def second_slope(
+        self,
+        operands: Arrays,
+        directions: Mapping[int, Array],
+        cotangents: Arrays,
+        weights: Arrays,
+    ) -> float | None:
+        """Compute sum(weights * H directions), H the Hessian of sum(cotangents * results).
+
+        It is computed in forward mode over a backward pass; None if that is not possible.
+        """
+        return None
+
     def restored(self) -> AbstractContextManager[None]:
         """Restore all random generators after the block."""
         return Draws().put_back()

@@ -1470,3 +1470,26 @@ def test_a_tangent_rule_that_fails_where_an_input_has_no_tangent_is_found():
     with pytest.raises(TypeError, match="NoneType") as caught:
         gradcheck(product, [X, Y])
     assert "in forward mode, in a random direction of x alone" in caught.value.__notes__[0]
+
+
+def test_a_tangent_rule_that_is_wrong_inside_a_vjp_is_found():
+    @op
+    def times_exp(u, x):
+        return u * np.exp(x)
+
+    times_exp.vjp("u", lambda g, x: g * minigrad.exp(x))
+    times_exp.vjp("x", lambda g, out: g * out)
+    times_exp.jvp(
+        lambda tangents, u, x: 0.9 * np.exp(x) * sum(v for v in tangents if v is not None)
+    )
+
+    @op
+    def exp(x):
+        return np.exp(x)
+
+    exp.vjp("x", lambda g, x: times_exp(g, x))
+    assert gradcheck(exp, X, order=1)
+    (entry,) = gradcheck(
+        exp, X
+    ).wrong  # `hvp` and `hessian` use this rule, and reverse mode does not
+    assert (entry.order, entry.operand) == (2, "forward mode, in a random direction")
