@@ -848,3 +848,20 @@ def test_the_sum_of_gradients_that_a_result_retains_is_looked_at():
         x.grad = None
         with pytest.raises(AnomalyError, match=r"added to the \.grad it has, gives Inf"):
             h.sum().backward(gradient=large)
+
+
+@pytest.mark.parametrize("second", ["hvp", "hessian", "jvp of gradient"])
+def test_a_second_derivative_that_is_not_finite_names_the_vjp(second):
+    f = lambda x: (x**1.5).sum()  # of which the gradient is finite at 0, and its slope is not
+    x, v = Tensor(np.array([0.0, 1.0])), Tensor(np.ones(2))
+    calls = {
+        "hvp": lambda: minigrad.hvp(f, x, v),
+        "hessian": lambda: minigrad.hessian(f)(x),
+        "jvp of gradient": lambda: minigrad.jvp(minigrad.gradient(f), x, v),
+    }
+    error = caught(calls[second])
+    assert (error.op, error.phase) == ("power", "backward")
+    assert "the derivative of the VJP of `power` for a in a direction made the first" in str(error)
+    assert "x**1.5" in str(error.origin)
+    with detect_anomaly():
+        minigrad.hessian(f)(Tensor(np.array([1.0, 2.0])))
