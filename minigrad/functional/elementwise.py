@@ -35,7 +35,8 @@ def sinc(x: Array) -> Tensor:
     """sin(pi x) / (pi x), and 1 at 0. Derivatives of any order are exact, even near 0."""
     u = math.pi * widened(x)
     near = abs(u) < 0.5  # use the Taylor series there: the quotient's derivatives would cancel
-    square = where(near, u * u, 0.0)
+    small = where(near, u, 0.0)
+    square = small * small  # which a huge u would overflow
     series: Any = 1.0
     for k in range(9, 0, -1):
         series = 1.0 - square / (2 * k * (2 * k + 1)) * series
