@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minigrad.checks import check_flag
+from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.observers import observe
@@ -248,11 +249,12 @@ class Detector(Recorder):
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
         if parent.op is None:
             self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
-        if not self._is_bad(gradient):
-            return
-        # Find the cause: the derivative, the gradient that it was given, or the dtype.
         op = node.op
         assert op is not None
+        tangent = next(filter(self._is_bad, _tangents_of(gradient)), None)
+        if not self._is_bad(gradient) and tangent is None:
+            return
+        # Find the cause: the derivative, the gradient that it was given, or the dtype.
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
@@ -266,7 +268,11 @@ class Detector(Recorder):
         looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
         operands = [got, *looked_at.values(), made]
         hint = entered = None
-        if self._is_bad(arrived):
+        if tangent is not None and not self._is_bad(gradient):
+            slope = Operand.of(f"the derivative of the gradient for {inputs}", tangent)
+            operands.append(slope)
+            headline = f"the derivative of {vjp} in a direction made the first {slope.kind}"
+        elif self._is_bad(arrived):
             headline = f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
             headline += "already, and no VJP has made it"
             hint = _hook_or(node, "a sum of several gradients overflowed")
@@ -379,6 +385,12 @@ def _is_operand(op: OpLike, name: str, value: Any) -> bool:
     return any(index == known for known, _ in op.vjps) or op.is_required(index)
 
 
+def _tangents_of(value: Any) -> list[Tensor]:
+    """Return the tangents of a value, which it has if an observer is a run of forward mode."""
+    runs = (each for each in mode.observers if isinstance(each, ForwardMode))
+    return [v for run in runs if isinstance(value, Tensor) for v in run.tangents(value)]
+
+
 def _hook_or(node: Node, cause: str) -> str:
     """Describe where a gradient that is not from a VJP comes from: a hook if any, or this cause."""
     return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
@@ -422,8 +434,9 @@ def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = Tr
 
     - the result of each op. If an operand is already NaN, the error names this operand. An op that
       removes a NaN, as `where(isnan(x), 0, x)` does, is not an error;
-    - the gradient that each derivative passes on, and gradients from a hook or from the caller. A
-      NaN in an intermediate result of a derivative is not an error if the derivative drops it;
+    - the gradient that each derivative passes on, its derivative in `hvp` and `hessian`, and
+      gradients from a hook or from the caller. A NaN in an intermediate result of a derivative is
+      not an error if the derivative drops it;
     - the gradients that will be returned or added to `.grad`, and that sum, before it is stored;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters and the state of an optimiser, after its step.

@@ -35,7 +35,8 @@ def sinc(x: Array) -> Tensor:
     """sin(pi x) / (pi x), and 1 at 0. Derivatives of any order are exact, even near 0."""
     u = math.pi * widened(x)
     near = abs(u) < 0.5  # use the Taylor series there: the quotient's derivatives would cancel
-    square = where(near, u * u, 0.0)
+    small = where(near, u, 0.0)
+    square = small * small  # which a huge u would overflow
     series: Any = 1.0
     for k in range(9, 0, -1):
         series = 1.0 - square / (2 * k * (2 * k + 1)) * series
@@ -64,6 +65,7 @@ def nan_to_num(
     if x.dtype.kind != "f":
         return x  # type: ignore[no-any-return]
     limits = np.finfo(x.dtype)
-    x = where(x == math.inf, float(limits.max) if posinf is None else posinf, x)
-    x = where(x == -math.inf, float(limits.min) if neginf is None else neginf, x)
-    return where(isnan(x), nan, x)
+    high, low = x == math.inf, x == -math.inf
+    x = where(isnan(x), nan, x)  # first, so that `detect_anomaly` sees no nan in a result
+    x = where(high, float(limits.max) if posinf is None else posinf, x)
+    return where(low, float(limits.min) if neginf is None else neginf, x)

@@ -161,8 +161,26 @@ class CheckedFunction(ABC):
         """Return arrays by name whose memory no gradient may share, except with itself."""
         return {}
 
-    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible."""
+    def slope(
+        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
+    ) -> float | None:
+        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible.
+
+        `directions` has the operands that move, by their positions.
+        """
+        return None
+
+    def second_slope(
+        self,
+        operands: Arrays,
+        directions: Mapping[int, Array],
+        cotangents: Arrays,
+        weights: Arrays,
+    ) -> float | None:
+        """Compute sum(weights * H directions), H the Hessian of sum(cotangents * results).
+
+        It is computed in forward mode over a backward pass; None if that is not possible.
+        """
         return None
 
     def restored(self) -> AbstractContextManager[None]:
@@ -308,13 +326,24 @@ class CheckedFunction(ABC):
         if self.layout is not None:
             name, laid_out = self.layout
             paths[name] = pullback([laid_out(v) for v in cotangents])
+        times = tolerances.LARGER
+        larger = [g / times for g in pullback([v * times for v in cotangents])]
+        if np.array_equal(np.isfinite(flat(larger)), np.isfinite(flat(gradients))):
+            paths[f"a pass for cotangents {times:,} times as large"] = larger
         with suppress(Exception):  # f may not be defined there
             self.vjp(elsewhere(operands))
             paths["a pass behind another call of f"] = pullback(cotangents)
+        every = range(len(operands))
         if self.selects and len(operands) > 1:
-            paths["a pass for it alone"] = [
-                self.vjp(operands, [i])(cotangents)[i] for i in range(len(operands))
-            ]
+            paths["a pass for it alone"] = [self.vjp(operands, [i])(cotangents)[i] for i in every]
+        if self.selects and len(operands) > 2:  # one path, so that the memory stays in proportion
+            paths["a pass without one of the others"] = without = list(gradients)
+            for left_out in every:
+                needed = [i for i in every if i != left_out]
+                found = self.vjp(operands, needed)(cotangents)
+                for i in needed:
+                    if not np.array_equal(found[i], gradients[i], equal_nan=True):
+                        without[i] = found[i]
         return gradients, paths
 
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:

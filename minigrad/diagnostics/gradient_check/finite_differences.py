@@ -127,7 +127,7 @@ class Line:
         self.failure = ""  # an error of f at some point, where y counts as not finite
         noise, unseen = (problem.noise, problem.unseen) if dtype is None else (0.0, 0.0)
         self._noise = np.abs(problem.weights) * noise
-        self._unseen = float(np.linalg.norm(problem.weights * unseen))
+        self._unseen = _norm(np.abs(problem.weights) * unseen)
         self._known: dict[float, Vector] = {0.0: problem.here} if point is None else {}
 
     def at(self, t: float) -> Vector:
@@ -215,13 +215,18 @@ class Line:
         # An element that does not change may hide a change of half a unit in its last place.
         units = np.maximum(np.where(moved, several, eps / 2) * sizes, inner)
 
-        def root(where: NDArray[np.bool_]) -> float:
-            return math.sqrt(np.sum(np.square(units), where=where))
-
         largest_moved = several * float(np.max(sizes, initial=0.0, where=known & moved))
         largest = float(np.max(sizes, initial=1.0, where=known))
         largest *= tolerances.ROUNDING_UNITS * eps
-        return [root(moved), max(largest_moved, root(known & ~moved)), largest]
+        return [_norm(units[moved]), max(largest_moved, _norm(units[known & ~moved])), largest]
+
+
+def _norm(sizes: Vector) -> float:
+    """Return the root of the sum of the squares, of which none overflows or becomes 0."""
+    largest = float(np.max(sizes, initial=0.0))
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * math.sqrt(np.sum(np.square(sizes / largest)))
 
 
 def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:

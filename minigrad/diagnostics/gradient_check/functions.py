@@ -46,6 +46,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_float, least_exact
 from minigrad.errors import op_error
 from minigrad.nn.module import Module
+from minigrad.transforms import hvp
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
@@ -194,7 +195,9 @@ class TensorFunction(FrameworkFunction):
         self.shapes = [x.shape for x in results]
         return least_exact([*(x.dtype for x in results), *dtypes])
 
-    def slope(self, operands: Arrays, directions: Arrays, cotangents: Arrays) -> float | None:
+    def slope(
+        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
+    ) -> float | None:
         """Compute sum(cotangents * J directions) in forward mode.
 
         The result is None if f cannot run in forward mode because it differentiates by its inputs
@@ -202,12 +205,35 @@ class TensorFunction(FrameworkFunction):
         """
         with unobserved(False), suppress(RuntimeError):
             forward = ForwardMode(1)
-            pairs = zip(operands, directions, strict=True)
-            inputs = [forward.start(Tensor(x), [Tensor(v.astype(x.dtype))]) for x, v in pairs]
+            inputs = [Tensor(x) for x in operands]
+            for i, v in directions.items():
+                inputs[i] = forward.start(inputs[i], [Tensor(v.astype(inputs[i].dtype))])
             with observe(forward):
                 results = self._call(inputs)
             tangents = [forward.tangents(x)[0]._data for x in results]
             return float(np.dot(flat(cotangents), flat(tangents)))
+        return None
+
+    def second_slope(
+        self,
+        operands: Arrays,
+        directions: Mapping[int, Array],
+        cotangents: Arrays,
+        weights: Arrays,
+    ) -> float | None:
+        """Compute sum(weights * H directions) as `hvp` does."""
+
+        def total(*inputs: Tensor) -> Tensor:
+            results = self._call(inputs)
+            seeds = self._seeds(cotangents, results)
+            parts: list[Tensor] = [(v * y).sum() for v, y in zip(seeds, results, strict=True)]
+            return sum(parts[1:], parts[0])
+
+        inputs = [Tensor(x) for x, _ in zip(operands, weights, strict=False)]
+        vs = [directions.get(i, np.zeros(x.shape)).astype(x.dtype) for i, x in enumerate(inputs)]
+        with unobserved(False), suppress(RuntimeError):
+            products = hvp(total, inputs, [Tensor(v) for v in vs])
+            return float(np.dot(flat(weights), flat(x._data for x in products)))
         return None
 
     def gradients_by_path(

@@ -12,7 +12,7 @@ again with other roundings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,6 +63,7 @@ class GradientProblem:
         paths: the gradients of that sum by each path other than `grad`.
         dtype: the least exact dtype in which f computes.
         tolerance: the relative tolerance in float64.
+        in_forward_mode: whether forward mode is compared too.
     """
 
     order = 1
@@ -81,6 +82,7 @@ class GradientProblem:
                 self.dtype = function.outline(self.operands)
         self.cotangents = function.cotangents(self.operands, rng)
         self.weights = flat(self.cotangents)
+        self.in_forward_mode = recorded
         gradients, self.paths = function.gradients_by_path(self.operands, self.cotangents, recorded)
         if function.unsteady:  # if calls differ, the last digits mean nothing
             self.dtype = tolerances.least_exact([self.dtype, FLOAT32])
@@ -94,6 +96,10 @@ class GradientProblem:
     def gradients_at(self, operands: Sequence[Array]) -> Gradients:
         """Compute the gradients again, at any operands of f."""
         return self.function.gradients(operands, self.cotangents)
+
+    def slope(self, directions: Mapping[int, Array]) -> float | None:
+        """Compute the slope in some directions in forward mode; None if that is not possible."""
+        return self.function.slope(self.operands, directions, self.cotangents)
 
     def _measure(
         self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None = None
@@ -157,6 +163,7 @@ class SecondOrder(GradientProblem):
     def __init__(self, first: GradientProblem, rng: np.random.Generator) -> None:
         self.function, self.tolerance, self.dtype = first.function, first.tolerance, first.dtype
         self.cotangents, self.paths = first.cotangents, {}
+        self.in_forward_mode = first.in_forward_mode
         self.operands = [*first.operands, *first.cotangents]
         names = [f"cotangent {k}" for k in range(len(first.cotangents))]
         self.names = [*first.names, *(names if len(names) > 1 else ["cotangent"])]
@@ -173,6 +180,14 @@ class SecondOrder(GradientProblem):
     def gradients_at(self, operands: Sequence[Array]) -> Gradients:
         """Compute the gradients of the gradient, at any operands of f."""
         return self.function.second_gradients(operands, self.cotangents, self._of_gradients)
+
+    def slope(self, directions: Mapping[int, Array]) -> float | None:
+        """Compute the slope in directions of operands of f, in forward mode over a backward pass.
+
+        The result is None if that is not possible.
+        """
+        weights = self._of_gradients
+        return self.function.second_slope(self.operands, directions, self.cotangents, weights)
 
 
 def _rounded(

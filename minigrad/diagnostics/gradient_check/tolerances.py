@@ -33,6 +33,11 @@ SAME_PATH = 1e-9
 # another order.
 SAME_BROADCAST_EPS = 1e3
 
+# A VJP is linear in its cotangent. So for cotangents that are this number of times as large, the
+# gradient is as many times as large: exactly, because this is a power of two. A VJP that clips its
+# gradients gives others. In float16, a larger factor would overflow for ordinary gradients.
+LARGER = 1024
+
 # Steps and points of differences:
 
 # The first step, relative to x or to 1. With it, both errors of Richardson's extrapolation, h^4

@@ -96,6 +96,7 @@ class ForwardTrace(Recorder):
         # The traces, by Tensor, or by the array that owns the memory.
         self._values: WeakIdMap[ValueTrace] = WeakIdMap()
         self._leaves = {parameter.node for parameter in parameters.values()}
+        self._zeros = frozenset(name for name, p in parameters.items() if not p._data.any())
         for name, parameter in parameters.items():
             own = frozenset([name])
             zero = None if parameter._data.any() else ZeroValue(own, None)
@@ -190,6 +191,10 @@ class ForwardTrace(Recorder):
         """List the all-zero values that a gradient was multiplied by where it became zero."""
         zeros = self._nodes.get(stop.node, _NOTHING).zero_inputs
         return [zero for i, zero in zeros.items() if i in stop.factors]
+
+    def zeros_behind(self, stop: Stop) -> Names:
+        """Return the all-zero parameters from which the result of an op was computed."""
+        return self._nodes.get(stop.node, _NOTHING).used & self._zeros
 
     def part_factors(self, stop: Stop) -> Names:
         """Return the all-zero parameters in a part of the values that multiply a gradient."""
@@ -355,6 +360,8 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
                 factors = [next(filter(None, map(run.forward.part_factors, ops)), EMPTY)]
                 others = (op for stop in stops for op in run.backward.stops(stop.node))
                 factors += [z.parameters for op in others for z in run.forward.zero_factors(op)]
+            if not any(factors):  # they may be inside a checkpoint, or not be factors themselves
+                factors = [run.forward.zeros_behind(stop) for stop in stops]
             suspects[name] |= {other for other in union(*factors) if run.norms.get(other)} - {name}
         before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():

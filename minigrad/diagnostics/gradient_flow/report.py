@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -181,8 +182,11 @@ class LivenessReport:
             yield f"{kind.kind}s", (kind.kind, *parts[0].facts(), "verdict"), cells
 
     def _notes(self) -> list[str]:
-        return [
+        notes = [
             f"{name} requires a gradient, but is not a Parameter, so parameters() does not list it "
             f"and no optimiser gets it from there: make it an nn.Parameter."
             for name in self.strays
         ]
+        if not math.isfinite(self.loss) and all(row.state != "not finite" for row in self.rows):
+            notes.append(f"The loss is {self.loss}: {_REMEDIES['not finite']}.")
+        return notes

@@ -199,6 +199,13 @@ def test_nan_that_the_user_replaces_is_no_error():
         (w * minigrad.where(minigrad.isnan(x), 0.0, x)).sum().backward()
 
 
+def test_nan_to_num_removes_nan_from_data():
+    x = np.array([np.nan, np.inf, -np.inf, 1.0])
+    with detect_anomaly():
+        out = minigrad.nan_to_num(Tensor(x), nan=np.inf, posinf=2.0)
+    np.testing.assert_array_equal(out.numpy(), np.nan_to_num(x, nan=np.inf, posinf=2.0))
+
+
 def test_an_option_that_is_not_finite_is_not_laid_at_the_door_of_the_op():
     error = caught(lambda: minigrad.leaky_relu(leaf([-1.0]), float("nan")))
     assert "input negative_slope of `leaky_relu` (a number) holds NaN already" in str(error)
@@ -841,3 +848,20 @@ def test_the_sum_of_gradients_that_a_result_retains_is_looked_at():
         x.grad = None
         with pytest.raises(AnomalyError, match=r"added to the \.grad it has, gives Inf"):
             h.sum().backward(gradient=large)
+
+
+@pytest.mark.parametrize("second", ["hvp", "hessian", "jvp of gradient"])
+def test_a_second_derivative_that_is_not_finite_names_the_vjp(second):
+    f = lambda x: (x**1.5).sum()  # of which the gradient is finite at 0, and its slope is not
+    x, v = Tensor(np.array([0.0, 1.0])), Tensor(np.ones(2))
+    calls = {
+        "hvp": lambda: minigrad.hvp(f, x, v),
+        "hessian": lambda: minigrad.hessian(f)(x),
+        "jvp of gradient": lambda: minigrad.jvp(minigrad.gradient(f), x, v),
+    }
+    error = caught(calls[second])
+    assert (error.op, error.phase) == ("power", "backward")
+    assert "the derivative of the VJP of `power` for a in a direction made the first" in str(error)
+    assert "x**1.5" in str(error.origin)
+    with detect_anomaly():
+        minigrad.hessian(f)(Tensor(np.array([1.0, 2.0])))

@@ -1040,6 +1040,33 @@ def test_a_joint_vjp_that_is_wrong_for_one_operand_alone_is_found():
     assert all("by a pass for it alone" in entry.reason for entry in report.wrong)
 
 
+def test_a_joint_vjp_that_is_wrong_without_one_of_three_operands_is_found():
+    @op
+    def product(x, y, z):
+        return x * y * z
+
+    def derivative(g, needs_input_grad, x, y, z):
+        frozen_y = needs_input_grad == (True, False, True)  # as if it had written to g for x
+        return g * y * z, g * x * z, g * x * y * (1.1 if frozen_y else 1)
+
+    product.joint_vjp(("x", "y", "z"), derivative)
+    report = gradcheck(product, [X, Y, Y], order=1)
+    assert {entry.operand for entry in report.wrong} == {"z"}
+    assert all("by a pass without one of the others" in entry.reason for entry in report.wrong)
+
+
+@pytest.mark.parametrize("most", [5.0, 100.0])
+def test_a_vjp_that_clips_its_gradient_is_found(most):
+    derivative = lambda g, x: 2 * x * minigrad.clip(g, -most, most)
+    report = gradcheck(square_with_vjp(derivative), X, order=1)
+    assert report.verdict == "disagree"
+    assert all("for cotangents 1,024 times as large" in entry.reason for entry in report.wrong)
+
+
+def test_a_gradient_that_overflows_for_larger_cotangents_only_is_right():
+    assert gradcheck(lambda x: 1e306 * x, np.array([1.0, -0.5]), order=1)
+
+
 def reads_memory(stride):
     """Whether an array's elements are not simply one behind the other."""
 
@@ -1416,3 +1443,53 @@ def test_a_tangent_that_is_no_transpose_of_the_gradient_is_found():
     report = gradcheck(affine, X)
     assert report.verdict == "disagree"
     assert report.wrong[0].operand == "forward mode, in a random direction"
+
+
+def test_a_tangent_rule_that_is_wrong_where_an_input_has_no_tangent_is_found():
+    @op
+    def product(x, y):
+        return x * y
+
+    product.vjp("x", lambda g, y: g * y)
+    product.vjp("y", lambda g, x: g * x)
+    both = lambda tangents, x, y: tangents[0] * y + tangents[1] * x
+    product.jvp(lambda tangents, x, y: both([y if v is None else v for v in tangents], x, y))
+    report = gradcheck(product, [X, Y])
+    alone = "forward mode, in a random direction of {} alone"
+    assert {entry.operand for entry in report.wrong} == {alone.format("x"), alone.format("y")}
+
+
+def test_a_tangent_rule_that_fails_where_an_input_has_no_tangent_is_found():
+    @op
+    def product(x, y):
+        return x * y
+
+    product.vjp("x", lambda g, y: g * y)
+    product.vjp("y", lambda g, x: g * x)
+    product.jvp(lambda tangents, x, y: tangents[0] * y + tangents[1] * x)
+    with pytest.raises(TypeError, match="NoneType") as caught:
+        gradcheck(product, [X, Y])
+    assert "in forward mode, in a random direction of x alone" in caught.value.__notes__[0]
+
+
+def test_a_tangent_rule_that_is_wrong_inside_a_vjp_is_found():
+    @op
+    def times_exp(u, x):
+        return u * np.exp(x)
+
+    times_exp.vjp("u", lambda g, x: g * minigrad.exp(x))
+    times_exp.vjp("x", lambda g, out: g * out)
+    times_exp.jvp(
+        lambda tangents, u, x: 0.9 * np.exp(x) * sum(v for v in tangents if v is not None)
+    )
+
+    @op
+    def exp(x):
+        return np.exp(x)
+
+    exp.vjp("x", lambda g, x: times_exp(g, x))
+    assert gradcheck(exp, X, order=1)
+    (entry,) = gradcheck(
+        exp, X
+    ).wrong  # `hvp` and `hessian` use this rule, and reverse mode does not
+    assert (entry.order, entry.operand) == (2, "forward mode, in a random direction")

@@ -973,6 +973,30 @@ def test_adapters_in_a_checkpoint_with_a_frozen_input_train(adapted, batch):
     assert report
 
 
+def test_a_layer_of_zeros_in_a_checkpoint_keeps_the_gradients_before_it_at_zero_for_one_step(batch):
+    model = Two(minigrad.tanh)
+    model.second.weight.data[...] = 0
+
+    def loss(model, batch):
+        h = minigrad.tanh(model.first(batch[0]))
+        return minigrad.mse(checkpoint(model.second, h), batch[1])
+
+    report = liveness(model, loss, batch)
+    assert report["first.weight"].state == "zero by construction"
+    assert report["first.weight"].reason == "second.weight is all zeros, and multiplies it"
+    assert report
+
+
+def test_a_loss_that_is_nan_is_named_where_all_gradients_are_finite(batch):
+    def loss(model, batch):
+        return minigrad.log(-minigrad.square(model(batch[0]))).sum()
+
+    with np.errstate(invalid="ignore"):
+        report = liveness(Two(minigrad.tanh), loss, batch)
+    assert report
+    assert "The loss is nan: run the step under minigrad.detect_anomaly()" in repr(report)
+
+
 def test_what_is_cut_inside_a_checkpoint(batch):
     def between(h):
         return h.detach() * 2  # <inside>

@@ -383,3 +383,10 @@ def test_second_derivatives_have_all_digits_near_0_and_near_1(function, curvatur
     found = minigrad.gradient(lambda x: slope(x).sum())(minigrad.tensor(values))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.data, curvature(values.astype(np.float64)), rtol=1e-6)
+
+
+def test_sinc_of_numbers_whose_squares_overflow():
+    x = single(0.0, 1e20)
+    with minigrad.detect_anomaly():  # numpy's warning of an overflow would be an error here too
+        assert_allclose(minigrad.sinc(Tensor(x)).data, [1.0, 0.0], atol=1e-19)
+        assert_allclose(gradient(minigrad.sinc, x)[0], [0.0, 0.0], atol=1e-19)
