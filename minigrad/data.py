@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
 from minigrad.renamed import hint_names
 
@@ -38,6 +39,7 @@ class CSVTable:
     target: str
 
 
+@named_errors
 def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
     """Read a CSV file of numbers with a header line; the column `target` becomes y.
 

@@ -1,9 +1,13 @@
 """The messages of errors begin with the name of the function, class or layer that was called."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 import lora
+import lora.offline
+import lora.text
 import minigrad as mg
 from minigrad import nn, optim
 
@@ -50,11 +54,49 @@ PLAIN = nn.Linear(2, 2)
             lambda: mg.concatenate(X, X),
             r"concatenate: takes its tensors as one list, as in concatenate\(\[a, b\]\)",
         ),
+        (lambda: mg.tensor(1.0, dtype="abc"), "tensor: a dtype is 'float32'"),
+        (lambda: mg.tensor(1.0, requires_grad=3), "tensor: requires_grad must be True or False"),
+        (lambda: mg.ones_like(X, dtype="abc"), "ones_like: a dtype is 'float32'"),
+        (lambda: mg.zeros_like(3), "zeros_like: takes a Tensor or an array, not 3"),
+        (lambda: mg.linspace("a", 1), "linspace: a tensor holds booleans"),
+        (lambda: mg.manual_seed(-1), "manual_seed: the seed must be"),
+        (lambda: mg.grad(X.sum(), 3.5), r"grad: inputs are tensors, .*, not 3\.5"),
+        (lambda: optim.grad_norm(3), "grad_norm: the parameters are tensors"),
+        (lambda: optim.clip_grad_norm([X, 3], 1.0), "clip_grad_norm: the parameters are tensors"),
+        (lambda: optim.clip_grad_value(X, "a"), "clip_grad_value: clip_value must be a number"),
+        (lambda: nn.init.calculate_gain("x"), "calculate_gain: nonlinearity is one of"),
+        (lambda: nn.init.kaiming_normal_(X, a="x"), "kaiming_normal_: a must be a number, not 'x'"),
+        (lambda: nn.init.xavier_normal_(X, "x"), "xavier_normal_: gain must be a number, not 'x'"),
+        (lambda: nn.init.orthogonal_(X, "x"), "orthogonal_: gain must be a number, not 'x'"),
+        (lambda: nn.init.trunc_normal_(X, "x"), "trunc_normal_: mean must be a number, not 'x'"),
+        (lambda: nn.init.trunc_normal_(X, a=[1]), r"trunc_normal_: a must be a number, not \[1\]"),
+        (lambda: lora.LoRAConfig(rank="x"), "LoRAConfig: rank is an integer, not 'x'"),
+        (lambda: lora.Adapter(np.ones((2, 2)), "x", 1.0), "Adapter: rank is an integer, not 'x'"),
+        (lambda: lora.verify(3, mg.mse, X), "verify: only a Module has adapters, not 3"),
+        (lambda: lora.offline.merge_files("a", "b", "c", dtype="x"), "merge_files: weights are"),
+        (lambda: lora.text.load_model(None), "load_model: .*, not .NoneType."),
+        (lambda: mg.io.load_state(None), "load_state: .*, not 'NoneType'"),
+        (lambda: mg.data.read_csv(None, "y"), "read_csv: .*, not NoneType"),
     ],
 )
 def test_a_message_names_what_was_called(call, message):
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize("name", mg.OPS)
+def test_an_op_that_refuses_a_masked_array_names_itself(name):
+    masked, op = np.ma.array([1.0, 2.0], mask=[0, 1]), mg.OPS[name]
+    values = [p.default for p in op.signature.parameters.values()]
+    required = [masked for default in values if default is inspect.Parameter.empty]
+    with pytest.raises(TypeError, match=f"^{name}: a tensor has no mask"):
+        op(*required)
+
+
+@pytest.mark.parametrize("bias", [np.array(["a"]), [1, "a"]])
+def test_an_op_that_refuses_an_array_of_texts_names_itself(bias):
+    with pytest.raises(TypeError, match=r"^linear: a tensor holds booleans"):
+        mg.linear(X, X, bias)
 
 
 def test_a_message_names_the_function_that_was_called_and_none_inside_of_it():

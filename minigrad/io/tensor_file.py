@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import check_integer, holds, nearest, shown
+from minigrad.errors import named_errors
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -471,6 +472,7 @@ def writing(
         writer.finish()
 
 
+@named_errors
 def save_state(
     path: str | os.PathLike[str],
     arrays: Mapping[str, NDArray[Any]],
@@ -518,6 +520,7 @@ def save_state(
             writer.write(name, array)
 
 
+@named_errors
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read the arrays and the metadata in a file; bfloat16 is converted to float32.
 

@@ -390,9 +390,9 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
         ("tokenizer", lambda: TextGenerator(model, path)),
         ("model", lambda: evaluate(path, read_rows(data / "train.jsonl", tok))),
     ):
-        with pytest.raises(TypeError, match=f"^{name} is what {wanted[name]} returns, not a "):
+        with pytest.raises(TypeError, match=rf"\b{name} is what {wanted[name]} returns, not a "):
             call()
-    message = r"^rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path '"
+    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path"
     with pytest.raises(TypeError, match=message):
         evaluate(model, path)
     assert not (tmp_path / "out").exists()
