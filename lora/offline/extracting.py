@@ -63,7 +63,7 @@ class ExtractedFiles:
             (row.name, "embedding" if row.name in tables else "linear", *row.figures)
             for row in self.layers
         ]
-        rows += [(name, "whole", "", "", "", "") for name in self.whole]
+        rows += [(name, "in full", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
         tied = [f"{name} {TIED}" for name in self.tied]
         return "\n".join([*aligned(head, rows, left=2), *tied])

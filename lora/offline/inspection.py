@@ -123,7 +123,7 @@ class Summary:
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
-        lines = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
+        lines = [f"in full: {name} {shape}" for name, shape in self.whole.items()]
         lines.append(
             f"{counted(len(self.layers), 'layer')}, {counted(self.parameters, 'parameter')}, "
             f"{in_bytes(self.nbytes)} in {', '.join(self.dtypes) or 'nothing'}; "
