@@ -40,7 +40,13 @@ from minigrad.core.grad_mode import in_captured_step, is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
-from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
+from minigrad.programs.names import (
+    CaptureError,
+    StepMadeError,
+    StepNumber,
+    ValueNames,
+    is_named_tuple,
+)
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder, check_code
 from minigrad.programs.surroundings import Surroundings
@@ -185,7 +191,7 @@ class Captured(Generic[P, R]):
         with in_captured_step():
             result = self.step(*args, **kwargs)
         if not are_same([*_contents([args, kwargs])], before):
-            raise CaptureError(
+            raise StepMadeError(
                 "capture: the step writes to a list or dict among its arguments, which a program "
                 "would not do again; return what is new; the step has been made"
             )
