@@ -108,6 +108,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     return value
 
 
+@named_errors
 def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> list[Arrays]:
     """Split arrays of equal length at random: `x_train, x_test, y_train, y_test`.
 

@@ -21,6 +21,7 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor, converted, overwrite
 from minigrad.creation import as_shape
+from minigrad.errors import named_errors
 from minigrad.ops.shape import normalize_axis
 from minigrad.readonly import writable
 from minigrad.renamed import instead
@@ -163,6 +164,7 @@ class Operators(Tensor):
         """The tensor with all axes in reverse order."""
         return ops.transpose.call(self)
 
+    @named_errors
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
@@ -208,6 +210,7 @@ class Operators(Tensor):
         """
         return ops.reshape.call(self, as_shape("reshape", shape))
 
+    @named_errors
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """Join the axes from `start_dim` to `end_dim`, by default all: `(n, a, b) -> (n * a * b,)`.
 

@@ -294,6 +294,7 @@ class Module(Owner):
         for parameter in self.parameters():
             parameter.zero_grad()
 
+    @named_errors
     def astype(self: M, dtype: DTypeLike) -> M:
         """Convert all float parameters and buffers to a float dtype; return the module.
 
