@@ -21,6 +21,7 @@ from minigrad import kernels, ops
 from minigrad.checks import check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.errors import named_errors
 from minigrad.nn import Parameter
 from minigrad.random import generator
 
@@ -81,6 +82,7 @@ class Adapter:
     lora_magnitude: Any
     scale: float
 
+    @named_errors
     def __init__(
         self,
         weight: FrozenMatrix,

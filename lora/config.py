@@ -11,6 +11,7 @@ from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, c
 from lora.scaling import LoRAScaling, check_alpha, check_size
 from lora.variants.inits import check_init
 from minigrad.checks import check_flag, check_integer, check_probability, python_number
+from minigrad.errors import named_errors
 from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
@@ -21,7 +22,7 @@ C = TypeVar("C", bound=type)
 
 def _naming_fields(cls: C) -> C:
     """Make a dataclass list its fields in the error about an unknown field."""
-    made: Any = cls.__init__  # type: ignore[misc]  # of this very class
+    made: Any = named_errors(cls.__init__)  # type: ignore[misc]  # of this very class
     known = [each.name for each in fields(cls)]
 
     @wraps(made)

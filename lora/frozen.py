@@ -154,7 +154,7 @@ class DenseMatrix(FrozenMatrix):
 class NarrowFrozenMatrix(FrozenMatrix):
     """A matrix in few bits (`minigrad.kernels.narrow`), which cannot change.
 
-    It is never dense as a whole: only one strip of rows is decoded at a time.
+    Only one strip of rows is decoded at a time.
     """
 
     def __init__(self, matrix: kernels.narrow.NarrowMatrix, dtype: np.dtype[Any]) -> None:

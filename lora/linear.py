@@ -1,8 +1,8 @@
 """LoRALayer: a frozen linear layer plus a trainable low-rank update (LoRA).
 
 A low-rank change of the weights is enough for fine-tuning, with little loss (Hu et al., 2021). So
-LoRA trains rank (d_in + d_out) numbers instead of the d_out d_in elements of W. Gradients flow to
-A, B and x, but never to W: no product is computed and no activation is saved for the gradient of W.
+LoRA trains rank (d_in + d_out) parameters instead of the d_out d_in elements of W. Gradients flow
+to A, B and x, but never to W: no product and no saved activation is spent on the gradient of W.
 """
 
 from __future__ import annotations

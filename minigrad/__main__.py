@@ -154,8 +154,9 @@ def load(target: str) -> Any:
     if source.endswith(".py"):
         path = Path(source).resolve()
         if not path.is_file():
-            near = sorted(str(other.name) for other in path.parent.glob("*.py"))
-            raise FileNotFoundError(f"there is no {source}; beside it there are {near}")
+            near = ", ".join(sorted(other.name for other in path.parent.glob("*.py")))
+            there = f"the files there are {near}" if near else "no file there ends in .py"
+            raise FileNotFoundError(f"there is no {source}; {there}")
         sys.path.insert(0, str(path.parent))  # so that it can import files of its folder
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None

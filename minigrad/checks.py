@@ -119,7 +119,7 @@ def check_state(owner: str, state: Any, keys: Iterable[str], optional: Iterable[
         raise ValueError(f"{wanted}; it lacks {missing} and has unknown {unknown}")
 
 
-def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
+def can_store(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
     """Return whether a dtype can store the values; every float dtype can."""
     if dtype.kind == "f" or values.dtype == dtype:
         return True

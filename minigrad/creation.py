@@ -22,6 +22,7 @@ __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
 Shape = int | Sequence[int]
 
 
+@named_errors
 @with_hints
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
@@ -123,6 +124,7 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArr
     return np.full(shape, filling, filling.dtype)
 
 
+@named_errors
 @with_hints
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
@@ -131,10 +133,10 @@ def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = 
         TypeError: if `x` is neither, `dtype` is not one of booleans, integers or floats, or a
             gradient is required and it is not of floats.
     """
-    _check_has_shape("zeros_like", x)
-    return Tensor(observed(np.zeros, x.shape, dtype or x.dtype), requires_grad)
+    return Tensor(observed(np.zeros, *_like(x, dtype)), requires_grad)
 
 
+@named_errors
 @with_hints
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones with the shape and dtype of `x`, a Tensor or an array.
@@ -142,13 +144,14 @@ def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = F
     Raises:
         TypeError: as in `zeros_like`.
     """
-    _check_has_shape("ones_like", x)
-    return Tensor(observed(np.ones, x.shape, dtype or x.dtype), requires_grad)
+    return Tensor(observed(np.ones, *_like(x, dtype)), requires_grad)
 
 
-def _check_has_shape(name: str, x: Any) -> None:
+def _like(x: Any, dtype: DTypeLike | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape of x, and its dtype or the given one."""
     if not isinstance(x, (Tensor, np.ndarray, np.generic)):
-        raise TypeError(f"{name} takes a Tensor or an array, not {x!r:.60}")
+        raise TypeError(f"takes a Tensor or an array, not {x!r:.60}")
+    return x.shape, x.dtype if dtype is None else as_dtype(dtype)
 
 
 @named_errors
@@ -196,9 +199,11 @@ def linspace(
 
     Raises:
         ValueError: if `num` is negative, or a number is out of range of an integer dtype.
-        TypeError: if `num` is not an integer, or a gradient is required and the dtype is not of
-            floats.
+        TypeError: if `start` or `stop` is not a number, `num` is not an integer, or a gradient is
+            required and the dtype is not of floats.
     """
+    for bound in (start, stop):
+        as_array(bound)  # for its error
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, or_float32(dtype))
 
 

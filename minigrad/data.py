@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_flag, check_positive
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
 from minigrad.renamed import hint_names
 
@@ -38,6 +39,7 @@ class CSVTable:
     target: str
 
 
+@named_errors
 def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
     """Read a CSV file of numbers with a header line; the column `target` becomes y.
 
@@ -106,6 +108,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     return value
 
 
+@named_errors
 def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> list[Arrays]:
     """Split arrays of equal length at random: `x_train, x_test, y_train, y_test`.
 

@@ -21,13 +21,14 @@ from minigrad.core.grad_mode import observed
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor, as_array, converted, overwrite
 from minigrad.creation import as_shape
+from minigrad.errors import named_errors
 from minigrad.ops.shape import normalize_axis
 from minigrad.readonly import writable
 from minigrad.renamed import instead
 
 # For each operator of two operands: its name in Python, its symbol if it can write in place
 # (`x += y`), numpy's function, and the op that computes it.
-_REFLECTED: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
+_BINARY: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
     ("add", "+", np.add, ops.add),
     ("sub", "-", np.subtract, ops.subtract),
     ("mul", "*", np.multiply, ops.multiply),
@@ -47,7 +48,7 @@ _COMPARISONS: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
     ("gt", "", np.greater, ops.greater),
     ("ge", "", np.greater_equal, ops.greater_equal),
 )
-_ARRAY_OPERATORS = {ufunc: op for *_, ufunc, op in (*_REFLECTED, *_COMPARISONS)}
+_ARRAY_OPERATORS = {ufunc: op for *_, ufunc, op in (*_BINARY, *_COMPARISONS)}
 
 # The ops and the compositions that are methods under their own name.
 _OPS: tuple[Op[Any], ...] = (
@@ -163,6 +164,7 @@ class Operators(Tensor):
         """The tensor with all axes in reverse order."""
         return ops.transpose.call(self)
 
+    @named_errors
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into the memory of this tensor; all views see it. Return the tensor.
 
@@ -210,6 +212,7 @@ class Operators(Tensor):
         """
         return ops.reshape.call(self, as_shape("reshape", shape))
 
+    @named_errors
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """Join the axes from `start_dim` to `end_dim`, by default all: `(n, a, b) -> (n * a * b,)`.
 
@@ -285,9 +288,9 @@ def _use_instead(numpy_name: str, module: str = "numpy") -> str:
 
 
 ATTACHED: dict[str, Any] = {
-    **{f"__{name}__": _operator(op) for name, *_, op in (*_REFLECTED, *_COMPARISONS)},
-    **{f"__r{name}__": _reflected(op) for name, *_, op in _REFLECTED},
-    **{f"__i{name}__": _in_place(op, symbol) for name, symbol, _, op in _REFLECTED if symbol},
+    **{f"__{name}__": _operator(op) for name, *_, op in (*_BINARY, *_COMPARISONS)},
+    **{f"__r{name}__": _reflected(op) for name, *_, op in _BINARY},
+    **{f"__i{name}__": _in_place(op, symbol) for name, symbol, _, op in _BINARY if symbol},
     "backward": backward,
     "__neg__": _method(ops.negative),
     "__abs__": _method(ops.abs),

@@ -57,11 +57,11 @@ def progress_bar(
     if not shown or not (in_files or in_a_notebook() or is_terminal()):
         return NoBar(items)
     usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
-    return _bar_class()(items, **{**usual, **options})
+    return bar_class()(items, **{**usual, **options})
 
 
 @cache
-def _bar_class() -> Any:
+def bar_class() -> Any:
     """Return the class of bars, made at the first call: importing tqdm takes 0.1 seconds."""
     if in_a_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.auto import tqdm

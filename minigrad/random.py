@@ -32,7 +32,7 @@ def manual_seed(seed: int) -> np.random.Generator:
     Raises:
         ValueError: if the seed is not an integer of at least 0.
     """
-    check_count("the seed", seed)
+    check_count("manual_seed: the seed", seed)
     observed(restart, seed)
     return _default
 

@@ -1,4 +1,4 @@
-"""Other machines than this one, as numba can be told to compile for them.
+"""Kernels for other processors than this one, which numba can compile for.
 
     python -m tests.hosts AVX2 python -m pytest tests/minigrad/kernels/test_gemm.py
 

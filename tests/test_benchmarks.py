@@ -126,7 +126,7 @@ def test_n_threads_get_n_cores_and_we_keep_ours(monkeypatch):
     assert calls == [{3}, ours, {2, 3}, ours]
 
 
-def test_every_library_is_told_the_same_threads(monkeypatch):
+def test_every_library_gets_the_same_threads(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--mine")
     one, two = driver.environment(1), driver.environment(2)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):

@@ -210,11 +210,11 @@ def test_spoiling_one_gradient_of_several_leaves_the_others():
         assert gradients(minigrad.multiply, x, y) == [[5.0], [-2.0]]
 
 
-def test_a_misled_vjp_is_told_another_value_and_the_forward_is_not():
+def test_a_misled_vjp_gets_another_value_and_the_forward_does_not():
     x = np.array([-1.0])
     f = lambda x: minigrad.leaky_relu(x, 0.5)
-    for told in (0.25, lambda slope: slope / 2):
-        with misled(minigrad.leaky_relu, negative_slope=told):
+    for value in (0.25, lambda slope: slope / 2):
+        with misled(minigrad.leaky_relu, negative_slope=value):
             assert gradients(f, x) == [[0.25]]
             assert f(x) == -0.5
 

@@ -26,6 +26,7 @@ from minigrad.core.grad_mode import enable_grad, is_grad_enabled
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.restored import Draws
+from minigrad.errors import named_errors
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned, as_html, counted
 
@@ -55,6 +56,7 @@ _AS_IT_IS: dict[str, Identity] = {
 }
 
 
+@named_errors
 def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     """Check LoRA's exact identities on a layer, or on each `LoRALayer` of a model.
 

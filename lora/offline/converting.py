@@ -31,6 +31,7 @@ from lora.text.architecture import ModelConfig, config_from_json, expected_shape
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
 from lora.text.packages import package
 from minigrad.checks import check_problems
+from minigrad.errors import named_errors
 from minigrad.io import replacing
 from minigrad.io.tensor_info import CODES, to_stored
 from minigrad.tables import counted
@@ -65,6 +66,7 @@ class ConvertedAdapter:
         return "\n".join([*lines, written])
 
 
+@named_errors
 def convert_adapter(
     adapter: PathLike, out: PathLike, base: PathLike, *, progress: bool = True
 ) -> ConvertedAdapter:

@@ -25,6 +25,7 @@ from lora.peft.keys import A, B, by_key
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad.checks import check_flag, check_problems, nearest
+from minigrad.errors import named_errors
 from minigrad.io import TensorSet
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
@@ -62,12 +63,13 @@ class ExtractedFiles:
             (row.name, "embedding" if row.name in tables else "linear", *row.figures)
             for row in self.layers
         ]
-        rows += [(name, "whole", "", "", "", "") for name in self.whole]
+        rows += [(name, "in full", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
         tied = [f"{name} {TIED}" for name in self.tied]
         return "\n".join([*aligned(head, rows, left=2), *tied])
 
 
+@named_errors
 def extract_files(
     base: PathLike,
     finetuned: PathLike,

@@ -26,6 +26,7 @@ from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
 from lora.spectra import Spectral, block_diagonal, singular_values
 from lora.viz import draw_spectra
 from minigrad.checks import check_positive
+from minigrad.errors import named_errors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
 
@@ -122,7 +123,7 @@ class Summary:
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
-        lines = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
+        lines = [f"in full: {name} {shape}" for name, shape in self.whole.items()]
         lines.append(
             f"{counted(len(self.layers), 'layer')}, {counted(self.parameters, 'parameter')}, "
             f"{in_bytes(self.nbytes)} in {', '.join(self.dtypes) or 'nothing'}; "
@@ -139,6 +140,7 @@ class Summary:
         return "\n".join([*aligned(head, rows, left=3), *lines])
 
 
+@named_errors
 def summarise(folder: PathLike) -> Summary:
     """Summarise an adapter, layer by layer.
 
@@ -263,6 +265,7 @@ class Findings:
         return "\n".join(lines)
 
 
+@named_errors
 def check_adapter(
     folder: PathLike,
     base: PathLike | None = None,

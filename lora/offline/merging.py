@@ -32,6 +32,7 @@ from lora.peft.folder import (
 )
 from minigrad import __version__
 from minigrad.checks import check_problems
+from minigrad.errors import named_errors
 from minigrad.io import TensorInfo, TensorSet, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
 from minigrad.kernels.vector import vector_registers
@@ -95,6 +96,7 @@ class MergedFiles:
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
+@named_errors
 def merge_files(
     base: str | os.PathLike[str],
     adapter: str | os.PathLike[str],

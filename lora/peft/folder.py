@@ -18,6 +18,7 @@ from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, A, B, Shape, in_order, parameter_of
+from minigrad.errors import named_errors
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import CODES, from_stored, to_stored
@@ -317,6 +318,7 @@ def _files(path: Path) -> tuple[dict[str, Path], list[tuple[int, int, int]]]:
     return files, identities
 
 
+@named_errors
 def write_folder(
     folder: str | os.PathLike[str],
     config: PeftConfig,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
 from minigrad.checks import check_flag, check_positive, nearest
+from minigrad.errors import named_errors
 from minigrad.io.tensor_file import parse_json
 from minigrad.progress import progress_bar
 from minigrad.random import Rng, generator
@@ -126,6 +127,7 @@ def unread_files(data: str | os.PathLike[str]) -> list[str]:
     return sorted({file.name for file in Path(data).glob("*.jsonl")} - known)
 
 
+@named_errors
 def read_rows(
     file: str | os.PathLike[str],
     tokenizer: Tokenizer,

@@ -74,7 +74,7 @@ def estimate(
         and not isinstance(module, (Embedding, BFloat16Embedding))  # no product
     )
     each_token = 6 if checkpointing else 4
-    seconds = products * (each_token * tokens + 2 * validated) / (_SHARE * _speed())
+    seconds = products * (each_token * tokens + 2 * validated) / (_SHARE * measured_speed())
     shown = counted(round(seconds), "second") if seconds < 120 else f"{seconds / 60:.1f} minutes"
     text = f"memory: about {total / 1e9:.2f} GB ({each})\ntime: about {shown}"
     if memory is None or total <= 0.9 * memory:
@@ -85,7 +85,7 @@ def estimate(
     return f"{text}\nthis machine has {memory / 1e9:.1f} GB; what helps: {'; '.join(advice)}"
 
 
-def _speed() -> float:
+def measured_speed() -> float:
     """Time a matrix product: return its multiplications and additions per second."""
     a = np.ones((768, 768), np.float32)
     times = timeit.repeat(lambda: matmul(a, a), repeat=3, number=1)

@@ -13,6 +13,7 @@ import numpy as np
 from lora.attaching import disabled
 from lora.text.data import Row
 from lora.text.model import check_model
+from minigrad.errors import named_errors
 from minigrad.progress import progress_bar
 from minigrad.training.evaluation import evaluation_mode
 
@@ -44,6 +45,7 @@ class EvalReport:
         return text if self.base is None else f"with adapters: {text}\nbase: {self.base!r}"
 
 
+@named_errors
 def evaluate(
     model: Any, rows: Sequence[Row], *, base: bool = False, progress: bool = True
 ) -> EvalReport:

@@ -15,6 +15,7 @@ from lora.text.model import LanguageModel, check_model
 from lora.text.tokenization import Tokenizer, check_tokenizer, check_tokens
 from minigrad import random
 from minigrad.checks import check_count, check_positive
+from minigrad.errors import named_errors
 from minigrad.nn import KVCache
 from minigrad.sampling import sample
 from minigrad.training.evaluation import evaluation_mode
@@ -209,6 +210,7 @@ def _active_adapters(model: LanguageModel) -> list[tuple[Adapter, float]]:
     ]
 
 
+@named_errors
 def generate(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str | Messages, **options: Any
 ) -> str:

@@ -20,6 +20,7 @@ from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
+from minigrad.errors import named_errors
 from minigrad.heap import physical_memory
 from minigrad.io import find, open_tensors
 from minigrad.io.tensor_file import Tensors
@@ -37,6 +38,7 @@ DTYPES = ("float32", "bfloat16", "nf4")
 """The forms in which `load_model` can store matrices in memory; vectors are in float32."""
 
 
+@named_errors
 def load_model(
     path: str | os.PathLike[str], dtype: str | None = None, *, progress: bool = True
 ) -> LanguageModel:
@@ -169,6 +171,7 @@ def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
         )
 
 
+@named_errors
 def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read the tokenizer of a language model from its folder, or its GGUF file.
 

@@ -41,6 +41,7 @@ from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
+from minigrad.errors import named_errors
 from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn import Module, Parameter
 from minigrad.nn.module import attributes_of
@@ -94,6 +95,7 @@ class TrainResult:
         return "\n".join([*lines, f"{self.out}: the adapter of step {self.best_step}"])
 
 
+@named_errors
 @with_python_numbers
 def train(
     model: Any,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 from numpy import ndarray
 
+from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, is_container, rebuild
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.grad_mode import grad_mode, mode, observed
@@ -194,6 +195,8 @@ def _taken_apart(role: str, given: Any) -> tuple[list[Leaf], list[Structure], bo
     """Return the leaves in a tensor, in a container, or in a list or iterator of these."""
     is_one = isinstance(given, Tensor) or (type(given) not in (list, tuple) and is_container(given))
     leaves: list[Leaf] = []
+    if not is_one and not isinstance(given, Iterable):
+        raise TypeError(f"{role}s are tensors, or containers or lists of them, not {shown(given)}")
     items = enumerate([given] if is_one else given)
     structures = [flatten(item, f"{role} {i}", leaves) for i, item in items]
     return leaves, structures, not is_one

@@ -34,7 +34,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     The first run records no graph, to save memory. So f can neither register hooks nor call
     `retain_grad` on what it computes, and a derivative that f takes itself through a fused op can
-    have other last digits in the second run, which is an error. What f changes by the way, such as
+    have other last digits in the second run, which is an error. What else f changes, such as
     the running statistics of a BatchNorm, changes in both runs.
 
     Args:

@@ -33,6 +33,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.checks import shown
 from minigrad.core.grad_mode import mode
@@ -116,8 +117,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             yield "else:"
             yield f"    if {given}{p}.__class__ not in _NUMBERS:"
             is_array = p in inputs or signature[p].annotation == "Array"
-            required = f", _op, {op.parameters.index(p)}" if is_array else ""
-            yield f"        {p} = _plain({p}{required})"
+            required = f", {op.parameters.index(p)}" if is_array else ""
+            yield f"        {p} = _plain({p}, _op{required})"
             if p in inputs:
                 yield "        _mixed = True"
             yield f"    _{p}_data = {p}"
@@ -252,16 +253,26 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     return result  # type: ignore[no-any-return]
 
 
-def plain(value: Any, op: OpLike | None = None, argnum: int = 0) -> Any:
+def plain(value: Any, op: OpLike, argnum: int | None = None) -> Any:
     """Return an instance of a subclass of ndarray as a plain array, and anything else as it is.
+
+    `argnum` is None for an option.
 
     Raises:
         TypeError: if the array has a mask, or holds no numbers, or the value is None and the op
             requires this input.
     """
-    if value is None and op is not None and op.is_required(argnum):
+    if value is None and argnum is not None and op.is_required(argnum):
         raise op_error(TypeError, op.name, none_given(op.input_name(argnum)))
-    return as_array(value) if isinstance(value, np.ndarray) else value
+    return array_for(op, value) if isinstance(value, np.ndarray) else value
+
+
+def array_for(op: OpLike, value: Any, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Return `as_array(value, dtype)`; the message of an error begins with the name of the op."""
+    try:
+        return as_array(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise op_error(type(error), op.name, str(error)) from error
 
 
 class SequenceInputs(list[Any]):
@@ -338,7 +349,7 @@ def agree(
     arrays = {}
     for i, (argnum, value) in enumerate(zip(argnums, agreed, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
-            arrays[i] = as_array(value)
+            arrays[i] = array_for(op, value)
         elif isinstance(value, int):
             # Convert subclasses of int, such as a size or a member of an enumeration.
             agreed[i] = value if value.__class__ is bool else int(value)
@@ -351,7 +362,7 @@ def agree(
     target = common_float(firm or list(arrays.values()))
     if target is not None and len(values) > 1:
         # Convert the list itself: its floats may have more digits than float32.
-        arrays = {i: as_array(agreed[i], target) for i in arrays}
+        arrays = {i: array_for(op, agreed[i], target) for i in arrays}
     return [arrays.get(i, value) for i, value in enumerate(agreed)]
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minigrad.checks import shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node
 from minigrad.core.op import Op
@@ -111,7 +112,12 @@ def observe(observer: Observer) -> Iterator[Observer]:
     """Let `observer` watch what this thread does inside a `with` block.
 
     Blocks may overlap, for example in generators: the end of a block removes only its own observer.
+
+    Raises:
+        TypeError: if `observer` is not an Observer, for example if it is a class.
     """
+    if isinstance(observer, type) or not hasattr(observer, "on_call"):
+        raise TypeError(f"observe: takes an Observer, not {shown(observer)}")
     mode.state = (mode.grad_enabled, (*mode.observers, observer))
     try:
         yield observer

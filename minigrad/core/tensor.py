@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import check_flag, native_dtype
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
+from minigrad.errors import named_errors
 from minigrad.locks import renewed_in_child
 from minigrad.readonly import writable
 from minigrad.renamed import add_hints
@@ -285,6 +286,7 @@ class Tensor:
     def requires_grad(self, value: bool) -> None:
         self.requires_grad_(value)
 
+    @named_errors
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set whether this leaf requires a gradient, and return the tensor. False drops `.grad`.
 

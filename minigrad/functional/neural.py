@@ -17,7 +17,7 @@ from minigrad.functional.compositions import composition, narrowed, widened
 from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.shape import repeat, swapaxes
 from minigrad.ops import astype, getitem, hints, logical_and, matmul, not_equal, softmax, where
-from minigrad.ops.shape import fits
+from minigrad.ops.shape import fits, reshape
 from minigrad.random import Rng
 
 Booleans = NDArray[np.bool_]
@@ -319,4 +319,4 @@ def _mask(
         return values, None
     if values.dtype.kind != "f":
         raise TypeError(f"a mask holds booleans or floats, not {values.dtype}")
-    return None, attn_mask
+    return None, attn_mask if values.ndim else reshape(attn_mask, (1, 1))

@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from minigrad.checks import check_problems
+from minigrad.errors import named_errors
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
 from minigrad.io.together import find, replacing_together
@@ -73,6 +74,7 @@ class TensorSet(Tensors):
         return self._owners[name].raw(name)
 
 
+@named_errors
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
     """Open the tensors at a path: a safetensors file, an index, or a folder with one of the two.
 

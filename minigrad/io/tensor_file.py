@@ -31,7 +31,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import check_integer, holds, nearest, shown
+from minigrad.checks import can_store, check_integer, nearest, shown
+from minigrad.errors import named_errors
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -393,7 +394,7 @@ class TensorWriter:
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
                 f"{first_row} on is not a part of"
             )
-        if tensor.dtype != "bfloat16" and not holds(stored_dtype(tensor.dtype), array):
+        if tensor.dtype != "bfloat16" and not can_store(stored_dtype(tensor.dtype), array):
             raise ValueError(
                 f"{name} was announced as {tensor.dtype}, and has numbers that are not "
                 f"{tensor.dtype}; round them first, or announce {array.dtype}"
@@ -471,6 +472,7 @@ def writing(
         writer.finish()
 
 
+@named_errors
 def save_state(
     path: str | os.PathLike[str],
     arrays: Mapping[str, NDArray[Any]],
@@ -518,6 +520,7 @@ def save_state(
             writer.write(name, array)
 
 
+@named_errors
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read the arrays and the metadata in a file; bfloat16 is converted to float32.
 

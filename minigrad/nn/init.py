@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.checks import check_above_0, check_probability, check_range
+from minigrad.checks import check_above_0, check_number, check_probability, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.creation import below
 from minigrad.errors import named_errors
@@ -76,6 +76,7 @@ def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenat
     return filled  # type: ignore[return-value]  # which also takes `tensor` by name
 
 
+@named_errors
 def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.01) -> float:
     """Return the gain: the factor that compensates for the variance lost in an activation.
 
@@ -88,6 +89,7 @@ def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.01) -> float:
         ValueError: for any other name.
         TypeError: if `a` is not a number.
     """
+    a = check_number("a", a)
     gains = {
         "linear": 1.0,
         "sigmoid": 1.0,
@@ -156,6 +158,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Te
         ValueError: if the tensor has fewer than two axes or no elements, or `gain` is negative.
         TypeError: if the tensor is not of floats, or `rng` is not a generator.
     """
+    check_range("gain", gain, 0, math.inf)
     bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -169,6 +172,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Ten
     Raises:
         ValueError, TypeError: as in `xavier_uniform_`.
     """
+    check_range("gain", gain, 0, math.inf)
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
@@ -217,10 +221,13 @@ def trunc_normal_(
     Values outside [a, b] are drawn again, so the distribution is exact.
 
     Raises:
-        ValueError: if `std` is not positive, or less than a thousandth of the draws would be in
-            [a, b].
+        ValueError: if the mean is infinite or nan, `std` is not positive, or less than a thousandth
+            of the draws would be in [a, b].
+        TypeError: if one of the four is not a number.
     """
+    check_range("mean", mean, -math.inf, math.inf)
     check_above_0("std", std)
+    a, b = check_number("a", a), check_number("b", b)
     root = std * math.sqrt(2)
     share = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2
     if not share >= 1e-3:
@@ -244,8 +251,10 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor
 
     Raises:
         ValueError: if the tensor is not a matrix.
+        TypeError: if `gain` is not a number.
     """
     rows, columns = _matrix(tensor)
+    gain = check_number("gain", gain)
     gaussian = generator(rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(gaussian)
     q *= gain * np.copysign(1.0, np.diagonal(r))

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import as_dtype, check_flag, check_problems, holds, nearest, shown
+from minigrad.checks import as_dtype, can_store, check_flag, check_problems, nearest, shown
 from minigrad.containers import Owner
 from minigrad.core.codegen import StandIn, common_float
 from minigrad.core.grad_mode import mode, observed
@@ -303,6 +303,7 @@ class Module(Owner):
         for parameter in self.parameters():
             parameter.zero_grad()
 
+    @named_errors
     def astype(self: M, dtype: DTypeLike) -> M:
         """Convert all float parameters and buffers to a float dtype; return the module.
 
@@ -437,7 +438,7 @@ def load_values(
         if value.shape != tensor.shape:
             shapes = f"{value.shape} in the state, {tensor.shape} in the module"
             problems.append(f"mis-shaped: {name} is {shapes}")
-        elif not holds(tensor.dtype, value):
+        elif not can_store(tensor.dtype, value):
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
         # Writing to another tensor could change a value that shares its memory.
         values[name] = value.copy() if _memory(value) in memory else value

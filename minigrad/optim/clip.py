@@ -13,6 +13,7 @@ from minigrad import kernels
 from minigrad.checks import check_above_0, check_flag, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.errors import named_errors
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import check_gradients_left
 from minigrad.renamed import with_hints
@@ -20,6 +21,7 @@ from minigrad.renamed import with_hints
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
 
+@named_errors
 def grad_norm(parameters: Module | Tensor | Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, as if they were one vector.
 
@@ -50,6 +52,7 @@ def norm_of(gradients: list[NDArray[Any]]) -> float:
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
+@named_errors
 @with_hints
 def clip_grad_norm(
     parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
@@ -73,8 +76,8 @@ def clip_grad_norm(
         RuntimeError: if the norm is not finite, or no gradient is left outside of a captured step,
             which computed them. No gradient is changed then.
     """
-    check_above_0("clip_grad_norm: max_norm", max_norm)
-    check_flag("clip_grad_norm: error_if_nonfinite", error_if_nonfinite)
+    check_above_0("max_norm", max_norm)
+    check_flag("error_if_nonfinite", error_if_nonfinite)
     gradients = _gradients(parameters)
     norm, clipped = observed(
         clipped_by_norm, [*gradients.values()], float(max_norm), error_if_nonfinite
@@ -106,6 +109,7 @@ def clipped_by_norm(
     return norm, scaled
 
 
+@named_errors
 @with_hints
 def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clip every element of every gradient to [-clip_value, clip_value]; NaN stays NaN.
@@ -116,7 +120,7 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
             Module.
         RuntimeError: if no gradient is left outside of a captured step, which computed them.
     """
-    check_above_0("clip_grad_value: clip_value", clip_value)
+    check_above_0("clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     gradients = _gradients(parameters)
     clipped = observed(clipped_values, [*gradients.values()], limit)

@@ -15,6 +15,7 @@ from minigrad import kernels
 from minigrad.checks import are_same, check_count, check_state, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
+from minigrad.errors import named_errors
 from minigrad.nn.module import Module
 from minigrad.readonly import release
 from minigrad.renamed import add_hints, hint_arguments, with_hints
@@ -175,6 +176,7 @@ class Optimizer(ABC):
             )
         super().__setattr__(name, value)
 
+    @named_errors
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters, such as those of layers that were frozen so far.
 

@@ -40,7 +40,13 @@ from minigrad.core.grad_mode import in_captured_step, is_deferred, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
-from minigrad.programs.names import CaptureError, StepNumber, ValueNames, is_named_tuple
+from minigrad.programs.names import (
+    CaptureError,
+    StepMadeError,
+    StepNumber,
+    ValueNames,
+    is_named_tuple,
+)
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder, check_code
 from minigrad.programs.surroundings import Surroundings
@@ -165,7 +171,7 @@ class Captured(Generic[P, R]):
         key = tuple(keys)
         with self._lock:  # one thread at a time
             for program in self._programs.get(key, ()):
-                if program.surroundings.hold():
+                if program.surroundings.is_unchanged():
                     break
             else:
                 return self._record(key, arrays, args, kwargs)
@@ -185,7 +191,7 @@ class Captured(Generic[P, R]):
         with in_captured_step():
             result = self.step(*args, **kwargs)
         if not are_same([*_contents([args, kwargs])], before):
-            raise CaptureError(
+            raise StepMadeError(
                 "capture: the step writes to a list or dict among its arguments, which a program "
                 "would not do again; return what is new; the step has been made"
             )
@@ -201,7 +207,7 @@ class Captured(Generic[P, R]):
         surroundings = Surroundings(self.step, {type(each) for each in _contents([args, kwargs])})
         check_code(self.step, surroundings)
         others = self._first.pop(key, [])
-        first = next((each for each in others if each.surroundings.hold()), None)
+        first = next((each for each in others if each.surroundings.is_unchanged()), None)
         if first is not None:
             others.remove(first)
         elif others and known is None:
@@ -226,13 +232,15 @@ class Captured(Generic[P, R]):
                 if known.zeroed.issuperset(before):  # the program leaves no gradients either
                     for leaf in surroundings.with_gradients():
                         leaf.grad = None
-            elif first is None or not surroundings.hold():
+            elif first is None or not surroundings.is_unchanged():
                 others.insert(0, program)
             else:
                 program.check_same(first)
                 zeroed = {g for g, old in before.items() if g.grad is None or g.grad is not old()}
                 program.compile(zeroed)
-                usable = [p for p in self._programs.get(key, ()) if p.surroundings.memory_holds()]
+                usable = [
+                    p for p in self._programs.get(key, ()) if p.surroundings.has_same_memory()
+                ]
                 self._programs[key] = [program, *usable][:MOST_PROGRAMS]
                 self._last = program
                 self._changes.pop(key, None)

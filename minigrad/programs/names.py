@@ -36,6 +36,10 @@ class CaptureError(RuntimeError):
     """The step does something that cannot be captured; the message says what to do instead."""
 
 
+class StepMadeError(CaptureError):
+    """A CaptureError at the end of a step, whose message says that the step has been made."""
+
+
 class StepNumber(float):
     """A number that the library computes in a step, while that is recorded, such as a norm.
 
@@ -191,7 +195,7 @@ class ValueNames:
             return as_tuple(map(self.result, value))
         if is_named_tuple(value):
             return f"{self.constant(type(value))}._make({as_tuple(map(self.result, value))})"
-        raise CaptureError(
+        raise StepMadeError(
             f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
             f"{type(value).__name__}, {value!r:.60}; the step has been made"
         )

@@ -26,7 +26,14 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional.indexing import one_hot_rows
 from minigrad.optim import Optimizer
-from minigrad.programs.names import EARLIER, CaptureError, StepNumber, ValueNames, as_tuple
+from minigrad.programs.names import (
+    EARLIER,
+    CaptureError,
+    StepMadeError,
+    StepNumber,
+    ValueNames,
+    as_tuple,
+)
 from minigrad.programs.program import ProgramLine
 from minigrad.programs.surroundings import Surroundings, codes, is_known
 
@@ -283,7 +290,7 @@ class StepRecorder(Observer):
         try:
             yield
         except CaptureError as error:
-            if self.has_stepped and "has been made" not in f"{error}":
+            if self.has_stepped and not isinstance(error, StepMadeError):
                 error.args = (f"{error}; the step of the optimiser has been made",)
             raise
 

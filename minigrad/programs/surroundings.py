@@ -134,18 +134,18 @@ class Surroundings:
         plain = self._plain.items()
         self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
 
-    def hold(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Return whether nothing has changed."""
         return (
             all(map(is_, chain.from_iterable(map(call, self._reads)), self._all_values))
             and [*map(list, self._dicts)] == self._attributes
-            and self.memory_holds()
+            and self.has_same_memory()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
             and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
         )
 
-    def memory_holds(self) -> bool:
+    def has_same_memory(self) -> bool:
         """Return whether the tensors still have the same memory."""
         return are_same([tensor._data for tensor in self._found], self._arrays)
 

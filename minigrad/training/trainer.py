@@ -32,6 +32,7 @@ from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
 from minigrad.distributed.agreement import check_agreement, digest
+from minigrad.errors import named_errors
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer
@@ -116,6 +117,7 @@ class Trainer(TrainingStep):
             not exist (a FileNotFoundError).
     """
 
+    @named_errors
     @with_hints
     def __init__(
         self,

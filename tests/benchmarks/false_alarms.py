@@ -37,18 +37,18 @@ def check(case: Case) -> GradcheckReport:
 
 def verdicts(cases: Iterator[Case], count: int, what: str = "") -> tuple[Counter[str], list[str]]:
     """How often each verdict was given, and the reports that say "disagree"."""
-    told: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     wrong = []
     with progress_bar(
         what=f"right functions, {what}", unit="check", shown=bool(what), total=count
     ) as bar:
         for case in cases:
             report = check(case)
-            told[report.verdict] += 1
+            found[report.verdict] += 1
             if report.verdict == "disagree":
                 wrong.append(f"{case.name} {case.inputs}\n{report!r}")
             bar.update()
-    return told, wrong
+    return found, wrong
 
 
 def main() -> None:
@@ -65,10 +65,10 @@ def main() -> None:
             import jax
 
             jax.config.update("jax_enable_x64", True)
-        told, wrong = verdicts(CASES[of](options.count), options.count, of)
+        found, wrong = verdicts(CASES[of](options.count), options.count, of)
         alarms += len(wrong)
         seconds = time.perf_counter() - start
-        counts = ", ".join(f"{told[v]} {v}" for v in ("agree", "cannot tell", "disagree"))
+        counts = ", ".join(f"{found[v]} {v}" for v in ("agree", "cannot tell", "disagree"))
         print(f"{of}: {options.count} right functions, {counts} ({seconds:.0f} s)", flush=True)
         print(*wrong, sep="\n", end="\n" * bool(wrong))
     sys.exit(alarms > 0)

@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
     Attributes:
         label: what it is called; unique in its workload.
-        case: what the contenders are told of it.
+        case: the facts about it that the contenders get.
         flops: floating-point operations in it, 0 where they are not counted.
         bytes: memory it must touch at least once, 0 where that is not counted.
     """

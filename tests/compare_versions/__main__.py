@@ -159,13 +159,13 @@ class Difference:
     alike: int = 0
 
     def __str__(self) -> str:
-        told = [f"{name}: {_change(*pair)}" for name, pair in self.what.items()]
-        more = len(told) - MOST_FINDINGS
-        told = told[:MOST_FINDINGS] + [f"and {more} more"] * (more > 0)
+        lines = [f"{name}: {_change(*pair)}" for name, pair in self.what.items()]
+        more = len(lines) - MOST_FINDINGS
+        lines = lines[:MOST_FINDINGS] + [f"and {more} more"] * (more > 0)
         text = f"{self.kind}: {self.row}"
         text += f", and {self.alike} more of this name" * (self.alike > 0)
         text += f" ({self.allowed})" * (self.allowed != "")
-        return "\n      ".join([f"  {text}", *told])
+        return "\n      ".join([f"  {text}", *lines])
 
 
 def _change(old: Any, new: Any) -> str:

@@ -132,7 +132,7 @@ def shake(model, rng, name="default", size=0.3):
 
 
 def put_on(model, name, rng, size=0.3, **options):
-    """Attach an adapter, of rank 2 unless told otherwise, and move it."""
+    """Attach an adapter, of rank 2 by default, and move it."""
     report = lora.attach(model, LoRAConfig(**{"rank": 2, **options}), adapter=name, rng=rng)
     shake(model, rng, name, size)
     return report

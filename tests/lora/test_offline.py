@@ -135,7 +135,8 @@ def test_running_statistics_are_merged_extracted_and_checked_with_their_module(r
     assert state(tmp_path / "narrow")["1.num_batches_tracked"].dtype == np.int64
     report = check_adapter(tmp_path / "adapter", base, merged=tmp_path / "tuned")
     assert report.is_right
-    extract_files(base, tmp_path / "tuned", tmp_path / "again", 2, modules_to_save=["1"])
+    made = extract_files(base, tmp_path / "tuned", tmp_path / "again", 2, modules_to_save=["1"])
+    assert re.search(r"^1\.weight +in full", repr(made), re.M)
     other = lora.load(again := batch_normed(), tmp_path / "again")
     assert again[1].num_batches_tracked == 3
     assert "1.running_var" in [copy.name for copy in other.copies]
@@ -1025,6 +1026,8 @@ def test_a_summary_has_the_figures_of_every_layer(name, net, rng, tmp_path):
         effective = np.exp(-(shares * np.log(shares)).sum())
         assert layer.effective_rank == pytest.approx(effective, rel=1e-6)
         assert layer.name in repr(found)
+    for name_in_full in found.whole:
+        assert f"in full: {name_in_full} (" in repr(found)
     total = sum(p.size for p in model.trainable_parameters())
     if name != "PiSSA":  # which is saved with twice the rank
         assert found.parameters == total

@@ -180,9 +180,9 @@ def wrong_together(op: Op[Any], derivative: Callable[..., Any]) -> Iterator[None
 
 @contextmanager
 def misled(op: Op[Any], **changes: Any) -> Iterator[None]:
-    """The VJPs are told other options than the forward: values, or functions of the right ones."""
+    """Give VJPs other options than the forward: values, or functions of the right ones."""
 
-    def told(name: str, value: Any) -> Any:
+    def changed(name: str, value: Any) -> Any:
         if name not in changes:
             return value
         return changes[name](value) if callable(changes[name]) else changes[name]
@@ -190,7 +190,7 @@ def misled(op: Op[Any], **changes: Any) -> Iterator[None]:
     def misled_vjp(vjp: VJP) -> VJP:
         derivative = vjp.derivative
         names = list(inspect.signature(derivative).parameters)
-        return _like(vjp, lambda *given: derivative(*map(told, names, given)))
+        return _like(vjp, lambda *given: derivative(*map(changed, names, given)))
 
     with _vjps(op, [(argnum, misled_vjp(vjp)) for argnum, vjp in op.vjps]):
         yield

@@ -163,8 +163,8 @@ def _sum(out: Path, _: object[str, Any]) -> float:
         return float(np.abs(tensors.read("layers.1.self_attn.q_proj.weight", np.float64)).sum())
 
 
-def _bytes(_: object, told: dict[str, Any]) -> float:
-    return float(told["bytes"])
+def _bytes(_: object, facts: dict[str, Any]) -> float:
+    return float(facts["bytes"])
 
 
 def _both(figure: Callable[[Path, dict[str, Any]], float]) -> dict[str, Contender]:

@@ -1,6 +1,6 @@
-"""MiniLM: a fine-tuning step of a BERT encoder of 22.7 million numbers, LoRA on query and value.
+"""MiniLM: a fine-tuning step of a BERT encoder of 22.7 million parameters, LoRA on query and value.
 
-The texts of a batch are eight pairs, to be told apart by their vectors (see
+The texts of a batch are eight pairs, to be distinguished by their vectors (see
 `examples.minilm.search`). Weights and texts are made up, so that no package is needed; the time of
 a step does not depend on them. All contenders begin with the same arrays, and must arrive at the
 same loss after some steps.

@@ -390,9 +390,9 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
         ("tokenizer", lambda: TextGenerator(model, path)),
         ("model", lambda: evaluate(path, read_rows(data / "train.jsonl", tok))),
     ):
-        with pytest.raises(TypeError, match=f"^{name} is what {wanted[name]} returns, not a "):
+        with pytest.raises(TypeError, match=rf"\b{name} is what {wanted[name]} returns, not a "):
             call()
-    message = r"^rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path '"
+    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path"
     with pytest.raises(TypeError, match=message):
         evaluate(model, path)
     assert not (tmp_path / "out").exists()
@@ -657,7 +657,7 @@ def test_one_second_is_no_plural(monkeypatch):
     products = sum(p.data.size for p in StandIn().lm_head.parameters())
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     for steps, text in ((1, "1 second"), (2, "2 seconds"), (119, "119 seconds")):
-        monkeypatch.setattr("lora.text.estimating._speed", lambda: 4 * 400 * products / 0.6)
+        monkeypatch.setattr("lora.text.estimating.measured_speed", lambda: 4 * 400 * products / 0.6)
         found = estimate(StandIn(), lora.LoRAConfig(rank=2), batches, steps)
         assert found.endswith(f"about {text}")
 
@@ -674,7 +674,7 @@ def test_files_that_are_not_read_are_named(data, tmp_path, capsys):
 
 def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, capsys):
     """A validation has the forward pass only, which is half of the work of a step."""
-    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
+    monkeypatch.setattr("lora.text.estimating.measured_speed", lambda: 1e3)
     times = []
     for every in (0, 12, 5):  # none, one after the last step, and one after steps 5, 10 and 12
         run(validated, tmp_path / f"{every}", validate_every=every, progress=True)
@@ -690,7 +690,7 @@ def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, c
 def test_the_estimate_of_a_run_that_resumes_is_of_what_is_left(
     validated, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("lora.text.estimating._speed", lambda: 1e3)
+    monkeypatch.setattr("lora.text.estimating.measured_speed", lambda: 1e3)
 
     def minutes(every, resume):
         with suppress(SystemExit):

@@ -409,7 +409,7 @@ def with_gradients(variant, scale):
     model = nn.Linear(3, 2, rng=np.random.default_rng(0))
     x = np.random.default_rng(variant).standard_normal((4, 3)).astype(np.float32) * scale
     (model(Tensor(x)) ** 2).sum().backward()
-    return model, [p.grad._data for p in model.parameters()]
+    return model, [p.grad.data for p in model.parameters()]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

@@ -1010,7 +1010,7 @@ def test_factories(x, expected):
 
 @pytest.mark.parametrize("like", [minigrad.zeros_like, minigrad.ones_like])
 def test_a_list_has_no_shape_to_copy(like):
-    with pytest.raises(TypeError, match=rf"^{like.__name__} takes a Tensor or an array, not \[1\]"):
+    with pytest.raises(TypeError, match=rf"^{like.__name__}: takes a Tensor or an array, not"):
         like([1])
 
 

@@ -346,7 +346,7 @@ def test_states_in_a_dict_of_dicts_are_saved_elsewhere(tmp_path):
 
 
 def test_arrays_with_a_mask_and_lists_of_arrays_are_refused_by_name(path):
-    with pytest.raises(TypeError, match=r"^a has a mask, which a file cannot have; .*filled"):
+    with pytest.raises(TypeError, match=r"^save_state: a has a mask, which a file .*filled"):
         save_state(path, {"a": np.ma.array([1.0, 2.0], mask=[False, True])})
     with pytest.raises(TypeError, match="exp_avg is a list, and a file has one dict of arrays"):
         save_state(path, {"exp_avg": [np.zeros(2), np.zeros(3)]})

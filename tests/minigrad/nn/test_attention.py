@@ -594,3 +594,9 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is(rng):
     assert not keys.requires_grad
     with pytest.raises(ValueError, match="KVCache: capacity must be a positive integer, not 0"):
         nn.KVCache(1, 2, 0, 4)
+
+
+def test_a_mask_that_is_a_number_is_added_to_all_scores(rng):
+    query, key, value = (minigrad.randn(2, 3, 4, rng=rng) for _ in range(3))
+    attend = partial(minigrad.scaled_dot_product_attention, query, key, value)
+    assert_allclose(attend(attn_mask=3.5).data, attend().data, rtol=1e-5)

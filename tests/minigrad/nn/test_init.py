@@ -147,7 +147,7 @@ def test_truncated_normal_weights_are_within_two_unless_told_otherwise(rng):
         ({"a": 4.0, "b": 5.0}, r"the share 3e-05 is in \[4.0, 5.0\]; move the bounds"),
         ({"a": 1.0, "b": -1.0}, "the share -0.7"),
         ({"std": 0.0}, "std must be positive, not 0.0"),
-        ({"mean": math.nan}, "share nan"),
+        ({"mean": math.nan}, "mean must be in"),
     ],
 )
 def test_a_truncated_normal_with_next_to_nothing_between_its_bounds_is_an_error(options, message):

@@ -50,7 +50,7 @@ def batch(seed=0, rows=5):
 def bits(value):
     """Return a value such that equal ones are equal to the bit."""
     if isinstance(value, Tensor):
-        return value.shape, str(value.dtype), value._data.tobytes()
+        return value.shape, str(value.dtype), value.data.tobytes()
     if isinstance(value, dict):
         return {key: bits(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -1786,7 +1786,7 @@ def test_nothing_stays_in_memory():
     optimizer = optim.Adam(model.parameters(), lr=0.05)
     step = mg.capture(training_step(model, optimizer))
     x, y = batch()
-    references = [weakref.ref(x._data), weakref.ref(y._data)]
+    references = [weakref.ref(x.data), weakref.ref(y.data)]
     for _ in range(4):
         step(x, y)
     del x, y

@@ -270,7 +270,7 @@ def test_changes_of(build, others, third):
 
 def test_the_comparison_notices_constants(monkeypatch):
     """If nothing were compared, most changes would be noticed by this test."""
-    monkeypatch.setattr(Surroundings, "hold", lambda self: True)
+    monkeypatch.setattr(Surroundings, "is_unchanged", lambda self: True)
     changes = {"dropout": halve_dropout, "eval": lambda t: t.parts["model"].eval()}
     found = differences(mlp, [Change(*pair) for pair in changes.items()])
     assert found.keys() == changes.keys()

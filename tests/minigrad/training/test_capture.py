@@ -40,7 +40,7 @@ def records(trainer):
 
 
 def weights(model):
-    return [p._data.tobytes() for p in model.parameters()]
+    return [p.data.tobytes() for p in model.parameters()]
 
 
 def check_same(first, second):

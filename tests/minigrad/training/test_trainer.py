@@ -474,7 +474,8 @@ def test_a_metric_that_is_no_number_is_named(data, value):
 )
 def test_options_of_a_wrong_type_are_refused_by_name(options):
     ((name, value),) = options.items()
-    with pytest.raises(TypeError, match=f"^{name} must be .*, not {value!r}".replace("[", r"\[")):
+    message = f"^Trainer: {name} must be .*, not {value!r}".replace("[", r"\[")
+    with pytest.raises(TypeError, match=message):
         make(**options)
 
 
