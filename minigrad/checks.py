@@ -74,8 +74,8 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
     """Return an integer for each axis; `value` is one number for all axes, or one for each.
 
     Raises:
-        ValueError: if the number of values is wrong, or a value is not an integer of at least
-            `least`, which is 0 or 1.
+        ValueError: if the number of values is wrong, or a value is not an integer from `least`,
+            which is 0 or 1, to 2 ** 63 - 1.
     """
     values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(values) != axes:
@@ -83,6 +83,8 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
         raise ValueError(f"{name} is one number{several}, not {value!r:.60}")
     for each in values:
         (check_positive if least else check_count)(name, each)
+        if each >= 2**63:  # beyond the integers of numpy and of kernels
+            raise ValueError(f"{name} must be below 2 ** 63, not {each!r:.60}")
     return tuple(map(int, values))
 
 

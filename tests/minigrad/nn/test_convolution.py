@@ -17,6 +17,8 @@ compiled = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
 
 REFUSED = {
     "a stride of 0": ({"stride": 0}, "stride must be a positive integer, not 0"),
+    "a stride beyond int64": ({"stride": 10**30}, "stride must be below 2 \\*\\* 63, not 1000"),
+    "a padding beyond int64": ({"padding": 2**63}, "padding must be below 2 \\*\\* 63, not 9223"),
     "three strides": ({"stride": (1, 1, 1)}, "stride is one number, or 2 of them"),
     "a negative padding": ({"padding": -1}, "padding must be an integer of at least 0, not -1"),
     "half a dilation": ({"dilation": 0.5}, "dilation must be a positive integer, not 0.5"),
