@@ -110,6 +110,10 @@ def test_an_adapter_on_the_embeddings_leaves_a_tied_head_as_it_is(dtype, tmp_pat
 
 def test_a_table_that_is_the_head_too_is_not_trained_in_full(tmp_path):
     model = load_model(tiny_folder(tmp_path / "base", tie_word_embeddings=True))
+    with pytest.raises(
+        ValueError, match=r"'lm_head' \(of class TiedHead, which can have no adapter\)"
+    ):
+        lora.attach(model, lora.LoRAConfig(rank=2, targets=["lm_head"]))
     config = lora.LoRAConfig(rank=2, targets=["q_proj"], modules_to_save=["embed_tokens"])
     with pytest.raises(ValueError, match=r"embed_tokens.weight is tied to lm_head.weight"):
         lora.attach(model, config)
