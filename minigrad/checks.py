@@ -84,7 +84,7 @@ def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int
     for each in values:
         (check_positive if least else check_count)(name, each)
         if each >= 2**31:  # so that positions in an image fit in 64 bits
-            raise ValueError(f"{name} is below 2**31, not {each!r:.60}")
+            raise ValueError(f"{name} must be below 2**31, not {each!r:.60}")
     return tuple(map(int, values))
 
 

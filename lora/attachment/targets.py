@@ -37,7 +37,8 @@ class Target:
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` selects, in the order of the model."""
-    targets = select(config, *candidates(model), projections(model))
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    targets = select(config, *candidates(model), projections(model), kinds)
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     return sorted(targets, key=lambda target: order[target.name])
 
@@ -83,16 +84,18 @@ def select(
     linear: Sequence[str],
     other: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Target]:
     """Choose the layers that `config` selects, each with its rank and alpha.
 
     They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
     in `groups` means several layers. A ValueError is raised if a pattern, an index or an exclusion
     has no effect, or no layer is left. A pattern whose layers are all excluded is not an error.
+    `kinds` are the classes of all modules by name, for messages.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:
-        found = find("targets", config.targets, [*linear, *other], groups)
+        found = find("targets", config.targets, [*linear, *other], groups, others=kinds)
     elif linear:
         found = dict.fromkeys(linear, ALL_LINEAR)
     else:

@@ -377,3 +377,26 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
             counts[number, : len(row.ids)] = row.counted
         made.append((ids, counts))
     return [made[i] for i in drawn.permutation(len(made))]
+
+
+def without_padding(
+    ids: NDArray[np.int64], counted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int] | None]:
+    """Return a micro-batch without the tokens behind the last one that counts in each row.
+
+    No loss depends on these tokens, which are padding, or the end of a chat template.
+
+    Returns:
+        The arguments of `LanguageModel.loss`: a shorter array of rows; or if their lengths differ,
+        the rows behind each other in one row, and their lengths. If no token counts, nothing is
+        changed.
+    """
+    lengths = (counted * np.arange(1, counted.shape[1] + 1)).max(1)
+    lengths[lengths <= 1] = 0  # the first token of a row does not count
+    kept = np.arange(counted.shape[1]) < lengths[:, None]
+    different = np.unique(lengths[lengths > 0])
+    if not len(different):
+        return ids, counted, None
+    shape = (-1, different[0]) if len(different) == 1 else (1, -1)
+    divided = None if len(different) == 1 else lengths[lengths > 0].tolist()
+    return ids[kept].reshape(shape), counted[kept].reshape(shape), divided

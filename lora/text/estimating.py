@@ -11,7 +11,7 @@ import numpy as np
 
 from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
-from lora.text.data import Batch
+from lora.text.data import Batch, without_padding
 from lora.variants.narrow import BFloat16Embedding
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
@@ -57,16 +57,17 @@ def estimate(
     saved = layers * h + of_layer if checkpointing else layers * of_layer
     logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
     rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
+    read = [without_padding(*batch)[0].size for batch in batches]
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
         # includes the backward pass
-        "activations": 4 * (saved + 2 * h + 3 * f + logits) * rows * length,
+        "activations": 4 * (saved + 2 * h + 3 * f + logits) * max(read),
         "program": _PROGRAM,
     }
     total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
-    tokens = sum(ids.size for ids, _ in batches) / len(batches) * accumulation_steps * steps
+    tokens = sum(read) / len(batches) * accumulation_steps * steps
     products = sum(
         math.prod(module.weight.shape)
         for module in modules.values()

@@ -7,6 +7,8 @@ fits the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -84,7 +86,9 @@ class LanguageModel(Module):
         with mg.no_grad():
             return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
-    def loss(self, ids: Ids, counted: NDArray[np.bool_]) -> tuple[Tensor, int]:
+    def loss(
+        self, ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, int]:
         """Return the mean of -log p over the counted tokens, and their number.
 
         Each token is predicted from the tokens before it in its row, so the first token of a row
@@ -95,11 +99,15 @@ class LanguageModel(Module):
             ids: `(batch, length)`.
             counted: `(batch, length)`, True for a token whose prediction counts. If none counts,
                 the mean is 0.
+            lengths: the lengths of several texts that follow each other in one row of `ids`, which
+                then needs no padding. A token attends to tokens of its own text only.
 
-        Errors are those of `forward`; a ValueError is also raised if the shapes differ.
+        Errors are those of `forward`; a ValueError is also raised if the shapes differ, or `ids`
+        is not one row with texts of these lengths.
         """
-        inputs, rows, target, count = observed(predicted, ids, counted)
-        x = self.model(inputs, checkpointing=self.checkpointing)
+        inputs, rows, target, count = observed(predicted, ids, counted, lengths)
+        read = None if lengths is None else [n - 1 for n in lengths if n > 1]
+        x = self.model(inputs, checkpointing=self.checkpointing, lengths=read)
         x = x.reshape(-1, self.config.hidden_size)[rows]
         if isinstance(self.lm_head, lora.LoRALayer):
             total = mg.cross_entropy(self.lm_head(x), target, "sum")
@@ -141,21 +149,31 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
 
 
-def predicted(ids: Ids, counted: NDArray[np.bool_]) -> tuple[Ids, Ids, Ids, float]:
+def predicted(
+    ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None
+) -> tuple[Ids, Ids, Ids, float]:
     """Return the inputs and targets of a model if only the predictions of some tokens count.
 
     Returns:
-        The inputs, which are the tokens without the last of each row; the rows of the outputs that
+        The inputs, which are the tokens without the last of each text; the rows of the outputs that
         count; their targets; and the number by which to divide the sum of their losses.
 
-    A ValueError is raised if the arguments have different shapes.
+    A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
+    arguments do not have the same shape, or the lengths do not divide the row.
     """
     if np.shape(counted) != np.shape(ids):
         raise ValueError(
             f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
         )
-    rows = np.flatnonzero(counted[:, 1:])
-    return ids[:, :-1], rows, ids[:, 1:].reshape(-1)[rows], float(max(len(rows), 1))
+    inputs, targets, marks = ids[:, :-1], ids[:, 1:], counted[:, 1:]
+    if lengths is not None:
+        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
+            raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
+        ends = np.cumsum(lengths)
+        inputs = np.delete(ids, ends - 1, 1)
+        targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counted, ends - lengths, 1)
+    rows = np.flatnonzero(marks)
+    return inputs, rows, targets.reshape(-1)[rows], float(max(len(rows), 1))
 
 
 class Decoder(Module):
@@ -172,7 +190,11 @@ class Decoder(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, ids: Ids, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
+        self,
+        ids: Ids,
+        caches: Sequence[KVCache] | None = None,
+        checkpointing: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
         shape: tuple[int, ...] = getattr(ids, "shape", ())  # a list has none
@@ -181,26 +203,30 @@ class Decoder(Module):
                 f"ids are an array (batch, length) with at least one token, not {shown(ids)}"
             )
         start = caches[0].length if caches else 0
-        rotation = observed(self.rotation, start, start + ids.shape[1])
+        spans = [(start, start + ids.shape[1])] if lengths is None else [(0, n) for n in lengths]
+        rotation = observed(self.rotation, spans)
         x = self.embed_tokens(ids)
         for i, (layer, turns) in enumerate(zip(self.layers, self.config.rope_layers, strict=True)):
             turn = rotation if turns else None
             if checkpointing and x.requires_grad:
-                x = mg.checkpoint(layer, x, turn)
+                x = mg.checkpoint(layer, x, turn, None, lengths)
             else:
-                x = layer(x, turn, caches[i] if caches else None)
+                x = layer(x, turn, caches[i] if caches else None, lengths)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def rotation(self, start: int, stop: int) -> Rotation:
-        """Return cos and sin of the angles of these positions, `(stop - start, head_dim / 2)`."""
+    def rotation(self, spans: Sequence[tuple[int, int]]) -> Rotation:
+        """Return cos and sin of the angles of the positions in spans, `(number, head_dim / 2)`.
+
+        A span has the positions from its first number to before its second one.
+        """
         c = self.config
-        if stop > c.max_length:
+        if (stop := max(stop for _, stop in spans)) > c.max_length:
             raise ValueError(
                 f"a text of {stop} tokens is too long: this model was made for {c.max_length}, as "
                 f"its max_position_embeddings or its sliding_window says; shorten the text"
             )
         turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        angles = np.outer(np.arange(start, stop), turns)
+        angles = np.outer(np.concatenate([np.arange(*span) for span in spans]), turns)
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
@@ -213,9 +239,15 @@ class DecoderLayer(Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return the output of the layer, `(batch, length, hidden_size)`."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cache, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -235,8 +267,14 @@ class Attention(Module):
         self.q_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
         self.k_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
 
-    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
-        """Compute the attention of each token to itself and earlier tokens."""
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Compute the attention of each token to itself and earlier tokens of its text."""
         batch, length, _ = x.shape
         q, k, v = (
             project(x).reshape(batch, length, -1, self.head_dim)
@@ -251,8 +289,13 @@ class Attention(Module):
         if cache is not None:
             before = cache.length
             k, v = cache.append(k, v)
-        out = mg.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=True, causal_offset=before
+        attend = partial(
+            mg.scaled_dot_product_attention, is_causal=True, enable_gqa=True, causal_offset=before
         )
+        if lengths is None:
+            out = attend(q, k, v)
+        else:
+            texts = [np.s_[:, :, a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
+            out = mg.concatenate([attend(q[text], k[text], v[text]) for text in texts], 2)
         out = mg.swapaxes(out, 1, 2).reshape(batch, length, -1)
         return self.o_proj(out)  # type: ignore[no-any-return]

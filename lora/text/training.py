@@ -3,9 +3,10 @@
     model, tokenizer = ...
     train(model, tokenizer, "data", "out", steps=200)
 
-`minigrad.Trainer` runs the loop, over micro-batches of rows with similar length. The folder OUT has
-the adapter in the format of PEFT and `lora.load`, `options.json`, and a checkpoint. A stopped run
-resumes from the checkpoint, and gives the same bits as an uninterrupted run.
+`minigrad.Trainer` runs the loop, over micro-batches of rows with similar length, whose padding is
+not computed. The folder OUT has the adapter in the format of PEFT and `lora.load`, `options.json`,
+and a checkpoint. A stopped run resumes from the checkpoint, and gives the same bits as an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Batch, Dataset, data_files, micro_batches, read_rows, unread_files
+from lora.text.data import (
+    Batch,
+    Dataset,
+    data_files,
+    micro_batches,
+    read_rows,
+    unread_files,
+    without_padding,
+)
 from lora.text.estimating import estimate
 from lora.text.model import check_model
 from lora.text.run_folder import DTYPE, RunFolder
@@ -334,7 +343,7 @@ class _Schedule:
         if self.held_out is None or self.validate_every is None or done >= self.total:
             return 0
         count = math.ceil(self.total / self.validate_every) - done // self.validate_every
-        return count * sum(ids.size for ids, _ in self.held_out)
+        return count * sum(without_padding(*batch)[0].size for batch in self.held_out)
 
 
 @contextmanager
@@ -367,8 +376,13 @@ class _TokensAsOutput(Module):
 
     def forward(self, ids: Any) -> Any:
         """Return the tokens."""
-        self.passed.tokens += ids.size if self.training else 0
         return ids
+
+    def loss(self, ids: Any, counted: Any) -> Any:
+        """Return the loss of a micro-batch, without computing its padding."""
+        ids, counted, lengths = without_padding(ids, counted)
+        self.passed.tokens += ids.size if self.training else 0
+        return self.model.loss(ids, counted, *([] if lengths is None else [lengths]))
 
 
 def _trainer(
@@ -376,13 +390,13 @@ def _trainer(
     rng: np.random.Generator,
 ) -> Trainer:  # fmt: skip
     """Return the trainer of the adapter of a model."""
-    total = schedule.total
+    total, passing = schedule.total, _TokensAsOutput(model)
     optimizer = AdamW(model.trainable_parameters(), lr=options["lr"], weight_decay=0.0)
     rising = min(math.ceil(options["warmup"] * total), total - 1)
     return Trainer(
-        _TokensAsOutput(model),
+        passing,
         optimizer,
-        model.loss,
+        passing.loss,
         accumulation_steps=options["accumulation_steps"],
         clip_norm=options["clip_norm"],
         # Never stop early, but keep the best.

@@ -150,6 +150,14 @@ def test_every_target_must_match(rng, targets, misses, hints):
     assert snapshot(net) == before
 
 
+def test_a_target_that_can_have_no_adapter_is_named_with_its_class(rng):
+    message = (
+        r"match no layer: 'drop' \(of class Dropout, which can have no adapter\), 'up'; the layers"
+    )
+    with pytest.raises(ValueError, match=message):
+        lora.attach(Net(rng), LoRAConfig(rank=1, targets=["first", "drop", "up"]))
+
+
 def test_of_many_layers_the_ends_of_their_names_are_listed(rng):
     net = Sequential(*(Block(1, rng) for _ in range(100)), Linear(1, 1))
     message = "match no layer: 'q,v'; the layers are those whose names end in q, v, 100$"

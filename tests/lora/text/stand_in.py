@@ -41,7 +41,7 @@ class StandIn(Module):
         x = self.embed_tokens(ids)
         return self.lm_head(x + self.down_proj(minigrad.tanh(self.q_proj(x))))
 
-    def loss(self, ids, counted):
+    def loss(self, ids, counted, lengths=None):  # no token sees more than the one before it
         self.used_checkpointing.add(self.checkpointing)
         rows = np.flatnonzero(counted[:, 1:])
         logits = self(ids[:, :-1]).reshape(-1, self.config.vocab_size)[rows]

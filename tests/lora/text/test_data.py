@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora.text import load_model, loading
-from lora.text.data import Row, data_files, micro_batches, read_rows
+from lora.text.data import Row, data_files, micro_batches, read_rows, without_padding
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 
@@ -384,3 +384,22 @@ def test_the_order_of_micro_batches_follows_the_seed():
 
     assert made(0) == made(0) != made(1)
     assert [len(ids[0]) for ids in made(0)] != sorted(len(ids[0]) for ids in made(0))
+
+
+def test_a_micro_batch_without_padding_ends_each_row_after_its_last_token_that_counts():
+    ids = np.arange(1, 16).reshape(3, 5)
+    counted = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0]], bool)
+    short, marks, lengths = without_padding(ids, counted)
+    assert short.tolist() == [[1, 2, 3, 6, 7, 8, 9]]  # of the last row no prediction counts
+    assert marks.tolist() == [[False, False, True, False, True, False, True]]
+    assert lengths == [3, 4]
+
+
+def test_rows_of_one_length_stay_an_array_of_rows():
+    ids, counted = np.arange(10).reshape(2, 5), np.zeros((2, 5), bool)
+    assert without_padding(ids, counted)[0] is ids  # nothing counts
+    counted[:, 3] = True
+    short, marks, lengths = without_padding(ids, counted)
+    np.testing.assert_array_equal(short, ids[:, :4])
+    np.testing.assert_array_equal(marks, counted[:, :4])
+    assert lengths is None

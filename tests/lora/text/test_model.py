@@ -110,6 +110,10 @@ def test_an_adapter_on_the_embeddings_leaves_a_tied_head_as_it_is(dtype, tmp_pat
 
 def test_a_table_that_is_the_head_too_is_not_trained_in_full(tmp_path):
     model = load_model(tiny_folder(tmp_path / "base", tie_word_embeddings=True))
+    with pytest.raises(
+        ValueError, match=r"'lm_head' \(of class TiedHead, which can have no adapter\)"
+    ):
+        lora.attach(model, lora.LoRAConfig(rank=2, targets=["lm_head"]))
     config = lora.LoRAConfig(rank=2, targets=["q_proj"], modules_to_save=["embed_tokens"])
     with pytest.raises(ValueError, match=r"embed_tokens.weight is tied to lm_head.weight"):
         lora.attach(model, config)
@@ -169,3 +173,36 @@ def test_frequencies_of_scaled_positions():
     assert between.any()
     assert (llama3[between] < plain[between]).all()
     assert (llama3[between] > plain[between] / 8).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_texts_behind_each_other_in_one_row_are_those_of_a_padded_batch(
+    tmp_path, rng, checkpointing
+):
+    model = load_model(tiny_folder(tmp_path / "base", "smollm3"))  # some layers have no positions
+    lora.attach(model, lora.LoRAConfig(rank=2, alpha=4), rng=rng)
+    for parameter in model.trainable_parameters():
+        parameter.data[...] += 0.1 * rng.standard_normal(parameter.shape)
+    lengths = [5, 1, 9, 2]
+    ids, counted = ids_of(model, rng, 4, 9), rng.random((4, 9)) < 0.7
+    real = np.arange(9) < np.array(lengths)[:, None]
+    counted &= real
+    found = []
+    for arguments in ((ids, counted), (ids[real][None], counted[real][None], lengths)):
+        model.zero_grad()
+        model.checkpointing = checkpointing
+        loss, count = model.loss(*arguments)
+        loss.backward()
+        found.append([count, loss.item(), *(p.grad.numpy() for p in model.trainable_parameters())])
+    assert found[0][0] == found[1][0] == counted[:, 1:].sum()
+    for padded, packed in zip(*found, strict=True):
+        np.testing.assert_allclose(packed, padded, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[3], [4, 4], [7, 0], [8, -1]])
+def test_lengths_that_do_not_divide_the_row_are_refused(model, rng, lengths):
+    ids = ids_of(model, rng, 1, 7)
+    with pytest.raises(ValueError, match=r"one row with texts of lengths \["):
+        model.loss(ids, np.ones((1, 7), bool), lengths)
+    with pytest.raises(ValueError, match=r"one row with texts of lengths \[7\], not .*\(2, 7\)"):
+        model.loss(ids_of(model, rng, 2, 7), np.ones((2, 7), bool), [7])

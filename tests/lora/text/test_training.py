@@ -16,7 +16,7 @@ import pytest
 
 import lora
 from lora.attachment.state import adapted_layers
-from lora.text.data import micro_batches, read_rows
+from lora.text.data import micro_batches, read_rows, without_padding
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.generating import TextGenerator
@@ -188,12 +188,12 @@ class Interrupted(StandIn):
         super().__init__()
         self.left, self.act = n, act
 
-    def loss(self, ids, counted):
+    def loss(self, ids, counted, lengths=None):
         if self.training:
             self.left -= 1
             if self.left == 0:
                 self.act()
-        return super().loss(ids, counted)
+        return super().loss(ids, counted, lengths)
 
 
 def die():
@@ -418,7 +418,7 @@ def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monke
 
 def test_a_run_that_fails_before_its_first_step_leaves_the_folder_to_the_next(data, tmp_path):
     class Breaks(StandIn):
-        def loss(self, ids, counted):
+        def loss(self, ids, counted, lengths=None):
             raise MemoryError("no memory")
 
     with pytest.raises(MemoryError, match="no memory"):
@@ -429,8 +429,8 @@ def test_a_run_that_fails_before_its_first_step_leaves_the_folder_to_the_next(da
 
 def test_a_first_loss_that_is_not_finite_leaves_the_adapter_and_the_options(data, tmp_path):
     class Breaks(StandIn):
-        def loss(self, ids, counted):
-            mean, count = super().loss(ids, counted)
+        def loss(self, ids, counted, lengths=None):
+            mean, count = super().loss(ids, counted, lengths)
             return mean * np.float32(np.nan), count
 
     with pytest.raises(FloatingPointError, match="nan at step 1"):
@@ -458,9 +458,9 @@ def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
     class Breaks(StandIn):
         calls = 0
 
-        def loss(self, ids, counted):
+        def loss(self, ids, counted, lengths=None):
             type(self).calls += 1
-            mean, count = super().loss(ids, counted)
+            mean, count = super().loss(ids, counted, lengths)
             return (mean * np.float32(np.nan) if type(self).calls == 6 else mean), count
 
     with pytest.raises(
@@ -550,9 +550,9 @@ def test_a_full_disk_when_the_loss_is_not_finite_leaves_a_model_without_an_adapt
     data, tmp_path, disk
 ):
     class Breaks(StandIn):
-        def loss(self, ids, counted):
+        def loss(self, ids, counted, lengths=None):
             disk.full = True
-            mean, count = super().loss(ids, counted)
+            mean, count = super().loss(ids, counted, lengths)
             return mean * np.float32(np.nan), count
 
     model = Breaks()
@@ -680,7 +680,8 @@ def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, c
         run(validated, tmp_path / f"{every}", validate_every=every, progress=True)
         times.append(float(re.search(r"time: about ([\d.]+) minutes", capsys.readouterr().err)[1]))
     rows = read_rows(validated / "valid.jsonl", tokenizer())
-    tokens = sum(ids.size for ids, _ in micro_batches(rows, 4, np.random.default_rng(0)))
+    batches = micro_batches(rows, 4, np.random.default_rng(0))
+    tokens = sum(without_padding(*batch)[0].size for batch in batches)
     products = sum(p.data.size for p in StandIn().lm_head.parameters())
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     minutes = 2 * products * tokens / 0.6e3 / 60
@@ -719,7 +720,7 @@ def test_what_does_not_fit_comes_with_advice(monkeypatch):
 
 def test_after_an_error_the_adapters_that_were_active_are_active_again(data, tmp_path):
     class Breaks(StandIn):
-        def loss(self, ids, counted):
+        def loss(self, ids, counted, lengths=None):
             raise MemoryError("no memory")
 
     model = Breaks()
@@ -755,3 +756,18 @@ def test_options_may_be_numbers_of_numpy_and_targets_a_generator(data, tmp_path)
     done = run(data, tmp_path / "out", targets=(name for name in ["q_proj"]), **options)
     assert len(done.history.steps) == 2
     assert options_of(tmp_path / "out" / "options.json", OPTION_TYPES)["rank"] == 2
+
+
+def test_training_computes_no_padding(data, tmp_path):
+    class Counts(StandIn):
+        computed = 0
+
+        def loss(self, ids, counted, lengths=None):
+            self.computed += ids.size
+            return super().loss(ids, counted, lengths)
+
+    model = Counts()
+    result = run(data, tmp_path / "out", model, steps=None, epochs=2, batch_size=8)
+    sizes = {len(row.ids) for row in result.data["train"]}
+    assert len(sizes) > 1
+    assert model.computed == 2 * sum(len(row.ids) for row in result.data["train"])

@@ -86,7 +86,7 @@ def test_pooling_layers_take_their_options(layer, reference, options, looks, rng
     ("make", "error", "message"),
     [
         (lambda: MaxPool2d(0), ValueError, "kernel_size must be a positive integer, not 0"),
-        (lambda: MaxPool2d(2, 2**63), ValueError, r"stride is below 2\*\*31, not 9223372"),
+        (lambda: MaxPool2d(2, 2**63), ValueError, r"stride must be below 2\*\*31, not 9223372"),
         (lambda: MaxPool1d((2, 2)), ValueError, "kernel_size is one number, not"),
         (lambda: AvgPool2d(2, (1, 0)), ValueError, "stride must be a positive integer, not 0"),
         (lambda: AvgPool1d(2, padding=2), ValueError, "padding = 2 is more than half a window"),

@@ -244,7 +244,7 @@ SHAPES = [
             ("norm", (10**400, 0)),
         ]
     ],
-    bad("max_pool2d", (IMAGES, 1, 10**30), ValueError, "stride is below 2**31"),
+    bad("max_pool2d", (IMAGES, 1, 10**30), ValueError, "stride must be below 2**31"),
     bad("diff", (X, -1), ValueError, "-1"),
     bad("diff", (X, 1.5), ValueError, "1.5"),
     bad("diff", (X,), ValueError, "(2,)", prepend=np.ones(2)),
