@@ -1,5 +1,6 @@
-"""A KeyboardInterrupt at a chosen line of a library, as Ctrl-C may come at any."""
+"""Ctrl-C at a chosen line of a library, as it may come at any."""
 
+import signal
 import sys
 
 
@@ -27,5 +28,5 @@ class Lines:
         if event == "line":
             self.count += 1
             if self.count == self.stop:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
         return self._trace
