@@ -7,12 +7,14 @@ import sys
 class Lines:
     """A context that counts the lines of some folders that run, and interrupts at one of them.
 
+    With `event="call"`, it counts and interrupts the first lines of functions only.
+
     Attributes:
         count: the number of lines so far.
     """
 
-    def __init__(self, folders, stop=None):
-        self.folders, self.stop, self.count = folders, stop, 0
+    def __init__(self, folders, stop=None, event="line"):
+        self.folders, self.stop, self.event, self.count = folders, stop, event, 0
 
     def __enter__(self):
         self._before = sys.gettrace()
@@ -25,7 +27,7 @@ class Lines:
     def _trace(self, frame, event, arg):
         if not frame.f_code.co_filename.startswith(self.folders):
             return None
-        if event == "line":
+        if event == self.event:
             self.count += 1
             if self.count == self.stop:
                 signal.raise_signal(signal.SIGINT)

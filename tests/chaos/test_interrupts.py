@@ -115,3 +115,40 @@ def test_ctrl_c_while_adapters_are_turned_on_again_leaves_none_off(monkeypatch):
         monkeypatch.setattr(lora.LoRALayer, "resume", interrupted)
     assert all(m.enabled for m in model.modules() if isinstance(m, lora.LoRALayer))
     lora.detach(model)  # which is refused inside of `disabled`
+
+
+def test_ctrl_c_in_a_diagnosis_leaves_the_model_as_it_was():
+    model, folder = adapted(1), str(Path(minigrad.nn.__file__).parent)
+    batch = minigrad.randn(5, 4), minigrad.randn(5, 3)
+
+    def diagnose(stop=None):
+        with Lines(folder, stop, "call") as calls:
+            minigrad.liveness(model, minigrad.mse, batch)
+        return calls.count
+
+    count, before = diagnose(), state_of(model)
+    with minigrad.no_grad():
+        y = model(batch[0]).numpy()
+    for stop in range(1, count, 3):
+        with suppress(KeyboardInterrupt):
+            diagnose(stop)
+        assert state_of(model) == before, stop
+        with minigrad.no_grad():
+            assert (model(batch[0]).numpy() == y).all(), stop
+
+
+def test_ctrl_c_at_the_end_of_applied_averages_restores_all_weights(monkeypatch):
+    model, copy = minigrad.nn.MLP([4, 6, 3]), minigrad.Tensor.copy_
+    ema = minigrad.optim.EMA(model)
+    minigrad.nn.init.zeros_(model.layers[0].weight)
+    minigrad.nn.init.zeros_(model.layers[1].weight)
+    weights = [p.detach().numpy().copy() for p in model.parameters()]
+
+    def interrupted(tensor, value):
+        signal.raise_signal(signal.SIGINT)
+        return copy(tensor, value)
+
+    with pytest.raises(KeyboardInterrupt), ema.applied():
+        monkeypatch.setattr(minigrad.Tensor, "copy_", interrupted)
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        assert (parameter.detach().numpy() == weight).all()
