@@ -923,6 +923,18 @@ def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
 
 
 @needs_jit
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")
+def test_a_report_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "minigrad", "config"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+    assert ended.returncode == 1
+    said = r"minigrad config: the report cannot be written: .* No space left on device\n"
+    assert re.fullmatch(said, ended.stderr)
+
+
 def test_warmup_knows_the_kernels():
     names = {kernel.function.__name__ for kernel in warmup.kernels_of(double=False)}
     assert any("gelu" in name for name in names)
