@@ -718,6 +718,18 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
 
 
 @pytest.mark.full
+def test_without_optimisation_kernels_are_compiled_in_each_process(machine):
+    script = """
+        import minigrad
+        minigrad.tanh(minigrad.ones(64, 64, requires_grad=True)).sum().backward()
+    """
+    for _ in range(2):
+        compiled, _, said = machine.run(script, NUMBA_OPT="0")
+        assert "tanh_gradient_loop" in compiled
+        assert "NUMBA_OPT=0" in said[-1]
+
+
+@pytest.mark.full
 def test_commands_refuse_a_number_of_threads_below_1_in_one_line(machine):
     script = """
         import sys
