@@ -717,6 +717,23 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
     assert "gelu" not in last
 
 
+def test_ctrl_c_during_a_compilation_waits_for_its_end(machine):
+    script = """
+        import signal, sys
+        from minigrad.kernels import start
+        import probe
+        start.before_compiling = lambda *_: signal.raise_signal(signal.SIGINT)
+        try:
+            probe.KERNEL.compile()
+        except KeyboardInterrupt:
+            print("interrupted", probe.KERNEL.is_compiled(), file=sys.stderr)
+        start.before_compiling = None
+        probe.KERNEL.compile()
+    """
+    *_, said = machine.run(script)
+    assert said == ["interrupted True"]
+
+
 @pytest.mark.full
 def test_without_optimisation_kernels_are_compiled_in_each_process(machine):
     script = """
