@@ -25,6 +25,7 @@ from lora.frozen import copy_for_adapter
 from lora.scaling import LoRAScaling, check_finite, check_size, limit_of_rank
 from lora.spectra import Approximation
 from minigrad.errors import named_errors
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn import Module
 from minigrad.tables import aligned
 
@@ -146,11 +147,12 @@ def combine(
             rows.append(row)
     is_copy = list(terms.values()) == [1.0] and all(row.note == _COPY for row in rows)
     config = attachment.adapters[next(iter(terms))].config if is_copy else None
-    for path, update in updates.items():
-        layers[path].add(adapter, update)
-    attachment.adapters[adapter] = Attached(config, list(updates), copies)
-    deactivate(attachment, adapter)
-    attachment.swap_in(model, attachment.active)
+    with interrupts_held_back():
+        for path, update in updates.items():
+            layers[path].add(adapter, update)
+        attachment.adapters[adapter] = Attached(config, list(updates), copies)
+        deactivate(attachment, adapter)
+        attachment.swap_in(model, attachment.active)
     return CombineReport(tuple(rows), tuple(copies), adapter, tuple(terms.items()))
 
 

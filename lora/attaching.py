@@ -26,6 +26,7 @@ from lora.frozen import OwnBuffer, TrainedCopy
 from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.locks import renewed_in_child
 from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
@@ -121,22 +122,22 @@ def attach(
         )
     with planning(model, adapter, rng):
         plan = Plan(model, config, rng, progress=progress)
-    return apply_plan(plan, adapter)
+        return apply_plan(plan, adapter)
 
 
 @contextmanager
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
     """Put the originals of all full copies into the model while a block plans a new adapter.
 
-    `apply_plan` then adds the adapter. After an error in the block, the model is restored.
+    At its end, the block calls `apply_plan`. After an error in the block, the model is restored.
     """
     check_attachable(model, adapter)
     attachment = state.attachment_of(model)
     generator(rng)  # raises an error if it is not a generator
-    if attachment is not None:
-        # The plan must copy the model's own parameters, not the copies of other adapters.
-        attachment.swap_in(model, ())
     try:
+        if attachment is not None:
+            # The plan must copy the model's own parameters, not the copies of other adapters.
+            attachment.swap_in(model, ())
         yield
     except BaseException:
         if attachment is not None:
@@ -161,6 +162,7 @@ def check_attachable(model: Module, adapter: str) -> None:
         state.check_own(model)
 
 
+@interrupts_held_back()  # in the midst of the changes, the model could be neither used nor restored
 def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
     model, attachment = plan.model, state.attachment_of(plan.model)
@@ -252,6 +254,7 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
                 )
 
 
+@interrupts_held_back()
 def activate(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Make these adapters active, after `check_switch`."""
     for name in attachment.active:
@@ -298,26 +301,29 @@ def disabled(model: Module) -> Iterator[Module]:
                 f"{name} is trained in full by an adapter, and its original is known to the "
                 f"complete model only; call this with the model that lora.attach was called with"
             )
-    with _lock:
-        for part, attachment in attachments:
-            attachment.disabled += 1
-            if attachment.disabled == 1:
-                attachment.swap_in(part, ())
-        for layer in layers:
-            layer.pause()
+    is_off = False
     try:
+        with interrupts_held_back(), _lock:
+            for part, attachment in attachments:
+                attachment.disabled += 1
+                if attachment.disabled == 1:
+                    attachment.swap_in(part, ())
+            for layer in layers:
+                layer.pause()
+            is_off = True
         yield model
     finally:
-        with _lock:
-            for layer in layers:
+        with interrupts_held_back(), _lock:
+            for layer in layers if is_off else ():
                 layer.resume()
-            for part, attachment in attachments:
+            for part, attachment in attachments if is_off else ():
                 attachment.disabled -= 1
                 if attachment.disabled == 0:
                     attachment.swap_in(part, attachment.active)
 
 
 @named_errors
+@interrupts_held_back()
 def detach(model: Module) -> Module:
     """Remove all adapters, restore the original layers and `requires_grad` flags; return the model.
 
@@ -340,6 +346,7 @@ def detach(model: Module) -> Module:
 
 
 @named_errors
+@interrupts_held_back()
 def remove(model: Module, adapter: str) -> Module:
     """Remove one adapter and its trained parameters; return the model.
 

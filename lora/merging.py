@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer, check_mergeable
 from lora.adapter import check_names
 from lora.attachment import state
+from lora.attachment.state import Attachment
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.errors import named_errors
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn import Buffer, Module, Parameter
 
 
@@ -181,7 +183,19 @@ def fold(model: Module) -> Module:
         )
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
-    for layer in layers.values():
+    _replace_by_plain(model, layers.values(), attachments, folded)
+    return model
+
+
+@interrupts_held_back()
+def _replace_by_plain(
+    model: Module,
+    layers: Iterable[AdaptedLayer],
+    attachments: Sequence[tuple[Module, Attachment]],
+    folded: Mapping[int, Module],
+) -> None:
+    """Replace layers with adapters by the folded ones, given by id, and drop the attachments."""
+    for layer in layers:
         folded[id(layer)].training = layer.training
     for part, attachment in attachments:
         # A weight in few bits was not a parameter, and `quantize` froze a bias that its layer
@@ -198,4 +212,3 @@ def fold(model: Module) -> Module:
     state.replace(model, folded)
     for part, attachment in attachments:
         attachment.flags.restore(part)
-    return model

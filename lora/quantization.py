@@ -21,6 +21,7 @@ from minigrad import kernels
 from minigrad.checks import check_flag, check_positive
 from minigrad.errors import named_errors
 from minigrad.heap import give_back_memory
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
@@ -162,9 +163,10 @@ def quantize(
     for name, layer in layers.items():
         layer.bias = linears[name].bias  # the same object, so that ties are kept
         layer.freeze()
-    replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-    if attachment is not None:  # it would keep the float weights, and `detach` unfreeze the biases
-        attachment.flags.forget(p for each in linears.values() for p in each.parameters())
+    with interrupts_held_back():
+        replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+        if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
+            attachment.flags.forget(p for each in linears.values() for p in each.parameters())
     del modules, linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))

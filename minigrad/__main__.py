@@ -18,7 +18,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -272,17 +273,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         sys.exit(f"minigrad {chosen.command}: {error}")
     if chosen.command == "config":
-        with printing():
-            minigrad.show_config()
-        return
-    from minigrad.kernels.warmup import WarmupError, warmup
+        report: Callable[[], object] = minigrad.show_config
+    else:
+        from minigrad.kernels.warmup import WarmupError, warmup
 
+        try:
+            report = partial(print, warmup(double=chosen.all))
+        except WarmupError as error:
+            sys.exit(f"minigrad warmup: {error}")
     try:
-        compiled = warmup(double=chosen.all)
         with printing():
-            print(compiled)
-    except WarmupError as error:
-        sys.exit(f"minigrad warmup: {error}")
+            report()
+    except OSError as error:  # the disk is full, for example
+        sys.exit(f"minigrad {chosen.command}: the report cannot be written: {error}")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,18 @@ def test_a_keyword_that_an_op_does_not_have_gives_those_that_it_has():
 
 
 @pytest.mark.full
-def test_from_a_zip_archive_names_are_known_as_from_files(tmp_path):
+def test_from_a_zip_archive_names_are_known_and_pages_made_as_from_files(tmp_path):
     root = Path(minigrad.__file__).parents[1]
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for path in (path for name in ("minigrad", "lora") for path in (root / name).rglob("*.*")):
-            if path.suffix in (".py", ".csv"):
+            if path.suffix in (".py", ".csv", ".js", ".css", ".html"):
                 archive.write(path, path.relative_to(root))
-    script = "import lora, minigrad\nprint(getattr(minigrad, 'where_not', 'none'))\nminigrad.cat"
+    script = """
+import lora, minigrad
+page = minigrad.viz.explore(minigrad.tensor(3.0, requires_grad=True) ** 2, "page.html")
+print(getattr(minigrad, "where_not", "none"))
+minigrad.cat
+"""
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "all.zip")}
     ran = subprocess.run(
         [sys.executable, "-c", script],

@@ -23,6 +23,7 @@ from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
 from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn import Buffer, Module, Parameter
 from minigrad.nn.module import attributes_of, set_attribute, walk
 
@@ -157,6 +158,7 @@ class Attachment:
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
+    @interrupts_held_back()
     def swap_in(self, model: Module, names: Sequence[str]) -> None:
         """Put the copies of these adapters into the model, and the originals of all others."""
         # The same dicts come back with the same adapters, so a captured step finds no change.

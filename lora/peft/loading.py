@@ -110,7 +110,7 @@ def load(
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
-    return apply_plan(plan, adapter)
+        return apply_plan(plan, adapter)
 
 
 def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from minigrad.checks import check_flag, native_dtype
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.errors import named_errors
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.locks import renewed_in_child
 from minigrad.readonly import writable
 from minigrad.renamed import add_hints
@@ -666,11 +667,12 @@ def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[Non
             setattr(*each)
         yield
     finally:
-        for each in before:
-            setattr(*each)
-        with _assigning:
-            for key in added:
-                del _assigned_by[key]
+        with interrupts_held_back():
+            for each in before:
+                setattr(*each)
+            with _assigning:
+                for key in added:
+                    del _assigned_by[key]
 
 
 def node_of(tensor: Any, role: str) -> Node:

@@ -11,6 +11,7 @@ import numpy as np
 
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor, assigned
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn.module import Module, attributes_of, restore_attributes
 from minigrad.readonly import release
 from minigrad.versions import mark_written
@@ -63,12 +64,13 @@ def unchanged(model: Module) -> Iterator[None]:
         with draws.put_back(), assigned(present):
             yield
     finally:
-        for module, own in attributes:
-            restore_attributes(module, own)
-        for array, copy in copies:
-            if np.array_equal(array, copy, equal_nan=True):
-                continue
-            if not array.flags.writeable:
-                release(array)
-            array[...] = copy
-            mark_written(array)
+        with interrupts_held_back():
+            for module, own in attributes:
+                restore_attributes(module, own)
+            for array, copy in copies:
+                if np.array_equal(array, copy, equal_nan=True):
+                    continue
+                if not array.flags.writeable:
+                    release(array)
+                array[...] = copy
+                mark_written(array)

@@ -271,6 +271,9 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store a compiled function, if a folder can be written to."""
         if compiled.library.has_dynamic_globals:
+            if not numba.config.OPT:  # without it, LLVM leaves in the addresses that no code reads
+                say_once("kernels are compiled anew in each process, because of NUMBA_OPT=0")
+                return
             raise TypeError(
                 f"{self.function.__name__}: its machine code holds an address of this process (of "
                 "a large global array, or of a function of ctypes), so that it cannot be kept for "

@@ -53,6 +53,7 @@ from minigrad.kernels.jit import (
     jit,
     signature_of,
 )
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
 from minigrad.kernels.vector import Emitter, instruction
 
@@ -271,7 +272,9 @@ class Kernel:
     def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
         """Return a function that calls the machine code through `_call`."""
         try:
-            with global_compiler_lock:  # so that no fork copies a lock of LLVM while it is held
+            # LLVM calls Python back, which loses an interrupt and the machine code with it.
+            # No fork may copy a lock of LLVM while it is held.
+            with interrupts_held_back(), global_compiler_lock:
                 code = self._external.address(self._types)
                 launching = launcher() if on_threads else 0
                 first = (0, launching) if self.shares else (launching, 0)

@@ -1,7 +1,8 @@
 """Importing numba when the first kernel is used, and what must be known before that.
 
 If Ctrl-C interrupts an import, Python keeps the parts of the package that were imported, and numba
-can then not be imported again. So Ctrl-C waits until an import has ended.
+can then not be imported again. So Ctrl-C waits until an import has ended. It also waits until a
+kernel is compiled.
 """
 
 from __future__ import annotations

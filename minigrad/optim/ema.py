@@ -24,6 +24,7 @@ from minigrad import kernels
 from minigrad.checks import are_same, check_count, check_flag, check_range, check_state, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
+from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn.module import Module, load_values
 from minigrad.optim.optimizer import dtype_of_state
 from minigrad.tables import counted
@@ -122,15 +123,16 @@ class EMA:
         """
         self._check_outside("applied()")
         weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
-        self.is_applied = True
         try:
+            self.is_applied = True
             self._write(self.averages)
             now = last_write[0]
             yield
             written = [n for n in weights if last_written(self.parameters[n]._data) > now]
         finally:
-            self.is_applied = False
-            self._write(weights)
+            with interrupts_held_back():
+                self.is_applied = False
+                self._write(weights)
         if written:
             raise RuntimeError(
                 f"EMA: {', '.join(written):.200} changed inside applied(), and the change is lost, "

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ _MOST = 4000  # the most nodes: more do not fit in a page, whatever they contain
 # The rows and columns of a heat map, and how many numbers are written out: the finest that fit.
 _FINENESS = (LARGEST, FEW), (16, FEW), (8, FEW), (4, FEW), (LARGEST, 1), (8, 1), (4, 1)
 
-TEMPLATE = Path(__file__).with_name("template")
+TEMPLATE = files("minigrad.viz") / "template"  # also in a zip archive
 _SCRIPTS = ("layout", "heatmap", "camera", "drawing", "panel", "program", "nudge", "page")
 
 

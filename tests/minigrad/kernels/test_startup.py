@@ -719,6 +719,35 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
     assert "gelu" not in last
 
 
+def test_ctrl_c_during_a_compilation_waits_for_its_end(machine):
+    script = """
+        import signal, sys
+        from minigrad.kernels import start
+        import probe
+        start.before_compiling = lambda *_: signal.raise_signal(signal.SIGINT)
+        try:
+            probe.KERNEL.compile()
+        except KeyboardInterrupt:
+            print("interrupted", probe.KERNEL.is_compiled(), file=sys.stderr)
+        start.before_compiling = None
+        probe.KERNEL.compile()
+    """
+    *_, said = machine.run(script)
+    assert said == ["interrupted True"]
+
+
+@pytest.mark.full
+def test_without_optimisation_kernels_are_compiled_in_each_process(machine):
+    script = """
+        import minigrad
+        minigrad.tanh(minigrad.ones(64, 64, requires_grad=True)).sum().backward()
+    """
+    for _ in range(2):
+        compiled, _, said = machine.run(script, NUMBA_OPT="0")
+        assert "tanh_gradient_loop" in compiled
+        assert "NUMBA_OPT=0" in said[-1]
+
+
 @pytest.mark.full
 def test_commands_refuse_a_number_of_threads_below_1_in_one_line(machine):
     script = """
@@ -925,6 +954,18 @@ def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
 
 
 @needs_jit
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")
+def test_a_report_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "minigrad", "config"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+    assert ended.returncode == 1
+    said = r"minigrad config: the report cannot be written: .* No space left on device\n"
+    assert re.fullmatch(said, ended.stderr)
+
+
 def test_warmup_knows_the_kernels():
     names = {kernel.function.__name__ for kernel in warmup.kernels_of(double=False)}
     assert any("gelu" in name for name in names)
