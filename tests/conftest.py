@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import signal
 from collections import Counter
 
 import hypothesis
@@ -16,6 +17,11 @@ hypothesis.settings.load_profile("patient")  # an example may wait for another p
 
 os.fsync = lambda handle: None
 """Tests kill processes and not machines, and each call takes milliseconds."""
+
+# A shell starts a command in the background with Ctrl-C ignored, and so would be the processes of
+# the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_pycollect_makeitem(collector, name, obj):
