@@ -719,6 +719,7 @@ def test_a_number_of_threads_below_1_is_refused_by_the_name_of_its_variable(mach
     assert "gelu" not in last
 
 
+@needs_jit
 def test_ctrl_c_during_a_compilation_waits_for_its_end(machine):
     script = """
         import signal, sys
@@ -736,6 +737,7 @@ def test_ctrl_c_during_a_compilation_waits_for_its_end(machine):
     assert said == ["interrupted True"]
 
 
+@needs_jit
 @pytest.mark.full
 def test_without_optimisation_kernels_are_compiled_in_each_process(machine):
     script = """
@@ -953,7 +955,6 @@ def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
         assert last.endswith(f"MB in {tmp_path / 'here/kernels-1'}")
 
 
-@needs_jit
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")
 def test_a_report_that_cannot_be_written_is_an_error_in_one_line():
     with open("/dev/full", "w") as full:
@@ -966,6 +967,7 @@ def test_a_report_that_cannot_be_written_is_an_error_in_one_line():
     assert re.fullmatch(said, ended.stderr)
 
 
+@needs_jit
 def test_warmup_knows_the_kernels():
     names = {kernel.function.__name__ for kernel in warmup.kernels_of(double=False)}
     assert any("gelu" in name for name in names)
