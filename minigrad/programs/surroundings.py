@@ -65,6 +65,7 @@ _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
+_NOT_IN_STEPS |= {"__annotate_func__", "__annotate__"}  # of classes with annotations in Python 3.14
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
 # Between lists that may grow or shrink, so that no element of one can pass for one of the next.
 _END = object()

@@ -21,6 +21,7 @@ import traceback
 import weakref
 from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -1541,6 +1542,19 @@ def test_methods_have_programs_for_each_object():
         assert bits(second.step(*batch(i))) == bits(called(*batch(i)))
     with pytest.raises(TypeError, match="an object of Slotted has no __dict__"):
         Slotted().step(*batch())
+
+
+@dataclass
+class Doubled:
+    factors: dict[str, list[float]]  # the dict of this type is another one each time it is read
+
+    def __call__(self, x):
+        return 2 * x
+
+
+def test_types_in_annotations_of_a_class_are_not_compared():
+    double = Doubled({})
+    check_same(lambda: made(lambda model, opt, x, y: plain(model, opt, double(x), y)), calls=4)
 
 
 @mg.capture
