@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -91,8 +90,8 @@ class NarrowMatrix(ABC):
     @property
     def T(self) -> Self:  # noqa: N802  # as arrays have it
         """The transpose: another view of the same arrays."""
-        this: Any = self  # a dataclass, as every kind of matrix is
-        turned: Self = replace(this, is_transposed=not self.is_transposed)
+        turned = object.__new__(type(self))  # `replace` would check all arrays again
+        vars(turned).update(vars(self), is_transposed=not self.is_transposed)
         return turned
 
     def dense(self, dtype: DTypeLike = np.float32) -> Array:
