@@ -31,6 +31,7 @@ from minigrad.kernels.narrow import (
 from minigrad.kernels.vector import Emitter, address_of, instruction
 
 SECONDS = 1e-10  # approximate seconds of an element
+AHEAD = 2048  # bytes: how far ahead rows are prefetched for one row x, which waits for memory
 INFINITE = np.uint16(0x7F80)  # the bits of the exponent of NaN and Inf
 
 
@@ -158,7 +159,10 @@ def _tile(
         xs = [[e.load(e.step(there, x_row, i), e.vector)] for i in range(high)]
         here, ws = builder.add(bits, builder.mul(at, two)), []
         for j in range(WIDTH):
-            upper = builder.zext(e.load(e.step(here, row, j), stored), wide)
+            source = e.step(here, row, j)
+            if high == 1:
+                e.prefetch(builder.add(source, WORD(AHEAD)), to_write=False, level=2)
+            upper = builder.zext(e.load(source, stored), wide)
             upper = builder.shl(upper, ir.Constant(wide, [16] * e.lanes))
             ws.append([builder.bitcast(upper, e.vector)])
         return xs, ws
