@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -35,14 +34,6 @@ def _convolution(
     return out if bias is None else out + reshape(bias, (-1, 1, 1))
 
 
-def _result_shape(
-    x: Array, weight: Array, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> tuple[int, ...]:
-    """Return the shape of a convolution, or raise an error if its operands do not match."""
-    rows, cols = _checked(x.shape, weight.shape, stride, padding, dilation, groups)[1]
-    return x.shape[0], weight.shape[0], rows, cols
-
-
 @op(
     linear=("x", "weight"),
     composition=_convolution,
@@ -50,7 +41,9 @@ def _result_shape(
     cost=lambda weight, bias, out: (
         (2 * math.prod(weight.shape[1:]) + (bias is not None)) * out.size
     ),
-    shape=_result_shape,
+    shape=lambda x, weight, stride, padding, dilation, groups: _checked(
+        x.shape, weight.shape, stride, padding, dilation, groups
+    )[1],
     product=True,
 )
 def convolution(
@@ -100,7 +93,7 @@ def convolution_input(
     check_positive("groups", groups)
     _check_axes(y=np.shape(y), weight=np.shape(weight))
     x = y.shape[0], weight.shape[1] * groups, *sizes
-    geometry = _checked_result(y.shape, x, weight.shape, stride, padding, dilation, groups)
+    geometry, _ = _checked(x, weight.shape, stride, padding, dilation, groups, y.shape)
     return kernels.convolution.input_gradient(y, weight, sizes, geometry)
 
 
@@ -130,7 +123,7 @@ def convolution_weight(
     check_positive("groups", groups)
     _check_axes(y=np.shape(y), x=np.shape(x))
     weight = y.shape[1], x.shape[1] // groups, *sizes
-    geometry = _checked_result(y.shape, x.shape, weight, stride, padding, dilation, groups)
+    geometry, _ = _checked(x.shape, weight, stride, padding, dilation, groups, y.shape)
     return kernels.convolution.weight_gradient(y, x, sizes, geometry)
 
 
@@ -175,9 +168,13 @@ convolution_weight.vjp(
 
 
 def _checked(
-    x: Shape, weight: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
-) -> tuple[Geometry, Shape]:
-    """Check the options; return them by axis, and the size of the result."""
+    x: Shape, weight: Shape, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int,
+    y: Shape | None = None,
+) -> tuple[Geometry, Shape]:  # fmt: skip
+    """Return the options by axis, and the shape of the result, after checking them.
+
+    `y` is the shape of an array that must have the shape of the result.
+    """
     check_positive("groups", groups)
     geometry = Geometry(
         for_each_axis("stride", stride, 2), for_each_axis("padding", padding, 2, least=0),
@@ -201,7 +198,13 @@ def _checked(
             f"a kernel that covers {reach} elements along axis {axis - 2} is larger than the "
             f"padded x, which has {length} there; pad more, or choose a smaller kernel or dilation"
         )
-    return geometry, size
+    shape = x[0], weight[0], *size
+    if y is not None and y != shape:
+        raise ValueError(
+            f"y must have the shape of the result for images {x} and a weight {weight}, which is "
+            f"{shape}; it has shape {y}"
+        )
+    return geometry, shape
 
 
 def _check_axes(**shapes: Shape) -> None:
@@ -210,15 +213,3 @@ def _check_axes(**shapes: Shape) -> None:
         if len(shape) != 4:
             wanted = "those of images (N, C, H, W) or of filters (O, C / groups, h, w)"
             raise ValueError(f"{name} must have 4 axes, {wanted}; it has shape {shape}")
-
-
-def _checked_result(y: Shape, x: Shape, weight: Shape, *options: Any) -> Geometry:
-    """Return the options by axis; raise an error if y does not have the shape of the result."""
-    geometry, size = _checked(x, weight, *options)
-    shape = x[0], weight[0], *size
-    if y != shape:
-        raise ValueError(
-            f"y must have the shape of the result for images {x} and a weight {weight}, which is "
-            f"{shape}; it has shape {y}"
-        )
-    return geometry

@@ -133,9 +133,8 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
 
     def flops(out: Array, normalized_shape: Sizes, elements: int, means: int) -> int:
         """The FLOPs, from those for each element, and those for the means of each row."""
-        rows: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
-        total: int = elements * out.size + means * rows
-        return total
+        rows = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
+        return int(elements * out.size + means * rows)
 
     cost: dict[str, Cost] = {
         "x": lambda weight, normalized_shape, out: flops(

@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad.containers import Structure, flatten_as, rebuild
 from minigrad.core.backward import initial_gradient
-from minigrad.core.forward_mode import Tangents, carried
+from minigrad.core.forward_mode import carried
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.tensor import Tensor
 from minigrad.ops import concatenate, reshape, transpose
@@ -22,6 +22,7 @@ from minigrad.transforms.function_call import (
     as_like,
     checked_argnums,
     described,
+    unit,
 )
 
 __all__ = ["gradient", "hessian", "hvp", "jacfwd", "jacobian", "jvp"]
@@ -239,9 +240,12 @@ def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:
     columns: list[list[Tensor]] = []
     before: list[Tensor] = []
     for first in range(0, max(1, total), DIRECTIONS):
-        count = min(DIRECTIONS, total - first)
-        pairs = zip(call.leaves, starts, strict=True)
-        run = Run(call, [_units(x, count, at - first) for x, at in pairs])
+        directions = range(first, min(first + DIRECTIONS, total))
+        units = [
+            [unit(x, k - at) if at <= k < at + x.size else None for k in directions]
+            for x, at in zip(call.leaves, starts, strict=True)
+        ]
+        run = Run(call, units)
         outs, structure = run.results()
         before, columns = before or outs, columns or [[] for _ in outs]
         for of_one, out, same in zip(columns, outs, before, strict=True):
@@ -263,16 +267,6 @@ def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:
             ]
         )
     return blocks, structure
-
-
-def _units(x: Tensor, count: int, start: int) -> Tangents:
-    """Return `count` tangents: direction `start` + i is the unit vector of element i of x."""
-    tangents: Tangents = [None] * count
-    for k in range(max(0, start), min(count, start + x.size)):
-        v = np.zeros_like(x._data)
-        v.flat[k - start] = 1
-        tangents[k] = Tensor(v)
-    return tangents
 
 
 def hessian(f: Function, argnums: Argnums = 0) -> Function:

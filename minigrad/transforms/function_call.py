@@ -219,17 +219,20 @@ class Run:
 
     def rows(self, out: Tensor, record: bool) -> list[Tensor]:
         """Return the Jacobian of `out` with respect to each input, computed row by row."""
-        pulled = []
-        for i in range(out.size):
-            v = np.zeros_like(out._data)
-            v.flat[i] = 1
-            pulled.append(self.pull([out], [Tensor(v)], record, retain=True))
+        pulled = [self.pull([out], [unit(out, i)], record, retain=True) for i in range(out.size)]
         jacobians = []
         for k, x in enumerate(self.inputs):
             none = Tensor(np.zeros(0, x.dtype))  # for an output without elements
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))
         return jacobians
+
+
+def unit(x: Tensor, i: int) -> Tensor:
+    """Return the unit vector of element i, with the shape and dtype of x."""
+    v = np.zeros_like(x._data)
+    v.flat[i] = 1
+    return Tensor(v)
 
 
 def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
