@@ -343,9 +343,10 @@ class Module(Owner):
         """
         named, repeated = dict(self.named_state()), {}
         if isinstance(state, Mapping) and not state.keys() <= named.keys():
-            further = _further_paths(self)
-            names = [name for name in state if isinstance(name, str) and name not in named]
-            repeated = {name: _first_name(name, further) for name in names}
+            first = {id(tensor): name for name, tensor in named.items()}
+            others = [name for name in state if isinstance(name, str) and name not in named]
+            found = {name: id(_at(self, name)) for name in others}
+            repeated = {name: first[key] for name, key in found.items() if key in first}
         load_values(named, state, type(self).__name__, repeated)
 
     # ----------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def load_values(
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
         # Writing to another tensor could change a value that shares its memory.
         values[name] = value.copy() if _memory(value) in memory else value
-    others = {name: first for name, first in (repeated or {}).items() if first in tensors}
+    others = repeated or {}
     for name, first in others.items():
         if first in values and not _are_equal(state[name], values[first]):
             problems.append(f"contradictory: {name} is not {first}, and both are one tensor here")
@@ -460,23 +461,6 @@ def _are_equal(given: Any, value: NDArray[Any]) -> bool:
         return np.array_equal(as_array(given), value, equal_nan=value.dtype.kind == "f")
     except (TypeError, ValueError):
         return False
-
-
-def _further_paths(module: Module) -> dict[str, str]:
-    """Return the paths after the first one of modules, parameters and buffers; with the first."""
-    first: dict[int, str] = {}
-    every = walk(module, "", set(), every_path=True)
-    parts = [(path, id(x)) for path, x in every if isinstance(x, (Module, Parameter, Buffer))]
-    return {path: first[key] for path, key in parts if first.setdefault(key, path) != path}
-
-
-def _first_name(name: str, further: Mapping[str, str]) -> str:
-    """Return the name by which `named_state` lists a tensor, given one of its paths."""
-    keys = name.split(".")
-    for end in range(len(keys), 0, -1):
-        if (path := further.get(".".join(keys[:end]))) is not None:
-            return _first_name(".".join([path, *keys[end:]]), further)
-    return name
 
 
 def _memory(array: NDArray[Any]) -> int:
@@ -536,18 +520,30 @@ def walk(
             return
         seen.add(id(value))
     yield name, value
-    if isinstance(value, Module):
-        children: Any = value._contents()
-    elif isinstance(value, (list, tuple)):
-        children = enumerate(value)
-    elif isinstance(value, dict):
-        children = value.items()
-    else:
-        return
-    for key, child in children:
+    for key, child in () if isinstance(value, Tensor) else _inside(value):  # () is faster
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             path = f"{name}.{key}" if name else str(key)
             yield from walk(child, path, seen, every_path)
+
+
+def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
+    """List what is directly inside a module, list, tuple or dict, by attribute, index or key."""
+    if isinstance(value, Module):
+        return value._contents()
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _at(value: Any, path: str) -> Any:
+    """Return what is at a dotted path inside `value`, or None."""
+    for key, child in _inside(value):
+        if path == str(key):
+            return child
+        rest = path.removeprefix(f"{key}.")
+        if rest != path and (found := _at(child, rest)) is not None:
+            return found
+    return None
 
 
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
