@@ -423,9 +423,11 @@ def load_values(
         kind = type(state).__name__
         raise TypeError(f"load_state_dict: the state is a dict of arrays, not a {kind}{pair}")
     problems = []
-    values = {}
+    values: dict[str, NDArray[Any]] = {}
     memory = {_memory(tensor._data) for tensor in tensors.values()}
-    for name, tensor in tensors.items():
+    names = {name: name for name in tensors} | dict(repeated or {})
+    for name, first in names.items():
+        tensor = tensors[first]
         if name not in state:
             problems.append(f"missing: {name} {tensor.shape}")
             continue
@@ -441,26 +443,17 @@ def load_values(
             problems.append(f"mis-shaped: {name} is {shapes}")
         elif not can_store(tensor.dtype, value):
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
-        # Writing to another tensor could change a value that shares its memory.
-        values[name] = value.copy() if _memory(value) in memory else value
-    others = repeated or {}
-    for name, first in others.items():
-        if first in values and not _are_equal(state[name], values[first]):
+        elif first in values and not np.array_equal(value, values[first], value.dtype.kind == "f"):
             problems.append(f"contradictory: {name} is not {first}, and both are one tensor here")
-    unknown = [name for name in state if name not in tensors and name not in others]
+        if name == first:
+            # Writing to another tensor could change a value that shares its memory.
+            values[name] = value.copy() if _memory(value) in memory else value
+    unknown = [name for name in state if name not in names]
     problems += [f"unexpected: {name}{nearest(str(name), tensors)}" for name in unknown]
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
         tensors[name].copy_(value)
-
-
-def _are_equal(given: Any, value: NDArray[Any]) -> bool:
-    """Return whether a value in a state has the numbers of another value."""
-    try:
-        return np.array_equal(as_array(given), value, equal_nan=value.dtype.kind == "f")
-    except (TypeError, ValueError):
-        return False
 
 
 def _memory(array: NDArray[Any]) -> int:
@@ -549,11 +542,8 @@ def _at(value: Any, path: str) -> Any:
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
     """List the generators of a module and of all modules inside it."""
     for _, part in walk(module, "", set()):
-        held: Iterable[Any] = ()
-        if isinstance(part, Module):
-            held = part._generators()
-        elif isinstance(part, (list, tuple, dict)):
-            held = part.values() if isinstance(part, dict) else part
+        is_module = isinstance(part, Module)
+        held = part._generators() if is_module else (each for _, each in _inside(part))
         yield from (each for each in held if isinstance(each, np.random.Generator))
 
 
