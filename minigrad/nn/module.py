@@ -43,10 +43,7 @@ M = TypeVar("M", bound="Module")
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
     """Return a list, or an array of another library, as an array, and Tensors as they are.
 
-    The floats of a list have the dtype of the module.
-
-    Raises:
-        TypeError: if x is something else.
+    The floats of a list have the dtype of the module. Anything else is a TypeError.
     """
     if isinstance(x, (Tensor, np.ndarray, StandIn)):
         return x
