@@ -76,10 +76,8 @@ def flat_positions(
 ) -> NDArray[Any]:
     """Return where the elements x[i, indices[i, j, k], k] are in x.reshape(-1), for `axis=1`.
 
-    x has the given shape. i and k count to `sizes`, unless the indices are broadcast there.
-
-    Raises:
-        IndexError: if an index is out of range.
+    x has the given shape. i and k count to `sizes`, unless the indices are broadcast there. An
+    index that is out of range is an IndexError.
     """
     steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     positions: NDArray[Any] = from_the_front(indices, axis, shape) * steps[axis]
@@ -129,10 +127,8 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
 def last_written(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
     """Return the flat positions that `scatter` writes, the index of each value, and a mask.
 
-    The mask has the given shape, and is True at the written positions.
-
-    Raises:
-        IndexError: if an index is out of range.
+    The mask has the given shape, and is True at the written positions. An index that is out of
+    range is an IndexError.
     """
     positions = flat_positions(indices, axis, shape, indices.shape)
     # A flat array: numpy keeps the last of several values for a position, in any memory order.

@@ -363,8 +363,7 @@ def label_weights(
 ) -> tuple[NDArray[Any], float | None]:
     """Return the weight of each label, 0 if it is ignored, and the divisor of the loss.
 
-    Raises:
-        ValueError: if a label is not a class, or all labels are ignored in a mean.
+    A label that is not a class is a ValueError, and so is a mean in which all labels are ignored.
     """
     weights, total = kernels.losses.label_weights(
         labels, classes, int(ignore_index), class_weights, dtype

@@ -24,11 +24,8 @@ Booleans = NDArray[np.bool_]
 
 
 @op(linear=("x",), floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
-def dropped(
-    x: Array, words: NDArray[np.uint16] | None = None, threshold: Any = 0, scale: float = 1.0
-) -> Array:
+def dropped(x: Array, words: NDArray[np.uint16], threshold: Any, scale: float) -> Array:
     """x times `scale` where the random word is at least `threshold`, else x times 0."""
-    assert words is not None
     return kernels.elementwise.drop(x, words, threshold, scale)
 
 

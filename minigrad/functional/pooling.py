@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,19 +25,17 @@ from minigrad.ops.convolutions import Sizes
 OutputSizes = int | Sequence[int | None] | None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Windows:
-    """The windows along an axis: `bounds` has start, end, and step or divisor of each window."""
+    """The windows along an axis: `bounds` has start, end, and step or divisor of each window.
 
-    bounds: NDArray[np.int64]
+    They are made from the columns of `bounds`; a column may be one number for all windows.
+    """
+
+    def __init__(self, *columns: Any) -> None:
+        self.bounds = np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.bounds)
-
-    @classmethod
-    def of(cls, *columns: Any) -> Windows:
-        """Make windows from the columns of their bounds; a column may be one number for all."""
-        return cls(np.stack(np.broadcast_arrays(*columns), 1).astype(np.int64))
 
 
 def _count(rows: Windows, columns: Windows) -> int:
@@ -132,7 +129,7 @@ def _max_windows(
     if (starts >= ends).any():
         options = f"padding = {padding} and dilation = {dilation}"
         raise ValueError(f"a window has no element, with {options} on an axis of size {size}")
-    return Windows.of(starts, ends, dilation)
+    return Windows(starts, ends, dilation)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -239,7 +236,7 @@ def _mean_windows(
     ends = np.minimum(starts + kernel, size + padding)
     inside = np.maximum(starts, 0), np.minimum(ends, size)
     counted = ends - starts if with_padding else inside[1] - inside[0]
-    return Windows.of(*inside, counted if divisor is None else divisor)
+    return Windows(*inside, counted if divisor is None else divisor)
 
 
 @composition
@@ -285,7 +282,7 @@ def counts(axes: int, output_size: OutputSizes, sizes: tuple[int, ...] = (1, 1))
 def _adaptive_windows(size: int, count: int) -> Windows:
     positions = np.arange(count)
     starts, ends = positions * size // max(count, 1), -(-(positions + 1) * size // max(count, 1))
-    return Windows.of(starts, ends, ends - starts)
+    return Windows(starts, ends, ends - starts)
 
 
 # --------------------------------------------------------------------------------------------------

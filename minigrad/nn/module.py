@@ -43,10 +43,7 @@ M = TypeVar("M", bound="Module")
 def as_input(module: Module, x: Any, name: str = "x") -> Any:
     """Return a list, or an array of another library, as an array, and Tensors as they are.
 
-    The floats of a list have the dtype of the module.
-
-    Raises:
-        TypeError: if x is something else.
+    The floats of a list have the dtype of the module. Anything else is a TypeError.
     """
     if isinstance(x, (Tensor, np.ndarray, StandIn)):
         return x
@@ -343,9 +340,10 @@ class Module(Owner):
         """
         named, repeated = dict(self.named_state()), {}
         if isinstance(state, Mapping) and not state.keys() <= named.keys():
-            further = _further_paths(self)
-            names = [name for name in state if isinstance(name, str) and name not in named]
-            repeated = {name: _first_name(name, further) for name in names}
+            first = {id(tensor): name for name, tensor in named.items()}
+            others = [name for name in state if isinstance(name, str) and name not in named]
+            found = {name: id(_at(self, name)) for name in others}
+            repeated = {name: first[key] for name, key in found.items() if key in first}
         load_values(named, state, type(self).__name__, repeated)
 
     # ----------------------------------------------------------------------------------------------
@@ -422,9 +420,11 @@ def load_values(
         kind = type(state).__name__
         raise TypeError(f"load_state_dict: the state is a dict of arrays, not a {kind}{pair}")
     problems = []
-    values = {}
+    values: dict[str, NDArray[Any]] = {}
     memory = {_memory(tensor._data) for tensor in tensors.values()}
-    for name, tensor in tensors.items():
+    names = {name: name for name in tensors} | dict(repeated or {})
+    for name, first in names.items():
+        tensor = tensors[first]
         if name not in state:
             problems.append(f"missing: {name} {tensor.shape}")
             continue
@@ -440,43 +440,17 @@ def load_values(
             problems.append(f"mis-shaped: {name} is {shapes}")
         elif not can_store(tensor.dtype, value):
             problems.append(f"mis-typed: {name} has numbers that are not {tensor.dtype}")
-        # Writing to another tensor could change a value that shares its memory.
-        values[name] = value.copy() if _memory(value) in memory else value
-    others = {name: first for name, first in (repeated or {}).items() if first in tensors}
-    for name, first in others.items():
-        if first in values and not _are_equal(state[name], values[first]):
+        elif first in values and not np.array_equal(value, values[first], value.dtype.kind == "f"):
             problems.append(f"contradictory: {name} is not {first}, and both are one tensor here")
-    unknown = [name for name in state if name not in tensors and name not in others]
+        if name == first:
+            # Writing to another tensor could change a value that shares its memory.
+            values[name] = value.copy() if _memory(value) in memory else value
+    unknown = [name for name in state if name not in names]
     problems += [f"unexpected: {name}{nearest(str(name), tensors)}" for name in unknown]
     what = f"load_state_dict: the state does not fit this {owner}"
     check_problems(f"{what}; nothing was loaded", problems)
     for name, value in values.items():
         tensors[name].copy_(value)
-
-
-def _are_equal(given: Any, value: NDArray[Any]) -> bool:
-    """Return whether a value in a state has the numbers of another value."""
-    try:
-        return np.array_equal(as_array(given), value, equal_nan=value.dtype.kind == "f")
-    except (TypeError, ValueError):
-        return False
-
-
-def _further_paths(module: Module) -> dict[str, str]:
-    """Return the paths after the first one of modules, parameters and buffers; with the first."""
-    first: dict[int, str] = {}
-    every = walk(module, "", set(), every_path=True)
-    parts = [(path, id(x)) for path, x in every if isinstance(x, (Module, Parameter, Buffer))]
-    return {path: first[key] for path, key in parts if first.setdefault(key, path) != path}
-
-
-def _first_name(name: str, further: Mapping[str, str]) -> str:
-    """Return the name by which `named_state` lists a tensor, given one of its paths."""
-    keys = name.split(".")
-    for end in range(len(keys), 0, -1):
-        if (path := further.get(".".join(keys[:end]))) is not None:
-            return _first_name(".".join([path, *keys[end:]]), further)
-    return name
 
 
 def _memory(array: NDArray[Any]) -> int:
@@ -536,28 +510,37 @@ def walk(
             return
         seen.add(id(value))
     yield name, value
-    if isinstance(value, Module):
-        children: Any = value._contents()
-    elif isinstance(value, (list, tuple)):
-        children = enumerate(value)
-    elif isinstance(value, dict):
-        children = value.items()
-    else:
-        return
-    for key, child in children:
+    for key, child in () if isinstance(value, Tensor) else _inside(value):  # () is faster
         if isinstance(child, (Module, Parameter, Buffer, list, tuple, dict)):
             path = f"{name}.{key}" if name else str(key)
             yield from walk(child, path, seen, every_path)
 
 
+def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
+    """List what is directly inside a module, list, tuple or dict, by attribute, index or key."""
+    if isinstance(value, Module):
+        return value._contents()
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _at(value: Any, path: str) -> Any:
+    """Return what is at a dotted path inside `value`, or None."""
+    for key, child in _inside(value):
+        if path == str(key):
+            return child
+        rest = path.removeprefix(f"{key}.")
+        if rest != path and (found := _at(child, rest)) is not None:
+            return found
+    return None
+
+
 def generators_in(module: Module) -> Iterator[np.random.Generator]:
     """List the generators of a module and of all modules inside it."""
     for _, part in walk(module, "", set()):
-        held: Iterable[Any] = ()
-        if isinstance(part, Module):
-            held = part._generators()
-        elif isinstance(part, (list, tuple, dict)):
-            held = part.values() if isinstance(part, dict) else part
+        is_module = isinstance(part, Module)
+        held = part._generators() if is_module else (each for _, each in _inside(part))
         yield from (each for each in held if isinstance(each, np.random.Generator))
 
 

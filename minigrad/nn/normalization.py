@@ -20,6 +20,13 @@ from minigrad.versions import mark_written
 __all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm", "RMSNorm"]
 
 
+def _described(norm: LayerNorm | RMSNorm) -> str:
+    """Return the sizes, eps, and whether the weight is missing."""
+    sizes = norm.normalized_shape
+    missing = ", elementwise_affine=False" if norm.weight is None else ""
+    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{missing}"
+
+
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) over the last axes, times `weight`, plus `bias`.
 
@@ -105,9 +112,7 @@ class RMSNorm(Module):
         """
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
-    def extra_repr(self) -> str:
-        """Return the sizes, eps, and whether the weight is missing."""
-        return _described(self)
+    extra_repr = _described
 
 
 class BatchNorm1d(Module):
@@ -289,9 +294,3 @@ def _affine_pair(
         init.ones_(Parameter.empty(shape, dtype)) if weight else None,
         init.zeros_(Parameter.empty(shape, dtype)) if bias else None,
     )
-
-
-def _described(norm: LayerNorm | RMSNorm) -> str:
-    sizes = norm.normalized_shape
-    missing = ", elementwise_affine=False" if norm.weight is None else ""
-    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{missing}"

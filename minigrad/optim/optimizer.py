@@ -439,8 +439,7 @@ class Optimizer(ABC):
             parameter = parameters[number]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                names = self.state_names(options[number])
-                check_state(owner, state, {*names, *(self.unused_names & state.keys())})
+                check_state(owner, state, self.state_names(options[number]), self.unused_names)
             for key, value in state.items():
                 role = f"load_state_dict: {key} of parameter {number}"
                 self.check_value(role, key, value, parameter)
