@@ -35,7 +35,7 @@ from minigrad.kernels.gemm import PRODUCTS
 from minigrad.kernels.gemm.macrokernel import multiply_panels
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_panels, part_of, transposed
-from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.gemm.skinny import dots_of_rows
 from minigrad.kernels.jit import Array, Integers, Strided, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
@@ -215,8 +215,7 @@ def _matrix(x: Any, b: int, h: int, heads: int, row: int) -> Matrix:
 @jit()
 def _part(x: Any, row: int, column: int) -> Matrix:
     """Return the part of an array from a row and a column on, as a matrix."""
-    at = address_of(x) + row * x.strides[0] + column * x.strides[1]
-    return Matrix(at, x.strides[0], x.strides[1])
+    return part_of(matrix_of(x), row, column)
 
 
 @jit()
@@ -372,8 +371,7 @@ def weights_and_slopes(
 ) -> None:
     """Replace scores by weights p = e^(scale score - lse), and slopes by p (slope - mean).
 
-    Scores are scaled in a loop of their own, so that the product is rounded, as it is in lse; see
-    `exponentials`.
+    A loop of its own scales scores, so that the product is rounded, as in lse (`exponentials`).
     """
     for r in range(rows):
         row, slope = _row(scores, r, columns, mean), _row(slopes, r, columns, mean)

@@ -121,10 +121,7 @@ def _dtype() -> Any:
 
 
 def widen(bits: Array, out: Array) -> None:
-    """Write the values of bfloat16 numbers, given their bits, to an array of floats of their shape.
-
-    Both arrays are C-contiguous; the bits are uint16.
-    """
+    """Write the values of bfloat16 numbers, as uint16, to floats; both arrays are C-contiguous."""
     if out.dtype != SINGLE:
         wide = np.empty(out.shape, np.float32)
         widen(bits, wide)

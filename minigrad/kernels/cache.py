@@ -176,10 +176,7 @@ _SYMBOL = re.compile(rb"minigrad\.(\w+-[0-9a-f]{32})\0")  # as in the string tab
 
 
 def provide(symbol: str, compiled: Any) -> None:
-    """Make a compiled function known to the linker under its symbol.
-
-    The calling thread must hold numba's compiler lock.
-    """
+    """Make a function known to the linker by its symbol; the caller holds numba's compiler lock."""
     address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     llvm.add_symbol(symbol, address)
     SYMBOLS[symbol] = compiled

@@ -32,8 +32,7 @@ WrittenDoubles = Annotated[Written.D2, types.float64]
 def moments(x: Array, num_groups: int | None) -> Array:
     """Compute the mean and variance of each channel, or of each group in each batch element.
 
-    x is `(N, C, ...)`, not of size 0. The result is `(2, N, num_groups)`; or `(2, 1, C)`, without
-    groups.
+    x is `(N, C, ...)`, not of size 0. The result is `(2, N, num_groups)`, or else `(2, 1, C)`.
     """
     rows = _rows(x, num_groups is None)
     if num_groups is not None:  # the channels of a group are one row

@@ -202,25 +202,23 @@ def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: An
     return builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
 
 
-def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any) -> Any:
+def emit_call(
+    context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any, failed: Any = None
+) -> Any:
     """Emit a call of the compiled function at an address, and return its value.
 
-    If the function raises an error, the caller raises it too. The only possible error is that no
-    memory is left.
+    If the function raises an error, the caller raises it too, or stores 1 at the pointer `failed`.
+    The only possible error is that no memory is left.
     """
-    status, value = emit_call_with_status(context, builder, code, result, kinds, values)
-    with cgutils.if_unlikely(builder, status.is_error):
-        context.call_conv.return_status_propagate(builder, status)
-    return value
-
-
-def emit_call_with_status(
-    context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any
-) -> Any:
-    """Emit a call of the compiled function at an address; return its status and its value."""
     kind = context.call_conv.get_function_type(result, kinds)
     function = builder.inttoptr(code, kind.as_pointer())
-    return context.call_conv.call_function(builder, function, result, kinds, values)
+    status, value = context.call_conv.call_function(builder, function, result, kinds, values)
+    with cgutils.if_unlikely(builder, status.is_error):
+        if failed is None:
+            context.call_conv.return_status_propagate(builder, status)
+        else:
+            builder.store(WORD(1), failed)
+    return value
 
 
 def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:

@@ -47,7 +47,6 @@ from minigrad.kernels.jit import (
     dispatcher,
     emit_address,
     emit_call,
-    emit_call_with_status,
     intrinsic,
     intrinsic_of,
     jit,
@@ -102,8 +101,7 @@ def _emit_share(
 ) -> None:
     """Emit code that lets threads call the function at an address for each piece.
 
-    The threads read the address and the arguments from a record on the stack, and note in the
-    record if a call fails.
+    The threads read address and arguments from a record on the stack, and note there a failure.
     """
     kinds = (INT, INT, *kinds)
     fields = [WORD(0), code, *values]
@@ -119,9 +117,7 @@ def _emit_share(
     failed, *read = (cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
     address, *arguments = map(inner.load, read)
     given = [*work.args[:2], *arguments]
-    status, _ = emit_call_with_status(context, inner, address, types.none, kinds, given)
-    with cgutils.if_unlikely(inner, status.is_error):
-        inner.store(WORD(1), failed)
+    emit_call(context, inner, address, types.none, kinds, given, failed)
     inner.ret_void()
 
     described = [builder.ptrtoint(x, WORD) for x in (work, record)]
@@ -184,10 +180,7 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
 def function_from(
     name: str, parameters: dict[str, Any], body: str, module: str, **enclosed: Any
 ) -> Callable[..., None]:
-    """Return a function with this body, which can use the values in `enclosed` by their names.
-
-    `parameters` are the names of the parameters with their annotations.
-    """
+    """Return a function with these annotated parameters and this body, which can use `enclosed`."""
     head = f"def enclose({', '.join(enclosed)}):\n  def {name}({', '.join(parameters)}):\n"
     source = f"{head}{indent(dedent(body), '    ')}\n  return {name}"
     scope: dict[str, Any] = {"__name__": module}
@@ -315,8 +308,7 @@ def for_each_dtype(
 ) -> Callable[[Callable[..., None]], dict[np.dtype[Any], Kernel]]:
     """Decorate a loop: it becomes a dict of kernels by dtype, empty under NUMBA_DISABLE_JIT=1.
 
-    The parameters of the loop are annotated with their types (see `minigrad.kernels.jit`). The
-    options are those of `Kernel`.
+    The parameters of the loop are annotated with their types (`jit`); options are as in `Kernel`.
     """
 
     def decorate(function: Callable[..., None]) -> dict[np.dtype[Any], Kernel]:

@@ -17,7 +17,7 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import CURVE, LINE, elementwise, rows_of
-from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit, nothing
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.reduction import STRETCH, sum_of, sum_of_exponentials
 from minigrad.kernels.softmax import SECONDS
@@ -32,8 +32,7 @@ def label_weights(
 ) -> tuple[Array, float]:
     """Return the weight of each label, and the sum of the weights.
 
-    The weight is that of the label's class, or 1; it is 0 if the label is `ignored`, and nan if the
-    class does not exist.
+    A weight is that of the class, or 1; 0 if the label is `ignored`; nan if there is no such class.
     """
     kernel = _label_weights_loop.get(dtype)
     if kernel is not None and labels.dtype == np.int64:
@@ -100,7 +99,8 @@ def cross_entropy_gradient(
 
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_, _sum_of_differences = sum_of(lambda x, highest: x - highest)
+_, _sum_of_differences = sum_of(lambda x, highest, _: x - highest)
+_sum_of_squares, _ = sum_of(lambda x, y, j: (x - y[j]) * (x - y[j]))
 
 
 @for_each_dtype(SINGLE, threads=False)
@@ -166,15 +166,6 @@ def squared_error(x: Array, y: Array) -> float:
     sums = np.empty(-(-x.size // STRETCH))
     kernel(x.size * LINE, x.ravel(), y.ravel(), sums)
     return sums.item() if sums.size == 1 else float(sums.sum())
-
-
-@jit(fastmath={"contract", "reassoc"})
-def _sum_of_squares(x: Any, y: Any) -> Any:
-    total = np.float32(0)
-    for i in range(x.size):
-        difference = x[i] - y[i]
-        total += difference * difference
-    return total
 
 
 @for_each_dtype(SINGLE)

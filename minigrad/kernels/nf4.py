@@ -46,14 +46,7 @@ from minigrad.kernels.narrow import (
     read_only,
     strips,
 )
-from minigrad.kernels.vector import (
-    I32,
-    Emitter,
-    address_of,
-    has_feature,
-    instruction,
-    keep_alive,
-)
+from minigrad.kernels.vector import I32, Emitter, address_of, has_feature, instruction, keep_alive
 
 SECONDS = 1.5e-10  # approximate seconds of an element
 SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
@@ -326,8 +319,7 @@ def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
     )
     steps = codes.astype(np.float32) / np.float32(127)
     # If rounding makes it negative, it would reverse signs.
-    found: Array = np.maximum(first + factor * steps, np.float32(0))
-    return found
+    return np.asarray(np.maximum(first + factor * steps, np.float32(0)))
 
 
 def spread(values: Array, block_size: int, cols: int) -> Array:

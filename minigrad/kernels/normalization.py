@@ -64,18 +64,13 @@ def norm_gradients(
         dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
         dweight = np.empty(shape, x.dtype) if needs_input_grad[1] else None
         dbias = np.empty(shape, x.dtype) if needs_input_grad[2] else None
+        factors = np.ones(size, x.dtype) if weight is None else weight.ravel()
         kernel(
-            2 * x.size * SECONDS,
-            rows_of(g, size),
-            rows_of(x, size),
-            np.ones(size, x.dtype) if weight is None else weight.ravel(),
-            eps,
-            centred,
-            ROWS,
+            2 * x.size * SECONDS, rows_of(g, size), rows_of(x, size), factors, eps, centred,
             nothing(x.dtype, 2) if dx is None else dx.reshape(-1, size),
             none if dweight is None else dweight.reshape(-1),
             none if dbias is None else dbias.reshape(-1),
-        )
+        )  # fmt: skip
         return dx, dweight, dbias
     axes = tuple(range(-len(shape), 0))
     leading = tuple(range(x.ndim - len(shape)))
@@ -217,13 +212,13 @@ def _norm_loop(
 @for_each_dtype(shares=True)
 def _gradients_loop(
     launcher: int, pieces: int, g: Read.D2, x: Read.D2, weight: Read.D1, eps: float, centred: bool,
-    height: int, dx: Written.D2, dweight: Written.D1, dbias: Written.D1,
+    dx: Written.D2, dweight: Written.D1, dbias: Written.D1,
 ) -> None:  # fmt: skip
-    # Blocks of `height` rows are summed, and then the blocks: no piece of work cuts a block.
-    blocks = (len(x) + height - 1) // height
+    # Blocks of rows are summed, and then the blocks: no piece of work cuts a block.
+    blocks = (len(x) + ROWS - 1) // ROWS
     of_weight = np.zeros((blocks, dweight.size), x.dtype)
     of_bias = np.zeros((blocks, dbias.size), x.dtype)
-    arguments = g, x, weight, eps, centred, height, dx, of_weight, of_bias
+    arguments = g, x, weight, eps, centred, dx, of_weight, of_bias
     share(launcher, pieces, _gradients_of_blocks, arguments)
     _add_up(of_weight, dweight)
     _add_up(of_bias, dbias)
@@ -231,13 +226,13 @@ def _gradients_loop(
 
 @external(fastmath={"contract"})
 def _gradients_of_blocks(
-    piece: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int,
-    dx: Any, parts_of_weight: Any, parts_of_bias: Any,
+    piece: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, dx: Any,
+    parts_of_weight: Any, parts_of_bias: Any,
 ) -> None:  # fmt: skip
     """Write rows of dx, and add to the parts of dweight and dbias; skip arrays of size 0."""
     for block in span(piece, pieces, len(parts_of_weight)):
         of_weight, of_bias = parts_of_weight[block], parts_of_bias[block]
-        for row in range(block * height, min(len(x), (block + 1) * height)):
+        for row in range(block * ROWS, min(len(x), (block + 1) * ROWS)):
             gs, xs = g[row], x[row]
             if not dx.size:
                 pivot, scale, shift = _moments(xs, eps, centred)

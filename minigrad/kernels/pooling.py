@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 
 from minigrad.kernels.jit import Array, Read, Written, jit
-from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, span
 
 SECONDS = 5e-10  # approximate seconds of an element of a window
 
@@ -29,10 +29,7 @@ def largest(x: Array, rows: Array, columns: Array) -> Array:
     """
     planes = _planes(x)
     out = np.empty((len(planes), len(rows), len(columns)), np.int64)
-    kernel = kernel_for(_largest_loop, planes)
-    if kernel is not None:
-        kernel(_seconds(planes, rows, columns), planes, rows, columns, out)
-    else:
+    if not _run(_largest_loop, planes, rows, columns, out):
         height, width = x.shape[-2:]
         for i, (top, bottom, down) in enumerate(rows):
             for j, (left, right, across) in enumerate(columns):
@@ -55,10 +52,7 @@ def means(x: Array, rows: Array, columns: Array) -> Array:
     """
     planes = _planes(x)
     out = np.empty((len(planes), len(rows), len(columns)), x.dtype)
-    kernel = kernel_for(_means_loop, planes)
-    if kernel is not None:
-        kernel(_seconds(planes, rows, columns), planes, rows, columns, out)
-    else:
+    if not _run(_means_loop, planes, rows, columns, out):
         for i, (top, bottom, height) in enumerate(rows):
             for j, (left, right, width) in enumerate(columns):
                 window = planes[:, top:bottom, left:right]
@@ -70,10 +64,7 @@ def spread(g: Array, rows: Array, columns: Array, shape: tuple[int, ...]) -> Arr
     """Add up the parts of g that go to each element of x, of this shape: the VJP of `means`."""
     planes, out = _planes(g), np.zeros(shape, g.dtype)
     outs = _planes(out)
-    kernel = kernel_for(_spread_loop, planes)
-    if kernel is not None:
-        kernel(_seconds(outs, rows, columns), planes, rows, columns, outs)
-    else:
+    if not _run(_spread_loop, planes, rows, columns, outs):
         for i, (top, bottom, height) in enumerate(rows):
             for j, (left, right, width) in enumerate(columns):
                 parts = planes[:, i, j] / (height * width)
@@ -86,10 +77,16 @@ def _planes(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
-def _seconds(x: Array, rows: Array, columns: Array) -> float:
-    """Estimate the time on one thread from the number of elements in all windows."""
-    sizes = [np.sum(windows[:, 1] - windows[:, 0]) for windows in (rows, columns)]
-    return float(len(x) * sizes[0] * sizes[1] * SECONDS)
+def _run(
+    kernels: dict[np.dtype[Any], Kernel], planes: Array, rows: Array, columns: Array, out: Array
+) -> bool:
+    """Run the kernel for the dtype of some planes; return False if there is none."""
+    kernel = kernel_for(kernels, planes)
+    if kernel is not None:
+        height, width = (np.sum(windows[:, 1] - windows[:, 0]) for windows in (rows, columns))
+        elements = len(planes) * height * width  # in all windows
+        kernel(float(elements * SECONDS), planes, rows, columns, out)
+    return kernel is not None
 
 
 # First the largest element in each column of the windows is found, with vectors along the rows;

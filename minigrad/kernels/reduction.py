@@ -28,33 +28,33 @@ STRETCH = 2048  # elements that are added up in float32; their sums are added up
 # Then the last digit of the sum would depend on their addresses.
 
 
-def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
+def sum_of(term: Callable[[Any, Any, int], Any]) -> tuple[Any, Any]:
+    """Return functions that add up `term(x, y, j)` over a stretch, and over a row of any length.
 
-    Elements are added up in float32, and the sums of stretches in float64. If the term does not
-    need `number`, it may be any number.
+    x is element j, and y what the caller passes for all elements: a number, or in the sum of a
+    stretch another row. Elements are added up in float32, and the sums of stretches in float64.
     """
     f = jit(inline="always")(term)
 
     @jit(fastmath={"contract", "reassoc"})
-    def sum_of_stretch(row: Any, number: Any) -> Any:
+    def sum_of_stretch(row: Any, y: Any) -> Any:
         total = np.float32(0)
         for j in range(row.size):
-            total += f(row[j], number)
+            total += f(row[j], y, j)
         return total
 
     @jit(inline="always")
-    def sum_of_row(row: Any, number: Any) -> Any:
+    def sum_of_row(row: Any, y: Any) -> Any:
         total = 0.0
         for start in range(0, row.size, STRETCH):
-            total += sum_of_stretch(row[start : start + STRETCH], number)
+            total += sum_of_stretch(row[start : start + STRETCH], y)
         return total
 
     return sum_of_stretch, sum_of_row
 
 
-sum_of_stretch, sum_of_row = sum_of(lambda x, _: x)
-_, sum_of_exponentials = sum_of(lambda x, highest: vector_math.exp_below(x - highest))
+sum_of_stretch, sum_of_row = sum_of(lambda x, _y, _j: x)
+_, sum_of_exponentials = sum_of(lambda x, highest, _: vector_math.exp_below(x - highest))
 
 
 def sum_rows(x: Array) -> Array | None:
@@ -79,10 +79,7 @@ def _sum_rows_loop(
 
 
 def logsumexp(x: Array) -> Array | None:
-    """Compute log(sum(e^x)) along the last axis.
-
-    None is also returned if a result is not finite, because inf and nan need more cases.
-    """
+    """Compute log(sum(e^x)) along the last axis; None if not finite: inf and nan take more code."""
     kernel = kernel_for(_logsumexp_loop, x)
     if kernel is None:
         return None

@@ -20,7 +20,13 @@ import numpy as np
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rowwise
 from minigrad.kernels.jit import Array, jit
-from minigrad.kernels.reduction import STRETCH, sum_of_exponentials, sum_of_row, sum_of_stretch
+from minigrad.kernels.reduction import (
+    STRETCH,
+    sum_of,
+    sum_of_exponentials,
+    sum_of_row,
+    sum_of_stretch,
+)
 from minigrad.kernels.vector import greatest_of
 
 SECONDS = 4e-10  # approximate seconds of an element
@@ -33,12 +39,7 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
         out[j] = vector_math.exp_below(row[j] - highest)
 
 
-@jit(fastmath={"contract", "reassoc"})
-def _sum_products(row: Any, other: Any) -> Any:
-    total = np.float32(0)
-    for j in range(row.size):
-        total += row[j] * other[j]
-    return total
+_sum_of_products, _ = sum_of(lambda x, row, j: x * row[j])
 
 
 def _softmax(x: Array, axis: Any = -1) -> Array:
@@ -71,7 +72,7 @@ def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     total = 0.0
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
-        total += _sum_products(flow[stretch], row[stretch])
+        total += _sum_of_products(flow[stretch], row[stretch])
     mean = np.float32(total)
     for j in range(row.size):
         result[j] = row[j] * (flow[j] - mean)

@@ -90,8 +90,7 @@ def get_num_threads() -> int:
 
 def get_max_threads() -> int:
     """Return the largest number that `set_num_threads` accepts."""
-    limit: int = load_numba().config.NUMBA_NUM_THREADS
-    return limit
+    return int(load_numba().config.NUMBA_NUM_THREADS)
 
 
 @cache
@@ -111,8 +110,7 @@ def threading_layer() -> str:
     finally:
         if short:
             del os.environ["GOMP_SPINCOUNT"]
-    layer: str = load_numba().threading_layer()
-    return layer
+    return str(load_numba().threading_layer())
 
 
 class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads`

@@ -372,8 +372,7 @@ def _pointer(_typing: Any, address: Any, like: Any) -> Any:
 def elements(address: int, index: int, size: int, like: Any) -> Any:
     """Return `size` numbers after an address, from an index on, as an array.
 
-    They have the dtype of `like`. The array does not own the memory, so the caller must keep it
-    alive.
+    They have the dtype of `like`. The array does not own the memory: the caller keeps it alive.
     """
     return carray(_pointer(address + index * like.itemsize, like), (size,))
 

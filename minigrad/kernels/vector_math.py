@@ -222,10 +222,7 @@ def normal_tail(z: Any, bell: Any) -> Any:
 
 @jit(inline="always")
 def normal_cdf(x: Any) -> Any:
-    """Compute Phi(x) within 5.4 units in the last place, 7 without fused additions.
-
-    It is 0 below 2^-126.5.
-    """
+    """Compute Phi(x) within 5.4 units in the last place (7 if not fused); 0 below 2^-126.5."""
     tail = normal_tail(abs(x), bell(x))
     return tail if x < 0 else _ONE - tail
 

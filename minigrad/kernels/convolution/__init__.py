@@ -14,10 +14,9 @@ instead, and the numbers of an image are read one by one, at any distance.
     plan        which lines a result reads, and the positions of its taps; found once for a shape
     lines       copying lines, and the loop of the forward pass; it also computes the gradient of x,
                 with other taps for each remainder of an index after division by the stride
-    pixel_sums  the same for many filters: a product whose columns are filters
-    tap_sums    the gradient of the weight: a product whose rows are taps and whose columns are
-                filters
-    row_sums    the same for few filters: products of rows of g with lines of x
+    filter_sums the same for many filters, and the gradient of the weight: products whose columns
+                are filters
+    row_sums    the gradient of the weight for few filters: products of rows of g with lines of x
 
 A 1x1 kernel has one tap for each channel. With many channels and pixels, each image is multiplied
 by the matrix of filters, in the forward pass and for the gradient of x.
@@ -32,11 +31,10 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from minigrad.kernels.convolution.filter_sums import sums_of_pixels, sums_of_taps
 from minigrad.kernels.convolution.lines import correlate
-from minigrad.kernels.convolution.pixel_sums import sums_of_pixels
 from minigrad.kernels.convolution.plan import BLOCKS, LoopPlan, forward_plan, input_plans
 from minigrad.kernels.convolution.row_sums import weight_sums
-from minigrad.kernels.convolution.tap_sums import sums_of_taps
 from minigrad.kernels.gemm import matmul
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.geometry import Geometry, Shape

@@ -12,13 +12,7 @@ from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of
 from minigrad.kernels.gemm.products import SIZES, blocks_of, matrix_of
 from minigrad.kernels.jit import Integers, Read, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.vector import (
-    VECTOR,
-    address_of,
-    copy_some,
-    copy_vector,
-    keep_alive,
-)
+from minigrad.kernels.vector import VECTOR, address_of, copy_some, copy_vector, keep_alive
 
 NEAR = 24 * 1024  # bytes of weights that stay in the level-1 cache while rows are read
 LOW = 4  # rows of a tile; with fewer, its sums are so few that each waits for its last addition
@@ -37,8 +31,7 @@ def lines_of(plan: Any) -> Lines:
 @jit(inline="always")
 def image_size(s: Lines) -> int:
     """Return how many numbers the copied lines of one image have, in all channels of a group."""
-    size: int = s.channels * s.copied * s.line
-    return size
+    return s.channels * s.copied * s.line
 
 
 @jit(inline="always")
@@ -51,40 +44,6 @@ def _copy_numbers(at: int, to: int, count: int, item: int, zero: Any) -> None:
     for i in range(0, count, lanes):
         step = min(i, count - lanes) * item  # the last vector may overlap
         copy_vector(at + step, to + step, zero)
-
-
-@external()
-def _copy_lines(source: Any, plane: int, s: Lines, first: int, count: int, lines: Any) -> None:
-    """Copy `count` lines of each channel of a group, from line `first` on, with zeros around them.
-
-    The columns are sorted by their remainder after division by the number of phases. Up to one
-    vector may be written after the last line.
-    """
-    item, zero = source.itemsize, source.dtype.type(0)
-    length = s.line // s.phases
-    start, end = max(0, -s.top - first), min(count, s.height - s.top - first)
-    for phase in range(s.phases):
-        x = s.left + phase  # the column of the first number; the step is the number of phases
-        before = max(0, (s.phases - 1 - x) // s.phases)
-        size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
-        for c in range(s.channels):
-            here = (s.top + first + start) * s.width + x + before * s.phases
-            there = (c * s.copied + start) * s.line + phase * length + before
-            for _ in range(start, end):
-                if s.phases == 1:
-                    at = address_of(source) + ((plane + c) * s.height * s.width + here) * item
-                    # What is written after the numbers of a line, the next line overwrites.
-                    _copy_numbers(at, address_of(lines) + there * item, size, item, zero)
-                elif size > 0:
-                    numbers, target = source[plane + c, here:], lines[there : there + size]
-                    if s.phases == 2:
-                        for j in range(size):
-                            target[j] = numbers[2 * j]  # this becomes vector code
-                    else:
-                        for j in range(size):
-                            target[j] = numbers[j * s.phases]
-                here += s.width
-                there += s.line
 
 
 class Block(NamedTuple):
@@ -101,8 +60,7 @@ class Block(NamedTuple):
 def count_blocks(s: Lines, images: int, rows: int) -> int:
     """Return the number of blocks with at most so many images, and so many rows."""
     in_plane = (s.rows + rows - 1) // rows
-    count: int = (s.images + images - 1) // images * s.groups * in_plane
-    return count
+    return (s.images + images - 1) // images * s.groups * in_plane
 
 
 @jit(inline="always")
@@ -117,19 +75,43 @@ def block_of(s: Lines, images: int, rows: int, number: int) -> Block:
 
 
 @external()
-def copy_images(source: Any, s: Lines, block: Block, lines: Any) -> None:
+def copy_lines(source: Any, s: Lines, block: Block, lines: Any) -> None:
     """Copy the lines that a block of the result reads into an array that is 0 at first.
 
-    Around the lines, it stays 0 if all blocks have all rows. Otherwise the lines of another block
-    may have been there.
+    The columns are sorted by their remainder after division by the number of phases. Around the
+    lines, the array stays 0 if all blocks have all rows. Otherwise the lines of another block may
+    have been there. Up to one vector may be written after the last line.
     """
     if block.rows < s.rows:
         lines[:] = 0
-    count = (block.rows - 1) * s.step + s.reach
-    for i in range(block.images):
-        plane = ((block.image + i) * s.groups + block.group) * s.channels
-        to = lines[i * image_size(s) :]
-        _copy_lines(source, plane, s, block.row * s.step, count, to)
+    item, zero = source.itemsize, source.dtype.type(0)
+    first, count = block.row * s.step, (block.rows - 1) * s.step + s.reach
+    length = s.line // s.phases
+    start, end = max(0, -s.top - first), min(count, s.height - s.top - first)
+    for phase in range(s.phases):
+        x = s.left + phase  # the column of the first number; the step is the number of phases
+        before = max(0, (s.phases - 1 - x) // s.phases)
+        size = min(length, (s.width - x + s.phases - 1) // s.phases) - before
+        for n in range(block.images * s.channels):
+            image = block.image + n // s.channels
+            plane = (image * s.groups + block.group) * s.channels + n % s.channels
+            here = (s.top + first + start) * s.width + x + before * s.phases
+            there = (n * s.copied + start) * s.line + phase * length + before
+            for _ in range(start, end):
+                if s.phases == 1:
+                    at = address_of(source) + (plane * s.height * s.width + here) * item
+                    # What is written after the numbers of a line, the next line overwrites.
+                    _copy_numbers(at, address_of(lines) + there * item, size, item, zero)
+                elif size > 0:
+                    numbers, target = source[plane, here:], lines[there : there + size]
+                    if s.phases == 2:
+                        for j in range(size):
+                            target[j] = numbers[2 * j]  # this becomes vector code
+                    else:
+                        for j in range(size):
+                            target[j] = numbers[j * s.phases]
+                here += s.width
+                there += s.line
 
 
 @jit(inline="always")
@@ -140,7 +122,7 @@ def find_lines(source: Any, s: Lines, block: Block, lines: Any) -> int:
         start = (plane * s.height + block.row * s.step) * s.line
         address: int = address_of(source) + start * source.itemsize
         return address
-    copy_images(source, s, block, lines)
+    copy_lines(source, s, block, lines)
     address = address_of(lines)
     return address
 

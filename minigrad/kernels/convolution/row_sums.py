@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.convolution.lines import NEAR, Block, copy_images, image_size, lines_of
+from minigrad.kernels.convolution.lines import NEAR, Block, copy_lines, image_size, lines_of
 from minigrad.kernels.convolution.plan import Lines
 from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.packing import BlockSizes, part_of
@@ -140,40 +140,9 @@ def _pack_rows(at: int, rows: int, cols: int, to: int, item: int, zero: Any) -> 
 
 
 @jit(inline="always")
-def _add_products(
-    t: BlockSizes, s: Lines, filters: int, depth: int, images: int, rows: int, g: int, g_image: int,
-    lines: int, table: int, packed: int, out: int,
-) -> None:  # fmt: skip
-    """Add the sums over some rows of some images to the rows of `out` for some filters.
-
-    All arguments after `rows` are addresses, except for `g_image`: the bytes in g from an image to
-    the next. `packed` is the address of memory for FILTERS planes.
-    """
-    g_row, line = s.cols * t.item, s.step * s.line
-    lines_image = image_size(s) * t.item
-    o = 0
-    while o < filters:
-        planes = FILTERS if filters - o >= FILTERS else 1
-        to = packed
-        for plane in range(o, o + planes):
-            for image in range(images):
-                at = g + image * g_image + plane * s.rows * g_row
-                to = _pack_rows(at, rows, s.cols, to, t.item, t.zero)
-        plane_bytes = (to - packed) // planes
-        for k in range(0, depth, TAPS):
-            _tile_of_row_products(
-                planes, min(TAPS, depth - k), images, rows, s.cols, packed, plane_bytes, lines,
-                line, lines_image, table + k * 8, out + (o * depth + k) * t.item, depth * t.item,
-                t.zero,
-            )  # fmt: skip
-        o += planes
-
-
-@jit(inline="always")
 def _packed_row(t: BlockSizes, s: Lines) -> int:
     """Return the bytes of a row of packed g: complete vectors."""
-    size: int = (s.cols + t.VL - 1) // t.VL * VECTOR
-    return size
+    return (s.cols + t.VL - 1) // t.VL * VECTOR
 
 
 @external()
@@ -183,21 +152,34 @@ def _add_block(
 ) -> None:  # fmt: skip
     """Add the sums over a block to the rows of `out` for the filters from `start` to before `end`.
 
-    Filters are counted in the block's group.
+    Filters are counted in the block's group. `packed` is the address of memory for FILTERS planes.
     """
+    depth, line = out.shape[1], s.step * s.line
     near_rows = max(1, NEAR // (FILTERS * _packed_row(t, s)))  # whose packed g stays in the cache
     near_images = max(1, near_rows // s.rows)
     for i in range(0, block.images, near_images):
-        plane = ((block.image + i) * s.groups + block.group) * filters + start
+        images = min(near_images, block.images - i)
         for row in range(0, block.rows, near_rows):
-            _add_products(
-                t, s, end - start, out.shape[1], min(near_images, block.images - i),
-                min(near_rows, block.rows - row),
-                part_of(matrix_of(g), plane, (block.row + row) * s.cols).at,
-                s.groups * filters * g.strides[0],
-                address_of(lines) + (i * image_size(s) + row * s.step * s.line) * t.item, table,
-                packed, part_of(matrix_of(out), block.group * filters + start, 0).at,
-            )  # fmt: skip
+            rows = min(near_rows, block.rows - row)
+            first = address_of(lines) + (i * image_size(s) + row * line) * t.item
+            o = start
+            while o < end:
+                planes = FILTERS if end - o >= FILTERS else 1
+                to = packed
+                for filter_ in range(o, o + planes):
+                    for image in range(block.image + i, block.image + i + images):
+                        plane = (image * s.groups + block.group) * filters + filter_
+                        at = part_of(matrix_of(g), plane, (block.row + row) * s.cols).at
+                        to = _pack_rows(at, rows, s.cols, to, t.item, t.zero)
+                plane_bytes = (to - packed) // planes
+                sums = part_of(matrix_of(out), block.group * filters + o, 0)
+                for k in range(0, depth, TAPS):
+                    _tile_of_row_products(
+                        planes, min(TAPS, depth - k), images, rows, s.cols, packed, plane_bytes,
+                        first, line, image_size(s) * t.item, table + k * 8, sums.at + k * t.item,
+                        sums.row, t.zero,
+                    )  # fmt: skip
+                o += planes
 
 
 @for_each_dtype(pieces=0)
@@ -224,7 +206,7 @@ def weight_sums(
             images = min(s.together, s.images - image)
             for row in range(0, s.rows, s.block):
                 block = Block(group, image, images, row, min(s.block, s.rows - row))
-                copy_images(source, s, block, lines)
+                copy_lines(source, s, block, lines)
                 _add_block(
                     t, s, block, start, end, filters, g, lines, address_of(table),
                     first_line(packed), out,

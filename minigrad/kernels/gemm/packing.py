@@ -92,8 +92,7 @@ def _copy_columns(
 ) -> None:
     """Pack a matrix with contiguous columns: for each k, copy a piece of the column to each panel.
 
-    The extra lanes of a panel get the first rows of the next panel, so that complete vectors are
-    copied.
+    The extra lanes of a panel get the first rows of the next panel: complete vectors are copied.
     """
     line, vector = width * t.item, t.VL * t.item
     for first in range(0, depth, STEPS_NEAR):

@@ -147,8 +147,7 @@ class PrepackedMatrix:
 def packed_bytes(matrix: Array) -> int:
     """Return the bytes of the panels of a matrix `(k, n)`: complete panels and one cache line."""
     (k, n), NR = matrix.shape, PRODUCTS[matrix.dtype].tile.NR
-    size: int = -(-n // NR) * NR * k * matrix.itemsize + CACHE_LINE
-    return size
+    return int(-(-n // NR) * NR * k * matrix.itemsize + CACHE_LINE)
 
 
 _known: WeakValueDictionary[int, PrepackedMatrix] = WeakValueDictionary()

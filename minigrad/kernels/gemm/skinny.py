@@ -52,7 +52,7 @@ FAR = 1 << 23  # bytes of a matrix from which `stream` prefetches, if several th
 SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
 CHAINS = 8  # independent sums of an inner product, because a multiply-add takes four cycles
-BLOCK = 16384  # numbers of an inner product that are summed before they are added to the result
+BLOCK = 16384  # numbers of an inner product in one sum; to add several sums is more exact
 ZERO = WORD(0)
 
 
@@ -268,10 +268,7 @@ def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _z
 def inner(
     _piece: int, _pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
-    """Compute out = or += x y for one row x and one column y, whose numbers are adjacent.
-
-    It adds up the sums of blocks, which is more exact than one long sum.
-    """
+    """Compute out = or += x y for one row x and one column y, whose numbers are adjacent."""
     k, item, zero = y.shape[0], x.itemsize, x.dtype.type(0)
     a, b, c = address_of(x), address_of(y), address_of(out)
     for p in range(0, k, BLOCK):
