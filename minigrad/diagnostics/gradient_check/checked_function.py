@@ -162,24 +162,17 @@ class CheckedFunction(ABC):
         return {}
 
     def slope(
-        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
-    ) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible.
-
-        `directions` has the operands that move, by their positions.
-        """
-        return None
-
-    def second_slope(
         self,
         operands: Arrays,
         directions: Mapping[int, Array],
         cotangents: Arrays,
-        weights: Arrays,
+        weights: Arrays | None = None,
     ) -> float | None:
-        """Compute sum(weights * H directions), H the Hessian of sum(cotangents * results).
+        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible.
 
-        It is computed in forward mode over a backward pass; None if that is not possible.
+        With `weights`, it is sum(weights * H directions), in forward mode over a backward pass; H
+        is the Hessian of sum(cotangents * results). `directions` has the operands that move, by
+        their positions.
         """
         return None
 
