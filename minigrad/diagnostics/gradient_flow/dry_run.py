@@ -99,7 +99,7 @@ class ForwardTrace(Recorder):
         self._zeros = frozenset(name for name, p in parameters.items() if not p._data.any())
         for name, parameter in parameters.items():
             own = frozenset([name])
-            zero = None if parameter._data.any() else ZeroValue(own, None)
+            zero = ZeroValue(own, None) if name in self._zeros else None
             trace = ValueTrace(own, own if parameter.requires_grad else EMPTY, EMPTY, zero)
             if parameter.node is not None:
                 self._nodes[parameter.node] = trace
