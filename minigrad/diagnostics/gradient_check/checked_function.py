@@ -161,21 +161,6 @@ class CheckedFunction(ABC):
         """Return arrays by name whose memory no gradient may share, except with itself."""
         return {}
 
-    def slope(
-        self,
-        operands: Arrays,
-        directions: Mapping[int, Array],
-        cotangents: Arrays,
-        weights: Arrays | None = None,
-    ) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible.
-
-        With `weights`, it is sum(weights * H directions), in forward mode over a backward pass; H
-        is the Hessian of sum(cotangents * results). `directions` has the operands that move, by
-        their positions.
-        """
-        return None
-
     def restored(self) -> AbstractContextManager[None]:
         """Restore all random generators after the block."""
         return Draws().put_back()

@@ -202,7 +202,11 @@ class TensorFunction(FrameworkFunction):
         cotangents: Arrays,
         weights: Arrays | None = None,
     ) -> float | None:
-        """Compute a slope in forward mode; with `weights`, of second order, as `hvp` does.
+        """Compute sum(cotangents * J directions) in forward mode.
+
+        With `weights`, it is sum(weights * H directions), in forward mode over a backward pass, as
+        `hvp` computes it; H is the Hessian of sum(cotangents * results). `directions` has the
+        operands that move, by their positions.
 
         The result is None if f cannot run in forward mode because it differentiates by its inputs
         itself. No observer watches, because only then an op uses its own rule for tangents.

@@ -33,6 +33,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     largest_of,
 )
+from minigrad.diagnostics.gradient_check.functions import TensorFunction
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, SPREADS, Tolerance
 from minigrad.errors import op_of
 from minigrad.ops.hints import Undefined, cause_of_gradient
@@ -100,6 +101,8 @@ class GradientProblem:
 
     def slope(self, directions: Mapping[int, Array]) -> float | None:
         """Compute the slope in directions of operands of f in forward mode, or return None."""
+        if not isinstance(self.function, TensorFunction):
+            return None
         point = self.operands[: len(self.function.operands)]
         return self.function.slope(point, directions, self.cotangents, self._of_gradients)
 
