@@ -251,8 +251,8 @@ class Detector(Recorder):
             self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         op = node.op
         assert op is not None
-        tangent = next(filter(self._is_bad, _tangents_of(gradient)), None)
-        if not self._is_bad(gradient) and tangent is None:
+        bad = next(filter(self._is_bad, [gradient, *_tangents_of(gradient)]), None)
+        if bad is None:
             return
         # Find the cause: the derivative, the gradient that it was given, or the dtype.
         edges = [edge for edge in node.edges or () if edge[0] is parent]
@@ -268,8 +268,8 @@ class Detector(Recorder):
         looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
         operands = [got, *looked_at.values(), made]
         hint = entered = None
-        if tangent is not None and not self._is_bad(gradient):
-            slope = Operand.of(f"the derivative of the gradient for {inputs}", tangent)
+        if bad is not gradient:
+            slope = Operand.of(f"the derivative of the gradient for {inputs}", bad)
             operands.append(slope)
             headline = f"the derivative of {vjp} in a direction made the first {slope.kind}"
         elif self._is_bad(arrived):

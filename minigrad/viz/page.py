@@ -293,18 +293,13 @@ class _Writer:
         right = shown.right or shown.grads
         ends = [[index[leaf], add(g), add(right[leaf])] for leaf, g in shown.grads.items()]
         initial = [[index[node], add(g)] for node, g in shown.initial.items()]
-        # The texts for steps with a fault or a note, each of which is the same in all steps.
-        words = {
-            "fault": next((step.fault for step in shown.steps if step.fault), ""),
-            "note": next((step.note for step in shown.steps if step.note), ""),
-        }
         return {
             "key": shown.key,
             "title": shown.title,
             "about": shown.about,
             "steps": [self._once("steps", step, self._step, step) for step in shown.steps],
             "fault": -1 if shown.fault is None else shown.fault,
-            "words": words,
+            "wrong": shown.wrong,
             "ends": ends,
             "initial": initial,
         }
@@ -318,8 +313,8 @@ class _Writer:
             sent=[self._sent(step, sent) for sent in step.sent] or None,
             before=self._add(step.before),
             after=self._add(step.after),
-            fault=1 if step.fault else None,
-            note=1 if step.note else None,
+            fault=1 if step.is_wrong else None,
+            early=1 if step.is_early else None,
         )
 
     def _sent(self, step: Step, sent: Sent) -> list[Any]:

@@ -49,8 +49,8 @@ class Step:
     arrivals: int = 0  # how many gradients have arrived at the node so far
     before: Array | None = None  # for a leaf, its `.grad` before this step, or None
     after: Array | None = None  # for a leaf, its `.grad` after this step
-    fault: str = ""  # why a value goes wrong here; empty if none does
-    note: str = ""  # another remark on the step
+    is_wrong: bool = False  # whether the gradient that has arrived is wrong
+    is_early: bool = False  # whether other gradients are still to arrive
 
 
 @dataclass(eq=False)
@@ -60,6 +60,7 @@ class Pass:
     graph: GraphView
     key: str  # a short name of the pass
     title: str  # the text of its button
+    wrong: str = ""  # what happens in its wrong steps
     about: str = ""  # what happens in it, in a few sentences
     initial: Mapping[Node, Array] = field(default_factory=dict)  # gradients before it begins
     fault: int | None = None  # the first step in which a value goes wrong
@@ -78,13 +79,13 @@ class Pass:
         """The `.grad` of each leaf after the pass."""
         return {step.node: step.after for step in self.steps if step.after is not None}
 
-    def run(self, node: Node, fault: str = "", due: Any = None, note: str = "") -> Iterator[Step]:
+    def run(self, node: Node, due: Array | None, is_early: bool = False) -> Iterator[Step]:
         """Run the VJPs of a node on the gradient that has arrived there, and yield their steps.
 
-        `fault` says why this gradient is wrong; `due` is the right gradient.
+        `due` is the right gradient; None if this is the right one, or a part of it.
         """
         right: dict[Link, Array] = {}
-        if fault and self.fault is None:
+        if due is not None and self.fault is None:
             self.fault = len(self.steps)
             sent_rightly = (sent for run in _run_vjps(self.graph, node, due) for sent in run)
             right = {sent.link: sent.gradient for sent in sent_rightly}
@@ -96,7 +97,8 @@ class Pass:
                 self.arrived[source] = sent.after
                 self._arrivals[source] = self._arrivals.get(source, 0) + 1
             g, arrivals = self.arrived[node], self._arrivals[node]
-            yield Step("vjp", node, g, run, arrivals, fault=fault, note=note)
+            wrong = due is not None
+            yield Step("vjp", node, g, run, arrivals, is_wrong=wrong, is_early=is_early)
 
     def run_in_order(self, first: Pass | None = None) -> None:
         """Run the VJPs of all nodes, the newest first.
@@ -106,10 +108,9 @@ class Pass:
         for node in reversed(self.graph.nodes):
             if node.op is None:
                 continue
-            fault, due = "", None if first is None else first.arrived[node]
-            if due is not None and not np.array_equal(self.arrived[node], due, equal_nan=True):
-                fault = "What the first pass left here is sent on again"
-            self.steps += self.run(node, fault, due)
+            due = None if first is None else first.arrived[node]
+            is_right = due is None or np.array_equal(self.arrived[node], due, equal_nan=True)
+            self.steps += self.run(node, None if is_right else due)
 
     def end(self, grads: Mapping[Node, Array] | None = None) -> None:
         """Add the gradients that have arrived at the leaves to their `.grad`.
@@ -168,7 +169,8 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
 def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
     """Run the second pass of an engine that keeps the first pass's gradients at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left, right=second.grads)
+    title, wrong = "Second pass, not cleared", "What the first pass left here is sent on again"
+    shown = Pass(graph, "uncleared", title, wrong, initial=left, right=second.grads)
     shown.run_in_order(first)
     shown.end(first.grads)
     shown.about = (
@@ -188,7 +190,8 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     It runs the VJPs of a node once for each path to the node, and the number of paths may be
     exponential in the depth. So the VJPs are counted first, and a pass with too many is cut short.
     """
-    shown = Pass(graph, "depth", "Depth first", right=first.grads)
+    wrong = "What has been sent on before is sent on again"
+    shown = Pass(graph, "depth", "Depth first", wrong, right=first.grads)
     paths = Counter({graph.root: 1})
     vjps = usual = 0  # the number of VJPs of this pass and of the first
     for node in reversed(graph.nodes):
@@ -206,13 +209,9 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         """Run the VJPs of a node one by one, and yield the inputs to go on to."""
         g, sent_on = shown.arrived[node], ran_with.get(node)
         ran_with[node] = g
-        fault, due, note = "", None, ""
-        if sent_on is not None and sent_on.any():
-            fault = "What has been sent on before is sent on again"
-            due = np.asarray(g - sent_on)
-        elif not np.array_equal(g, first.arrived[node], equal_nan=True):
-            note = "It does not wait for the gradients that are still to come"
-        for step in shown.run(node, fault, due, note):
+        due = None if sent_on is None or not sent_on.any() else np.asarray(g - sent_on)
+        is_early = due is None and not np.array_equal(g, first.arrived[node], equal_nan=True)
+        for step in shown.run(node, due, is_early):
             if is_shown():
                 shown.steps.append(step)
             yield from (sent.link.source for sent in step.sent)

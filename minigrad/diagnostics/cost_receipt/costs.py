@@ -42,8 +42,6 @@ from minigrad.ops.products import shape_of_product
 from minigrad.ops.shape import reduced
 from minigrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
-Shape = tuple[int, ...]
-
 
 class _Sketch(NDArrayOperatorsMixin, StandIn):
     """An array without elements, to which numpy's functions can be applied."""
@@ -54,7 +52,7 @@ class _Sketch(NDArrayOperatorsMixin, StandIn):
     flags = np.empty(0).flags
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall) -> None:
-        self.shape: Shape = tuple(map(int, shape))
+        self.shape = tuple(map(int, shape))
         self.dtype = dtype
         self.call = call  # where the FLOPs of operations on it are added up
         self.truth = False  # the value of `if sketch:`, for a condition of one element

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ class _ReceiptRecorder(Recorder):
         self._calls: dict[int, SketchedCall] = {}  # the calls of nodes, until these are freed
         self._unrecorded: list[SketchedCall] = []  # calls with only frozen inputs
         self._leaves: set[int] = set()
-        self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
+        self._steps = Counter[Optimizer]()
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Count the forward of `op`, unless a VJP calls it: the VJP is counted as a whole."""
@@ -274,10 +275,9 @@ class _ReceiptRecorder(Recorder):
                 flops += each * sum(p.size for p in group["params"] if p.grad is not None)
         unknown = f"step of {name}, which STEP_COSTS does not have"
         self._count("optimizer", name, "", flops, unknown)
-        steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
-        self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
-        self._receipt.steps = max(count for _, _, count in self._optimizers.values())
-        self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
+        self._steps[optimizer] += 1
+        self._receipt.steps = max(self._steps.values())
+        self._receipt.optimizer_bytes = sum(each.state_bytes() for each in self._steps)
 
     def _count(self, phase: Phase, op: str, name: str, flops: int | None, unknown: str) -> None:
         """Add FLOPs to a row; if they are not known, add to `uncounted`."""

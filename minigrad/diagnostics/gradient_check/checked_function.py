@@ -33,9 +33,6 @@ Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Gradients = list[Vector]
 ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays from the operands
-# Computes the gradient of sum(cotangents * results) by each operand, for one call of f. With
-# `recorded=True`, the backward pass is recorded, as for a derivative of higher order.
-Pullback = Callable[..., Gradients]
 Arrays = Sequence[Array]
 Foreign = Sequence[Any]  # arrays of a framework
 # Computes a gradient or None by each operand, given cotangents and whether to record the pass.
@@ -161,28 +158,6 @@ class CheckedFunction(ABC):
         """Return arrays by name whose memory no gradient may share, except with itself."""
         return {}
 
-    def slope(
-        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
-    ) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode; None if that is not possible.
-
-        `directions` has the operands that move, by their positions.
-        """
-        return None
-
-    def second_slope(
-        self,
-        operands: Arrays,
-        directions: Mapping[int, Array],
-        cotangents: Arrays,
-        weights: Arrays,
-    ) -> float | None:
-        """Compute sum(weights * H directions), H the Hessian of sum(cotangents * results).
-
-        It is computed in forward mode over a backward pass; None if that is not possible.
-        """
-        return None
-
     def restored(self) -> AbstractContextManager[None]:
         """Restore all random generators after the block."""
         return Draws().put_back()
@@ -192,10 +167,14 @@ class CheckedFunction(ABC):
         with self._recording(False):
             return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
 
-    def vjp(self, operands: Arrays, needed: Sequence[int] | None = None) -> Pullback:
-        """Call f, and return a function that pulls cotangents back through this call.
+    def vjp(
+        self, operands: Arrays, needed: Sequence[int] | None = None
+    ) -> Callable[..., Gradients]:
+        """Call f, and return a function `pullback(cotangents, recorded=False)` for this call.
 
-        `needed` are the positions of the operands whose gradient is wanted; None means all.
+        It computes the gradient of sum(cotangents * results) by each operand. `recorded` says
+        whether the pass is recorded, as for a derivative of higher order. `needed` are the
+        positions of the operands whose gradient is wanted; None means all.
         """
         needed = range(len(operands)) if needed is None else needed
         with self._findings():
@@ -286,10 +265,7 @@ class CheckedFunction(ABC):
             raise NoGradient(", ".join(self.names), f"{self.framework}: {sentence}") from error
 
     def gradients(self, operands: Arrays, cotangents: Arrays, recorded: bool = False) -> Gradients:
-        """Compute the gradient of sum(cotangents * results) by each operand.
-
-        `recorded` says whether the pass is recorded, as for a derivative of higher order.
-        """
+        """Compute the gradient of sum(cotangents * results) by each operand, as in `vjp`."""
         return self.vjp(operands)(cotangents, recorded=recorded)
 
     def cotangents(self, operands: Arrays, rng: np.random.Generator) -> list[Array]:

@@ -196,32 +196,21 @@ class TensorFunction(FrameworkFunction):
         return least_exact([*(x.dtype for x in results), *dtypes])
 
     def slope(
-        self, operands: Arrays, directions: Mapping[int, Array], cotangents: Arrays
-    ) -> float | None:
-        """Compute sum(cotangents * J directions) in forward mode.
-
-        The result is None if f cannot run in forward mode because it differentiates by its inputs
-        itself. No observer watches, because only then an op uses its own rule for tangents.
-        """
-        with unobserved(False), suppress(RuntimeError):
-            forward = ForwardMode(1)
-            inputs = [Tensor(x) for x in operands]
-            for i, v in directions.items():
-                inputs[i] = forward.start(inputs[i], [Tensor(v.astype(inputs[i].dtype))])
-            with observe(forward):
-                results = self._call(inputs)
-            tangents = [forward.tangents(x)[0]._data for x in results]
-            return float(np.dot(flat(cotangents), flat(tangents)))
-        return None
-
-    def second_slope(
         self,
         operands: Arrays,
         directions: Mapping[int, Array],
         cotangents: Arrays,
-        weights: Arrays,
+        weights: Arrays | None = None,
     ) -> float | None:
-        """Compute sum(weights * H directions) as `hvp` does."""
+        """Compute sum(cotangents * J directions) in forward mode.
+
+        With `weights`, it is sum(weights * H directions), in forward mode over a backward pass, as
+        `hvp` computes it; H is the Hessian of sum(cotangents * results). `directions` has the
+        operands that move, by their positions.
+
+        The result is None if f cannot run in forward mode because it differentiates by its inputs
+        itself. No observer watches, because only then an op uses its own rule for tangents.
+        """
 
         def total(*inputs: Tensor) -> Tensor:
             results = self._call(inputs)
@@ -229,21 +218,40 @@ class TensorFunction(FrameworkFunction):
             parts: list[Tensor] = [(v * y).sum() for v, y in zip(seeds, results, strict=True)]
             return sum(parts[1:], parts[0])
 
-        inputs = [Tensor(x) for x, _ in zip(operands, weights, strict=False)]
-        vs = [directions.get(i, np.zeros(x.shape)).astype(x.dtype) for i, x in enumerate(inputs)]
+        inputs = [Tensor(x) for x in operands]
+        moves = [directions.get(i, np.zeros(x.shape)) for i, x in enumerate(operands)]
+        vs = [Tensor(v.astype(x.dtype)) for v, x in zip(moves, operands, strict=True)]
         with unobserved(False), suppress(RuntimeError):
-            products = hvp(total, inputs, [Tensor(v) for v in vs])
-            return float(np.dot(flat(weights), flat(x._data for x in products)))
+            if weights is not None:
+                products = hvp(total, inputs, vs)
+                return float(np.dot(flat(weights), flat(x._data for x in products)))
+            forward = ForwardMode(1)
+            for i in directions:
+                inputs[i] = forward.start(inputs[i], [vs[i]])
+            with observe(forward):
+                results = self._call(inputs)
+            tangents = [forward.tangents(x)[0]._data for x in results]
+            return float(np.dot(flat(cotangents), flat(tangents)))
         return None
 
     def gradients_by_path(
         self, operands: Arrays, cotangents: Arrays, recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
-        """Compute the gradients by `grad`, and by each other path, including `backward`."""
+        """Compute the gradients by `grad`, and by each other path, including `backward`.
+
+        The `.grad` of leaves that are not operands is restored.
+        """
         gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
         leaves, results = self._required(operands)
-        for _ in range(2):
-            _backward(results, [v.copy() for v in cotangents], leaves)
+        others = [(node, node.grad) for node in _other_leaves(results, leaves)]
+        try:
+            for _ in range(2):
+                for result, seed in zip(results, cotangents, strict=True):
+                    if result.requires_grad:
+                        result.backward(seed.copy(), retain_graph=True)
+        finally:
+            for node, gradient in others:
+                node.grad = gradient
         twice = self._as_gradients([x.grad for x in leaves], operands)
         paths["backward, twice"] = [g / 2 for g in twice]
         return gradients, paths
@@ -253,18 +261,6 @@ class TensorFunction(FrameworkFunction):
         arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
         arrays |= dict(zip(self.names, self.operands, strict=True))
         return arrays | {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
-
-
-def _backward(results: Sequence[Tensor], seeds: Arrays, leaves: Sequence[Tensor]) -> None:
-    """Add to `.grad` of the leaves, and restore that of all other tensors."""
-    before = [(node, node.grad) for node in _other_leaves(results, leaves)]
-    try:
-        for result, seed in zip(results, seeds, strict=True):
-            if result.requires_grad:
-                result.backward(seed, retain_graph=True)
-    finally:
-        for node, gradient in before:
-            node.grad = gradient
 
 
 def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:

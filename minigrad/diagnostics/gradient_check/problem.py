@@ -33,6 +33,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     flat,
     largest_of,
 )
+from minigrad.diagnostics.gradient_check.functions import TensorFunction
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, SPREADS, Tolerance
 from minigrad.errors import op_of
 from minigrad.ops.hints import Undefined, cause_of_gradient
@@ -67,6 +68,7 @@ class GradientProblem:
     """
 
     order = 1
+    _of_gradients: list[Array] | None = None  # for order 2, the cotangents of the gradients
 
     def __init__(
         self, function: CheckedFunction, rng: np.random.Generator, tolerance: float, recorded: bool
@@ -98,8 +100,11 @@ class GradientProblem:
         return self.function.gradients(operands, self.cotangents)
 
     def slope(self, directions: Mapping[int, Array]) -> float | None:
-        """Compute the slope in some directions in forward mode; None if that is not possible."""
-        return self.function.slope(self.operands, directions, self.cotangents)
+        """Compute the slope in directions of operands of f in forward mode, or return None."""
+        if not isinstance(self.function, TensorFunction):
+            return None
+        point = self.operands[: len(self.function.operands)]
+        return self.function.slope(point, directions, self.cotangents, self._of_gradients)
 
     def _measure(
         self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None = None
@@ -159,6 +164,7 @@ class SecondOrder(GradientProblem):
     """The gradient as a vector function of the operands and the cotangents."""
 
     order = 2
+    _of_gradients: list[Array]
 
     def __init__(self, first: GradientProblem, rng: np.random.Generator) -> None:
         self.function, self.tolerance, self.dtype = first.function, first.tolerance, first.dtype
@@ -180,14 +186,6 @@ class SecondOrder(GradientProblem):
     def gradients_at(self, operands: Sequence[Array]) -> Gradients:
         """Compute the gradients of the gradient, at any operands of f."""
         return self.function.second_gradients(operands, self.cotangents, self._of_gradients)
-
-    def slope(self, directions: Mapping[int, Array]) -> float | None:
-        """Compute the slope in directions of operands of f, in forward mode over a backward pass.
-
-        The result is None if that is not possible.
-        """
-        weights = self._of_gradients
-        return self.function.second_slope(self.operands, directions, self.cotangents, weights)
 
 
 def _rounded(

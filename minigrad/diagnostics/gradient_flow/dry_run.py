@@ -99,7 +99,7 @@ class ForwardTrace(Recorder):
         self._zeros = frozenset(name for name, p in parameters.items() if not p._data.any())
         for name, parameter in parameters.items():
             own = frozenset([name])
-            zero = None if parameter._data.any() else ZeroValue(own, None)
+            zero = ZeroValue(own, None) if name in self._zeros else None
             trace = ValueTrace(own, own if parameter.requires_grad else EMPTY, EMPTY, zero)
             if parameter.node is not None:
                 self._nodes[parameter.node] = trace
@@ -230,7 +230,7 @@ class Stop:
         assert node.op is not None
         vjps = [edge[2] for edge in node.edges or () if edge[0] is parent]
         slots = {slot for vjp in vjps if vjp is not None for slot, shape in vjp.slots if not shape}
-        if {0, len(node.op.parameters) + 1} <= slots:  # uses `position`: the input is a sequence
+        if node.op.takes_sequence and 0 in slots:
             slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
         return cls(node, frozenset(slots), None not in vjps)
 

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 from minigrad.diagnostics.recorder import SourceLine
 from minigrad.tables import aligned, as_html, paragraph
 
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
 MOST_ROWS = 12  # the most rows with the same state or verdict that are printed
@@ -141,7 +140,7 @@ class LivenessReport:
         tables = [as_html(*table) for table in self._tables()]
         return "\n".join([*tables, paragraph([self.verdict, *self._notes()])])
 
-    def _tables(self) -> Iterator[Table]:
+    def _tables(self) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
         """Yield the title, the head and the cells of each table: parameters, then parts by kind.
 
         If many parameters have the same state, or many parts the same verdict, the first are shown.

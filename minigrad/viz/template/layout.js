@@ -27,16 +27,15 @@ function visibleGraph(data, closed) {
     shown.set(id, outermost === undefined ? id : `g${outermost}`);
   }
   const edges = new Map();
-  const add = (from, to, field, value) => {
+  const add = (from, to, ...links) => {
     const [s, t] = [shown.get(from), shown.get(to)];
     if (s === t) return;
     const key = `${s}>${t}`;
-    if (!edges.has(key)) edges.set(key, { key, s, t, links: [], frozen: [] });
-    edges.get(key)[field].push(value);
+    if (!edges.has(key)) edges.set(key, { s, t, links: [] });
+    edges.get(key).links.push(...links);
   };
-  data.links.forEach((link, i) => add(`n${link.source}`, `n${link.target}`, "links", i));
-  data.nodes.forEach((node, i) =>
-    node.frozen.forEach(([, f]) => add(`f${f}`, `n${i}`, "frozen", i)));
+  data.links.forEach((link, i) => add(`n${link.source}`, `n${link.target}`, i));
+  data.nodes.forEach((node, i) => node.frozen.forEach(([, f]) => add(`f${f}`, `n${i}`)));
   return { parent, ancestors, shown, edges: [...edges.values()] };
 }
 
@@ -112,7 +111,7 @@ function apart(edge) {
   if (edge.links.length < 2 || edge.s[0] !== "n" || edge.t[0] !== "n") return [edge];
   return edge.links.map((link, i) => {
     const shift = (i - (edge.links.length - 1) / 2) * Math.min(20, 48 / edge.links.length);
-    return { ...edge, key: `${edge.key}#${link}`, links: [link], low: shift > 0, points: edge.points.map(([x, y]) => [x, y + shift]) };
+    return { ...edge, links: [link], low: shift > 0, points: edge.points.map(([x, y]) => [x, y + shift]) };
   });
 }
 

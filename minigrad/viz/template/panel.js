@@ -74,15 +74,15 @@ class Panel {
       const result = `${number(sent.gradient)} goes to ${to}`;
       return sent.before === undefined ? result : `${result}, which had ${number(sent.before)} and has ${number(sent.after)} now`;
     });
-    const fault = step.fault ? ` ${pass.words.fault}.` : "";
+    const fault = step.fault ? ` ${pass.wrong}.` : "";
     return `At ${name}, ${number(step.g)} has arrived.${fault} ${parts.join("; ")}.`;
   }
 
   step(step, pass, position) {
     const parts = [];
     if (step.fault && position === pass.fault) parts.push(this.firstFault(step, pass));
-    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${pass.words.fault}.`));
-    if (step.note) parts.push(html("p", { class: "note" }, `${pass.words.note}. It will have to be here again.`));
+    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${pass.wrong}.`));
+    if (step.early) parts.push(html("p", { class: "note" }, "It does not wait for the gradients that are still to come. It will have to be here again."));
     if (step.kind === "vjp") parts.push(...this.vjp(step, pass));
     else if (step.kind === "leaf") parts.push(...this.leaf(step, pass));
     else parts.push(...this.seed(step));
@@ -194,7 +194,7 @@ class Panel {
   }
 
   firstFault(step, pass) {
-    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${pass.words.fault}.`];
+    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${pass.wrong}.`];
     for (const sent of step.sent) {
       const name = this.name(this.data.links[sent.link].source);
       const [got, due] = [this.data.pictures[sent.gradient], this.data.pictures[sent.due]];
