@@ -241,8 +241,7 @@ def batches(
         found = f"one of shape {np.shape(arrays)}" if is_one else f"{arrays!r:.60}"
         raise TypeError(f"batches takes a list of arrays, not {found}; write batches([x], ...)")
     check_flag("batches: shuffle", shuffle)
-    check_positive("batch_size", batch_size)
-    batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow
+    batch_size = check_positive("batch_size", batch_size)
     arrays = [_by_position(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)

@@ -383,8 +383,7 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        check_integer(f"{name}: first_row", first_row)
-        first_row = int(first_row)  # products with a numpy integer may overflow
+        first_row = check_integer(f"{name}: first_row", first_row)
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row

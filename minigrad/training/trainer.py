@@ -142,12 +142,11 @@ class Trainer(TrainingStep):
         progress: bool = True,
         rng: Rng = None,
     ) -> None:
-        check_positive("batch_size", batch_size)
-        check_positive("accumulation_steps", accumulation_steps)
-        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-        for name, number in {"patience": patience, **every}.items():
-            if number is not None:
-                check_positive(name, number)
+        self.batch_size = check_positive("batch_size", batch_size)
+        self.accumulation_steps = check_positive("accumulation_steps", accumulation_steps)
+        self.patience = _positive_or_none("patience", patience)
+        self.validate_every = _positive_or_none("validate_every", validate_every)
+        self.checkpoint_every = _positive_or_none("checkpoint_every", checkpoint_every)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         check_flag("save_frozen", save_frozen)
@@ -155,14 +154,9 @@ class Trainer(TrainingStep):
         super().__init__(model, optimizer, loss, clip_norm, scheduler, ema, capture)
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        self.batch_size, self.accumulation_steps = int(batch_size), int(accumulation_steps)
-        self.metrics, self.patience = _by_name(metrics), patience
+        self.metrics = _by_name(metrics)
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        # The remainder of a large number by an integer of 8 bits would overflow.
-        self.validate_every, self.checkpoint_every = (
-            None if number is None else int(number) for number in every.values()
-        )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of modules before a step that is checked
@@ -212,12 +206,9 @@ class Trainer(TrainingStep):
                 f"epochs must be an integer, not {type(epochs).__name__}; fit takes features and "
                 f"target as one pair: fit((x, y), epochs=...)"
             )
+        steps = _positive_or_none("steps", steps)
         if epochs is not None or steps is None:
-            check_positive("epochs", epochs)
-        if steps is not None:
-            check_positive("steps", steps)
-        # Sums and products with an integer of 8 bits would overflow.
-        epochs, steps = (None if n is None else int(n) for n in (epochs, steps))
+            epochs = check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
         if self.validate_every is not None and held_out is None:
@@ -676,6 +667,11 @@ class Trainer(TrainingStep):
         with ranks.file_of_first(world(), path) as file:
             state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
+
+
+def _positive_or_none(name: str, value: Any) -> int | None:
+    """Return None, or the value of `check_positive`."""
+    return None if value is None else check_positive(name, value)
 
 
 def _functions(role: str, given: Any) -> list[Callable[..., Any]]:
