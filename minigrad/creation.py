@@ -12,9 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import as_dtype, check_count, python_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
-from minigrad.renamed import with_hints
+from minigrad.renamed import helpful_errors
 
 __all__ = ["arange", "eye", "from_dlpack", "full", "linspace", "ones", "ones_like"]
 __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
@@ -22,8 +21,7 @@ __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
 Shape = int | Sequence[int]
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
 
@@ -77,8 +75,7 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
     return tensor(array) if copy else Tensor(array)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -91,8 +88,7 @@ def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fa
     return Tensor(observed(np.zeros, *new), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -103,8 +99,7 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
     return Tensor(observed(np.ones, *new), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -124,8 +119,7 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArr
     return np.full(shape, filling, filling.dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
 
@@ -136,8 +130,7 @@ def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = 
     return Tensor(observed(np.zeros, *_like(x, dtype)), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones with the shape and dtype of `x`, a Tensor or an array.
 
@@ -154,8 +147,7 @@ def _like(x: Any, dtype: DTypeLike | None) -> tuple[tuple[int, ...], np.dtype[An
     return x.shape, x.dtype if dtype is None else as_dtype(dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def arange(
     start: float,
     stop: float | None = None,
@@ -184,8 +176,7 @@ def arange(
     return Tensor(values, requires_grad, dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def linspace(
     start: float,
     stop: float,
@@ -207,8 +198,7 @@ def linspace(
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, or_float32(dtype))
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
@@ -223,8 +213,7 @@ def eye(
     )
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -240,8 +229,7 @@ def randn(
     )
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -253,8 +241,7 @@ def rand(
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw integers from `low` to `high` - 1, all equally likely: a tensor of `shape`, in int64.
 

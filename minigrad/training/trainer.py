@@ -32,13 +32,12 @@ from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.errors import named_errors
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.renamed import with_hints
+from minigrad.renamed import helpful_errors, with_hints
 from minigrad.training import checkpoint_file, ranks
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import RESERVED, History, as_record
@@ -117,8 +116,7 @@ class Trainer(TrainingStep):
             not exist (a FileNotFoundError).
     """
 
-    @named_errors
-    @with_hints
+    @helpful_errors
     def __init__(
         self,
         model: Module,
