@@ -207,10 +207,8 @@ def eye(
     Raises:
         ValueError, TypeError: as in `zeros`.
     """
-    return Tensor(
-        observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, or_float32(dtype)),
-        requires_grad,
-    )
+    shape = _new_shape("eye", (n, n if m is None else m))
+    return Tensor(observed(np.eye, *shape, 0, or_float32(dtype)), requires_grad)
 
 
 @helpful_errors
@@ -224,9 +222,8 @@ def randn(
         TypeError: if a size is not an integer, `dtype` is not a float dtype, or `rng` is not a
             generator.
     """
-    return Tensor(
-        observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
-    )
+    drawn = observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape))
+    return Tensor(drawn, requires_grad)
 
 
 @helpful_errors
@@ -252,9 +249,8 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     low, high = as_shape("randint", (low, high))
     if not low < high:
         raise ValueError(f"low must be less than high, but low={low} and high={high}")
-    return Tensor(
-        observed(draw, rng, np.int64, "integers", low, high, _new_shape("randint", (shape,)))
-    )
+    new = _new_shape("randint", (shape,))
+    return Tensor(observed(draw, rng, np.int64, "integers", low, high, new))
 
 
 def or_float32(dtype: DTypeLike | None) -> np.dtype[Any]:
@@ -273,10 +269,8 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
 
 def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
     """Replace numbers that were rounded up to `bound` by the largest number below it."""
-    kept: NDArray[Any] = np.minimum(
-        drawn, np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
-    )
-    return kept
+    largest = np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
+    return np.asarray(np.minimum(drawn, largest))
 
 
 def as_shape(name: str, sizes: Any) -> tuple[int, ...]:

@@ -82,12 +82,8 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
         raise ValueError(f"{name}: there are no rows below the header")
     values = np.array(parsed, np.float32)
     at = header.index(target)
-    return CSVTable(
-        np.delete(values, at, axis=1),
-        values[:, [at]],
-        tuple(column for column in header if column != target),
-        target,
-    )
+    features = (*header[:at], *header[at + 1 :])
+    return CSVTable(np.delete(values, at, axis=1), values[:, [at]], features, target)
 
 
 def _number(text: str, name: str, line: int, column: str) -> float:
