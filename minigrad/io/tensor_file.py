@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from hashlib import file_digest, sha256
@@ -334,9 +335,8 @@ class TensorWriter:
             if not isinstance(text, str):
                 raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
         self._tensors = {tensor.name: tensor for tensor in listed}
-        if len(self._tensors) < len(listed):
-            names = [tensor.name for tensor in listed]
-            twice = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(tensor.name for tensor in listed)
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
