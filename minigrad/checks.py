@@ -21,14 +21,9 @@ def python_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer of Python or numpy, and no bool."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
 def check_integer(name: str, value: Any) -> int:
     """Return `value` as an integer of Python, which cannot overflow; a TypeError for others."""
-    if not is_integer(value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is an integer, not {value!r:.60}")
     return int(value)
 
@@ -60,7 +55,7 @@ def check_above_0(name: str, value: Any) -> None:
 
 def check_positive(name: str, value: Any) -> int:
     """Return `value` as an integer of Python; a ValueError unless it is one of at least 1."""
-    if not is_integer(value) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
     return int(value)
 
@@ -73,7 +68,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_count(name: str, value: Any) -> int:
     """Return `value` as an integer of Python; a ValueError unless it is one of at least 0."""
-    if not is_integer(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
     return int(value)
 

@@ -284,7 +284,7 @@ def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
         check_range("the count of a loss", count, 0, math.inf)
         count = float(count)
     if not isinstance(loss, Tensor) or loss.size != 1:
-        what = loss.describe() if isinstance(loss, Tensor) else f"{shown(loss)}"
+        what = loss.describe() if isinstance(loss, Tensor) else shown(loss)
         raise TypeError(
             f"the loss must return a Tensor of one element, or that and a count, not {what}"
         )
