@@ -21,10 +21,11 @@ def python_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def check_integer(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is an integer."""
+def check_integer(name: str, value: Any) -> int:
+    """Return `value` as an integer of Python, which cannot overflow; a TypeError for others."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is an integer, not {value!r:.60}")
+    return int(value)
 
 
 def check_number(name: str, value: Any) -> float:
@@ -52,10 +53,11 @@ def check_above_0(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive, not {value!r}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 1."""
+def check_positive(name: str, value: Any) -> int:
+    """Return `value` as an integer of Python; a ValueError unless it is one of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
+    return int(value)
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -64,10 +66,11 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, not {value!r:.60}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 0."""
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as an integer of Python; a ValueError unless it is one of at least 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
+    return int(value)
 
 
 def for_each_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:

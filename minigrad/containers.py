@@ -141,9 +141,8 @@ def _open(value: Any) -> Container | None:
     fields: dict[str, Any] = {}
     static: dict[str, Any] = {}
     for field in dataclasses.fields(value):
-        (static if field.metadata.get("static") else fields)[field.name] = getattr(
-            value, field.name
-        )
+        kept = static if field.metadata.get("static") else fields
+        kept[field.name] = getattr(value, field.name)
     return Container(kind, fields, lambda new: _instance(kind, static | new), None)
 
 

@@ -12,9 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import as_dtype, check_count, python_number
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
-from minigrad.renamed import with_hints
+from minigrad.renamed import helpful_errors
 
 __all__ = ["arange", "eye", "from_dlpack", "full", "linspace", "ones", "ones_like"]
 __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
@@ -22,8 +21,7 @@ __all__ += ["rand", "randint", "randn", "tensor", "zeros", "zeros_like"]
 Shape = int | Sequence[int]
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor from a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
 
@@ -77,8 +75,7 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
     return tensor(array) if copy else Tensor(array)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -91,8 +88,7 @@ def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fa
     return Tensor(observed(np.zeros, *new), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones; its shape is given as `(2, 3)` or `2, 3`.
 
@@ -103,8 +99,7 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
     return Tensor(observed(np.ones, *new), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -124,8 +119,7 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DTypeLike | None) -> NDArr
     return np.full(shape, filling, filling.dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros with the shape and dtype of `x`, a Tensor or an array.
 
@@ -136,8 +130,7 @@ def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = 
     return Tensor(observed(np.zeros, *_like(x, dtype)), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones with the shape and dtype of `x`, a Tensor or an array.
 
@@ -154,8 +147,7 @@ def _like(x: Any, dtype: DTypeLike | None) -> tuple[tuple[int, ...], np.dtype[An
     return x.shape, x.dtype if dtype is None else as_dtype(dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def arange(
     start: float,
     stop: float | None = None,
@@ -184,8 +176,7 @@ def arange(
     return Tensor(values, requires_grad, dtype)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def linspace(
     start: float,
     stop: float,
@@ -207,8 +198,7 @@ def linspace(
     return Tensor(observed(np.linspace, start, stop, num), requires_grad, or_float32(dtype))
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
@@ -217,14 +207,11 @@ def eye(
     Raises:
         ValueError, TypeError: as in `zeros`.
     """
-    return Tensor(
-        observed(np.eye, *_new_shape("eye", (n, n if m is None else m)), 0, or_float32(dtype)),
-        requires_grad,
-    )
+    shape = _new_shape("eye", (n, n if m is None else m))
+    return Tensor(observed(np.eye, *shape, 0, or_float32(dtype)), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -235,13 +222,11 @@ def randn(
         TypeError: if a size is not an integer, `dtype` is not a float dtype, or `rng` is not a
             generator.
     """
-    return Tensor(
-        observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape)), requires_grad
-    )
+    drawn = observed(draw, rng, dtype, "standard_normal", _new_shape("randn", shape))
+    return Tensor(drawn, requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
@@ -253,8 +238,7 @@ def rand(
     return Tensor(observed(draw, rng, dtype, "random", _new_shape("rand", shape)), requires_grad)
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw integers from `low` to `high` - 1, all equally likely: a tensor of `shape`, in int64.
 
@@ -265,9 +249,8 @@ def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     low, high = as_shape("randint", (low, high))
     if not low < high:
         raise ValueError(f"low must be less than high, but low={low} and high={high}")
-    return Tensor(
-        observed(draw, rng, np.int64, "integers", low, high, _new_shape("randint", (shape,)))
-    )
+    new = _new_shape("randint", (shape,))
+    return Tensor(observed(draw, rng, np.int64, "integers", low, high, new))
 
 
 def or_float32(dtype: DTypeLike | None) -> np.dtype[Any]:
@@ -286,9 +269,8 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
 
 def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
     """Replace numbers that were rounded up to `bound` by the largest number below it."""
-    kept: NDArray[Any] = np.minimum(
-        drawn, np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
-    )
+    largest = np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
+    kept: NDArray[Any] = np.minimum(drawn, largest)
     return kept
 
 

@@ -82,12 +82,8 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
         raise ValueError(f"{name}: there are no rows below the header")
     values = np.array(parsed, np.float32)
     at = header.index(target)
-    return CSVTable(
-        np.delete(values, at, axis=1),
-        values[:, [at]],
-        tuple(column for column in header if column != target),
-        target,
-    )
+    features = (*header[:at], *header[at + 1 :])
+    return CSVTable(np.delete(values, at, axis=1), values[:, [at]], features, target)
 
 
 def _number(text: str, name: str, line: int, column: str) -> float:
@@ -241,8 +237,7 @@ def batches(
         found = f"one of shape {np.shape(arrays)}" if is_one else f"{arrays!r:.60}"
         raise TypeError(f"batches takes a list of arrays, not {found}; write batches([x], ...)")
     check_flag("batches: shuffle", shuffle)
-    check_positive("batch_size", batch_size)
-    batch_size = int(batch_size)  # sums with an integer of 8 bits would overflow
+    batch_size = check_positive("batch_size", batch_size)
     arrays = [_by_position(each) for each in arrays]
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)

@@ -32,8 +32,7 @@ def manual_seed(seed: int) -> np.random.Generator:
     Raises:
         ValueError: if the seed is not an integer of at least 0.
     """
-    check_count("manual_seed: the seed", seed)
-    observed(restart, seed)
+    observed(restart, check_count("manual_seed: the seed", seed))
     return _default
 
 
@@ -42,7 +41,7 @@ def restart(seed: int) -> None:
     global _seed
     before_next_draw(None)
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-    _seed = int(seed)
+    _seed = seed
 
 
 def was_seeded() -> bool:

@@ -177,6 +177,11 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
     return hinted
 
 
+def helpful_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function with `named_errors` and `with_hints`."""
+    return named_errors(with_hints(function))
+
+
 def hint_arguments(kind: type) -> None:
     """Let errors of the constructor have the name of the class, and hints for wrong arguments.
 

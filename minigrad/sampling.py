@@ -45,8 +45,7 @@ def sample(
     """
     check_range("temperature", temperature, 0.0, np.inf)
     if top_k is not None:
-        check_positive("top_k", top_k)
-        top_k = int(top_k)  # the negative of an unsigned integer would be positive
+        top_k = check_positive("top_k", top_k)
     if top_p is not None:
         check_probability("top_p", top_p)
     given = as_array(logits).astype(np.float64)

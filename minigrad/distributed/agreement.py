@@ -18,6 +18,7 @@ from minigrad.checks import check_problems
 from minigrad.config import installed_version
 from minigrad.distributed.worlds import World
 
+_LIBRARY = Path(__file__).parents[1]
 _SAME = f"{cpu.VARIABLE}={cpu.levels_here()[0]}, set for all ranks, makes them equal"
 
 
@@ -55,20 +56,18 @@ def facts_of_process() -> dict[str, str]:
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
     packages = ("minigrad-lora", "numpy", "numba", "llvmlite")
     script = getattr(sys.modules["__main__"], "__file__", None) or ""
-    beside = {
-        f"the module {name} beside the script": _digest_of_files([file])
-        for name, file in _modules_beside(script).items()
-    }
-    library = Path(__file__).parents[1]
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
         f"instructions of kernels ({_SAME})": jit.instructions(),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "the script": _digest_of_files([script]),
-        **beside,
+        **{
+            f"the module {name} beside the script": _digest_of_files([file])
+            for name, file in _modules_beside(script).items()
+        },
         # The package may be a clone of another commit.
-        "the code of the library": _digest_of_files(sorted(library.rglob("*.py"))),
+        "the code of the library": _digest_of_files(sorted(_LIBRARY.rglob("*.py"))),
     }
 
 
@@ -82,8 +81,7 @@ def _modules_beside(script: str) -> dict[str, str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     folder = Path(script).resolve().parents[spec.name.count(".") if spec else 0]
     inside = os.path.join(folder, "")  # with a separator at the end
-    library = Path(__file__).parents[1]
-    installed = [sys.prefix, sys.base_prefix, site.getusersitepackages(), str(library)]
+    installed = [sys.prefix, sys.base_prefix, site.getusersitepackages(), str(_LIBRARY)]
     starts = tuple(f"{f}{os.sep}" for each in installed for f in (each, os.path.realpath(each)))
     files = {name: getattr(each, "__file__", None) for name, each in [*sys.modules.items()]}
     return {

@@ -136,9 +136,10 @@ class MPIWorld(World):
         be mixed up.
         """
         if not self._calling.acquire(blocking=False):
-            thread = threading.current_thread().name
-            message = f"{thread} calls the world of this rank, or fit, while another thread does; "
-            message += "let one thread make these calls, or one after the other"
+            message = (
+                f"{threading.current_thread().name} calls the world of this rank, or fit, while "
+                f"another thread does; let one thread make these calls, or one after the other"
+            )
             self._end_all(RuntimeError(message))
         try:
             yield
@@ -254,10 +255,7 @@ class MPIWorld(World):
     # ----------------------------------------------------------------------------------------------
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error; else print the error of this rank, and end all.
-
-        An interrupt ends all: it may come before a step on one rank, and after it on another.
-        """
+        """Return if all ranks have an error; else print the error of this rank, and end all."""
         if isinstance(error, KeyboardInterrupt):
             self._end_all(error)
         trace = "".join(traceback.format_exception(error))

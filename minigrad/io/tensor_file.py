@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from hashlib import file_digest, sha256
@@ -334,9 +335,8 @@ class TensorWriter:
             if not isinstance(text, str):
                 raise TypeError(f"names of tensors and metadata are strings, not {text!r:.60}")
         self._tensors = {tensor.name: tensor for tensor in listed}
-        if len(self._tensors) < len(listed):
-            names = [tensor.name for tensor in listed]
-            twice = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(tensor.name for tensor in listed)
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
@@ -383,8 +383,7 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        check_integer(f"{name}: first_row", first_row)
-        first_row = int(first_row)  # products with a numpy integer may overflow
+        first_row = check_integer(f"{name}: first_row", first_row)
         if array.dtype.kind not in "biufV":  # V is the kind of bfloat16 in the package ml_dtypes
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be written")
         complete = array.shape == tensor.shape and not first_row

@@ -16,7 +16,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import check_gradients_left
-from minigrad.renamed import with_hints
+from minigrad.renamed import helpful_errors
 
 __all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
 
@@ -52,8 +52,7 @@ def norm_of(gradients: list[NDArray[Any]]) -> float:
     return math.sqrt(kernels.optim.square_sums(gradients))
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def clip_grad_norm(
     parameters: Module | Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
 ) -> float:
@@ -109,8 +108,7 @@ def clipped_by_norm(
     return norm, scaled
 
 
-@named_errors
-@with_hints
+@helpful_errors
 def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clip every element of every gradient to [-clip_value, clip_value]; NaN stays NaN.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,20 +51,16 @@ class Program:
         self.calls, self.next_check = 2, 10
         kept = _needed(lines, result)
         texts = [*map(str, kept), result]
-        final = names.final(texts)
-        space = {final.get(name, name): value for name, value in names.space.items()}
-        arguments = names.arguments
-        new: dict[str, str] = {}
-        counts: dict[str, int] = {}
+        new = names.final(texts)
+        taken = {*names.arguments, *new.values()}
+        counts = Counter[str]()
 
         def renamed(match: re.Match[str]) -> str:
             name, kind = match[0], match[0][1]
-            if name in final:
-                return final[name]
             while name not in new:
-                counts[kind] = count = counts.get(kind, 0) + 1
-                if f"{kind}{count}" not in space and f"{kind}{count}" not in arguments:
-                    new[name] = f"{MARK}{kind}{count}"
+                counts[kind] += 1
+                if (free := f"{kind}{counts[kind]}") not in taken:
+                    new[name] = f"{MARK}{free}"
             return new[name]
 
         # The lines and the result; values are numbered in order of appearance.
@@ -72,15 +68,15 @@ class Program:
         comments = [
             _VALUE.sub(renamed, text)
             for text in names.comments()
-            if all(name in new or name in final for name in _VALUE.findall(text))
+            if new.keys() >= {*_VALUE.findall(text)}
         ]
         used = {name for text in self.texts for name in _WORD.findall(text)}
-        named = {new.get(name, name): value for name, value in space.items()}
+        named = {new.get(name, name): value for name, value in names.space.items()}
         self._constants = {name: value for name, value in named.items() if name in used}
         self.surroundings.leave_out(self._constants.values())
         self.namespace = {name.strip(MARK): value for name, value in self._constants.items()}
         body = [*comments, *self._body([line.section for line in kept])]
-        head = f"def program({', '.join(arguments)}):"
+        head = f"def program({', '.join(names.arguments)}):"
         self.source = ("\n    ".join([head, *body]) + "\n").replace(MARK, "")
 
     def _body(self, sections: Sequence[str]) -> Iterator[str]:

@@ -71,8 +71,9 @@ _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are 
 _END = object()
 _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before each run
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
-# Caches, the engine, and records that only change together with layers.
-_NOT_COMPARED = "minigrad.kernels", "minigrad.core", "minigrad.programs", "lora.attachment"
+# Caches, the engine, counters, and records that only change together with layers.
+_NOT_COMPARED: tuple[str, ...] = ("minigrad.kernels", "minigrad.core", "minigrad.programs")
+_NOT_COMPARED += ("minigrad.distributed", "minigrad.training.streams", "lora.attachment")
 
 
 class Surroundings:

@@ -153,7 +153,7 @@ class TrainingStep:
         def gradients(*numbers: int) -> list[NDArray[Any] | None]:
             self.optimizer.zero_grad()
             for number in numbers:  # `backward` adds up their gradients
-                observed(self._draw_for, number)
+                observed(self._streams.begin, number)
                 item = number - first
                 facts.append(self._propagate(model, loss, micro_batches[item], shares[item]))
             return [None if p.grad is None else p.grad._data for p in parameters]
@@ -161,11 +161,12 @@ class TrainingStep:
         own = list(parts(0, count, range(first, first + len(micro_batches))))
         sums = [pairwise(*part, gradients, partial(observed, add_lists)) for part in own]
         values = [fact.loss for fact in facts]
-        if self._is_shared():
+        is_shared = self._world.size > 1
+        if is_shared:
             summed, values, facts = observed(self._of_all, count, own, sums, [*map(tuple, facts)])
             sums = [summed]
         # With more than two micro-batches, `.grad` is the sum of the last pair only.
-        if count > 2 or self._is_shared():
+        if count > 2 or is_shared:
             for parameter, gradient in zip(parameters, sums[0], strict=True):
                 parameter.grad = None if gradient is None else Tensor(gradient)
         is_counted = any(fact.is_counted for fact in facts)
@@ -185,10 +186,6 @@ class TrainingStep:
         if self.ema is not None:
             self.ema.update()
         return values, norm, [fact.weight for fact in facts] if is_counted else None
-
-    def _draw_for(self, number: int) -> None:
-        """Start the random numbers of micro-batch `number` of the step."""
-        self._streams.begin(number)
 
     def _propagate(
         self, model: Module, loss: Loss, micro_batch: MicroBatch, share: Any
@@ -222,14 +219,6 @@ class TrainingStep:
                 f"without a target that counts, or take more of them for a step"
             )
         return 1.0 if self._rows_in_step is None else self._rows_in_step / total
-
-    def _is_shared(self) -> bool:
-        """Return whether several ranks share the step.
-
-        `_make_step` must not name `_world` itself: `capture` would compare its attributes before
-        each run, and its counters of bytes change.
-        """
-        return self._world.size > 1
 
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
@@ -295,7 +284,7 @@ def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
         check_range("the count of a loss", count, 0, math.inf)
         count = float(count)
     if not isinstance(loss, Tensor) or loss.size != 1:
-        what = loss.describe() if isinstance(loss, Tensor) else f"{shown(loss)}"
+        what = loss.describe() if isinstance(loss, Tensor) else shown(loss)
         raise TypeError(
             f"the loss must return a Tensor of one element, or that and a count, not {what}"
         )

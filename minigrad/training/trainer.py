@@ -32,13 +32,12 @@ from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.errors import named_errors
 from minigrad.io.atomic import check_target
 from minigrad.nn.module import Buffer, Module, Parameter, generators_in, load_values
 from minigrad.optim import EMA, LRScheduler, Optimizer
 from minigrad.progress import progress_bar
 from minigrad.random import Rng
-from minigrad.renamed import with_hints
+from minigrad.renamed import helpful_errors, with_hints
 from minigrad.training import checkpoint_file, ranks
 from minigrad.training.evaluation import mean_loss, prediction
 from minigrad.training.history import RESERVED, History, as_record
@@ -117,8 +116,7 @@ class Trainer(TrainingStep):
             not exist (a FileNotFoundError).
     """
 
-    @named_errors
-    @with_hints
+    @helpful_errors
     def __init__(
         self,
         model: Module,
@@ -142,12 +140,11 @@ class Trainer(TrainingStep):
         progress: bool = True,
         rng: Rng = None,
     ) -> None:
-        check_positive("batch_size", batch_size)
-        check_positive("accumulation_steps", accumulation_steps)
-        every = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-        for name, number in {"patience": patience, **every}.items():
-            if number is not None:
-                check_positive(name, number)
+        self.batch_size = check_positive("batch_size", batch_size)
+        self.accumulation_steps = check_positive("accumulation_steps", accumulation_steps)
+        self.patience = _positive_or_none("patience", patience)
+        self.validate_every = _positive_or_none("validate_every", validate_every)
+        self.checkpoint_every = _positive_or_none("checkpoint_every", checkpoint_every)
         if checkpoint_every is not None and checkpoint is None:
             raise ValueError("checkpoint_every needs a checkpoint, the file to write")
         check_flag("save_frozen", save_frozen)
@@ -155,14 +152,9 @@ class Trainer(TrainingStep):
         super().__init__(model, optimizer, loss, clip_norm, scheduler, ema, capture)
         if checkpoint is not None:  # check it now, not after the first epoch
             world().on_first(lambda: str(check_target(checkpoint, "checkpoint: ")), "Trainer")
-        self.batch_size, self.accumulation_steps = int(batch_size), int(accumulation_steps)
-        self.metrics, self.patience = _by_name(metrics), patience
+        self.metrics = _by_name(metrics)
         self.on_epoch = _functions("on_epoch", on_epoch)
         self.on_step = _functions("on_step", on_step)
-        # The remainder of a large number by an integer of 8 bits would overflow.
-        self.validate_every, self.checkpoint_every = (
-            None if number is None else int(number) for number in every.values()
-        )
         self.checkpoint, self.save_frozen, self.progress = checkpoint, save_frozen, progress
         self.rng = None if rng is None else random.generator(rng)
         self._digests: dict[str, str] | None = None  # of modules before a step that is checked
@@ -212,12 +204,9 @@ class Trainer(TrainingStep):
                 f"epochs must be an integer, not {type(epochs).__name__}; fit takes features and "
                 f"target as one pair: fit((x, y), epochs=...)"
             )
+        steps = _positive_or_none("steps", steps)
         if epochs is not None or steps is None:
-            check_positive("epochs", epochs)
-        if steps is not None:
-            check_positive("steps", steps)
-        # Sums and products with an integer of 8 bits would overflow.
-        epochs, steps = (None if n is None else int(n) for n in (epochs, steps))
+            epochs = check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
         if self.validate_every is not None and held_out is None:
@@ -421,7 +410,10 @@ class Trainer(TrainingStep):
             items = unfinished.order[unfinished.position : unfinished.position + size]
             taken = train.micro_batches(items)
             if self._world.size > 1:
-                self._mark_of_data = int(digest(train.compared_in_step(items, taken)), 16)
+                # Micro-batches may be made on demand. Comparing rows too, which a callback may
+                # change, would take up to a fifth of the time of a small step.
+                compared = [items] if isinstance(train, Rows) else taken
+                self._mark_of_data = int(digest(compared), 16)
             made, count = self._recorded_step(taken)
             if self._digests is not None:  # after `_check_same`, on several ranks
                 ranks.check_unchanged(self.model, self._digests, self.loss)
@@ -676,6 +668,11 @@ class Trainer(TrainingStep):
         with ranks.file_of_first(world(), path) as file:
             state = checkpoint_file.read(file)
         self.load_state_dict(state, source=repr(os.fspath(path)))
+
+
+def _positive_or_none(name: str, value: Any) -> int | None:
+    """Return None, or the value of `check_positive`."""
+    return None if value is None else check_positive(name, value)
 
 
 def _functions(role: str, given: Any) -> list[Callable[..., Any]]:

@@ -34,14 +34,6 @@ class Rows:
         """Return what several ranks compare before they use these data."""
         return [self.x, self.y, self.batch_size]
 
-    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
-        """Return what several ranks compare in a step: the numbers of its rows.
-
-        Comparing the rows too, which a callback may change, would take up to a fifth of the time
-        of a small step.
-        """
-        return [items]
-
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given rows, in micro-batches of `batch_size` rows."""
         x, y = self.x[items], self.y[items]
@@ -63,10 +55,6 @@ class MicroBatches:
     def compared(self) -> list[Any]:
         """Return what several ranks compare before they use these data: the number of items."""
         return [len(self)]
-
-    def compared_in_step(self, items: Items, micro_batches: list[MicroBatch]) -> list[Any]:
-        """Return what several ranks compare in a step: its data, which may be made on demand."""
-        return micro_batches
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given micro-batches."""
