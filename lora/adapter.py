@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.frozen import Array, FrozenMatrix
+from lora.frozen import Array, FrozenMatrix, LayerMatrix
 from lora.patterns import near
 from lora.scaling import LoRAScaling, check_alpha, check_finite, check_rank_divides, check_size
 from lora.variants import dora
@@ -232,12 +232,12 @@ class Adapter:
         a, b = (factor._data for factor in self.factors())
         return observed(dora.norms, weight, a, b, self.scale)
 
-    def ratio(self, weight: FrozenMatrix) -> Tensor:
+    def ratio(self, weight: LayerMatrix) -> Tensor:
         """Compute m / n, DoRA's factor of each output. At first it is exactly 1."""
         assert self.lora_magnitude is not None
         n: Any = self.norms(weight)
         if self.dora_norm_gradient:
-            n = dora.norms_with_gradient(weight, *self.factors(), self.scale, n)
+            n = dora.norms_with_gradient(weight.matrix, *self.factors(), self.scale, n)
         return ops.divide(self.lora_magnitude, n)
 
     def exact_ratio(self, weight: FrozenMatrix) -> Array | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import Array, DenseMatrix, FrozenMatrix
+from lora.frozen import Array, DenseMatrix, LayerMatrix
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Conv1d, Conv2d, Parameter
@@ -57,7 +57,7 @@ class LoRAConv(AdaptedLayer):
         pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
         return any(size > 1 and dilation > 1 for size, dilation in pairs)
 
-    def weight_of(self, stored: Any) -> FrozenMatrix:
+    def weight_of(self, stored: Any) -> LayerMatrix:
         """Return the filters as the rows of a matrix, with their groups."""
         return DenseMatrix(stored, self.groups)
 
