@@ -117,10 +117,11 @@ class AdaptedLayer(Module):
         """
 
     def _plain(self, kind: type[M], **options: Any) -> M:
-        """Make a layer of this kind, with the merged weight and these options as attributes."""
+        """Make a layer of this kind and mode, with the merged weight and options as attributes."""
         self._check_fresh()
         made = kind.__new__(kind)
-        vars(made).update(weight=Parameter(self.merged_weight()), **options)
+        weight = Parameter(self.merged_weight())
+        vars(made).update(weight=weight, training=self.training, **options)
         return made
 
     def weight_of(self, stored: Any) -> LayerMatrix:
