@@ -160,10 +160,10 @@ def quantize(
         stored = before if linear is original else original.weight
         sizes = weight.shape, stored.nbytes, weight.nbytes
         lines.append(QuantizedLayer(name, patterns[name], *sizes, _error(before, weight)))
-    for name, layer in layers.items():
-        layer.bias = linears[name].bias  # the same object, so that ties are kept
-        layer.freeze()
     with interrupts_held_back():
+        for name, layer in layers.items():
+            layer.bias = linears[name].bias  # the same object, so that ties are kept
+            layer.freeze()
         replace(model, {id(linears[name]): layer for name, layer in layers.items()})
         if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
             attachment.flags.forget(p for each in linears.values() for p in each.parameters())
