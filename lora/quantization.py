@@ -141,8 +141,7 @@ def quantize(
             "them out"
         )
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
-    modules = dict(model.named_modules())
-    linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
+    linears: dict[str, Any] = {name: m for name, m in model.named_modules() if name in patterns}
     _check_replaceable(model, linears, attachment)
     layers: dict[str, NarrowLinear] = {}
     lines = []
@@ -167,7 +166,7 @@ def quantize(
         replace(model, {id(linears[name]): layer for name, layer in layers.items()})
         if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
             attachment.flags.forget(p for each in linears.values() for p in each.parameters())
-    del modules, linears, original, linear, before, stored  # nothing else has the float weights
+    del linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
 
