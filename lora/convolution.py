@@ -74,12 +74,12 @@ class LoRAConv(AdaptedLayer):
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute conv(x, M), with the rows of M as filters of all channels."""
         _, channels, *kernel = self.base_weight.shape
-        filters = ops.reshape(matrix, (-1, channels * self.groups, *kernel))
+        filters = ops.reshape(matrix, (-1, channels * self.options["groups"], *kernel))
         return _convolve(x, filters, **self.options | {"groups": 1})
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply the channels of h by B, as a 1 x 1 convolution with the groups of W."""
-        return _convolve(h, self.broadcast_outputs(b), groups=self.groups)
+        return _convolve(h, self.broadcast_outputs(b), groups=self.options["groups"])
 
     def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
