@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from lora.offline.inspection import draw
 from lora.peft.folder import FLOATS
 from lora.text.commands import add_commands, add_options
 from minigrad.checks import nearest
-from minigrad.console import print_any_text, print_error
+from minigrad.console import print_error, printing
 from minigrad.distributed import world
 
 WRONG, FAILED, STOPPED = 1, 2, 130
@@ -39,7 +38,6 @@ _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own, and return the exit status."""
-    print_any_text()
     parser = _parser()
     given, unknown = parser.parse_known_args(arguments)
     if given.command is None:
@@ -65,16 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if ranks.size > 1 and command != "train":
             raise ValueError(f"it would run {ranks.size} times; only train runs on several ranks")
-        try:
+        with printing():
             found = run(progress=not as_json, **options)
             if plot:
                 draw(found, plot)
             drawn = f"\ndrawn: {plot}" if plot else ""
             text = json.dumps(_plain(found), indent=2) if as_json else _printable(f"{found}{drawn}")
             if found is not None:
-                print(text, flush=True)
-        except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                print(text)
     except KeyboardInterrupt as error:
         there = f"; {written} is as before, or complete" if written else ""
         if ranks.is_first:

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from lora.adapter import DEFAULT, UNMERGEABLE, Adapter, check_names, joined
-from lora.frozen import Array, DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, frozen_bias
+from lora.frozen import Array, DenseMatrix, LayerMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
 from minigrad.core.forward_mode import is_differentiated
@@ -117,13 +117,14 @@ class AdaptedLayer(Module):
         """
 
     def _plain(self, kind: type[M], **options: Any) -> M:
-        """Make a layer of this kind, with the merged weight and these options as attributes."""
+        """Make a layer of this kind and mode, with the merged weight and options as attributes."""
         self._check_fresh()
         made = kind.__new__(kind)
-        vars(made).update(weight=Parameter(self.merged_weight()), **options)
+        weight = Parameter(self.merged_weight())
+        vars(made).update(weight=weight, training=self.training, **options)
         return made
 
-    def weight_of(self, stored: Any) -> FrozenMatrix:
+    def weight_of(self, stored: Any) -> LayerMatrix:
         """Return W, `(d_out, d_in)`, for a weight that is given as the layer stores it."""
         if isinstance(stored, np.ndarray):
             return DenseMatrix(stored)
@@ -187,7 +188,7 @@ class AdaptedLayer(Module):
         return self.adapters[names[0]]
 
     @property
-    def weight(self) -> FrozenMatrix:
+    def weight(self) -> LayerMatrix:
         """W, `(d_out, d_in)`, with the operations that adapters need.
 
         The rows of a grouped convolution are `(d_out, d_in / groups)`.
@@ -195,7 +196,7 @@ class AdaptedLayer(Module):
         stored = getattr(self.base_weight, "_data", self.base_weight)
         if self._seen.stored is not stored or self._seen.matrix is None:
             self._seen = SimpleNamespace(stored=stored, matrix=self.weight_of(stored))
-        matrix: FrozenMatrix = self._seen.matrix
+        matrix: LayerMatrix = self._seen.matrix
         return matrix
 
     @property

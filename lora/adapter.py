@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.frozen import Array, FrozenMatrix
+from lora.frozen import Array, FrozenMatrix, LayerMatrix
 from lora.patterns import near
 from lora.scaling import LoRAScaling, check_alpha, check_finite, check_rank_divides, check_size
 from lora.variants import dora
@@ -51,12 +51,7 @@ class Adapter:
     Args:
         weight: W, `(d_out, d_in)`, whose values PiSSA and DoRA begin with.
         rank: the rank of B A, divisible by the groups of W.
-        alpha: the strength of the update; the scale is alpha / rank by default, see `scaling`.
-        scaling: alpha / rank or alpha / sqrt(rank); see `LoRAScaling`.
-        dropout: the probability of dropping an element of the input, in training.
-        init: the first values of A and B; see `lora.variants.inits`.
-        use_dora: whether the adapter has a magnitude.
-        dora_norm_gradient: whether the gradient also flows through the norm.
+        alpha, scaling, dropout, init, use_dora, dora_norm_gradient: as in `LoRAConfig`.
         begin: the first A and B, instead of values drawn by `init`.
         rng: the generator that draws A, B and dropout; None for the default generator.
 
@@ -138,6 +133,7 @@ class Adapter:
             present.copy_(value)
 
     @classmethod
+    @np.errstate(over="ignore")  # the callers refuse numbers beyond the dtype, which become Inf
     def of(
         cls,
         weight: FrozenMatrix,
@@ -232,12 +228,12 @@ class Adapter:
         a, b = (factor._data for factor in self.factors())
         return observed(dora.norms, weight, a, b, self.scale)
 
-    def ratio(self, weight: FrozenMatrix) -> Tensor:
+    def ratio(self, weight: LayerMatrix) -> Tensor:
         """Compute m / n, DoRA's factor of each output. At first it is exactly 1."""
         assert self.lora_magnitude is not None
         n: Any = self.norms(weight)
         if self.dora_norm_gradient:
-            n = dora.norms_with_gradient(weight, *self.factors(), self.scale, n)
+            n = dora.norms_with_gradient(weight.matrix, *self.factors(), self.scale, n)
         return ops.divide(self.lora_magnitude, n)
 
     def exact_ratio(self, weight: FrozenMatrix) -> Array | None:

@@ -246,8 +246,7 @@ def _sum(
         "scaling": modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
         "dropout": drops.pop() if len(drops) == 1 else 0.0,
     }
-    with np.errstate(over="ignore"):
-        made = Adapter.of(weight, a, b, scale, rng=first.rng, **options)
+    made = Adapter.of(weight, a, b, scale, rng=first.rng, **options)
     if not all(np.isfinite(part._data).all() for part in made.trained()):
         raise ValueError(
             f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"

@@ -177,8 +177,6 @@ def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
     attachment.flags.freeze(new, state.state_names(model))
     attachment.replaced |= plan.replaced
-    for _, layer in plan.replaced.values():
-        layer.is_attached = True
     state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)

@@ -9,13 +9,16 @@ them, and B has the groups of W: the filters of each group have their own part o
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Self
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import Array, DenseMatrix, FrozenMatrix
+from lora.frozen import Array, DenseMatrix, LayerMatrix
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Conv1d, Conv2d, Parameter
+
+_USUAL = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # the options of a convolution
 
 
 class LoRAConv(AdaptedLayer):
@@ -33,33 +36,32 @@ class LoRAConv(AdaptedLayer):
     `lora.attach` makes one; `LoRAConv.around(conv)` makes one without an adapter.
     """
 
-    options: tuple[Any, Any, Any]  # stride, padding and dilation
-    groups: int
+    options: dict[str, Any]  # those of the convolution, by the names in `_USUAL`
+
+    groups = property(attrgetter("weight.groups"), doc="The number of groups of the filters.")
 
     @classmethod
     def around(cls, layer: Conv2d) -> Self:
         """Make a layer without an adapter, which shares the parameters of `layer`."""
         made = super().around(layer)
-        made.options, made.groups = (layer.stride, layer.padding, layer.dilation), layer.groups
+        made.options = {name: getattr(layer, name) for name in _USUAL}
         return made
 
     def plain(self) -> Conv2d:
         """Make a `Conv2d` or `Conv1d` with the merged filters; it shares no memory with this."""
         kind = Conv1d if self.base_weight.ndim == 3 else Conv2d
         bias = None if self.bias is None else Parameter(self.bias)
-        made = self._plain(kind, bias=bias, groups=self.groups)
-        made.stride, made.padding, made.dilation = self.options
-        return made
+        return self._plain(kind, bias=bias, **self.options)
 
     @property
     def is_dilated(self) -> bool:
         """Whether the dilation is larger than 1."""
-        pairs = zip(self.base_weight.shape[2:], self.options[2], strict=True)
+        pairs = zip(self.base_weight.shape[2:], self.options["dilation"], strict=True)
         return any(size > 1 and dilation > 1 for size, dilation in pairs)
 
-    def weight_of(self, stored: Any) -> FrozenMatrix:
+    def weight_of(self, stored: Any) -> LayerMatrix:
         """Return the filters as the rows of a matrix, with their groups."""
-        return DenseMatrix(stored, self.groups)
+        return DenseMatrix(stored, self.options["groups"])
 
     def stored(self, matrix: Array) -> Array:
         """Return the rows of a matrix as filters."""
@@ -67,17 +69,17 @@ class LoRAConv(AdaptedLayer):
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """Compute conv(x, W) + b."""
-        return _convolve(x, weight.detach(), bias, self.options, self.groups)
+        return _convolve(x, weight.detach(), bias, **self.options)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute conv(x, M), with the rows of M as filters of all channels."""
         _, channels, *kernel = self.base_weight.shape
-        filters = ops.reshape(matrix, (-1, channels * self.groups, *kernel))
-        return _convolve(x, filters, None, self.options)
+        filters = ops.reshape(matrix, (-1, channels * self.options["groups"], *kernel))
+        return _convolve(x, filters, **self.options | {"groups": 1})
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply the channels of h by B, as a 1 x 1 convolution with the groups of W."""
-        return _convolve(h, self.broadcast_outputs(b), groups=self.groups)
+        return _convolve(h, self.broadcast_outputs(b), groups=self.options["groups"])
 
     def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
@@ -85,18 +87,12 @@ class LoRAConv(AdaptedLayer):
 
     def base_facts(self) -> list[str]:
         """Describe the kernel, and a stride, padding, dilation or groups if not the default."""
-        names, usual = ("kernel_size", "stride", "padding", "dilation"), (None, 1, 0, 1)
-        facts = zip(names, (self.base_weight.shape[2:], *self.options), usual, strict=True)
-        found = [f"{name}={value}" for name, value, usually in facts if {*value} != {usually}]
-        return found + [f"groups={self.groups}"] * (self.groups > 1)
+        _, _, *kernel = self.base_weight.shape
+        usual = {name: (value, (value,) * len(kernel)) for name, value in _USUAL.items()}
+        options = [f"{n}={value}" for n, value in self.options.items() if value not in usual[n]]
+        return [f"kernel_size={(*kernel,)}", *options]
 
 
-def _convolve(
-    x: Tensor,
-    filters: Tensor,
-    bias: Tensor | None = None,
-    options: tuple[Any, Any, Any] = (1, 0, 1),
-    groups: int = 1,
-) -> Tensor:
+def _convolve(x: Tensor, filters: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
     convolve = functional.conv1d if filters.ndim == 3 else functional.conv2d
-    return convolve(x, filters, bias, *options, groups)
+    return convolve(x, filters, bias, **options)

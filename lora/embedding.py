@@ -14,7 +14,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.frozen import Array, FrozenMatrix
+from lora.frozen import Array, LayerMatrix
 from lora.variants.inits import Factors
 from lora.variants.narrow import BFloat16Embedding
 from minigrad import functional, ops
@@ -58,7 +58,7 @@ class LoRAEmbedding(AdaptedLayer):
         """Make an `Embedding` with the merged table; it shares no memory with this layer."""
         return self._plain(Embedding, padding_idx=self.padding_idx)
 
-    def weight_of(self, stored: Any) -> FrozenMatrix:
+    def weight_of(self, stored: Any) -> LayerMatrix:
         """Return the transposed table."""
         return super().weight_of(stored.T)
 

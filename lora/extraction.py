@@ -16,7 +16,7 @@ from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
 from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
-from lora.scaling import check_size, largest_rank
+from lora.scaling import largest_rank
 from lora.spectra import Approximation
 from lora.variants.narrow import is_narrow
 from minigrad.checks import check_problems
@@ -117,7 +117,9 @@ def extract(
             f"extract takes a Module, and a Module or a state_dict, not "
             f"{type(base).__name__} and {type(finetuned).__name__}"
         )
-    rank = check_size("rank", rank)
+    config = LoRAConfig(
+        rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
+    )
     if attachment_of(base) is not None or layers_in(base):
         raise ValueError(
             "the base has adapters already, and their updates would count as a difference; "
@@ -125,9 +127,6 @@ def extract(
         )
     state = _state_of(finetuned) if isinstance(finetuned, Module) else finetuned
     check_attachable(base, adapter)
-    config = LoRAConfig(
-        rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
-    )
     tensors = _tensors_of(base)
     values = _checked_values(tensors, state)
     different = _different(tensors, values)
@@ -147,7 +146,7 @@ def extract(
     plan = _plan_for(differing, base, config)
     _check_complete(plan, values, [name for name in tensors if name in different])
     bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
-    found = {name: _set_update(plan, name, values[f"{name}.weight"], rank) for name in bar}
+    found = {name: _set_update(plan, name, values[f"{name}.weight"], config.rank) for name in bar}
     _set_copies(plan, values)
     apply_plan(plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
@@ -201,8 +200,7 @@ def _set_update(plan: Plan, name: str, value: Array, rank: int) -> Extracted:
     layer = plan.layers[name]
     difference = layer.weight_of(value).dense() - layer.weight.dense()
     best = Approximation.of_matrix(difference, rank)
-    with np.errstate(over="ignore"):  # refused later, by name
-        plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+    plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
     return Extracted.of(name, best)
 
 

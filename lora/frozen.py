@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import kernels, ops
+from minigrad import kernels
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Buffer, Parameter
-from minigrad.ops.products import stored_linear
 from minigrad.readonly import hold, release
 
 Array = NDArray[Any]
@@ -51,11 +50,6 @@ class FrozenMatrix(ABC):
     @abstractmethod
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64, as a copy."""
-
-    def product(self, x: Tensor) -> Tensor:
-        """Compute x W^T. No gradient reaches W."""
-        parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
-        return ops.concatenate(parts, axis=-1)
 
     def project(self, a: Array) -> Array:
         """Compute W A^T, `(d_out, rank)`, in the dtype of A."""
@@ -118,10 +112,6 @@ class DenseMatrix(FrozenMatrix):
         """Return some rows and columns of W in float64, as a copy."""
         return self.matrix[rows, columns].astype(np.float64)
 
-    def product(self, x: Tensor) -> Tensor:
-        """Compute x W^T."""
-        return ops.linear(x, self.matrix)
-
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
         return kernels.gemm.matmul(self.matrix, a.T)
@@ -175,10 +165,6 @@ class NarrowFrozenMatrix(FrozenMatrix):
         rows, cols = self.shape
         return strips((rows, cols // 16 if self.matrix.is_transposed else cols))
 
-    def product(self, x: Tensor) -> Tensor:
-        """Compute x W^T."""
-        return stored_linear(x, self.matrix)  # type: ignore[no-any-return]
-
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
         return self.matrix.T.matmul(a).T
@@ -192,6 +178,10 @@ class NarrowFrozenMatrix(FrozenMatrix):
         if self._known is None:
             self._known = self.squares()
         return self._known
+
+
+LayerMatrix = DenseMatrix | NarrowFrozenMatrix
+"""The matrix of a layer, whose `matrix` is in memory: an array, or a matrix in few bits."""
 
 
 class TrainedCopy(Parameter):

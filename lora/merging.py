@@ -183,20 +183,15 @@ def fold(model: Module) -> Module:
         )
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
-    _replace_by_plain(model, layers.values(), attachments, folded)
+    _replace_by_plain(model, attachments, folded)
     return model
 
 
 @interrupts_held_back()
 def _replace_by_plain(
-    model: Module,
-    layers: Iterable[AdaptedLayer],
-    attachments: Sequence[tuple[Module, Attachment]],
-    folded: Mapping[int, Module],
+    model: Module, attachments: Sequence[tuple[Module, Attachment]], folded: Mapping[int, Module]
 ) -> None:
     """Replace layers with adapters by the folded ones, given by id, and drop the attachments."""
-    for layer in layers:
-        folded[id(layer)].training = layer.training
     for part, attachment in attachments:
         # A weight in few bits was not a parameter, and `quantize` froze a bias that its layer
         # shares. They get no flag back, and stay frozen.

@@ -127,11 +127,9 @@ def find(
             f"{kind if isinstance(patterns, str) else ''}; the layers are "
             f"{shortened(listed, LONGEST_LINE) or 'none'}"
         )
-    found: dict[str, str] = {}
-    for pattern, hits in matched.items():
-        for name in hits:
-            found.setdefault(name, pattern)
-    return {name: found[name] for name in names if name in found}
+    # In reverse, so that the first pattern that matches a name is the last one that it gets.
+    first = {name: pattern for pattern, hits in reversed(matched.items()) for name in hits}
+    return {name: first[name] for name in names if name in first}
 
 
 def matches(

@@ -127,22 +127,21 @@ def quantize(
     attachment = attachment_of(model)  # raises an error if the model is not a Module
     if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
-            f"quantize: the model is a single {type(model).__name__}, which has no parent, so "
-            f"nothing can replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
+            f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
+            f"replace it; of a Linear, NF4Linear.from_linear(model) makes a layer"
         )
-    check_positive("quantize: block_size", block_size)
-    check_flag("quantize: double_quant", double_quant)
+    check_positive("block_size", block_size)
+    check_flag("double_quant", double_quant)
     if format not in ("nf4", "bfloat16"):
-        raise ValueError(f'quantize: there is no format {format!r}; take "nf4" or "bfloat16"')
+        raise ValueError(f'there is no format {format!r}; take "nf4" or "bfloat16"')
     is_nf4 = format == "nf4"
     if not is_nf4 and (block_size != 64 or not double_quant):
         raise ValueError(
-            'quantize: block_size and double_quant belong to format="nf4"; bfloat16 has neither, '
-            "so leave them out"
+            'block_size and double_quant belong to format="nf4"; bfloat16 has neither, so leave '
+            "them out"
         )
     patterns = _patterns_by_layer(model, LoRAConfig(targets=targets, exclude=exclude), is_nf4)
-    modules = dict(model.named_modules())
-    linears: dict[str, Any] = {name: m for name, m in modules.items() if name in patterns}
+    linears: dict[str, Any] = {name: m for name, m in model.named_modules() if name in patterns}
     _check_replaceable(model, linears, attachment)
     layers: dict[str, NarrowLinear] = {}
     lines = []
@@ -155,19 +154,19 @@ def quantize(
             else:
                 layers[name] = BFloat16Linear.from_linear(linear)
         except (TypeError, ValueError) as reason:
-            raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
+            raise type(reason)(f"{name}: {reason}; nothing was changed") from reason
         before, weight = linear.weight._data, layers[name].weight
         stored = before if linear is original else original.weight
         sizes = weight.shape, stored.nbytes, weight.nbytes
         lines.append(QuantizedLayer(name, patterns[name], *sizes, _error(before, weight)))
-    for name, layer in layers.items():
-        layer.bias = linears[name].bias  # the same object, so that ties are kept
-        layer.freeze()
     with interrupts_held_back():
+        for name, layer in layers.items():
+            layer.bias = linears[name].bias  # the same object, so that ties are kept
+            layer.freeze()
         replace(model, {id(linears[name]): layer for name, layer in layers.items()})
         if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
             attachment.flags.forget(p for each in linears.values() for p in each.parameters())
-    del modules, linears, original, linear, before, stored  # nothing else has the float weights
+    del linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
 
@@ -189,7 +188,7 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
         (Embedding, "are embeddings, not Linear, and look rows up"),
     ):
         if wrong := [name for name in found if isinstance(modules[name], kind)]:
-            raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
+            raise ValueError(f"{', '.join(wrong)} {what}; exclude these layers")
     return found
 
 
@@ -205,14 +204,14 @@ def _check_replaceable(
     for name, linear in linears.items():
         if len(tied := names.get(id(linear.weight), ())) > 1:
             raise ValueError(
-                f"quantize: the weight of {name} is one parameter in {' and '.join(tied)}, and "
-                f"would be in floats and in few bits; exclude {name}, or give it a copy of its own"
+                f"the weight of {name} is one parameter in {' and '.join(tied)}, and would be in "
+                f"floats and in few bits; exclude {name}, or give it a copy of its own"
             )
         copied = [copies[id(part)] for part in linear.parameters() if id(part) in copies]
         if copied:  # `lora.switch` could then put neither the original nor the copy in
             raise ValueError(
-                f"quantize: adapter {copied[0][0]!r} trains "
-                f"{', '.join(own for _, own in copied)} in full; exclude {name}, or quantise first"
+                f"adapter {copied[0][0]!r} trains {', '.join(own for _, own in copied)} in full; "
+                f"exclude {name}, or quantise first"
             )
 
 

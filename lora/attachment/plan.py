@@ -87,6 +87,7 @@ class Plan:
         if not isinstance(original, AdaptedLayer):
             kind: Any = adapted_kind(original)
             layer = kind.around(original)
+            layer.is_attached = True
             self.replaced[target.name] = original, layer
         sizes = layer.d_out, layer.d_in, layer.weight.groups
         advice = "change this option, or exclude the layer"

@@ -106,12 +106,10 @@ class Flags:
             if later is None or path.startswith(parts):  # inside of another part
                 continue
             parts += (f"{path}.",)
-            full = [tuple(f"{path}.{name}" for name in own) for _, _, own in later.flags.known]
-            later.flags.known = [
-                (p, before(p, whole, flag), own)
-                for (p, flag, own), whole in zip(later.flags.known, full, strict=True)
-            ]
-            frozen.update(*full, (id(p) for p, _, _ in later.flags.known))
+            for number, (p, flag, inner) in enumerate(later.flags.known):
+                outer = [f"{path}.{name}" for name in inner]
+                later.flags.known[number] = p, before(p, outer, flag), inner
+                frozen.update(outer, [id(p)])
         now = {id(p): p for p in model.parameters() if not isinstance(p, TrainedCopy)}
         for key, parameter in ({id(p): p for p, _, _ in self.known} | now).items():
             own = names.get(key, [])

@@ -146,14 +146,11 @@ class LayerTrial:
         layer, rng = self.layer, np.random.default_rng(0)
         a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
         b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
-        x = self.x.astype(np.float64)
-
-        def mean_size(values: Array) -> float:
-            return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
-
-        update = mean_size(x @ a.T @ b.T) * abs(layer.scale)
-        base = mean_size(x @ layer.base_weight.data.T.astype(np.float64))
-        base += 0.0 if layer.bias is None else mean_size(layer.bias.data.astype(np.float64))
+        x, norm = self.x.astype(np.float64), np.linalg.norm
+        update = norm(x @ a.T @ b.T) * abs(layer.scale)
+        base = norm(x @ layer.base_weight.data.T.astype(np.float64))
+        if layer.bias is not None:
+            base += norm(layer.bias.data.astype(np.float64)) * math.sqrt(self.rows)
         factor = np.sqrt((base or 1.0) / (update or 1.0))  # for A and B; its square may overflow
         dtype = layer.lora_a.dtype
         self.set((factor * a).astype(dtype), (factor * b).astype(dtype))

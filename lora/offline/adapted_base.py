@@ -86,8 +86,7 @@ class AdaptedBase(Closing):
         files, stored, weight = self.files, self.files.layers[layer], self.weights[layer]
         parts = {part: files.part(stored, part) for part in stored.keys}
         a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
-        with np.errstate(over="ignore"):  # Inf is refused later
-            made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
+        made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
         set_pissa_start(made, files, weight, stored.kind)
         self._updates[layer] = made
         return made

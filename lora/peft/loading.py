@@ -182,8 +182,8 @@ def _set_parameters(
     problems += _problems_of_base_weights(plan, files, parameters)
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
-        f"dilated: {name} is a convolution with dilation={layer.options[2]}, which PEFT's A lacks; "
-        f"so what it has trained is not an update of the weight"
+        f"dilated: {name} is a convolution with dilation={layer.options['dilation']}, which PEFT's "
+        f"A lacks; so what it has trained is not an update of the weight"
         for name, layer in plan.layers.items()
         if isinstance(layer, LoRAConv) and layer.is_dilated and name not in files.facts.layers
     ]

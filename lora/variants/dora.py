@@ -22,6 +22,7 @@ import numpy as np
 from lora.frozen import Array, FrozenMatrix
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
+from minigrad.ops.products import stored_linear
 
 # A row is formed if n_j^2 is less than this share of its terms; by bytes of an element.
 _LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}
@@ -52,16 +53,16 @@ def norms(weight: FrozenMatrix, a: Array, b: Array, scale: float) -> Array:
     return found
 
 
-def norms_with_gradient(
-    weight: FrozenMatrix, a: Tensor, b: Tensor, scale: float, n: Array
-) -> Tensor:
+def norms_with_gradient(matrix: Any, a: Tensor, b: Tensor, scale: float, n: Array) -> Tensor:
     """Return n, whose values are known, as a tensor with derivatives with respect to A and B.
+
+    `matrix` is W, an array or in few bits; no gradient reaches it.
 
     d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs only A w_j and A A^T. Terms are divided by
     n as early as possible, because the square of a norm may overflow its dtype.
     """
     unit = b / ops.reshape(n, (-1, 1))
-    crossed = (ops.transpose(weight.product(a)) * unit).sum(axis=1) * (2 * scale) / n
+    crossed = (ops.transpose(stored_linear(a, matrix)) * unit).sum(axis=1) * (2 * scale) / n
     update = (ops.matmul(unit, ops.matmul(a, ops.transpose(a))) * unit).sum(axis=1)
     change = crossed + update * (scale * scale)
     # change - change is 0, so the values are exactly n; the derivatives are those of `change`.
