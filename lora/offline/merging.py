@@ -208,7 +208,8 @@ def merge_files(
             if name not in kept
         ]
         list(pool.map(_write, tasks, "merge", "file"))
-    found = opened.added, opened.tied, opened.heads, opened.prefix
+    prefix = f"-{opened.own_prefix}" if opened.own_prefix else opened.base_prefix
+    found = opened.added, opened.tied, opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
     replaced = list(opened.replaced)
     on_nf4 = made_on_nf4(opened)
