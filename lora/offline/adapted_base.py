@@ -8,6 +8,7 @@ loads a model, and heads that are tied to the embedding. What a model's folder s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -54,9 +55,9 @@ class AdaptedBase(Closing):
             self.model = None if model is None else stack.enter_context(open_base(model))
             # The reasons why base and adapter do not fit; `findings_of` checks the adapter itself.
             self.problems: list[str] = []
-            # The prefix that only the base's names have; or "-" and one that only the adapter has.
             own_names = [f"{layer}.weight" for layer in self.files.layers] or self.files.whole
-            self.prefix = _prefix(list(own_names), self.tensors)
+            # The beginnings of names that only the adapter has, and only the base; one is empty.
+            self.own_prefix, self.base_prefix = _prefixes(list(own_names), self.tensors)
             # The weights of layers with an update, by layer; and the layers, by weight.
             self.weights = self._find_weights()
             self.layers = {weight.name: layer for layer, weight in self.weights.items()}
@@ -94,16 +95,25 @@ class AdaptedBase(Closing):
     def untrained(self) -> list[str]:
         """Return the layers of the base that are targets of the adapter, and have no update."""
         names = [
-            _adapter_name(self.prefix, name.removesuffix(".weight"))
+            self._adapter_name(name.removesuffix(".weight"))
             for name, info in self.tensors.tensors.items()
             if name.endswith(".weight") and len(info.shape) > 1
         ]
         return [n for n in self.files.config.targets_among(names, ()) if n not in self.files.layers]
 
+    def _base_name(self, name: str) -> str:
+        """Return the name in the base for a name in the adapter."""
+        return self.base_prefix + name.removeprefix(self.own_prefix)
+
+    def _adapter_name(self, name: str) -> str:
+        """Return the name in the adapter for a name in the base; empty if it has none."""
+        is_inside = name.startswith(self.base_prefix)
+        return self.own_prefix + name.removeprefix(self.base_prefix) if is_inside else ""
+
     def _find_weights(self) -> dict[str, StoredWeight]:
         base, layers, found = self.tensors, self.files.layers, {}
         names = {
-            layer: _base_name(self.prefix, f"{layer}.weight")
+            layer: self._base_name(f"{layer}.weight")
             for layer, stored in layers.items()
             if stored.kind != "attention"  # `findings_of` reports it
         }
@@ -171,7 +181,7 @@ class AdaptedBase(Closing):
     def _find_replaced(self) -> dict[str, str]:
         base, files, found = self.tensors, self.files, {}
         for own_name, key in files.whole.items():
-            name, layer = _base_name(self.prefix, own_name), own_name.removesuffix(".weight")
+            name, layer = self._base_name(own_name), own_name.removesuffix(".weight")
             if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
                 if has_weight and not files.is_same(key, base.read(name, np.float64)):
@@ -204,7 +214,7 @@ class AdaptedBase(Closing):
 
     def _is_tied_copy(self, key: str) -> bool:
         """Return whether PEFT wrote the table of the embeddings once more, as the tied head."""
-        names = [_adapter_name(self.prefix, name) for name in self.tables]
+        names = [self._adapter_name(name) for name in self.tables]
         keys = [self.files.whole[name] for name in names if name in self.files.whole]
         return any(self.files.is_same(key, self.files.read(each)) for each in keys)
 
@@ -258,7 +268,7 @@ class AdaptedBase(Closing):
         unused = [end for end in ends if not any(is_inside([end], name) for name in whole)]
         owners = {name.rpartition(".")[0] for name in whole}
         for name, info in self.tensors.tensors.items():
-            own_name = _adapter_name(self.prefix, name)
+            own_name = self._adapter_name(name)
             layer, _, last = own_name.rpartition(".")
             is_bias = config.bias != "none" and last == "bias" and layer in layers
             is_saved = is_inside(ends if layer in owners else unused, own_name)
@@ -301,32 +311,20 @@ def _fingerprint(base: AdaptedBase, layer: str) -> str:
     return base.weights[layer].fingerprint(in_bfloat16)
 
 
-def _base_name(prefix: str, name: str) -> str:
-    """Return the name in the base for a name in the adapter; "-x." takes x. away from it."""
-    return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
+def _prefixes(names: Sequence[str], base: TensorSet) -> tuple[str, str]:
+    """Return the prefix to remove from the names, and the one to add, so that the base has them.
 
-
-def _adapter_name(prefix: str, name: str) -> str:
-    """Return the name in the adapter for a name in the base; empty if it has none."""
-    if prefix.startswith("-"):
-        return prefix[1:] + name
-    return name.removeprefix(prefix) if name.startswith(prefix) else ""
-
-
-def _prefix(names: Sequence[str], base: TensorSet) -> str:
-    """Return the only prefix with which the base has all names, if it has none without a prefix.
-
-    A model inside of another model has such names, for example an encoder in a classifier.
+    Both are empty if the base has a name as it is, or if not exactly one prefix is right. A model
+    inside of another model has such names, for example an encoder in a classifier.
     """
     if not names or any(name in base for name in names):
-        return ""
-    parts = names[0].split(".")
-    shorter = {"-" + ".".join(parts[:i]) + "." for i in range(1, len(parts))}
-    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
+        return "", ""
+    first = names[0]
+    pairs = [(first[: dot.end()], "") for dot in re.finditer(r"\.", first)]
+    pairs += [("", each.removesuffix(first)) for each in base if each.endswith(f".{first}")]
     found = [
-        prefix
-        for prefix in longer | shorter
-        if all(_base_name(prefix, name) in base for name in names)
-        and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
+        (own, its)
+        for own, its in pairs
+        if all(name.startswith(own) and its + name[len(own) :] in base for name in names)
     ]
-    return found[0] if len(found) == 1 else ""
+    return found[0] if len(found) == 1 else ("", "")

@@ -170,7 +170,11 @@ def extract_files(
         transposed = transposed_weights(before)
         shown = {n: transposed.get(f"{n}.weight") for n in layers if n not in tables}
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
-        rows, updates, facts = _updates(pool, [(n, stored.get(n, True), rank) for n in layers])
+        if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
+            pool.workers = 1  # too many BLAS threads for the cores are ten times slower
+        tasks = [(name, stored.get(name, True), rank) for name in layers]
+        rows, *others = zip(*pool.map(_extract, tasks, "extract", "layer"), strict=True)
+        updates, facts = (dict(zip(layers, each, strict=True)) for each in others)
         # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
         known = None not in shown.values() and any(shown.values())
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
@@ -182,21 +186,8 @@ def extract_files(
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
     return ExtractedFiles(
-        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
+        os.fspath(out), rows, tuple(tables), tuple(copied), tuple(lost), tuple(tied)
     )
-
-
-def _updates(
-    pool: WorkerPool[_Models], tasks: Sequence[tuple[str, bool, int]]
-) -> tuple[list[Extracted], dict[str, dict[str, Array]], dict[str, LayerFacts]]:
-    """Return the reports of the layers, and by their names the updates and the facts."""
-    if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
-        pool.workers = 1  # too many BLAS threads for the cores are ten times slower
-    rows, updates, facts = [], {}, {}
-    for row, update, base_hash in pool.map(_extract, tasks, "extract", "layer"):
-        rows.append(row)
-        updates[row.name], facts[row.name] = update, LayerFacts(1.0, base_hash)
-    return rows, updates, facts
 
 
 @contextmanager
@@ -219,8 +210,8 @@ def _is_equal(models: _Models, name: str) -> bool:
 
 def _extract(
     models: _Models, task: tuple[str, bool, int]
-) -> tuple[Extracted, dict[str, Array], str]:
-    """Return the report of a layer, its update, and the fingerprint of its base weight.
+) -> tuple[Extracted, dict[str, Array], LayerFacts]:
+    """Return the report of a layer, its update, and the facts about it.
 
     `task` is the name of the layer, whether its weight is transposed, and the rank.
     """
@@ -231,7 +222,7 @@ def _extract(
         raise ValueError(f"{name}.weight has NaN or Inf in it")
     best = Approximation.of_matrix(difference, rank)
     update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-    return Extracted.of(name, best), update, old.fingerprint()
+    return Extracted.of(name, best), update, LayerFacts(1.0, old.fingerprint())
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> None:

@@ -79,18 +79,16 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         layer, info = base.layers[name], model.info(name)
         if layer in base.grouped:
             return f"cannot have the update of {layer} in it: {UNMERGEABLE}"
-        weight = base.weights[layer]
         own = tensors.info(name)
         if info.shape == own.shape[::-1] != own.shape:
             return f"is transposed: its shape is {info.shape} in the model, {own.shape} in the base"
         if info.dtype not in FLOATS or info.shape != own.shape:
             text = f"has dtype {info.dtype} and shape {info.shape} in the model"
             return f"{text}, and {own.dtype} and {own.shape} in the base"
-        merged = StoredWeight(model, name, weight.is_transposed)
+        merged = StoredWeight(model, name, base.weights[layer].is_transposed)
         if not merged.is_finite():
             return "has NaN or Inf in it, in the model"
-        usual = files.config.scaling.scale(files.config.lora_alpha, files.config.r)
-        return _compared(layer, merged, weight, base.update(layer), info.dtype, usual)
+        return _compared(base, layer, merged, info.dtype)
     if name in base.replaced:
         is_same = _is_same(files.file, base.replaced[name], model, name)
         return "" if is_same else "is not that of the adapter"
@@ -103,15 +101,9 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
     return ""
 
 
-def _compared(
-    name: str,
-    merged: StoredWeight,
-    weight: StoredWeight,
-    adapter: Adapter,
-    dtype: str,
-    usual: float,
-) -> MergedLayer:
-    """Find the formula that M fits; `usual` is the scale without patterns."""
+def _compared(base: AdaptedBase, name: str, merged: StoredWeight, dtype: str) -> MergedLayer:
+    """Find the formula that a layer's M, stored in a dtype, fits."""
+    weight, adapter = base.weights[name], base.update(name)
     norms, s, (a, b) = adapter.exact_ratio(weight), adapter.scale, adapter.exact_factors()
     # Other programs may compute B A in the dtype of the model.
     size = abs(s) * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
@@ -152,6 +144,7 @@ def _compared(
         return MergedLayer(name, dtype, *figures, HIDDEN if is_hidden else RIGHT)
     kind = next(kind for kind in LoRAScaling if kind is not adapter.scaling)
     other, lost = kind.scale(adapter.alpha, adapter.rank), "has the update with the scale"
+    usual = adapter.scaling.scale(base.files.config.lora_alpha, base.files.config.r)
     mistakes: list[tuple[Update, float, str]] = [  # the most likely first
         (right, 0.0, "is that of the base, so the update was dropped"),
         (right, 2.0, "has the update in it twice"),

@@ -22,18 +22,11 @@ from lora.offline.model_folder import TIED, UNTIED, find_sidecars
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
-from lora.peft.folder import (
-    FLOATS,
-    WEIGHTS,
-    AdapterFolder,
-    check_can_be_folder,
-    check_not_empty,
-    is_finite_in,
-)
+from lora.peft.folder import FLOATS, WEIGHTS, check_can_be_folder, check_not_empty, is_finite_in
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.errors import named_errors
-from minigrad.io import TensorInfo, TensorSet, find, writing
+from minigrad.io import TensorInfo, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
 from minigrad.kernels.vector import vector_registers
 from minigrad.tables import counted, in_bytes
@@ -163,7 +156,7 @@ def merge_files(
         shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
         if is_file or len(shards) == 1:
             shards = {target.name if is_file else SINGLE: [*tensors.tensors.values()]}
-        _check_out(target, tensors, files, shards)
+        _check_out(target, opened, shards)
         problems = [*wrong_in(files, progress), *opened.problems]
         if check_base:
             problems += other_weights(pool)
@@ -208,7 +201,8 @@ def merge_files(
             if name not in kept
         ]
         list(pool.map(_write, tasks, "merge", "file"))
-    found = opened.added, opened.tied, opened.heads, opened.prefix
+    prefix = f"-{opened.own_prefix}" if opened.own_prefix else opened.base_prefix
+    found = opened.added, opened.tied, opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
     replaced = list(opened.replaced)
     on_nf4 = made_on_nf4(opened)
@@ -286,16 +280,14 @@ def _write(
                 writer.write(name, part, first)
 
 
-def _check_out(
-    out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
-) -> None:
+def _check_out(out: Path, base: AdaptedBase, shards: Mapping[str, Any]) -> None:
     """Raise an error if `out` is an input, holds another model or adapter, or cannot be made."""
     text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
     folder = out.parent if is_file else out
-    inputs = [file.path.resolve() for file in tensors.files.values()]
-    targets = {(folder / name).resolve() for name in shards}
-    is_adapter = out.resolve() == files.path.resolve()
-    if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
+    adapter = base.files.path
+    inputs = [file.path for file in base.tensors.files.values()]
+    read = {path.resolve() for path in (*inputs, adapter, adapter / WEIGHTS)}
+    if read & {path.resolve() for path in (out, *(folder / name for name in shards))}:
         raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
     if is_file and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")

@@ -212,13 +212,20 @@ class PeftConfig:
                 f"methods to LoRA (peft.save_as_lora)"
             )
         kinds = get_type_hints(cls)
+        values: dict[str, Any] = {}
         problems = []
         for name, value in content.items():
-            is_off = value is None or value is False or value in ({}, [], "")
-            if is_off or name in kinds or name in _WITHOUT_EFFECT:
-                continue
             said = f"{name:.100}={value!r:.100}"
-            if name in _NOT_IMPLEMENTED:
+            if value is None or name in _WITHOUT_EFFECT:
+                continue
+            if name in kinds:
+                try:
+                    values[name] = _read(name, kinds[name], value)
+                except (TypeError, ValueError) as error:
+                    problems.append(f"{said} is wrong: {error}")
+            elif value is False or value in ({}, [], ""):  # off
+                continue
+            elif name in _NOT_IMPLEMENTED:
                 advice = _UNMERGEABLE if name in _NEVER_MERGED else _MERGEABLE
                 problems.append(f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); {advice}")
             else:
@@ -227,14 +234,6 @@ class PeftConfig:
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
                 )
-        values: dict[str, Any] = {}
-        for name, kind in kinds.items():
-            if content.get(name) is None:
-                continue
-            try:
-                values[name] = _read(name, kind, content[name])
-            except (TypeError, ValueError) as error:
-                problems.append(f"{name}={content[name]!r:.100} is wrong: {error}")
         targets, layers = values.get("target_modules"), values.get("layers_to_transform")
         if targets is None and not problems:
             problems.append("target_modules are missing; name the layers that have updates")

@@ -192,32 +192,31 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     A FileNotFoundError is raised if the path does not exist, is a pipe, or is a folder of GGUF
     files only, of an adapter, or around the folder of a model.
     """
-    if not Path(path).exists():
+    folder, text = Path(path), repr(os.fspath(path))
+    if folder.is_file() or find(path, "config.json").is_file():
+        return folder.is_file()
+    if not folder.exists():
         raise FileNotFoundError(
-            f"there is no folder and no file {os.fspath(path)!r}; give a Hugging Face folder or a "
-            f"GGUF file of this machine, since nothing is downloaded"
+            f"there is no folder and no file {text}; give a Hugging Face folder or a GGUF file of "
+            f"this machine, since nothing is downloaded"
         )
-    if not (Path(path).is_file() or Path(path).is_dir()):
+    if not folder.is_dir():
         raise FileNotFoundError(
-            f"{os.fspath(path)!r} is neither a file nor a folder, but perhaps a pipe; save the "
-            f"model in a file"
+            f"{text} is neither a file nor a folder, but perhaps a pipe; save the model in a file"
         )
-    files = sorted(map(os.fspath, Path(path).glob("*.gguf")))
-    has_config = find(path, "config.json").is_file()
-    if not has_config and find(path, CONFIG).is_file():
+    if find(path, CONFIG).is_file():
         raise FileNotFoundError(
-            f"{os.fspath(path)!r} is the folder of an adapter; give its base, a Hugging Face "
-            f"folder or a GGUF file, and load the adapter with --adapter or lora.load"
+            f"{text} is the folder of an adapter; give its base, a Hugging Face folder or a GGUF "
+            f"file, and load the adapter with --adapter or lora.load"
         )
-    if files and not has_config:
+    if files := sorted(map(os.fspath, folder.glob("*.gguf"))):
         raise FileNotFoundError(
-            f"{os.fspath(path)!r} has no config.json, but GGUF files; name one: {', '.join(files)}"
+            f"{text} has no config.json, but GGUF files; name one: {', '.join(files)}"
         )
-    around = (Path(path).glob(f"{inside}*/config.json") for inside in ("", "snapshots/"))
-    models = sorted(os.fspath(file.parent) for files in around for file in files)
-    if models and not has_config:  # for example, a folder in the cache of huggingface_hub
+    around = (folder.glob(f"{inside}*/config.json") for inside in ("", "snapshots/"))
+    # For example, a folder in the cache of huggingface_hub has such folders.
+    if models := sorted(os.fspath(file.parent) for found in around for file in found):
         raise FileNotFoundError(
-            f"{os.fspath(path)!r} has no config.json, but a folder in it does; name it: "
-            f"{', '.join(models[:5])}"
+            f"{text} has no config.json, but a folder in it does; name it: {', '.join(models[:5])}"
         )
-    return Path(path).is_file()
+    return False

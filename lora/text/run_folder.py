@@ -32,13 +32,10 @@ DTYPE = "dtype"  # the key in options.json for the form of the base in memory
 class RunFolder:
     """The folder of a run, which may begin there, or resume.
 
-    Args:
+    Attributes:
         path: the folder, which need not exist yet.
         resume: whether to continue the run in it.
-
-    Attributes:
-        path, options_file, checkpoint: the paths of the folder, and of files in it.
-        resume: whether to continue the run in it.
+        options_file, checkpoint: the paths of files in it.
         began: the time at which the run began; for a run to resume, the first time.
     """
 

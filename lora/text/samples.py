@@ -37,10 +37,7 @@ class Sample:
 
 
 def write_samples(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    rows: Sequence[Row],
-    progress: bool = True,
+    model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Row], progress: bool = True
 ) -> list[Sample]:
     """Answer the prompts of some rows, evenly spread, always with the likeliest tokens.
 
