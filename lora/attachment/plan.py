@@ -55,7 +55,7 @@ class Plan:
         progress: bool = False,
     ) -> None:
         self.model, self.config = model, config
-        self.seed = seed_of(rng)  # None if it is not known
+        self.seed = seed_of(rng) if targets is None else None  # of the draws; None if not known
         self._modules, self._names = dict(model.named_modules()), state_names(model)
         self._drawn = drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets

@@ -255,7 +255,10 @@ class MPIWorld(World):
     # ----------------------------------------------------------------------------------------------
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error; else print the error of this rank, and end all."""
+        """Return if all ranks have an error; else print the error of this rank, and end all.
+
+        An interrupt ends all: it may come before a step on one rank, and after it on another.
+        """
         if isinstance(error, KeyboardInterrupt):
             self._end_all(error)
         trace = "".join(traceback.format_exception(error))

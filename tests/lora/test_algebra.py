@@ -13,6 +13,7 @@ import minigrad
 from lora import LoRAConfig, LoRAScaling
 from lora.attachment.state import required_attachment
 from lora.identities.trial import Rounding
+from lora.peft import AdapterFolder
 from lora.spectra import Approximation
 from minigrad.nn import Embedding, Linear, Module
 from tests.lora.models import (
@@ -705,6 +706,14 @@ def test_an_extraction_draws_nothing(rng, monkeypatch):
     monkeypatch.setattr("lora.adapter.draw", None)
     lora.extract(base, tuned, 2, targets=LAYERS)
     np.testing.assert_allclose(base.eval()(TOKENS).data, tuned.eval()(TOKENS).data, atol=1e-12)
+
+
+def test_an_extracted_adapter_is_saved_without_a_seed(rng, tmp_path):
+    base, tuned, _ = pair(rng)
+    lora.extract(base, tuned, 2, targets=LAYERS)
+    lora.save(base, tmp_path)
+    with AdapterFolder(tmp_path) as files:
+        assert files.facts.seed is None
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 9])
