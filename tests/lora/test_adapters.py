@@ -109,7 +109,9 @@ def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
 @pytest.mark.parametrize(
     "call", [lora.detach, lora.active, lora.switch, lambda part: lora.save(part, "unwritten")]
 )
-def test_a_part_of_a_model_with_adapters_is_told_that_the_complete_model_is_needed(rng, call):
+def test_the_error_about_a_part_of_a_model_with_adapters_says_that_the_complete_model_is_needed(
+    rng, call
+):
     model = Sequential(Sequential(Linear(3, 4, rng=rng)), Linear(4, 2, rng=rng))
     lora.attach(model, LoRAConfig(rank=2))
     advice = "has adapters on 0.*; call this with the model that lora.attach was called with"
@@ -779,7 +781,7 @@ def test_a_layer_is_not_adapted_by_one_and_trained_whole_by_another(rng, first):
 # ----------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_reads_the_weight_of_an_adapted_layer_is_told_what_to_read(rng):
+def test_the_error_about_reading_the_weight_of_an_adapted_layer_says_what_to_read(rng):
     class Reading(TokenNet):
         def forward(self, x):
             return self.table(x) @ self.table.weight.T

@@ -864,7 +864,7 @@ def test_running_statistics_are_part_of_the_difference(rng):
     np.testing.assert_allclose(base(x).data, tuned(x).data, rtol=1e-12, atol=1e-12)
 
 
-def test_all_that_does_not_fit_is_told_at_once(rng):
+def test_all_that_does_not_fit_is_listed_at_once(rng):
     base, tuned, _ = pair(rng)
     state = tuned.state_dict()
     state["heads.weight"] = state.pop("head.weight")

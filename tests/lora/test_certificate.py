@@ -605,7 +605,7 @@ def spoiled(rng, what, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("what", "named"), [("w", "W"), ("a", "dW"), ("b", "dW")])
-def test_a_number_that_is_not_finite_is_told(rng, what, named, value, dtype):
+def test_a_number_that_is_not_finite_is_reported(rng, what, named, value, dtype):
     found = row(spoiled(rng, what, value), dtype)
     assert found.lost == found.bound == found.ulp == math.inf
     assert found.note == f"{named} has NaN or Inf"
@@ -619,7 +619,7 @@ def test_a_bias_that_is_not_finite_leaves_no_bound(rng, value):
     assert found.note == "b has NaN or Inf"
 
 
-def test_a_nan_where_there_is_no_update_is_told_too(rng):
+def test_a_nan_where_there_is_no_update_is_reported_too(rng):
     layer = spoiled(rng, "w", np.nan)
     layer = Layer(layer.w, layer.a, 0 * layer.b)
     assert row(layer, "float32").lost == math.inf
@@ -634,7 +634,7 @@ def test_a_nan_where_there_is_no_update_is_told_too(rng):
         ("nf4", np.float64, 3.5e38),
     ],
 )
-def test_what_the_dtype_cannot_hold_is_told(dtype, own, size):
+def test_what_the_dtype_cannot_store_is_reported(dtype, own, size):
     w = np.zeros((2, 3), own)
     w[0, 1] = size / 2
     grown = Layer(w, np.array([[0, 1, 0]], own), np.array([[size / 2], [0]], own))

@@ -212,7 +212,7 @@ def test_all_linear_leaves_convolutions_out(rng):
     assert report.names == ["head"]
 
 
-def test_a_name_that_matches_nothing_is_told_those_that_exist(rng):
+def test_the_error_about_a_name_that_matches_nothing_lists_those_that_exist(rng):
     with pytest.raises(ValueError, match=r"'frist'.*first"):
         lora.attach(ConvNet(rng), LoRAConfig(rank=1, targets=["frist"]))
 

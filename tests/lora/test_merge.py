@@ -299,7 +299,7 @@ def test_a_layer_without_the_merged_adapters_is_not_merged():
             np.testing.assert_allclose(model(x).data, before, rtol=1e-4, atol=1e-5)  # of float32
 
 
-def test_an_update_that_is_lost_is_told():
+def test_an_update_that_is_lost_is_reported():
     certificate = lora.merge(net(np.random.default_rng(0), size=1e-5))
     assert certificate.worst("float32").absorbed < 0.5
     assert certificate.worst("bfloat16").absorbed > 0.7

@@ -683,7 +683,7 @@ BROKEN_BASES = {
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(
-    ("config", "has_head", "is_told"),
+    ("config", "has_head", "is_reported"),
     [
         ({"vocab_size": 11, "tie_word_embeddings": True}, False, True),
         ({"vocab_size": 11}, False, True),
@@ -701,8 +701,8 @@ BROKEN_BASES = {
     ],
 )
 @pytest.mark.parametrize("is_whole", [False, True])
-def test_a_change_of_a_tied_embedding_is_told(
-    is_whole, config, has_head, is_told, net, rng, tmp_path
+def test_a_change_of_a_tied_embedding_is_reported(
+    is_whole, config, has_head, is_reported, net, rng, tmp_path
 ):
     options = {"targets": ["up"], "modules_to_save": ["embed"]} if is_whole else {}
     lora.save(adapted_copy(net, rng, **{"targets": ["embed"], **options}), tmp_path / "adapter")
@@ -713,10 +713,10 @@ def test_a_change_of_a_tied_embedding_is_told(
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
     found = check_adapter(tmp_path / "adapter", base)
     assert found.is_right
-    for told in (repr(merged), repr(found)):
+    for text in (repr(merged), repr(found)):
         assert (
-            "embed.weight may be the weight of the head" in told.replace(": may", " may")
-        ) is is_told
+            "embed.weight may be the weight of the head" in text.replace(": may", " may")
+        ) is is_reported
 
 
 @pytest.mark.parametrize("config", [{"vocab_size": 11, "tie_word_embeddings": True}, {}])
@@ -729,8 +729,8 @@ def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
     found = check_adapter(tmp_path / "adapter", base)
     assert found.is_right
-    for told in (repr(merged), repr(found)):
-        assert ("is the weight of the head, which in the base is" in told) is bool(config)
+    for text in (repr(merged), repr(found)):
+        assert ("is the weight of the head, which in the base is" in text) is bool(config)
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
@@ -864,7 +864,7 @@ def test_a_base_that_the_adapter_does_not_go_with_is_refused(name, files, tmp_pa
     assert re.search(message, repr(found))
 
 
-def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
+def test_a_head_that_is_tied_is_named_as_such(net, rng, tmp_path):
     net.out = Linear(6, 11, rng=rng)
     lora.save(adapted_copy(net, rng, targets=["up", "out"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
@@ -875,7 +875,7 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
-def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
+def test_an_embedding_that_is_tied_is_named_as_such(net, rng, tmp_path):
     net.out = Linear(6, 11, rng=rng)
     lora.save(adapted_copy(net, rng, targets=["up", "embed"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
@@ -887,7 +887,7 @@ def test_an_embedding_that_is_tied_is_told_so(net, rng, tmp_path):
         merge_files(base, tmp_path / "adapter", tmp_path / "out")
 
 
-def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
+def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_reported_once(files, tmp_path):
     base, adapter = files
     rename = lambda arrays: {n if "square" in n else f"{n}_": x for n, x in arrays.items()}
     edit(base / "model.safetensors", rename)
@@ -898,7 +898,7 @@ def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_p
     assert re.search(message, repr(check_adapter(adapter, base)))
 
 
-def test_all_that_does_not_go_together_is_told_at_once(files, tmp_path):
+def test_all_that_does_not_go_together_is_listed_at_once(files, tmp_path):
     base, adapter = files
     edit(
         base / "model.safetensors",
@@ -1154,10 +1154,8 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
     arguments = ["merge", str(base), str(adapter), str(tmp_path / "out"), "--any-base"]
     assert main(arguments) == (0 if found.is_right else FAILED)
     if not found.is_right:
-        told = re.search(
-            message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
-        )
-        assert told
+        pattern = message.split("wrong: ")[1].removeprefix("files: ")
+        assert re.search(pattern, capsys.readouterr().err)
 
 
 def test_targets_without_tensors_are_named(files, tmp_path):
@@ -1359,7 +1357,7 @@ def test_all_biases_are_all_though_some_are_as_they_were(net, tmp_path):
         *[("word_embeddings", True), ("embed_tokens", True), ("wte", True), ("embed_in", True)],
     ],
 )
-def test_a_table_is_told_from_a_linear_layer_by_its_name(name, is_table, net, tmp_path):
+def test_a_table_differs_from_a_linear_layer_by_its_name(name, is_table, net, tmp_path):
     weight = net.square.weight.data
     for folder, change in (("base", 0), ("tuned", 0.1)):
         arrays = {f"a.{name}.weight": weight + np.float32(change), "a.embeddings.bias": weight[0]}
@@ -1372,7 +1370,7 @@ def test_a_table_is_told_from_a_linear_layer_by_its_name(name, is_table, net, tm
     assert not extract_files(*paths, 1).embeddings
 
 
-def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
+def test_an_extracted_update_of_a_tied_embedding_is_reported(net, tmp_path):
     tuned = copy.deepcopy(net)
     tuned.embed.weight.data = tuned.embed.weight.data + np.float32(0.1)
     base = base_of(net, tmp_path / "base")
@@ -1634,7 +1632,7 @@ def test_the_status_is_the_same_if_no_message_can_be_written(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("ending", ["", ".safetensors", ".png"])
-def test_a_path_that_is_too_long_is_told_in_one_sentence(ending, files, tmp_path, capsys):
+def test_a_path_that_is_too_long_is_reported_in_one_sentence(ending, files, tmp_path, capsys):
     out = tmp_path / ("x" * 300 + ending)
     command = ["inspect", files[1], "--plot"] if ending == ".png" else ["merge", *files]
     status, printed, message = run(*command, out, capsys=capsys)
@@ -1644,7 +1642,9 @@ def test_a_path_that_is_too_long_is_told_in_one_sentence(ending, files, tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32" or os.getuid() == 0, reason="root may enter any folder")
 @pytest.mark.parametrize("name", ["out", "out.safetensors"])
-def test_a_folder_that_may_not_be_entered_is_told_in_one_sentence(name, files, tmp_path, capsys):
+def test_a_folder_that_may_not_be_entered_is_reported_in_one_sentence(
+    name, files, tmp_path, capsys
+):
     closed = made(tmp_path / "closed")
     closed.chmod(0)
     try:

@@ -1,4 +1,4 @@
-"""What an optimiser is told of adapters: rates of the factors, and the decay of their product."""
+"""What an optimiser knows of adapters: rates of the factors, and the decay of their product."""
 
 import tracemalloc
 

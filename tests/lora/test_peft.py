@@ -156,7 +156,7 @@ def test_layers_without_a_bias_have_none_to_load(bias, tmp_path, rng):
     np.testing.assert_array_equal(again(x).data, model(x).data)
 
 
-def test_a_rank_that_a_layer_cannot_have_is_taken_and_told(theirs):
+def test_a_rank_that_a_layer_cannot_have_is_taken_and_reported(theirs):
     folder = theirs("linear")
     model = model_of("mlp")
 
@@ -745,7 +745,7 @@ def test_a_base_in_another_dtype_is_the_same_base(saved):
     assert model.layers[0].lora_a.dtype == np.float64
 
 
-def test_another_base_is_refused_with_every_layer_unless_told(saved):
+def test_another_base_is_refused_with_every_layer_by_default(saved):
     model = model_of("mlp")
     for layer in model.layers:
         layer.weight.data = layer.weight.data * 1.0001
@@ -805,7 +805,7 @@ def as_of_peft(folder):
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "net._orig_mod."])
-def test_a_prefix_of_all_names_in_the_file_is_told_first(prefix, saved):
+def test_a_prefix_of_all_names_in_the_file_is_named_first(prefix, saved):
     prefixed = lambda key: key.replace(PREFIX, PREFIX + prefix)
     edit(saved / WEIGHTS, lambda arrays: {prefixed(key): x for key, x in arrays.items()})
     as_of_peft(saved)

@@ -476,7 +476,7 @@ def test_one_faulty_layer_of_a_model_is_named():
     assert "fail" in repr(report).splitlines()[0]
 
 
-# What cannot be told
+# What is undecided
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_one_faulty_layer_of_a_model_is_named():
         (lambda layer, batch: layer(batch[0][:0]).sum(), "no gradient arrives"),
     ],
 )
-def test_what_cannot_be_told_is_never_said_to_hold(loss, why):
+def test_what_is_undecided_is_never_called_true(loss, why):
     layer = make()
     with np.errstate(invalid="ignore"):
         report = verify(layer, loss, batch_for(layer))
@@ -540,7 +540,7 @@ def test_a_base_of_zeros_holds_and_a_fault_on_it_is_found(bias):
         assert report.verdict == verdict, report
 
 
-def test_one_that_uses_another_model_than_it_is_handed_cannot_be_told():
+def test_one_that_uses_another_model_than_it_is_handed_is_undecided():
     layer = make()
     x, y = batch_for(layer)
     report = verify(layer, lambda model, batch: MSE(layer(x), y), (x, y))
@@ -631,7 +631,7 @@ def test_the_report_is_a_sentence_and_a_table():
     assert not lora.VerifyReport(())
 
 
-def test_a_layer_of_which_nothing_can_be_told_is_one_row():
+def test_an_undecided_layer_is_one_row():
     model = nn.Sequential(make(d_out=5), make(d_out=5))
     report = verify(model, lambda model, x: (model[0](x) ** 2).sum(), batch_for(model[0])[0])
     lines = repr(report).splitlines()
@@ -670,7 +670,7 @@ def test_what_single_and_half_precision_round_to_zero_is_no_fault(seeds, scale, 
 
 
 @pytest.mark.parametrize("bias", [1.0, 1e4])
-def test_a_bias_that_is_large_beside_the_rest_leaves_nothing_untold(bias):
+def test_a_bias_that_is_large_beside_the_rest_leaves_nothing_undecided(bias):
     layer = make(bias=np.full(6, bias, np.float32), trained=False)
     layer.base_weight.data[...] *= np.float32(1e-5)
     report = verify(layer, lambda y: (y - bias).mean(), batch_for(layer)[0])

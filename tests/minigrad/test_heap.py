@@ -13,7 +13,7 @@ STEPS = """
     import numpy as np
     from minigrad import heap
 
-    told = heap.keep_freed_memory()
+    keeps = heap.keep_freed_memory()
 
     def step():
         arrays = [np.ones(100_000) for _ in range(10)]  # 8 MB, of which the last is freed first
@@ -25,7 +25,7 @@ STEPS = """
     for _ in range(20):
         step()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    print(int(told), faults)
+    print(int(keeps), faults)
 """
 
 glibc = pytest.mark.skipif(
@@ -37,22 +37,22 @@ glibc = pytest.mark.skipif(
 def run(**variables):
     theirs = ("MALLOC_", "GLIBC_")
     unset = {name: None for name in os.environ if name.startswith(theirs)}
-    told, faults = map(int, run_python(STEPS, **{**unset, **variables}).split())
-    return bool(told), faults
+    keeps, faults = map(int, run_python(STEPS, **{**unset, **variables}).split())
+    return bool(keeps), faults
 
 
 @glibc
 def test_steps_that_allocate_the_same_arrays_get_the_same_pages():
-    told, faults = run()
-    assert told
+    keeps, faults = run()
+    assert keeps
     assert faults < 200  # of 40,000 pages
 
 
 @pytest.mark.full
 @glibc
 def test_a_setting_of_the_user_stays():
-    told, faults = run(MALLOC_TRIM_THRESHOLD_="65536")
-    assert not told
+    keeps, faults = run(MALLOC_TRIM_THRESHOLD_="65536")
+    assert not keeps
     assert faults > 10_000
 
 

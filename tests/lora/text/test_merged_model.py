@@ -178,11 +178,11 @@ def test_other_shapes_are_named_and_counted(tmp_path):
         arrays[down] = arrays[down][:40]
 
     found = check_adapter(adapter, base, write(tmp_path / "merged", tmp_path / "out", change))
-    told = {each.where: each.what for each in found.findings}
-    assert told["model.layers.0.mlp.up_proj.weight"] == (
+    findings = {each.where: each.what for each in found.findings}
+    assert findings["model.layers.0.mlp.up_proj.weight"] == (
         "is transposed: its shape is (32, 48) in the model, (48, 32) in the base"
     )
-    assert told["model.layers.1.mlp.up_proj.weight"] == (
+    assert findings["model.layers.1.mlp.up_proj.weight"] == (
         "has dtype float32 and shape (40, 32) in the model, and float32 and (48, 32) in the base"
     )
     assert "12 of 14 layers of the model have the update; in float32" in repr(found)
@@ -232,13 +232,13 @@ def test_an_update_that_rounding_hides_is_odd(dtype, tmp_path):
         else:
             write(base, model, lambda arrays: None, dtype)
         found = check_adapter(adapter, base, model)
-        told = {each.where: (each.level, each.what) for each in found.findings}
+        findings = {each.where: (each.level, each.what) for each in found.findings}
         if dtype == "float32":
             assert found.is_right == (model.name == "out")
         else:
             assert found.is_right
-            assert set(told.values()) == {("odd", HIDDEN)}
-            assert len(told) == 14
+            assert set(findings.values()) == {("odd", HIDDEN)}
+            assert len(findings) == 14
             assert "0 of 14 layers of the model have the update" in repr(found)
 
 
@@ -301,15 +301,15 @@ def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
     assert main(["check", str(adapter), str(base), "--merged", str(out), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["is_right"] is False
-    told = {each["where"]: each["what"] for each in found["findings"]}
-    dropped = [where for where, what in told.items() if "dropped" in what]
+    findings = {each["where"]: each["what"] for each in found["findings"]}
+    dropped = [where for where, what in findings.items() if "dropped" in what]
     assert len(dropped) == 7
     assert all("model.layers.1" in where for where in dropped)
-    assert "and is not the base" in told["model.layers.0.mlp.up_proj"]
-    assert "the adapter does not change it" in told["model.norm.weight"]
-    assert "in the model only" in told["more.weight"]
-    assert "is missing" in told["model.layers.0.input_layernorm.weight"]
-    assert "NaN" in told["model.layers.0.mlp.gate_proj.weight"]
+    assert "and is not the base" in findings["model.layers.0.mlp.up_proj"]
+    assert "the adapter does not change it" in findings["model.norm.weight"]
+    assert "in the model only" in findings["more.weight"]
+    assert "is missing" in findings["model.layers.0.input_layernorm.weight"]
+    assert "NaN" in findings["model.layers.0.mlp.gate_proj.weight"]
     assert len(found["merged"]) == 13
 
 

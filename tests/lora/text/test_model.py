@@ -45,7 +45,7 @@ def test_rows_of_a_batch_do_not_see_each_other_nor_padding_behind_them(model, rn
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_the_loss_counts_the_tokens_that_it_is_told_to(model, rng):
+def test_the_loss_counts_the_tokens_that_are_marked(model, rng):
     ids, counted = ids_of(model, rng, 3, 10), rng.random((3, 10)) < 0.5
     loss, count = model.loss(ids, counted)
     logits = mg.log_softmax(model(ids)).numpy()

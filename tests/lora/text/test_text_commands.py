@@ -437,7 +437,7 @@ def test_the_base_may_be_in_few_bits(base, data, tmp_path, capsys):
 
 @pytest.mark.full
 @pytest.mark.usefixtures("no_samples")
-def test_an_adapter_of_the_base_in_other_bits_is_refused_unless_told(base, data, tmp_path, capsys):
+def test_an_adapter_of_the_base_in_other_bits_is_refused_by_default(base, data, tmp_path, capsys):
     run(capsys, "train", base, data, tmp_path / "out", *TRAIN, "--dtype", "nf4")
     ask = ("generate", base, "--adapter", tmp_path / "out", "--prompt", "fox", "--max-tokens", 2)
     status, _, error = run(capsys, *ask)

@@ -244,6 +244,6 @@ def test_random_graphs_are_right_at_second_order(steps, seed):
     arrays = [rng.standard_normal(shape) for shape in (SQUARE, (2,), ())]
     report = gradcheck(lambda *xs: run(steps, xs, 1)[-1], arrays, order=2)
     assert report.wrong == [], report
-    # Where a tanh is flat, little can be told.
+    # Where a tanh is flat, little can be said.
     flat = all(abs(entry.analytic) < 1e-5 for entry in report.undecided)
     assert flat or len(report.undecided) < report.compared / 2

@@ -419,7 +419,7 @@ def test_observer_sees_calls_vjps_and_freeing():
     assert log.freed == ["sum", "multiply", "exp"]
 
 
-def test_observer_is_told_where_a_backward_pass_starts_and_from_what():
+def test_observer_sees_where_a_backward_pass_starts_and_from_what():
     class Starts(Observer):
         def __init__(self):
             self.seen = []
@@ -436,7 +436,7 @@ def test_observer_is_told_where_a_backward_pass_starts_and_from_what():
     assert [gradient.tolist() for _, gradient in starts.seen] == [[3, 4], [5, 6], 1]
 
 
-def test_observer_is_told_inputs_result_and_gradients():
+def test_observer_sees_inputs_result_and_gradients():
     class Watch(Observer):
         def on_call(self, op, inputs, result):
             self.call = op, inputs, result
@@ -459,7 +459,7 @@ def test_observer_is_told_inputs_result_and_gradients():
     assert_array_equal(result, [1.0, 1.0])
 
 
-def test_observer_is_told_what_goes_on_and_what_arrives_before_it_is_added():
+def test_observer_sees_what_goes_on_and_what_arrives_before_it_is_added():
     class Watch(Observer):
         def __init__(self):
             self.went, self.came = [], []

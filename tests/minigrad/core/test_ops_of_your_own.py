@@ -254,20 +254,20 @@ def test_a_copy_of_an_op_is_the_op():
 
 
 def joint_product():
-    """x y z with one VJP for x and y; it keeps what it was told to be needed."""
+    """x y z with one VJP for x and y; it keeps which of them were needed."""
 
     @op
     def product(x, y, z):
         return x * y * z
 
     def derivative(g, needs_input_grad, x, y, z):
-        product.told.append(needs_input_grad)
+        product.asked.append(needs_input_grad)
         shared = g * z
         return shared * y if needs_input_grad[0] else None, shared * x if needs_input_grad[
             1
         ] else None
 
-    product.told = []
+    product.asked = []
     product.joint_vjp(["x", "y"], derivative)
     return product
 
@@ -276,16 +276,16 @@ def test_a_joint_vjp_gives_all_gradients_at_once():
     product = joint_product()
     x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
     assert [g.item() for g in grad(product(x, y, z), [x, y])] == [15.0, 10.0]
-    assert product.told == [(True, True)]
+    assert product.asked == [(True, True)]
 
 
-def test_a_joint_vjp_is_told_what_is_needed():
+def test_a_joint_vjp_gets_what_is_needed():
     product = joint_product()
     x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
     product(x, y.detach(), z).backward()
     product(x.detach(), y, z).backward()
     grad(product(x, y, z), y)
-    assert product.told == [(True, False), (False, True), (False, True)]
+    assert product.asked == [(True, False), (False, True), (False, True)]
     assert x.grad.item() == 15.0
     assert y.grad.item() == 10.0
 

@@ -331,7 +331,7 @@ def test_assert_gradients_raises_with_the_report_as_message():
     assert_gradients(square, X, tolerance=0.51, order=1)
 
 
-def test_assert_gradients_raises_too_where_nothing_can_be_told():
+def test_assert_gradients_raises_too_where_nothing_can_be_decided():
     with pytest.raises(GradientError, match="cannot tell"):
         assert_gradients(minigrad.relu, np.array([0.0]))
 
@@ -666,7 +666,7 @@ def test_an_exception_says_when_it_was_raised():
     assert "it raises ValueError('out of range')" in report.undecided[0].reason
 
 
-def test_a_vjp_that_cannot_be_differentiated_is_told_so():
+def test_a_vjp_that_cannot_be_differentiated_is_named_as_such():
     square = square_with_vjp(lambda g, x: np.multiply(2 * np.asarray(x), g))
     assert gradcheck(square, X, order=1)
     with pytest.raises(RuntimeError, match="cannot follow") as caught:
@@ -956,7 +956,7 @@ def test_rounding_on_both_sides_is_not_called_a_disagreement(rng):
         (lambda x: minigrad.softmax(x).sum(), [1.0, 2.0, 3.0]),  # whose gradient is 0 by invariance
     ],
 )
-def test_edges_steep_functions_and_zeros_can_be_told(f, x):
+def test_edges_steep_functions_and_zeros_can_be_decided(f, x):
     assert gradcheck(f, np.array(x))
 
 
@@ -1014,7 +1014,7 @@ def test_a_fault_in_a_small_element_in_float32_is_not_called_right():
         assert "below what float32 can resolve" in report.undecided[0].reason
 
 
-def test_what_overflows_in_float32_only_cannot_be_told():
+def test_what_overflows_in_float32_only_is_undecided():
     f = lambda x: minigrad.log(minigrad.exp(x))
     assert gradcheck(f, np.array([100.0]))
     report = gradcheck(f, np.array([100.0], np.float32))
@@ -1092,7 +1092,7 @@ def test_a_vjp_that_is_wrong_for_some_layout_of_its_cotangent_is_found():
 # What else it depends on
 
 
-def test_what_is_not_an_operand_is_left_alone_and_told():
+def test_what_is_not_an_operand_is_left_alone_and_reported():
     w = minigrad.tensor([1.0, 2.0], requires_grad=True)
     before = w.grad = minigrad.tensor([5.0, 6.0])
     report = gradcheck(lambda x: x * w, np.array([1.0, 2.0]))
@@ -1161,7 +1161,7 @@ def test_results_that_change_in_number_are_named():
     assert "raised while gradcheck called f with" in e.value.__notes__[0]
 
 
-def test_an_exception_where_gradients_are_required_is_told_so():
+def test_an_exception_where_gradients_are_required_is_reported_as_such():
     def f(x):
         if x.requires_grad:
             raise KeyError("only here")
@@ -1196,7 +1196,7 @@ def test_options_may_be_numbers_of_numpy():
     assert gradcheck(minigrad.exp, X, np.int64(1), **options).tolerance == np.float32(1e-3)
 
 
-def test_the_tolerance_that_was_used_is_told():
+def test_the_tolerance_that_was_used_is_reported():
     f = lambda x: minigrad.tanh(x.astype(np.float32))
     assert gradcheck(f, X, order=1).tolerance == pytest.approx(3 * 2**-11.5)
     assert gradcheck(minigrad.tanh, X.astype(np.float32), order=1).tolerance == 1e-6
@@ -1292,7 +1292,7 @@ def test_a_share_is_between_0_and_1():
         report.missed(2)
 
 
-def test_an_entry_that_cannot_be_told_is_listed_once():
+def test_an_undecided_entry_is_listed_once():
     report = gradcheck(minigrad.relu, np.array([0.0], np.float32), order=1)
     assert len(report.undecided) == 1
 

@@ -123,7 +123,7 @@ def run(steps, *operands):
 
 
 def check(count, **settings):
-    told = collections.Counter()
+    counts = collections.Counter()
 
     @hypothesis.given(compositions())
     @hypothesis.settings(max_examples=count, **settings)
@@ -133,13 +133,13 @@ def check(count, **settings):
         arrays = [rng.standard_normal(shape) for shape in shapes]
         for dtype in (np.float64, np.float32):
             report = gradcheck(lambda *xs: run(steps, *xs), [x.astype(dtype) for x in arrays])
-            told[report.verdict] += 1
+            counts[report.verdict] += 1
             assert report.verdict != "disagree", f"{steps}\n{report!r}"
 
     check_one()
     # Right gradients are to be called right, not just not wrong.
-    assert told["agree"] > 0.8 * told.total(), told
-    return told
+    assert counts["agree"] > 0.8 * counts.total(), counts
+    return counts
 
 
 @pytest.mark.full

@@ -533,9 +533,9 @@ def test_the_command_says_which_framework_to_name(jax, tmp_path, capsys):
 
 def test_right_functions_of_torch_are_not_accused(torch):
     count = len(torch_steps())
-    told, wrong = verdicts(torch_cases(count), count)
+    counts, wrong = verdicts(torch_cases(count), count)
     assert not wrong, wrong[0]
-    assert told["agree"] > 0.9 * count > 54
+    assert counts["agree"] > 0.9 * count > 54
 
 
 def test_right_functions_of_jax_are_not_accused(torch, jax):
@@ -543,9 +543,9 @@ def test_right_functions_of_jax_are_not_accused(torch, jax):
     names = jax_steps().keys() - torch_steps().keys()
     cases = (case for case in jax_cases(len(jax_steps())) if case.name in names)
     with jax.enable_x64(True):
-        told, wrong = verdicts(cases, len(names))
+        counts, wrong = verdicts(cases, len(names))
     assert not wrong, wrong[0]
-    assert told["agree"] > 0.9 * len(names) > 12
+    assert counts["agree"] > 0.9 * len(names) > 12
 
 
 def test_neither_is_imported():

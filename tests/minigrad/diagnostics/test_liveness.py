@@ -694,14 +694,14 @@ def test_a_frozen_adapter(adapted, batch):
     assert report  # the other one trains
 
 
-def test_a_frozen_adapter_is_told_to_train_its_factors_and_not_its_base(adapted, batch):
+def test_the_advice_for_a_frozen_adapter_is_to_train_its_factors_and_not_its_base(adapted, batch):
     adapted.freeze()
     verdict = liveness(adapted, minigrad.mse, batch).verdict
     assert "call requires_grad_() on lora_a and lora_b of each adapter" in verdict
     assert "freeze(False)" not in verdict
 
 
-def test_an_adapter_that_is_not_active_is_told_to_be_switched_to(adapted, batch):
+def test_the_advice_for_an_adapter_that_is_not_active_is_to_switch_to_it(adapted, batch):
     lora.switch(adapted)
     report = liveness(adapted, minigrad.mse, batch)
     assert [row.verdict for row in report.adapters] == ["not active", "not active"]
@@ -1143,7 +1143,7 @@ def test_what_the_loss_function_does_to_the_model_is_put_back(batch):
 
 
 @pytest.mark.parametrize("retain_graph", [False, True])
-def test_a_loss_function_that_calls_backward_is_told_that_this_is_not_its_part(retain_graph, batch):
+def test_a_loss_function_that_calls_backward_is_refused(retain_graph, batch):
     model = Two(minigrad.tanh)
     optimizer = minigrad.optim.Adam(model.parameters())
     before = {n: p.data.tobytes() for n, p in model.named_parameters()}

@@ -43,7 +43,7 @@ def test_a_loss_of_predictions_may_refuse_a_model_in_its_own_way(model):
     assert loss_of(model, loss, (X, Y)).size == 1
 
 
-def test_a_fault_in_the_model_is_told_as_it_is(rng):
+def test_a_fault_in_the_model_is_reported_as_it_is(rng):
     class Broken(nn.Module):
         def forward(self, x):
             return x.no_such_thing
@@ -68,7 +68,7 @@ def test_a_loss_that_fails_in_both_ways_tells_both(model):
     assert "no_such_thing" in info.value.__notes__[0]
 
 
-def test_a_fault_in_the_loss_is_told_as_it_is(model):
+def test_a_fault_in_the_loss_is_reported_as_it_is(model):
     def loss(model, batch):
         return model(batch[0]).mean() + {}["missing"]
 

@@ -207,8 +207,8 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_an_error_that_names_the_file(path, lie):
-    told, size = LIES[lie]
-    raw(path, {"x": told}, bytes(size))
+    declared, size = LIES[lie]
+    raw(path, {"x": declared}, bytes(size))
     with pytest.raises(ValueError, match=r"x\.safetensors' is not a complete safetensors file"):
         TensorFile(path)
 

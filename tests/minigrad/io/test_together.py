@@ -195,7 +195,7 @@ def test_the_entry_must_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("taken", "message"), [(ENTRY, "is a folder, and would be"), ("in", "is not a folder, and")]
 )
-def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, message, tmp_path):
+def test_a_path_that_is_taken_is_refused_before_anything_is_replaced(taken, message, tmp_path):
     put(tmp_path, "old")
     if taken == "in":
         (tmp_path / OTHER).unlink()
@@ -211,7 +211,7 @@ def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, messag
 
 
 @posix
-def test_a_link_that_leads_out_is_told_with_what_to_do(tmp_path):
+def test_a_link_that_leads_out_is_refused_with_advice(tmp_path):
     folder, other = tmp_path / "out", tmp_path / "other"
     put(folder, "old")
     (folder / "in").rename(other)

@@ -447,7 +447,7 @@ def test_a_block_adds_attention_and_then_an_mlp(rng, norm, bias, causal):
     assert isinstance(layer.norm2, kinds)
 
 
-def test_the_mlp_of_a_block_is_four_times_as_wide_and_of_gelus_unless_told_otherwise():
+def test_the_mlp_of_a_block_is_four_times_as_wide_and_of_gelus_by_default():
     layer = TransformerBlock(4, 2)
     assert [m.out_features for m in layer.mlp.layers] == [16, 4]
     assert layer.mlp.activation is minigrad.gelu

@@ -134,7 +134,7 @@ def test_truncated_normal_weights_have_the_moments_of_the_formula(rng):
     assert values.var() == pytest.approx(variance, rel=0.02)  # whose own deviation is 0.006
 
 
-def test_truncated_normal_weights_are_within_two_unless_told_otherwise(rng):
+def test_truncated_normal_weights_are_within_two_by_default(rng):
     values = drawn(init.trunc_normal_, rng)
     assert -2 <= values.min() < -1.99
     assert 1.99 < values.max() <= 2

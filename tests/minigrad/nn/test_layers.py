@@ -167,7 +167,7 @@ def test_mlp_without_biases_is_a_product_of_its_weights(rng):
     np.testing.assert_allclose(net(minigrad.tensor(x)).data, expected, rtol=1e-12)
 
 
-def test_mlp_is_of_relus_unless_told_otherwise():
+def test_mlp_is_of_relus_by_default():
     net = MLP([1, 2, 1])
     net.load_state_dict(
         {

@@ -20,7 +20,7 @@ def of_dims(smallest, largest=4, side=0):
 
 
 def numbered(shape, start=1.0):
-    """An array whose elements can be told apart."""
+    """An array of different elements."""
     return np.arange(start, start + np.prod(shape)).reshape(shape)
 
 

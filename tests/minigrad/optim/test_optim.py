@@ -1241,7 +1241,7 @@ def test_every_optimiser_finds_the_minimum_of_a_parabola(cls):
     np.testing.assert_allclose(p.data, [1.0, 2.0], atol=1e-6)
 
 
-def test_observers_are_told_of_a_step_while_its_gradients_are_there():
+def test_observers_see_a_step_while_its_gradients_are_there():
     class Steps(minigrad.Observer):
         def __init__(self):
             self.seen = []

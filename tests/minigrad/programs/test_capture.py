@@ -622,7 +622,7 @@ def test_a_step_is_recorded_in_training_and_evaluation_by_turns():
     assert len(captured.programs) == 2
 
 
-def test_keys_with_equal_texts_are_told_apart():
+def test_keys_with_equal_texts_are_different_keys():
     captured = mg.capture(lambda words: [2 * value for value in words.values()])
     one, other = Key(), Key()
     for x in map(Tensor, range(4)):

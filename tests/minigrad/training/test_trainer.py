@@ -479,7 +479,7 @@ def test_options_of_a_wrong_type_are_refused_by_name(options):
         make(**options)
 
 
-def test_a_model_whose_prediction_is_no_tensor_is_told_of_micro_batches(data):
+def test_the_error_about_a_prediction_that_is_no_tensor_names_micro_batches(data):
     class Pair(Slope):
         def forward(self, x):
             return x * self.w, x

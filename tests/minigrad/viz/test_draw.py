@@ -95,7 +95,7 @@ def test_without_graphviz_there_is_the_text(monkeypatch, tmp_path):
         drawing.save(tmp_path / "graph.png")
 
 
-def test_a_failure_of_graphviz_is_told(monkeypatch):
+def test_a_failure_of_graphviz_is_reported(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
     failed = subprocess.CompletedProcess([], 1, b"", b"out of ink\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)

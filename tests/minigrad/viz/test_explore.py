@@ -214,7 +214,7 @@ def test_graph_and_gradients_are_left_alone(tmp_path):
     assert (x.grad.item(), h.grad.item(), len(calls)) == (4.0, 2.0, 1)
 
 
-def test_a_hook_is_told_of(tmp_path):
+def test_a_hook_is_mentioned(tmp_path):
     _, h, y = diamond()
     h.register_hook(lambda g: g * 2)
     data = explored(tmp_path, y)
