@@ -376,6 +376,8 @@ class Surroundings:
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
                     read.add(instruction.argval)
+                elif instruction.opname == "LOAD_SMALL_INT":  # no constant in Python 3.14
+                    self.numbers.add(instruction.argval)
                 elif instruction.opname == "IMPORT_NAME":
                     self._walk(sys.modules.get(instruction.argval), instruction.argval)
         names = sorted(read)

@@ -1313,6 +1313,12 @@ def test_an_equal_mask_is_a_constant_that_the_source_lists():
     assert "# An array of no parameter and no argument: c1, (5, 4)" in captured.source
 
 
+def test_numbers_in_the_code_are_not_listed_as_computed():
+    captured = check_same(lambda: made(lambda m, o, x, y: plain(m, o, x / 197, y / 199)), calls=3)
+    assert "divide(argument1, 199)" in captured.source
+    assert "Numbers that this step" not in captured.source
+
+
 @pytest.mark.parametrize("kind", ["list", "counter"])
 def test_a_variable_that_changes_in_each_call_is_refused_by_name(kind):
     history, count = [], [0]
