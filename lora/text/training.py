@@ -63,7 +63,6 @@ from minigrad.training.ranks import check_ranks
 
 LONGEST = 1024  # the default of the largest number of tokens of a row
 _TOKENS = "the tokens of {}.jsonl (tokenizer, chat template)"  # the key of the hash of tokens
-_VALIDATIONS = 5  # the default number of validations in a run
 _CHECKPOINTS = 20  # the default number of checkpoints in a run
 
 
@@ -137,11 +136,11 @@ def train(
     """Train an adapter of a language model, and write it to a folder.
 
     AdamW without weight decay trains A and B. The learning rate rises linearly from 0 to `lr`, and
-    then falls as half a cosine to 0. With a file valid.jsonl, unless `validate_every` is 0, the
-    adapter with the best validation loss is written. Ctrl-C ends the run after the current step,
-    with a checkpoint. Under `mpiexec -n N` the ranks share the micro-batches of a step, and rank 0
-    reads and writes `out`. `targets` may also be one regular expression for complete names, or
-    "all-linear", as in `LoRAConfig`.
+    then falls as half a cosine to 0. With `validate_every`, the adapter with the best validation
+    loss is written. Ctrl-C ends the run after the current step, with a checkpoint. On several ranks
+    (`mpiexec -n N`) these share the micro-batches of a step, and rank 0 reads and writes `out`.
+    `targets` may also be one regular expression for complete names, or "all-linear", as in
+    `LoRAConfig`.
 
     Args:
         model: a language model, changed in place: it gets the adapter, unless there is an error.
@@ -167,8 +166,8 @@ def train(
         seed: the seed for A and for the order of the rows.
         train_on_prompts: whether prompts count in the loss too, and not only answers.
         as_chat: whether prompt and completion become turns of a conversation.
-        validate_every: the number of steps between validations, 0 for none; by default, with a
-            valid.jsonl, about five validations in a run, and at least one in an epoch.
+        validate_every: the number of steps between validations, on the rows of valid.jsonl; there
+            is also one after the last step. None or 0 for no validation.
         save_every: the number of steps between checkpoints, by default a twentieth of the run;
             there is also one after each epoch.
         checkpointing: whether layers compute their activations again in the backward pass instead
@@ -216,6 +215,9 @@ def train(
         if unread := unread_files(data):
             known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
             print(f"not read: {', '.join(unread)}; {known}", file=sys.stderr)
+        if not validate_every and "valid" in data_files(data):
+            advice = "validate_every (--validate-every) keeps the adapter with the least loss on it"
+            print(f"not read: valid.jsonl; {advice}", file=sys.stderr)
         print(expected, file=sys.stderr)
 
     def write() -> None:
@@ -284,17 +286,17 @@ def _rows(
     data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime,
     progress: bool,
 ) -> dict[str, Dataset]:  # fmt: skip
-    """Read the rows for training and, if there are any, those for validation."""
+    """Read the rows for training and, with `validate_every`, those for validation."""
+    every = options["validate_every"]
     reading = {name: options[name] for name in ("long_rows", "train_on_prompts", "as_chat")}
     reading |= {"max_length": options["max_length"], "vocab_size": model.config.vocab_size}
     rows = {
         split: read_rows(file, tokenizer, now=now, progress=progress, **reading)
         for split, file in data_files(data).items()
-        if split != "test"
+        if split == "train" or (split == "valid" and every)
     }
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
-    every = options["validate_every"]
     if "valid" not in rows and every:
         raise ValueError(f"validate_every={every}, but {data!s:.200} has no valid.jsonl")
     return rows
@@ -332,10 +334,9 @@ class _Schedule:
         per_epoch = math.ceil(len(batches) / options["accumulation_steps"])
         total = options["steps"] or options["epochs"] * per_epoch
         save_every = options["save_every"] or math.ceil(total / _CHECKPOINTS)
-        if "valid" not in rows or every == 0:
+        if not every:
             return cls(batches, total, save_every)
         held_out = micro_batches(rows["valid"], size, np.random.default_rng(0))
-        every = every or min(per_epoch, math.ceil(total / _VALIDATIONS))
         return cls(batches, total, save_every, held_out, every)
 
     def validated(self, done: int) -> int:
