@@ -215,9 +215,9 @@ def train(
         if unread := unread_files(data):
             known = "the files of a folder are train.jsonl, valid.jsonl and test.jsonl"
             print(f"not read: {', '.join(unread)}; {known}", file=sys.stderr)
-        if not validate_every and "valid" in data_files(data):
+        if "valid" in rows and not validate_every:
             advice = "validate_every (--validate-every) keeps the adapter with the least loss on it"
-            print(f"not read: valid.jsonl; {advice}", file=sys.stderr)
+            print(f"no validation on valid.jsonl; {advice}", file=sys.stderr)
         print(expected, file=sys.stderr)
 
     def write() -> None:
@@ -286,17 +286,17 @@ def _rows(
     data: Any, tokenizer: Tokenizer, model: Any, options: Mapping[str, Any], now: datetime,
     progress: bool,
 ) -> dict[str, Dataset]:  # fmt: skip
-    """Read the rows for training and, with `validate_every`, those for validation."""
-    every = options["validate_every"]
+    """Read the rows for training and, if there are any, those for validation."""
     reading = {name: options[name] for name in ("long_rows", "train_on_prompts", "as_chat")}
     reading |= {"max_length": options["max_length"], "vocab_size": model.config.vocab_size}
     rows = {
         split: read_rows(file, tokenizer, now=now, progress=progress, **reading)
         for split, file in data_files(data).items()
-        if split == "train" or (split == "valid" and every)
+        if split != "test"
     }
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
+    every = options["validate_every"]
     if "valid" not in rows and every:
         raise ValueError(f"validate_every={every}, but {data!s:.200} has no valid.jsonl")
     return rows
