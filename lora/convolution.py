@@ -9,7 +9,6 @@ them, and B has the groups of W: the filters of each group have their own part o
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any, Self
 
 from lora.adapted_layer import AdaptedLayer
@@ -38,8 +37,6 @@ class LoRAConv(AdaptedLayer):
 
     options: dict[str, Any]  # those of the convolution, by the names in `_USUAL`
 
-    groups = property(attrgetter("weight.groups"), doc="The number of groups of the filters.")
-
     @classmethod
     def around(cls, layer: Conv2d) -> Self:
         """Make a layer without an adapter, which shares the parameters of `layer`."""
@@ -54,6 +51,11 @@ class LoRAConv(AdaptedLayer):
         return self._plain(kind, bias=bias, **self.options)
 
     @property
+    def groups(self) -> int:
+        """The number of groups of the filters."""
+        return int(self.options["groups"])
+
+    @property
     def is_dilated(self) -> bool:
         """Whether the dilation is larger than 1."""
         pairs = zip(self.base_weight.shape[2:], self.options["dilation"], strict=True)
@@ -61,7 +63,7 @@ class LoRAConv(AdaptedLayer):
 
     def weight_of(self, stored: Any) -> LayerMatrix:
         """Return the filters as the rows of a matrix, with their groups."""
-        return DenseMatrix(stored, self.options["groups"])
+        return DenseMatrix(stored, self.groups)
 
     def stored(self, matrix: Array) -> Array:
         """Return the rows of a matrix as filters."""
@@ -74,12 +76,12 @@ class LoRAConv(AdaptedLayer):
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute conv(x, M), with the rows of M as filters of all channels."""
         _, channels, *kernel = self.base_weight.shape
-        filters = ops.reshape(matrix, (-1, channels * self.options["groups"], *kernel))
+        filters = ops.reshape(matrix, (-1, channels * self.groups, *kernel))
         return _convolve(x, filters, **self.options | {"groups": 1})
 
     def times_b(self, h: Tensor, b: Tensor) -> Tensor:
         """Multiply the channels of h by B, as a 1 x 1 convolution with the groups of W."""
-        return _convolve(h, self.broadcast_outputs(b), groups=self.options["groups"])
+        return _convolve(h, self.broadcast_outputs(b), groups=self.groups)
 
     def broadcast_outputs(self, values: Tensor) -> Tensor:
         """Append the axes of a 1 x 1 kernel; a vector then broadcasts with the outputs."""
