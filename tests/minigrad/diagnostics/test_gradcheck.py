@@ -1445,28 +1445,31 @@ def test_a_tangent_that_is_no_transpose_of_the_gradient_is_found():
     assert report.wrong[0].operand == "forward mode, in a random direction"
 
 
-def test_a_tangent_rule_that_is_wrong_where_an_input_has_no_tangent_is_found():
+def product_with_tangent(rule):
+    """Return an op x y with right VJPs, and this rule for its tangent."""
+
     @op
     def product(x, y):
         return x * y
 
     product.vjp("x", lambda g, y: g * y)
     product.vjp("y", lambda g, x: g * x)
+    product.jvp(rule)
+    return product
+
+
+def test_a_tangent_rule_that_is_wrong_where_an_input_has_no_tangent_is_found():
     both = lambda tangents, x, y: tangents[0] * y + tangents[1] * x
-    product.jvp(lambda tangents, x, y: both([y if v is None else v for v in tangents], x, y))
+    product = product_with_tangent(
+        lambda tangents, x, y: both([y if v is None else v for v in tangents], x, y)
+    )
     report = gradcheck(product, [X, Y])
     alone = "forward mode, in a random direction of {} alone"
     assert {entry.operand for entry in report.wrong} == {alone.format("x"), alone.format("y")}
 
 
 def test_a_tangent_rule_that_fails_where_an_input_has_no_tangent_is_found():
-    @op
-    def product(x, y):
-        return x * y
-
-    product.vjp("x", lambda g, y: g * y)
-    product.vjp("y", lambda g, x: g * x)
-    product.jvp(lambda tangents, x, y: tangents[0] * y + tangents[1] * x)
+    product = product_with_tangent(lambda tangents, x, y: tangents[0] * y + tangents[1] * x)
     with pytest.raises(TypeError, match="NoneType") as caught:
         gradcheck(product, [X, Y])
     assert "in forward mode, in a random direction of x alone" in caught.value.__notes__[0]
