@@ -123,7 +123,8 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         there = {(tensor, file) for file, tensors in opened.items() for tensor in tensors}
         listed = set(weight_map.items())
         wrong = [f"missing: {tensor} in {file}" for tensor, file in sorted(listed - there)]
-        wrong += [f"not in the index: {name} of {file}" for name, file in sorted(there - listed)]
+        extra = sorted(there - listed)
+        wrong += [f"not in the index: {tensor} of {file}" for tensor, file in extra]
         check_problems(f"{name} and its files contradict each other", wrong)
         stack.pop_all()
     return TensorSet(opened)
