@@ -52,9 +52,6 @@ MASKS_ARE_CHEAP = VECTOR >= 32
 MASKS_ARE_FREE = VECTOR == 64
 """Whether masks have their own registers, and so use none of the vector registers."""
 
-MULTIPLY_ADD_BROADCASTS = VECTOR == 64
-"""Whether a multiply-add can read one number from memory and use it in all lanes."""
-
 
 class Emitter:
     """Emits code for the vectors of one dtype at the current position of an IR builder.

@@ -295,8 +295,8 @@ def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
 
 @jit(inline="always")
 def rows_are_near(t: BlockSizes, m: int, depth: int) -> bool:
-    """Return whether a block of A with all m rows fits in half the level-2 cache."""
-    return depth > SHALLOW and m * depth * t.item <= 4 * t.near
+    """Return whether a block of A with all m rows takes less than half the level-2 cache."""
+    return depth > SHALLOW and m * depth * t.item < 4 * t.near
 
 
 @jit(inline="always")

@@ -35,7 +35,6 @@ from minigrad.kernels.jit import WORD, jit
 from minigrad.kernels.vector import (
     MASKS_ARE_CHEAP,
     MASKS_ARE_FREE,
-    MULTIPLY_ADD_BROADCASTS,
     REGISTERS,
     VECTOR,
     Emitter,
@@ -135,15 +134,9 @@ def _emit_sums(
     `load_row` loads the vectors of a row of B at an address; for `ahead` see `_emit_tile`.
     """
     builder = e.builder
-    # The addresses of A are hidden from the compiler, which would derive all from the first. One
-    # register is enough for three rows, because an instruction can add one or two steps to it. A
-    # packed column has one address. If a multiply-add can load its own number, those of every
-    # second row do, which saves instructions; those of all rows would need too many loads. Then
-    # each vector has its own address, because the compiler would combine loads from equal ones.
-    folds = ahead is not None and MULTIPLY_ADD_BROADCASTS
-    group, copies = (height, vectors) if folds else (3, 1)
-    rows = [e.step(x.a, x.a_row, i) for i in range(0, height, group) for _ in range(copies)]
-    bases = [e.hidden(row) for row in rows]
+    # One address register is enough for three rows, because an instruction can add one or two steps
+    # to it. The addresses are hidden from the compiler, which would derive all from the first.
+    bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
     def steps_of_k(count: int, now: list[Any]) -> list[Any]:
         b_now, a_now, sums = now[0], now[1 : 1 + len(bases)], now[1 + len(bases) :]
@@ -156,16 +149,11 @@ def _emit_sums(
             b = e.step(b_now, x.b_k, k)
             row = load_row(b if x.table is None else builder.add(x.b, e.load(b, WORD)))
             for i in range(height):
-                own = a_now if folds and i % 2 else a_now[i // group : i // group + 1]
-                numbers = [e.step(e.step(at, x.a_k, k), x.a_row, i % group) for at in own]
-                columns = [e.broadcast(e.load(at, e.scalar)) for at in numbers]
-                for j, factor in enumerate(row):
-                    n = i * vectors + j
-                    sums[n] = e.multiply_add(columns[j % len(columns)], factor, sums[n])
-        a_next = [e.step(at, x.a_k, count) for at in a_now]
-        if folds:  # or the compiler would add an index to each, which takes an instruction more
-            a_next = [e.hidden(at) for at in a_next]
-        return [e.step(b_now, x.b_k, count), *a_next, *sums]
+                at = e.step(e.step(a_now[i // 3], x.a_k, k), x.a_row, i % 3)
+                column = e.broadcast(e.load(at, e.scalar))
+                for j in range(i * vectors, (i + 1) * vectors):
+                    sums[j] = e.multiply_add(column, row[j - i * vectors], sums[j])
+        return [e.step(b_now, x.b_k, count), *(e.step(at, x.a_k, count) for at in a_now), *sums]
 
     zeros = [ir.Constant(e.vector, None)] * (height * vectors)
     first = [x.b if x.table is None else x.table, *bases, *zeros]
