@@ -338,12 +338,6 @@ def prefetch(e: Emitter, address: Any) -> None:
     e.prefetch(address, to_write=False)
 
 
-@instruction()
-def prefetch_to_level2(e: Emitter, address: Any) -> None:
-    """Prefetch the cache line at `address` into the level-2 cache, for a later time."""
-    e.prefetch(address, to_write=False, level=2)
-
-
 @intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """Return the address of the first number of an array; see `keep_alive`."""

@@ -38,7 +38,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size, tile_packed
+from minigrad.kernels.gemm.microkernel import (
+    CACHE_LINE,
+    NO_LINES,
+    UNROLLED,
+    NextLines,
+    tile_of_size,
+    tile_packed,
+)
 from minigrad.kernels.gemm.packing import (
     GROUP,
     BlockSizes,
@@ -56,7 +63,6 @@ from minigrad.kernels.vector import (
     address_of,
     keep_alive,
     load,
-    prefetch_to_level2,
     store,
 )
 
@@ -110,10 +116,10 @@ class NextBlock(NamedTuple):
     at: int
     step: int  # bytes from a row to the next
     rows: int  # 0 if nothing is prefetched
-    size: int  # bytes of a row
+    lines: int  # cache lines in a row
 
 
-NO_BLOCK = NextBlock(0, 0, 0, 0)
+NO_BLOCK = NextBlock(0, 0, 0, 1)
 
 
 class PackingChoice(NamedTuple):
@@ -184,18 +190,25 @@ def copy_corner(
 @jit(inline="always")
 def next_block(t: BlockSizes, b: Matrix, depth: int, cols: int) -> NextBlock:
     """Return the block b[:depth, :cols]; it has no rows if b has no contiguous rows or columns."""
-    if b.col == t.item:
-        return NextBlock(b.at, b.row, depth, cols * t.item)
-    return NextBlock(b.at, b.col, cols if b.row == t.item else 0, depth * t.item)
+    step, rows, length = b.row, depth, cols
+    if b.col != t.item:
+        step, rows, length = b.col, cols if b.row == t.item else 0, depth
+    return NextBlock(b.at, step, rows, (length * t.item + CACHE_LINE - 1) // CACHE_LINE)
 
 
 @jit(inline="always")
-def prefetch_piece(piece: int, pieces: int, block: NextBlock) -> None:
-    """Prefetch a piece of a block into the level-2 cache."""
-    for row in range(piece * block.rows // pieces, (piece + 1) * block.rows // pieces):
-        here = block.at + row * block.step
-        for byte in range(0, block.size, CACHE_LINE):
-            prefetch_to_level2(here + byte)
+def lines_from(block: NextBlock, number: int) -> NextLines:
+    """Return the lines of a block from line `number` on."""
+    row = number // block.lines
+    if row >= block.rows:
+        return NO_LINES
+    done = number - row * block.lines
+    return NextLines(
+        block.at + row * block.step + done * CACHE_LINE,
+        block.lines - done,
+        block.lines,
+        block.step - (block.lines - 1) * CACHE_LINE,
+    )
 
 
 @external()
@@ -208,7 +221,7 @@ def macro_kernel(
     A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
     is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
     RUN steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines
-    of C are prefetched. Each tile also prefetches an equal piece of the block that is packed next.
+    of C are prefetched. Packed tiles also prefetch the block that is packed next.
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -218,24 +231,20 @@ def macro_kernel(
     if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
         step = rows // 2  # two equal tiles; otherwise the second tile would have few rows
     next_tile = A.next if A.packed else step * A.across
-    tiles = tile = 0
-    if coming.rows:
-        tiles = (rows + step - 1) // step * ((cols + t.NR - 1) // t.NR)
+    line = 0  # the number of the next line of `coming` to prefetch
     j, b = 0, B.at
     while j < cols:
         wide = min(t.NR, cols - j)
         i, panel = 0, A.at
         while i < rows:
             high, a, c = min(step, rows - i), panel, C.at + i * C.row + j * C.col
-            if coming.rows:
-                prefetch_piece(tile, tiles, coming)
-                tile += 1
             if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
                 k = 0
                 while k < depth:
                     steps = min(t.RUN, depth - k)
-                    a_now, b_now = a + k * A.along, b + k * B.along
-                    tile_packed(a_now, b_now, steps, c, C.row, add or k > 0, t.zero)
+                    a_now, b_now, later = a + k * A.along, b + k * B.along, lines_from(coming, line)
+                    tile_packed(a_now, b_now, steps, c, C.row, add or k > 0, later, t.zero)
+                    line += steps // UNROLLED
                     k += t.RUN
                 high = 0
             while high > 0:

@@ -63,6 +63,23 @@ def tile_shape(itemsize: int) -> Tile:
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
 
 
+class NextLines(NamedTuple):
+    """The cache lines that a tile prefetches for a later time: rows of adjacent lines.
+
+    A tile prefetches one line in UNROLLED steps of k, because a burst of them would fill the
+    buffers through which a core also reads its level-2 cache. Adjacent lines are prefetched one
+    after another, so that the processor sees the pattern and reads ahead itself.
+    """
+
+    at: int
+    left: int  # lines from `at` to the end of the row
+    lines: int  # lines in a row; 0 means that nothing is prefetched
+    jump: int  # bytes from the last line of a row to the first line of the next row
+
+
+NO_LINES = NextLines(0, 0, 0, 0)
+
+
 class _Operands(NamedTuple):
     """The operands A and B of a tile and its target C, as values in the emitted code."""
 
@@ -77,6 +94,7 @@ class _Operands(NamedTuple):
     add: Any  # whether the sums are added to C
     distant: Any = WORD(1)  # whether C may be outside of the level-1 cache, and is prefetched
     table: Any = None  # instead of b_k: the address of a table of the bytes from b to each row k
+    later: NextLines | None = None  # what is prefetched for later, also as values in the code
 
 
 def _emit_tile(
@@ -133,13 +151,16 @@ def _emit_sums(
 
     `load_row` loads the vectors of a row of B at an address; for `ahead` see `_emit_tile`.
     """
-    builder = e.builder
+    builder, in_tile = e.builder, height * vectors
     # One address register is enough for three rows, because an instruction can add one or two steps
     # to it. The addresses are hidden from the compiler, which would derive all from the first.
     bases = [e.hidden(e.step(x.a, x.a_row, i)) for i in range(0, height, 3)]
 
-    def steps_of_k(count: int, now: list[Any]) -> list[Any]:
-        b_now, a_now, sums = now[0], now[1 : 1 + len(bases)], now[1 + len(bases) :]
+    def steps_of_k(later: NextLines | None, count: int, now: list[Any]) -> list[Any]:
+        b_now, a_now, rest = now[0], now[1 : 1 + len(bases)], now[1 + len(bases) :]
+        sums, line = rest[:in_tile], rest[in_tile:]
+        if later is not None and count == UNROLLED:
+            line = _emit_prefetch_of_line(e, later, *line)
         if ahead is not None:
             for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
                 for byte in range(0, count * size, CACHE_LINE):
@@ -153,12 +174,30 @@ def _emit_sums(
                 column = e.broadcast(e.load(at, e.scalar))
                 for j in range(i * vectors, (i + 1) * vectors):
                     sums[j] = e.multiply_add(column, row[j - i * vectors], sums[j])
-        return [e.step(b_now, x.b_k, count), *(e.step(at, x.a_k, count) for at in a_now), *sums]
+        a_next = [e.step(at, x.a_k, count) for at in a_now]
+        return [e.step(b_now, x.b_k, count), *a_next, *sums, *line]
 
-    zeros = [ir.Constant(e.vector, None)] * (height * vectors)
-    first = [x.b if x.table is None else x.table, *bases, *zeros]
-    times = 1 if ahead is None else UNROLLED
-    return e.unrolled(x.depth, first, steps_of_k, times)[1 + len(bases) :]
+    def loop(later: NextLines | None) -> list[Any]:
+        zeros = [ir.Constant(e.vector, None)] * in_tile
+        line = [] if later is None else [later.at, later.left]
+        first = [x.b if x.table is None else x.table, *bases, *zeros, *line]
+        times = 1 if ahead is None else UNROLLED
+        end = e.unrolled(x.depth, first, partial(steps_of_k, later), times)
+        return end[1 + len(bases) :][:in_tile]
+
+    if x.later is None:
+        return loop(None)
+    nothing = builder.icmp_signed("==", x.later.lines, WORD(0))
+    return e.choose([(nothing, partial(loop, None))], partial(loop, x.later))
+
+
+def _emit_prefetch_of_line(e: Emitter, later: NextLines, at: Any, left: Any) -> list[Any]:
+    """Emit a prefetch of a line, with `left` left in its row; return both for the next line."""
+    e.prefetch(at, to_write=False, level=2)
+    left = e.builder.sub(left, WORD(1))
+    is_last = e.builder.icmp_signed("==", left, WORD(0))
+    step = e.builder.select(is_last, later.jump, WORD(CACHE_LINE))
+    return [e.builder.add(at, step), e.builder.select(is_last, later.lines, left)]
 
 
 def _emit_heights(e: Emitter, rows: Any, emit_tile: Callable[[int], None]) -> list[Any]:
@@ -190,16 +229,17 @@ def _emit_widths(
 
 @instruction()
 def tile_packed(
-    e: Emitter, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, _zero: Any
+    e: Emitter, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, later: Any, _zero: Any
 ) -> None:
     """Compute C[0:MR, 0:NR] = A-panel times B-panel, or += if `add`; both panels are packed.
 
     Packed panels have the order in which the loop reads them: for each k, AR numbers of A and NR of
-    B.
+    B. Meanwhile the tile prefetches `later`, which are `NextLines`.
     """
     tile = tile_shape(e.item)
     a_k, b_k = tile.AR * e.item, tile.NR * e.item
-    x = _Operands(a, WORD(e.item), WORD(a_k), b, WORD(b_k), depth, c, c_row, add)
+    lines = NextLines(*(e.builder.extract_value(later, i) for i in range(4)))
+    x = _Operands(a, WORD(e.item), WORD(a_k), b, WORD(b_k), depth, c, c_row, add, later=lines)
     _emit_tile(e, NV, x, None, tile.MR, ahead=(b_k, a_k))
 
 
