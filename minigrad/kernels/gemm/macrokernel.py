@@ -23,6 +23,7 @@ Threads share the packing of B, and then the work on C: each thread gets a strip
 also cut into spans of columns if there are few rows. If all rows of A fit in the level-2 cache,
 only columns are cut. Then each thread packs the panels of B that it reads, a few at a time, which
 stay in its cache until all rows are done; meanwhile it prefetches the numbers of the next panels.
+Otherwise it prefetches the next panel that was packed, which may have left the caches since.
 Each number of C is summed in the same order, whatever the cuts: by blocks of equal depth from the
 first to the last, and in a block by increasing k. So neither the cuts nor the number of threads can
 change a bit.
@@ -72,6 +73,7 @@ WIDE = 512  # the most bytes in a row of a small B that is read without packing 
 OFTEN = 2048  # bytes in a row of B from which A is read so often that packing it pays
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 CLOSE = 65536  # the most bytes of a C that needs no prefetch: it is in the level-1 cache or near
+OFTEN_READ = 4  # tiles that read a panel of B, from which prefetching the next panel pays
 STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
 
@@ -111,15 +113,16 @@ NO_BIAS = Matrix(0, 0, 0)
 
 
 class NextBlock(NamedTuple):
-    """The block of B that is packed next, in memory: rows of adjacent bytes, to be prefetched."""
+    """What is read next from memory, and prefetched meanwhile: rows of adjacent cache lines."""
 
     at: int
     step: int  # bytes from a row to the next
     rows: int  # 0 if nothing is prefetched
     lines: int  # cache lines in a row
+    share: int  # the most lines that are prefetched while a panel of B is multiplied
 
 
-NO_BLOCK = NextBlock(0, 0, 0, 1)
+NO_BLOCK = NextBlock(0, 0, 0, 1, 0)
 
 
 class PackingChoice(NamedTuple):
@@ -193,15 +196,23 @@ def next_block(t: BlockSizes, b: Matrix, depth: int, cols: int) -> NextBlock:
     step, rows, length = b.row, depth, cols
     if b.col != t.item:
         step, rows, length = b.col, cols if b.row == t.item else 0, depth
-    return NextBlock(b.at, step, rows, (length * t.item + CACHE_LINE - 1) // CACHE_LINE)
+    lines = (length * t.item + CACHE_LINE - 1) // CACHE_LINE
+    return NextBlock(b.at, step, rows, lines, rows * lines)
 
 
 @jit(inline="always")
-def lines_from(block: NextBlock, number: int) -> NextLines:
-    """Return the lines of a block from line `number` on."""
-    row = number // block.lines
-    if row >= block.rows:
+def next_panels(B: Panels, count: int) -> NextBlock:
+    """Return all panels of B but the first; each is prefetched while the one before is used."""
+    lines = B.next // CACHE_LINE
+    return NextBlock(B.at + B.next, 0, 1, (count - 1) * lines, lines)
+
+
+@jit(inline="always")
+def lines_from(block: NextBlock, number: int, stop: int) -> NextLines:
+    """Return the lines of a block from line `number` on, if it is before `stop`."""
+    if number >= stop:
         return NO_LINES
+    row = number // block.lines
     done = number - row * block.lines
     return NextLines(
         block.at + row * block.step + done * CACHE_LINE,
@@ -221,7 +232,7 @@ def macro_kernel(
     A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
     is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
     RUN steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines
-    of C are prefetched. Packed tiles also prefetch the block that is packed next.
+    of C are prefetched. Packed tiles also prefetch what is read next from memory (`coming`).
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -231,10 +242,12 @@ def macro_kernel(
     if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
         step = rows // 2  # two equal tiles; otherwise the second tile would have few rows
     next_tile = A.next if A.packed else step * A.across
-    line = 0  # the number of the next line of `coming` to prefetch
+    line = stop = 0  # the next line of `coming` to prefetch, and where this panel of B stops
     j, b = 0, B.at
     while j < cols:
         wide = min(t.NR, cols - j)
+        stop = min(stop + coming.share, coming.rows * coming.lines)
+        line = max(line, stop - coming.share)
         i, panel = 0, A.at
         while i < rows:
             high, a, c = min(step, rows - i), panel, C.at + i * C.row + j * C.col
@@ -242,9 +255,10 @@ def macro_kernel(
                 k = 0
                 while k < depth:
                     steps = min(t.RUN, depth - k)
-                    a_now, b_now, later = a + k * A.along, b + k * B.along, lines_from(coming, line)
+                    a_now, b_now = a + k * A.along, b + k * B.along
+                    later = lines_from(coming, line, stop)
                     tile_packed(a_now, b_now, steps, c, C.row, add or k > 0, later, t.zero)
-                    line += steps // UNROLLED
+                    line = min(stop, line + steps // UNROLLED)
                     k += t.RUN
                 high = 0
             while high > 0:
@@ -453,6 +467,8 @@ def multiply_piece(
                     if cols_after > 0:
                         coming = next_block(t, part_of(b, 0, after), term.depth, cols_after)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
+                if B.packed and not b.at and high >= OFTEN_READ * t.MR and last - first > 1:
+                    coming = next_panels(B, last - first)  # they come from memory
                 corner = part_of(C, i, g * t.NR)
                 macro_kernel(
                     t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming
