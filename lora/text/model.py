@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 import lora
 import minigrad as mg
 from lora.text.architecture import ModelConfig, rotary_frequencies
+from lora.text.micro_batches import Ids, predicted
 from minigrad import Tensor
 from minigrad.checks import shown
 from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
 
-Ids = NDArray[np.integer[Any]]
 Rotation = tuple[NDArray[Any], NDArray[Any]]
 
 
@@ -140,40 +140,6 @@ class TiedHead(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, `(..., vocab_size)`."""
         return stored_linear(x, self.weight)  # type: ignore[no-any-return]
-
-
-def check_model(model: Any) -> None:
-    """Raise a TypeError unless it is a model, for example if it is a path."""
-    if not isinstance(model, Module):
-        kind = type(model).__name__
-        raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
-
-
-def predicted(
-    ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None
-) -> tuple[Ids, Ids, Ids, float]:
-    """Return the inputs and targets of a model if only the predictions of some tokens count.
-
-    Returns:
-        The inputs, which are the tokens without the last of each text; the rows of the outputs that
-        count; their targets; and the number by which to divide the sum of their losses.
-
-    A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
-    arguments do not have the same shape, or the lengths do not divide the row.
-    """
-    if np.shape(counted) != np.shape(ids):
-        raise ValueError(
-            f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
-        )
-    inputs, targets, marks = ids[:, :-1], ids[:, 1:], counted[:, 1:]
-    if lengths is not None:
-        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
-            raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
-        ends = np.cumsum(lengths)
-        inputs = np.delete(ids, ends - 1, 1)
-        targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counted, ends - lengths, 1)
-    rows = np.flatnonzero(marks)
-    return inputs, rows, targets.reshape(-1)[rows], float(max(len(rows), 1))
 
 
 class Decoder(Module):
