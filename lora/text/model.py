@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import lora
 import minigrad as mg
-from lora.text.architecture import ModelConfig, rotary_frequencies
+from lora.text.architecture import ModelConfig, Rotation
 from lora.text.micro_batches import Ids, predicted
 from minigrad import Tensor
 from minigrad.checks import shown
@@ -24,7 +24,8 @@ from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
 
-Rotation = tuple[NDArray[Any], NDArray[Any]]
+Caches = Sequence[KVCache] | None
+Lengths = Sequence[int] | None  # of texts that follow each other in one row
 
 
 class LanguageModel(Module):
@@ -61,7 +62,7 @@ class LanguageModel(Module):
         else:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, ids: Ids, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, ids: Ids, caches: Caches = None) -> Tensor:
         """Return the logits of the token after each of `ids`: `(batch, length, vocab_size)`.
 
         Args:
@@ -87,7 +88,7 @@ class LanguageModel(Module):
             return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
     def loss(
-        self, ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None = None
+        self, ids: Ids, counted: NDArray[np.bool_], lengths: Lengths = None
     ) -> tuple[Tensor, int]:
         """Return the mean of -log p over the counted tokens, and their number.
 
@@ -156,11 +157,7 @@ class Decoder(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        ids: Ids,
-        caches: Sequence[KVCache] | None = None,
-        checkpointing: bool = False,
-        lengths: Sequence[int] | None = None,
+        self, ids: Ids, caches: Caches = None, checkpointing: bool = False, lengths: Lengths = None
     ) -> Tensor:
         """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
         shape: tuple[int, ...] = getattr(ids, "shape", ())  # a list has none
@@ -169,31 +166,13 @@ class Decoder(Module):
                 f"ids are an array (batch, length) with at least one token, not {shown(ids)}"
             )
         start = caches[0].length if caches else 0
-        spans = [(start, start + ids.shape[1])] if lengths is None else [(0, n) for n in lengths]
-        rotation = observed(self.rotation, spans)
+        rotation = observed(self.config.rotation, start, lengths or [ids.shape[1]])
         x = self.embed_tokens(ids)
-        for i, (layer, turns) in enumerate(zip(self.layers, self.config.rope_layers, strict=True)):
-            turn = rotation if turns else None
-            if checkpointing and x.requires_grad:
-                x = mg.checkpoint(layer, x, turn, None, lengths)
-            else:
-                x = layer(x, turn, caches[i] if caches else None, lengths)
+        for i, layer in enumerate(self.layers):
+            run = partial(mg.checkpoint, layer) if checkpointing and x.requires_grad else layer
+            turn = rotation if self.config.rope_layers[i] else None
+            x = run(x, turn, caches[i] if caches else None, lengths)
         return self.norm(x)  # type: ignore[no-any-return]
-
-    def rotation(self, spans: Sequence[tuple[int, int]]) -> Rotation:
-        """Return cos and sin of the angles of the positions in spans, `(number, head_dim / 2)`.
-
-        A span has the positions from its first number to before its second one.
-        """
-        c = self.config
-        if (stop := max(stop for _, stop in spans)) > c.max_length:
-            raise ValueError(
-                f"a text of {stop} tokens is too long: this model was made for {c.max_length}, as "
-                f"its max_position_embeddings or its sliding_window says; shorten the text"
-            )
-        turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        angles = np.outer(np.concatenate([np.arange(*span) for span in spans]), turns)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 class DecoderLayer(Module):
@@ -206,11 +185,7 @@ class DecoderLayer(Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cache: KVCache | None = None,
-        lengths: Sequence[int] | None = None,
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, lengths: Lengths
     ) -> Tensor:
         """Return the output of the layer, `(batch, length, hidden_size)`."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, cache, lengths)
@@ -234,11 +209,7 @@ class Attention(Module):
         self.k_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cache: KVCache | None = None,
-        lengths: Sequence[int] | None = None,
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, lengths: Lengths
     ) -> Tensor:
         """Compute the attention of each token to itself and earlier tokens of its text."""
         batch, length, _ = x.shape
@@ -251,9 +222,8 @@ class Attention(Module):
         q, k, v = (mg.swapaxes(y, 1, 2) for y in (q, k, v))  # (batch, heads, length, head_dim)
         if rotation is not None:
             q, k = mg.rope(q, *rotation), mg.rope(k, *rotation)
-        before = 0
+        before = 0 if cache is None else cache.length
         if cache is not None:
-            before = cache.length
             k, v = cache.append(k, v)
         attend = partial(
             mg.scaled_dot_product_attention, is_causal=True, enable_gqa=True, causal_offset=before
