@@ -189,7 +189,8 @@ def train(
     _check_options(options)
     options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    head = [name for name in candidates(model)[0] if name.split(".")[-1] == "lm_head"]
+    linear, _ = candidates(dict(model.named_modules()))
+    head = [name for name in linear if name.split(".")[-1] == "lm_head"]
     chosen = {"exclude": head} if targets is None else {"targets": targets}
     config = LoRAConfig(rank, alpha, **chosen)
     folder, ranks = RunFolder(out, resume), world()
@@ -418,7 +419,8 @@ def _base_of(model: Any) -> tuple[str, str]:
         parts = [weight._data] if isinstance(weight, Tensor) else weight.parts().values()
         for part in parts:
             found.update(np.ascontiguousarray(part).data)
-    first = dict(model.named_modules())[candidates(model)[0][0]]
+    modules = dict(model.named_modules())
+    first = modules[candidates(modules)[0][0]]
     matrix = getattr(first, "base_weight", first.weight)
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 
