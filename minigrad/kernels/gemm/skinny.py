@@ -47,7 +47,8 @@ from minigrad.kernels.vector import (
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
 ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
-STRIP = 64  # rows of the matrix in a strip of `stream`
+STRIP = 64  # rows of the matrix in a strip of `stream`; half as many if they collide
+COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
 FAR = 1 << 23  # bytes of a matrix from which `stream` prefetches, if several threads read it
 SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
@@ -291,14 +292,15 @@ def stream(
     panels = (n + t.NR - 1) // t.NR
     start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
     is_far = pieces > 1 and k * n * t.item > FAR  # with one thread, prefetching takes longer
-    for pc in range(0, k, STRIP):
-        depth, next_depth = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
+    strip = STRIP // 2 if b.row % COLLIDING == 0 else STRIP
+    for pc in range(0, k, strip):
+        depth, next_depth = min(strip, k - pc), min(strip, max(0, k - pc - strip))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
         prefetched = 0  # rows of the next strip
         for j in range(start, end, t.NR):
             wide = min(t.NR, end - j)
             while is_far and prefetched * (end - start) < next_depth * (j + wide - start):
-                ahead = b.at + (pc + STRIP + prefetched) * b.row + start * t.item
+                ahead = b.at + (pc + strip + prefetched) * b.row + start * t.item
                 for byte in range(0, (end - start) * t.item, CACHE_LINE):
                     prefetch(ahead + byte)
                 prefetched += 1
