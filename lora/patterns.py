@@ -96,14 +96,14 @@ def find(
     groups: Mapping[str, Sequence[str]] | None = None,
     *,
     strict: bool = True,
-    others: Mapping[str, str] | None = None,
+    others: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """Return the matching names, in their order, each with the first pattern that matches it.
 
     A name in `groups` means several names, such as an attention its projections. `role` is the
     parameter with the patterns, for messages. If `strict`, a ValueError is raised if a pattern
     matches no name. It lists all names, or of very many only their ends, and the nearest one. If a
-    pattern is the name of one of the `others`, modules with their classes, it names the class.
+    pattern is the name of one of the `others`, which are modules, it names the class.
     """
     names, groups = list(names), groups or {}
     matched = matches(patterns, names, groups)
@@ -111,9 +111,9 @@ def find(
     if missed and strict:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         known = [*names, *groups, *([ALL_LINEAR] if role == "targets" else [])]
-        unfit = {end: kind for name, kind in (others or {}).items() for end in ends_of(name)}
+        unfit = {end: each for name, each in (others or {}).items() for end in ends_of(name)}
         hints = ", ".join(
-            f"{miss!r} (of class {unfit[miss]}, which can have no adapter)"
+            f"{miss!r} (of class {type(unfit[miss]).__name__}, which can have no adapter)"
             if miss in unfit
             else near(miss, known)
             for miss in missed

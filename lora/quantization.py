@@ -174,13 +174,13 @@ def quantize(
 def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[str, str]:
     """Choose the layers to replace; return for each name the pattern that matched it."""
     modules = dict(model.named_modules())
-    able, others = candidates(model)
+    able, others = candidates(modules)
     done = NF4Linear if is_nf4 else NarrowLinear
     left = [name for name in able if not isinstance(modules[name], done)]
     if config.targets == ALL_LINEAR and left:
         able = left
     tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
-    chosen = select(config, able, tables, projections(model))
+    chosen = select(config, able, tables, projections(modules))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),

@@ -60,8 +60,8 @@ class Plan:
         self._drawn = drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         # The targets whose layers are all excluded: no error, but the report lists them.
-        names = [target.name for target in targets]
-        self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
+        names, groups = [target.name for target in targets], projections(self._modules)
+        self.emptied = without_layers(config.targets, names, groups) if drawn else []
         check_own(model, names)
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}

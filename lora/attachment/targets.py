@@ -37,17 +37,17 @@ class Target:
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` selects, in the order of the model."""
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    targets = select(config, *candidates(model), projections(model), kinds)
-    order = {name: number for number, (name, _) in enumerate(model.named_modules())}
-    return sorted(targets, key=lambda target: order[target.name])
+    modules = dict(model.named_modules())
+    targets = select(config, *candidates(modules), projections(modules), modules)
+    by_name = {target.name: target for target in targets}
+    return [by_name[name] for name in modules if name in by_name]
 
 
-def candidates(model: Module) -> tuple[list[str], list[str]]:
+def candidates(modules: Mapping[str, Module]) -> tuple[list[str], list[str]]:
     """List the layers that can have an adapter: names of linear ones, and names of others."""
     linear: list[str] = []
     others: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         kind = type(module) if isinstance(module, AdaptedLayer) else adapted_kind(module)
         if kind is not None:
             (others if issubclass(kind, (LoRAEmbedding, LoRAConv)) else linear).append(name)
@@ -70,11 +70,11 @@ def _is_plain(module: Module, kind: type[Module]) -> bool:
     )
 
 
-def projections(model: Module) -> dict[str, list[str]]:
+def projections(modules: Mapping[str, Module]) -> dict[str, list[str]]:
     """List the names of the four projections of each `MultiHeadAttention`, by its name."""
     return {
         name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, MultiHeadAttention)
     }
 
@@ -84,18 +84,18 @@ def select(
     linear: Sequence[str],
     other: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    modules: Mapping[str, Module] | None = None,
 ) -> list[Target]:
     """Choose the layers that `config` selects, each with its rank and alpha.
 
     They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
     in `groups` means several layers. A ValueError is raised if a pattern, an index or an exclusion
     has no effect, or no layer is left. A pattern whose layers are all excluded is not an error.
-    `kinds` are the classes of all modules by name, for messages.
+    `modules` are all modules by name, for messages.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:
-        found = find("targets", config.targets, [*linear, *other], groups, others=kinds)
+        found = find("targets", config.targets, [*linear, *other], groups, others=modules)
     elif linear:
         found = dict.fromkeys(linear, ALL_LINEAR)
     else:

@@ -79,9 +79,10 @@ def load(
         raise TypeError(f"load takes a Module, not {model!r:.60}")
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
-        linear, others = candidates(model)
+        modules = dict(model.named_modules())
+        linear, others = candidates(modules)
         known = {*linear, *others}
-        order = [name for name, _ in model.named_modules() if name in known]
+        order = [name for name in modules if name in known]
         found = config.targets_among(order, linear)
         if not found:
             raise ValueError(

@@ -10,7 +10,8 @@ In reading order:
     loading, gguf_file             read a Hugging Face folder, or a GGUF file
     tokenization, chat_template    text to tokens and back; a conversation to text
     generating                     generate text
-    data, training, evaluating     examples in JSONL; train an adapter; measure its loss
+    data, micro_batches            examples in JSONL; their tokens as inputs and targets
+    training, evaluating           train an adapter; measure its loss
     run_folder                     the folder of a training run: options, checkpoint, adapter
     estimating, samples            memory and time before a run; a picture and answers after it
     commands                       `python -m lora train`, `generate` and `eval`

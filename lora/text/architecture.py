@@ -36,6 +36,9 @@ CLASSES = {
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 """The 8-bit dtypes in files, with ml_dtypes' names. Such weights are converted to bfloat16."""
 
+Rotation = tuple[NDArray[Any], NDArray[Any]]
+"""cos and sin of the angles by which queries and keys are rotated."""
+
 _FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 
 _EVERYWHERE: dict[str, Any] = {
@@ -125,6 +128,21 @@ class ModelConfig:
         """The largest number of tokens for which the result equals that of the original model."""
         longest = self.max_position_embeddings
         return min(longest, self.sliding_window or longest)
+
+    def rotation(self, start: int, lengths: Sequence[int]) -> Rotation:
+        """Return cos and sin of the angles of positions, `(number, head_dim / 2)`.
+
+        The positions are those of the tokens of texts, one after the other. Each text begins at
+        position `start`. A ValueError is raised if a text has more positions than the model.
+        """
+        if (stop := start + max(lengths)) > self.max_length:
+            raise ValueError(
+                f"a text of {stop} tokens is too long: this model was made for {self.max_length}, "
+                f"as its max_position_embeddings or its sliding_window says; shorten the text"
+            )
+        turns = rotary_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
+        angles = np.outer(np.concatenate([start + np.arange(n) for n in lengths]), turns)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:

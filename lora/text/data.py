@@ -34,7 +34,6 @@ from minigrad.checks import check_flag, check_positive, nearest
 from minigrad.errors import named_errors
 from minigrad.io.tensor_file import parse_json
 from minigrad.progress import progress_bar
-from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
 SPLITS = "train", "valid", "test"
@@ -43,7 +42,6 @@ ROLES = "system", "user", "assistant"
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
 
-Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 Render = Callable[..., str]  # such as `Tokenizer.render`
 
 
@@ -356,47 +354,3 @@ def _turns(
         yield written[found[0] : found[1]], bool(messages[number]["content"].strip())
         at = found[1]
     yield written[at:], False
-
-
-def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list[Batch]:
-    """Group rows of similar length into micro-batches, padded at the end to the longest row.
-
-    A micro-batch has the tokens and the marks which of them count, both `(batch_size, length)`.
-    `rng` shuffles the order of the micro-batches, and of rows with equal length.
-    """
-    check_positive("batch_size", batch_size)
-    drawn = generator(rng)
-    order = sorted(drawn.permutation(len(rows)).tolist(), key=lambda i: len(rows[i].ids))
-    made: list[Batch] = []
-    for start in range(0, len(order), batch_size):
-        chosen = [rows[i] for i in order[start : start + batch_size]]
-        ids = np.zeros((len(chosen), len(chosen[-1].ids)), np.int64)
-        counts = np.zeros(ids.shape, np.bool_)
-        for number, row in enumerate(chosen):
-            ids[number, : len(row.ids)] = row.ids
-            counts[number, : len(row.ids)] = row.counted
-        made.append((ids, counts))
-    return [made[i] for i in drawn.permutation(len(made))]
-
-
-def without_padding(
-    ids: NDArray[np.int64], counted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int] | None]:
-    """Return a micro-batch without the tokens behind the last one that counts in each row.
-
-    No loss depends on these tokens, which are padding, or the end of a chat template.
-
-    Returns:
-        The arguments of `LanguageModel.loss`: a shorter array of rows; or if their lengths differ,
-        the rows behind each other in one row, and their lengths. If no token counts, nothing is
-        changed.
-    """
-    lengths = (counted * np.arange(1, counted.shape[1] + 1)).max(1)
-    lengths[lengths <= 1] = 0  # the first token of a row does not count
-    kept = np.arange(counted.shape[1]) < lengths[:, None]
-    different = np.unique(lengths[lengths > 0])
-    if not len(different):
-        return ids, counted, None
-    shape = (-1, different[0]) if len(different) == 1 else (1, -1)
-    divided = None if len(different) == 1 else lengths[lengths > 0].tolist()
-    return ids[kept].reshape(shape), counted[kept].reshape(shape), divided

@@ -12,7 +12,7 @@ import numpy as np
 
 from lora.attaching import disabled
 from lora.text.data import Row
-from lora.text.model import check_model
+from lora.text.loading import check_model
 from minigrad.errors import named_errors
 from minigrad.progress import progress_bar
 from minigrad.training.evaluation import evaluation_mode

@@ -11,7 +11,8 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.text.model import LanguageModel, check_model
+from lora.text.loading import check_model
+from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer, check_tokenizer, check_tokens
 from minigrad import random
 from minigrad.checks import check_count, check_positive

@@ -73,6 +73,13 @@ def load_model(
     return model
 
 
+def check_model(model: Any) -> None:
+    """Raise a TypeError unless it is a model, for example if it is a path."""
+    if not isinstance(model, Module):
+        kind = type(model).__name__
+        raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
+
+
 def fill(model: LanguageModel, arrays: Iterable[tuple[str, Any]], form: str) -> None:
     """Copy weights into a model by their names, in a form of `DTYPES`, and freeze the model."""
     model.freeze()

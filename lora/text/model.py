@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 import lora
 import minigrad as mg
-from lora.text.architecture import ModelConfig, rotary_frequencies
+from lora.text.architecture import ModelConfig, Rotation
+from lora.text.micro_batches import Ids, predicted
 from minigrad import Tensor
 from minigrad.checks import shown
 from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
 
-Ids = NDArray[np.integer[Any]]
-Rotation = tuple[NDArray[Any], NDArray[Any]]
+Caches = Sequence[KVCache] | None
+Lengths = Sequence[int] | None  # of texts that follow each other in one row
 
 
 class LanguageModel(Module):
@@ -61,7 +62,7 @@ class LanguageModel(Module):
         else:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, ids: Ids, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, ids: Ids, caches: Caches = None) -> Tensor:
         """Return the logits of the token after each of `ids`: `(batch, length, vocab_size)`.
 
         Args:
@@ -87,7 +88,7 @@ class LanguageModel(Module):
             return self.lm_head(self.model(ids, caches)[:, -1]).numpy()  # type: ignore[no-any-return]
 
     def loss(
-        self, ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None = None
+        self, ids: Ids, counted: NDArray[np.bool_], lengths: Lengths = None
     ) -> tuple[Tensor, int]:
         """Return the mean of -log p over the counted tokens, and their number.
 
@@ -142,40 +143,6 @@ class TiedHead(Module):
         return stored_linear(x, self.weight)  # type: ignore[no-any-return]
 
 
-def check_model(model: Any) -> None:
-    """Raise a TypeError unless it is a model, for example if it is a path."""
-    if not isinstance(model, Module):
-        kind = type(model).__name__
-        raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
-
-
-def predicted(
-    ids: Ids, counted: NDArray[np.bool_], lengths: Sequence[int] | None
-) -> tuple[Ids, Ids, Ids, float]:
-    """Return the inputs and targets of a model if only the predictions of some tokens count.
-
-    Returns:
-        The inputs, which are the tokens without the last of each text; the rows of the outputs that
-        count; their targets; and the number by which to divide the sum of their losses.
-
-    A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
-    arguments do not have the same shape, or the lengths do not divide the row.
-    """
-    if np.shape(counted) != np.shape(ids):
-        raise ValueError(
-            f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
-        )
-    inputs, targets, marks = ids[:, :-1], ids[:, 1:], counted[:, 1:]
-    if lengths is not None:
-        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
-            raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
-        ends = np.cumsum(lengths)
-        inputs = np.delete(ids, ends - 1, 1)
-        targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counted, ends - lengths, 1)
-    rows = np.flatnonzero(marks)
-    return inputs, rows, targets.reshape(-1)[rows], float(max(len(rows), 1))
-
-
 class Decoder(Module):
     """The model without its head: ids `(batch, length)` -> vectors `(batch, length, hidden_size)`.
 
@@ -190,11 +157,7 @@ class Decoder(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        ids: Ids,
-        caches: Sequence[KVCache] | None = None,
-        checkpointing: bool = False,
-        lengths: Sequence[int] | None = None,
+        self, ids: Ids, caches: Caches = None, checkpointing: bool = False, lengths: Lengths = None
     ) -> Tensor:
         """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
         shape: tuple[int, ...] = getattr(ids, "shape", ())  # a list has none
@@ -203,31 +166,13 @@ class Decoder(Module):
                 f"ids are an array (batch, length) with at least one token, not {shown(ids)}"
             )
         start = caches[0].length if caches else 0
-        spans = [(start, start + ids.shape[1])] if lengths is None else [(0, n) for n in lengths]
-        rotation = observed(self.rotation, spans)
+        rotation = observed(self.config.rotation, start, lengths or [ids.shape[1]])
         x = self.embed_tokens(ids)
-        for i, (layer, turns) in enumerate(zip(self.layers, self.config.rope_layers, strict=True)):
-            turn = rotation if turns else None
-            if checkpointing and x.requires_grad:
-                x = mg.checkpoint(layer, x, turn, None, lengths)
-            else:
-                x = layer(x, turn, caches[i] if caches else None, lengths)
+        for i, layer in enumerate(self.layers):
+            run = partial(mg.checkpoint, layer) if checkpointing and x.requires_grad else layer
+            turn = rotation if self.config.rope_layers[i] else None
+            x = run(x, turn, caches[i] if caches else None, lengths)
         return self.norm(x)  # type: ignore[no-any-return]
-
-    def rotation(self, spans: Sequence[tuple[int, int]]) -> Rotation:
-        """Return cos and sin of the angles of the positions in spans, `(number, head_dim / 2)`.
-
-        A span has the positions from its first number to before its second one.
-        """
-        c = self.config
-        if (stop := max(stop for _, stop in spans)) > c.max_length:
-            raise ValueError(
-                f"a text of {stop} tokens is too long: this model was made for {c.max_length}, as "
-                f"its max_position_embeddings or its sliding_window says; shorten the text"
-            )
-        turns = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        angles = np.outer(np.concatenate([np.arange(*span) for span in spans]), turns)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 class DecoderLayer(Module):
@@ -240,11 +185,7 @@ class DecoderLayer(Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cache: KVCache | None = None,
-        lengths: Sequence[int] | None = None,
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, lengths: Lengths
     ) -> Tensor:
         """Return the output of the layer, `(batch, length, hidden_size)`."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, cache, lengths)
@@ -268,11 +209,7 @@ class Attention(Module):
         self.k_norm = RMSNorm(d, c.rms_norm_eps) if c.qk_norm else None
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cache: KVCache | None = None,
-        lengths: Sequence[int] | None = None,
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, lengths: Lengths
     ) -> Tensor:
         """Compute the attention of each token to itself and earlier tokens of its text."""
         batch, length, _ = x.shape
@@ -285,9 +222,8 @@ class Attention(Module):
         q, k, v = (mg.swapaxes(y, 1, 2) for y in (q, k, v))  # (batch, heads, length, head_dim)
         if rotation is not None:
             q, k = mg.rope(q, *rotation), mg.rope(k, *rotation)
-        before = 0
+        before = 0 if cache is None else cache.length
         if cache is not None:
-            before = cache.length
             k, v = cache.append(k, v)
         attend = partial(
             mg.scaled_dot_product_attention, is_causal=True, enable_gqa=True, causal_offset=before

@@ -34,17 +34,10 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import (
-    Batch,
-    Dataset,
-    data_files,
-    micro_batches,
-    read_rows,
-    unread_files,
-    without_padding,
-)
+from lora.text.data import Dataset, data_files, read_rows, unread_files
 from lora.text.estimating import estimate
-from lora.text.model import check_model
+from lora.text.loading import check_model
+from lora.text.micro_batches import Batch, micro_batches, without_padding
 from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
@@ -196,7 +189,8 @@ def train(
     _check_options(options)
     options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    head = [name for name in candidates(model)[0] if name.split(".")[-1] == "lm_head"]
+    linear, _ = candidates(dict(model.named_modules()))
+    head = [name for name in linear if name.split(".")[-1] == "lm_head"]
     chosen = {"exclude": head} if targets is None else {"targets": targets}
     config = LoRAConfig(rank, alpha, **chosen)
     folder, ranks = RunFolder(out, resume), world()
@@ -425,7 +419,8 @@ def _base_of(model: Any) -> tuple[str, str]:
         parts = [weight._data] if isinstance(weight, Tensor) else weight.parts().values()
         for part in parts:
             found.update(np.ascontiguousarray(part).data)
-    first = dict(model.named_modules())[candidates(model)[0][0]]
+    modules = dict(model.named_modules())
+    first = modules[candidates(modules)[0][0]]
     matrix = getattr(first, "base_weight", first.weight)
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 

@@ -182,7 +182,7 @@ class _Checkpoint(Op[Any]):
         given = node.arguments[1] if node.arguments else ()  # they may have been freed
         saved = dict(enumerate(given)) | {edge[1]: edge[3] for edge in node.edges or ()}
         for argnum, value in saved.items():  # all of them, because the whole function runs again
-            yield f"its input {argnum}", value
+            yield self.input_name(argnum), value
 
 
 CHECKPOINT = _Checkpoint()

@@ -36,6 +36,9 @@ Hint = str | Mapping[str, Callable[..., Any]] | Callable[..., str | None]
 a text.
 """
 
+NOT_INPUTS = {"out": "its result", "argnum": "a number", "residuals": "its residuals"}
+"""What a VJP may name beside the parameters of its op, in the order of `VJP.slots`, in words."""
+
 
 class OpLike(Protocol):
     """The part of an op that graphs and backward passes use (see `minigrad.core.op.Op`)."""
@@ -68,7 +71,7 @@ class OpLike(Protocol):
         """Compute the gradients for some edges of a node."""
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """List the values that a backward pass along these edges uses, each with a description."""
+        """List the values that a backward pass uses, by the name of an input or in NOT_INPUTS."""
 
     def input_name(self, argnum: int) -> str:
         """Return the name of the input at `argnum`, for messages."""
@@ -200,10 +203,11 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
         if node.op is None:
             continue
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
-        for description, value in node.op.saved_values(node, edges):
+        for name, value in node.op.saved_values(node, edges):
             if any(last_written(array) > node.order for array in arrays_in(value)):
+                what = NOT_INPUTS.get(name, f"its input {name}")
                 raise RuntimeError(
-                    f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
+                    f"`{node.name}` (result of shape {node.shape}) saved {what} for the "
                     f"backward pass, and that memory was written since, by an optimiser step, "
                     f"load_state_dict or an assignment; run the backward pass before the write, or "
                     f"compute the result again after it"

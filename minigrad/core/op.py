@@ -41,7 +41,7 @@ from minigrad.checks import check_flag
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Cost, Edge, Hint, Node, OpLike
+from minigrad.core.node import NOT_INPUTS, Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
 from minigrad.errors import op_error
 from minigrad.renamed import instead, instead_of_argument, missing
@@ -51,7 +51,7 @@ P = ParamSpec("P")
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. Ops that you define yourself are not listed."""
 
-_RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
+_RESERVED = {"g", "needs_input_grad", *NOT_INPUTS}
 """Names with a special meaning in a VJP."""
 
 _INSTEAD_OF_A_FUNCTION: dict[str, tuple[Any, str]] = {
@@ -422,16 +422,15 @@ class Op(OpLike, Generic[P]):
         return linked
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """List the values that a backward pass along `edges` of `node` uses, with descriptions."""
-        inputs = [f"its input {name}" for name in self.parameters]
-        names = [*inputs, "its result", "a number", "its residuals"]
+        """List the values that a backward pass along `edges` of `node` uses, with their names."""
+        names = (*self.parameters, *NOT_INPUTS)
         for _, _, vjp, *saved in edges:
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if shape_only:
                     continue
                 if self.takes_sequence and slot == 0:
                     for i, array in enumerate(value):
-                        yield f"its input {self.input_name(i)}", array
+                        yield self.input_name(i), array
                 else:
                     yield names[slot], value
         yield from zip(names, node.arguments, strict=False)

@@ -23,7 +23,7 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import check_decorable, mode
-from minigrad.core.node import Node, OpLike
+from minigrad.core.node import NOT_INPUTS, Node, OpLike
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
@@ -258,15 +258,13 @@ class Detector(Recorder):
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
         vjp = f"the VJP of `{op.name}` for {inputs}"
-        saved = {
-            name: value
-            for name, value in op.saved_values(node, edges)
-            if _is_operand(op, name.removeprefix("its input "), value)
-        }
+        saved = {name: x for name, x in op.saved_values(node, edges) if _is_operand(op, name, x)}
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
-        looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
-        operands = [got, *looked_at.values(), made]
+        looked_at = [
+            Operand.of(NOT_INPUTS.get(name, f"its input {name}"), x) for name, x in saved.items()
+        ]
+        operands = [got, *looked_at, made]
         hint = entered = None
         if bad is not gradient:
             slope = Operand.of(f"the derivative of the gradient for {inputs}", bad)
@@ -283,16 +281,13 @@ class Detector(Recorder):
             how = how if made.shape != to.shape else f"converted to {to.dtype}"
             headline = f"{vjp} gave finite numbers; {how}, they are {to.kind}"
             hint = overflow(parent.dtype)
-        elif made.nan and any(operand.nan for operand in looked_at.values()):
-            met = next(name for name, operand in looked_at.items() if operand.nan)
-            headline = f"{vjp} met NaN in {met}"
+        elif made.nan and (met := [each.name for each in looked_at if each.nan]):
+            headline = f"{vjp} met NaN in {met[0]}"
             hint = "that was written to since the call, or the op took no notice of it there"
         else:
             headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
-            values = {name.removeprefix("its input "): values_of(x) for name, x in saved.items()}
-            if "its result" in values:
-                values["out"] = values.pop("its result")
+            values = {name: values_of(x) for name, x in saved.items()}
             hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
         known = self.call(node).source_line

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.node import Edge, Node, OpLike, reachable
+from minigrad.core.node import NOT_INPUTS, Edge, Node, OpLike, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
@@ -202,10 +202,10 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
     found = [(getattr(x, "node", None), getattr(x, "_data", None)) for x in tensors]
     for node in nodes:
         saved = _saved_by_node(node)
-        found.append((node, saved.get("its result")))
+        found.append((node, saved.get("out")))
         for edge in node.edges or ():
             assert node.op is not None
-            found.append((edge[0], saved.get(f"its input {node.op.input_name(edge[1])}")))
+            found.append((edge[0], saved.get(node.op.input_name(edge[1]))))
     wanted = {node: (node.shape, node.dtype) for node in nodes}
     return {
         node: value
@@ -215,14 +215,14 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
 
 
 def _saved_by_node(node: Node) -> dict[str, Any]:
-    """Return the residuals of a node, by the op's descriptions of them."""
+    """Return the residuals of a node, by name."""
     return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
 
 
 def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
     """Return the arguments of an op's call by name, as far as they are on the tape or residuals."""
-    saved, prefix = _saved_by_node(view.node), "its input "
-    known = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
+    saved = _saved_by_node(view.node)
+    known = {name: value for name, value in saved.items() if name not in NOT_INPUTS}
     if view.call is not None:
         known |= {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
     return known

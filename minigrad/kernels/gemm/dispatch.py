@@ -154,13 +154,14 @@ def _checked(
             f"out is a {kind} of shape {np.shape(out)}, the product is "
             f"a {dtype} array of shape {shape}"
         )
-    if not out.flags.carray:  # contiguous, aligned and writable
+    flags = out.flags  # each reading makes an object
+    if not flags.carray:  # contiguous, aligned and writable
         raise _error(
             "out must be C-contiguous, aligned and writable; write to such an array and "
             "copy it with out[...] = "
         )
     for operand, name in ((x, "first operand"), (y, "second operand")):
-        if operand is not out and operand.flags.owndata and out.flags.owndata:
+        if operand is not out and operand.flags.owndata and flags.owndata:
             continue  # the usual case takes the least time
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
             raise _error(

@@ -85,6 +85,17 @@ def test_checkpointing_changes_no_gradient(tied, tmp_path, rng):
         np.testing.assert_array_equal(plain, again)
 
 
+def test_a_checkpointed_model_reads_its_caches(model, rng):
+    lora.attach(model, lora.LoRAConfig(rank=2, alpha=4, targets=["embed_tokens"]), rng=rng)
+    ids, caches = ids_of(model, rng, 1, 6), model.new_caches(1, 6)
+    with mg.no_grad():
+        expected = model(ids).numpy()[:, 3:]
+        model(ids[:, :3], caches)
+    model.checkpointing = True
+    logits = model(ids[:, 3:], caches).data
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)  # float32
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_on_the_embeddings_leaves_a_tied_head_as_it_is(dtype, tmp_path, rng):
     base = tiny_folder(tmp_path / "base", tie_word_embeddings=True)
