@@ -40,7 +40,6 @@ LONG = 32  # the least steps of k for which the loops of `skinny` are faster
 TALL = 64  # the least rows of x for which a copy of the few columns pays
 STREAMED = 64  # the most rows of x for which `stream` reads y without packing it
 PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
-COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
 WAYS = 8  # rows of A from which a register tile is slower if its rows share few cache lines
 DEEP = 512  # the least steps of k for which `skinny` is faster with up to NR rows or columns
 SPLIT = 1024  # the least steps of k in a piece of a long sum
@@ -331,7 +330,7 @@ class Products:
             return True
         if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
-        if n > self.few and (x_row % COLLIDING or self.tile.MR < WAYS):
+        if n > self.few and (x_row % skinny.COLLIDING or self.tile.MR < WAYS):
             return False  # the register tile is as fast
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y

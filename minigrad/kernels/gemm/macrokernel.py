@@ -23,7 +23,7 @@ Threads share the packing of B, and then the work on C: each thread gets a strip
 also cut into spans of columns if there are few rows. If all rows of A fit in the level-2 cache,
 only columns are cut. Then each thread packs the panels of B that it reads, a few at a time, which
 stay in its cache until all rows are done; meanwhile it prefetches the numbers of the next panels.
-Otherwise it prefetches the next panel that was packed, which may have left the caches since.
+Otherwise it prefetches the next packed panel, which may have left the caches since it was packed.
 Each number of C is summed in the same order, whatever the cuts: by blocks of equal depth from the
 first to the last, and in a block by increasing k. So neither the cuts nor the number of threads can
 change a bit.

@@ -291,8 +291,10 @@ def stream(
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     panels = (n + t.NR - 1) // t.NR
     start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
-    is_far = pieces > 1 and k * n * t.item > FAR  # with one thread, prefetching takes longer
-    strip = STRIP // 2 if b.row % COLLIDING == 0 else STRIP
+    collide = b.row % COLLIDING == 0
+    strip = STRIP // 2 if collide else STRIP
+    # With one thread, or if rows collide, prefetching takes longer.
+    is_far = pieces > 1 and not collide and k * n * t.item > FAR
     for pc in range(0, k, strip):
         depth, next_depth = min(strip, k - pc), min(strip, max(0, k - pc - strip))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
