@@ -40,6 +40,11 @@ NOT_INPUTS = {"out": "its result", "argnum": "a number", "residuals": "its resid
 """What a VJP may name beside the parameters of its op, in the order of `VJP.slots`, in words."""
 
 
+def in_words(name: str) -> str:
+    """Describe a saved value, which has the name of an input or one in NOT_INPUTS."""
+    return NOT_INPUTS.get(name, f"its input {name}")
+
+
 class OpLike(Protocol):
     """The part of an op that graphs and backward passes use (see `minigrad.core.op.Op`)."""
 
@@ -205,9 +210,8 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
         for name, value in node.op.saved_values(node, edges):
             if any(last_written(array) > node.order for array in arrays_in(value)):
-                what = NOT_INPUTS.get(name, f"its input {name}")
                 raise RuntimeError(
-                    f"`{node.name}` (result of shape {node.shape}) saved {what} for the "
+                    f"`{node.name}` (result of shape {node.shape}) saved {in_words(name)} for the "
                     f"backward pass, and that memory was written since, by an optimiser step, "
                     f"load_state_dict or an assignment; run the backward pass before the write, or "
                     f"compute the result again after it"

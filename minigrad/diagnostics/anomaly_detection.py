@@ -23,7 +23,7 @@ import numpy as np
 from minigrad.checks import check_flag
 from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import check_decorable, mode
-from minigrad.core.node import NOT_INPUTS, Node, OpLike
+from minigrad.core.node import Node, OpLike, in_words
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
@@ -261,9 +261,7 @@ class Detector(Recorder):
         saved = {name: x for name, x in op.saved_values(node, edges) if _is_operand(op, name, x)}
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
-        looked_at = [
-            Operand.of(NOT_INPUTS.get(name, f"its input {name}"), x) for name, x in saved.items()
-        ]
+        looked_at = [Operand.of(in_words(name), x) for name, x in saved.items()]
         operands = [got, *looked_at, made]
         hint = entered = None
         if bad is not gradient:
