@@ -113,7 +113,7 @@ NO_BIAS = Matrix(0, 0, 0)
 
 
 class NextBlock(NamedTuple):
-    """What is read next from memory, and prefetched meanwhile: rows of adjacent cache lines."""
+    """The memory that is read next, and prefetched meanwhile: rows of adjacent cache lines."""
 
     at: int
     step: int  # bytes from a row to the next
@@ -122,7 +122,7 @@ class NextBlock(NamedTuple):
     share: int  # the most lines that are prefetched while a panel of B is multiplied
 
 
-NO_BLOCK = NextBlock(0, 0, 0, 1, 0)
+NO_BLOCK = NextBlock(0, 0, 0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
@@ -201,10 +201,10 @@ def next_block(t: BlockSizes, b: Matrix, depth: int, cols: int) -> NextBlock:
 
 
 @jit(inline="always")
-def next_panels(B: Panels, count: int) -> NextBlock:
-    """Return all panels of B but the first; each is prefetched while the one before is used."""
-    lines = B.next // CACHE_LINE
-    return NextBlock(B.at + B.next, 0, 1, (count - 1) * lines, lines)
+def next_panels(at: int, size: int, count: int) -> NextBlock:
+    """Return `count` panels but the first; each is prefetched while the one before is used."""
+    lines = size // CACHE_LINE
+    return NextBlock(at + size, 0, 1, (count - 1) * lines, lines)
 
 
 @jit(inline="always")
@@ -466,9 +466,9 @@ def multiply_piece(
                     cols_after = min(min(n, last * t.NR) - after, group * t.NR)
                     if cols_after > 0:
                         coming = next_block(t, part_of(b, 0, after), term.depth, cols_after)
+                elif B.packed and high >= OFTEN_READ * t.MR:  # the panels come from memory
+                    coming = next_panels(at, B.next, last - first)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
-                if B.packed and not b.at and high >= OFTEN_READ * t.MR and last - first > 1:
-                    coming = next_panels(B, last - first)  # they come from memory
                 corner = part_of(C, i, g * t.NR)
                 macro_kernel(
                     t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming
