@@ -19,7 +19,7 @@ import numpy as np
 import lora
 import minigrad as mg
 from minigrad.config import config
-from minigrad.kernels import gemm, launch, warmup
+from minigrad.kernels import gemm, launch, threads, warmup
 from minigrad.kernels.gemm import dispatch
 
 FACTS = {
@@ -194,7 +194,7 @@ def main(part):
     for name, expected in FACTS.items():
         check(name, facts[name] == expected, facts[name])
     # The smallest work is to be shared by threads, which it is not if it is not worth it.
-    launch.MIN_SECONDS_FOR_THREADS = dispatch.THREADS_FROM = 0
+    launch.MIN_SECONDS_FOR_THREADS = threads.MIN_SECONDS_FOR_WAKING = dispatch.THREADS_FROM = 0
     for kernel in warmup.kernels_of(double=True):
         note_calls(kernel)
     dtype = np.dtype("float64" if part == "float64" else "float32")

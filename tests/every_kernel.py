@@ -166,6 +166,7 @@ def threads_for_all_work_over(seconds):
     before = mg.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "MIN_SECONDS_FOR_THREADS", seconds)
+        patch.setattr(threads, "MIN_SECONDS_FOR_WAKING", seconds)
         patch.setattr(threads, "MIN_SECONDS_FOR_WORKQUEUE", seconds)
         patch.setattr(dispatch, "THREADS_FROM", 0)
         mg.set_num_threads(2)

@@ -167,7 +167,7 @@ def _tile(
     emit_tile(e, height, count, read, target, target_row, apart)
 
 
-@for_each_dtype(SINGLE, pieces=0)
+@for_each_dtype(SINGLE)
 def _dots_loop(
     piece: int, pieces: int, x: Read.D2, bits: Annotated[Read.D2, types.uint16], out: Written.D2
 ) -> None:

@@ -56,7 +56,6 @@ from minigrad.kernels.start import interrupts_held_back
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
 from minigrad.kernels.vector import Emitter, instruction
 
-PIECES = 64  # the number of pieces that threads share
 INT = types.intp
 PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of a record
 
@@ -221,7 +220,6 @@ class Kernel:
         signature: the numba types of the arguments.
         fastmath: LLVM's fast-math flags for the function (see `minigrad.kernels.jit`).
         threads: whether threads may share the work.
-        pieces: the number of pieces for several threads; 0 means one for each thread.
         shares: whether the function calls `share` itself; then it is called once.
         checks: whether each call checks the types of its arguments, which takes a third of the time
             of a small call. False is for loops whose callers check dtype, axes and layout of all
@@ -235,7 +233,6 @@ class Kernel:
     signature: tuple[Any, ...]
     fastmath: Iterable[str] = ("contract",)
     threads: bool = True
-    pieces: int = PIECES
     shares: bool = False
     checks: bool = True
 
@@ -291,9 +288,11 @@ class Kernel:
         if self.threads and seconds >= MIN_SECONDS_FOR_THREADS and get_num_threads() > 1:
             with team(seconds) as threads:
                 if threads > 1:
-                    self.shared(self.pieces or threads, *arguments)
-                    return
-        self.alone(*arguments)
+                    self.shared(threads, *arguments)
+                else:
+                    self.alone(*arguments)
+        else:
+            self.alone(*arguments)
 
     def shared(self, pieces: int, *arguments: Any) -> None:
         """Run the loop on threads, cut into this number of pieces."""

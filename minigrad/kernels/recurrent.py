@@ -285,7 +285,7 @@ def _panels_of(t: BlockSizes, packed: Any, depth: int) -> Matrix:
 def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> Loops:
     """Make the kernels of a cell from the two parts of a step; for the others, see `Loops`."""
 
-    @for_each_dtype(pieces=0)
+    @for_each_dtype()
     def forward_loop(
         piece: int, pieces: int, x: Read.D2, state: Read.D2, weight: Read.D2, bias: Read.D1,
         plan: Integers, gates: Written.D2, out: Written.D2,
@@ -305,7 +305,7 @@ def _loops(saved: int, activate: Part, gradients: Part, apart: bool = False) -> 
             before = after
         keep_alive(packed)
 
-    @for_each_dtype(pieces=0)
+    @for_each_dtype()
     def backward_loop(
         piece: int, pieces: int, g: Read.D2, state: Read.D2, weight: Read.D2, out: Read.D2,
         gates: Read.D2, plan: Integers, dx: Written.D2, dproduct: Written.D2, dbias: Written.D2,

@@ -170,7 +170,7 @@ def _compute_planes(
                 )  # fmt: skip
 
 
-@for_each_dtype(pieces=0)
+@for_each_dtype()
 def sums_of_pixels(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
     plan: Integers, out: Written.D2,
@@ -256,7 +256,7 @@ def _write_sums(t: BlockSizes, start: int, end: int, filters: int, sums: Any, ou
                 out[filter_ + o, k + tap] = sums[(tile - start) * high + tap, o]
 
 
-@for_each_dtype(pieces=0)
+@for_each_dtype()
 def sums_of_taps(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
     out: Written.D2,

@@ -140,7 +140,7 @@ def pixel_offsets(s: Lines, images: int, rows: int, item: int) -> Any:
     return offsets
 
 
-@for_each_dtype(pieces=0)
+@for_each_dtype()
 def correlate(
     piece: int, pieces: int, source: Read.D2, weight: Read.D2, bias: Read.D1, table: Integers,
     plan: Integers, out: Written.D2,

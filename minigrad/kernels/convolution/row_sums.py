@@ -182,7 +182,7 @@ def _add_block(
                 o += planes
 
 
-@for_each_dtype(pieces=0)
+@for_each_dtype()
 def weight_sums(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
     out: Written.D2,

@@ -138,7 +138,7 @@ def multiply_run(
     keep_alive(work)
 
 
-@for_each_dtype(pieces=0, shares=True, checks=False)
+@for_each_dtype(shares=True, checks=False)
 def gemm(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, bias: Strided.D1, out: Written.D2,
     plan: Integers,
@@ -176,7 +176,7 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
             share(launcher, groups, pack_columns, (t, part_of(b, pc, jc), cols, depth, at))
 
 
-@for_each_dtype(pieces=0, shares=True)
+@for_each_dtype(shares=True)
 def gemm_packed(
     launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
     y2: Strided.D2, bias: Strided.D1, out: Written.D2, plan: Integers,

@@ -226,7 +226,7 @@ def _pack_rows(b: Matrix, rows: int, k: int, target: int, item: int, zero: Any) 
             target += depth * item
 
 
-@for_each_dtype(pieces=0, shares=True)
+@for_each_dtype(shares=True)
 def dots(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
@@ -277,7 +277,7 @@ def inner(
         sum_of_products(a + p * item, b + p * item, depth, c, add or p > 0, zero)
 
 
-@for_each_dtype(pieces=0)
+@for_each_dtype()
 def stream(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
     add: bool,
@@ -338,7 +338,7 @@ def _sweep_of(count: int) -> Callable[..., None]:
 swept_rows, swept_row = _sweep_of(SWEPT), _sweep_of(1)
 
 
-@for_each_dtype(fastmath=(), pieces=0)
+@for_each_dtype(fastmath=())
 def sweep(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:

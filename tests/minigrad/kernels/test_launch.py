@@ -12,7 +12,13 @@ from numba import types
 import minigrad
 from minigrad.kernels.jit import JIT_ENABLED, external, read, written
 from minigrad.kernels.launch import KERNELS, Kernel, part, share, span
-from minigrad.kernels.threads import get_max_threads
+from minigrad.kernels.threads import (
+    MIN_SECONDS_FOR_THREADS,
+    MIN_SECONDS_FOR_WAKING,
+    SPIN_SECONDS,
+    get_max_threads,
+    threading_layer,
+)
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 ONE_THREAD, THREADS = 0.0, 1.0  # seconds of work, which decide who does it
@@ -35,20 +41,35 @@ def number_of_piece(piece, pieces, x, out):
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 1000])
-@pytest.mark.parametrize("pieces", [0, 1, 3, 64])
+@pytest.mark.parametrize("pieces", [1, 2, 3, 64])
 def test_pieces_cover_the_work_once(size, pieces):
-    kernel = Kernel(number_of_piece, (NUMBERS, SUMS), pieces=pieces)
+    kernel = Kernel(number_of_piece, (NUMBERS, SUMS))
     x, alone, shared = np.arange(float(size)), np.zeros(size), np.zeros(size)
     kernel(ONE_THREAD, x, alone)
     np.testing.assert_array_equal(alone, x)  # one piece, number 0
-    kernel(THREADS, x, shared)
-    count = pieces or minigrad.get_num_threads()
-    if minigrad.get_num_threads() == 1:
-        count = 1
+    kernel.shared(pieces, x, shared)
     numbers = np.repeat(
-        np.arange(count), np.diff([piece * size // count for piece in range(count + 1)])
+        np.arange(pieces), np.diff([piece * size // pieces for piece in range(pieces + 1)])
     )
     np.testing.assert_array_equal(shared, x + 100 * numbers)
+
+
+def test_threads_that_sleep_are_only_woken_for_work_that_is_long_enough():
+    kernel, out = Kernel(number_of_piece, (NUMBERS, SUMS)), np.zeros(1000)
+
+    def was_shared(seconds):
+        out[:] = 0
+        kernel(seconds, np.zeros(1000), out)
+        return out.any()  # a second piece adds 100
+
+    has_threads = minigrad.get_num_threads() > 1 and threading_layer() != "workqueue"
+    was_shared(THREADS)  # starts the threads
+    assert any(was_shared(MIN_SECONDS_FOR_THREADS) for _ in range(100)) == has_threads
+    for _ in range(100):
+        time.sleep(10 * SPIN_SECONDS)
+        assert not was_shared(MIN_SECONDS_FOR_THREADS)
+    time.sleep(10 * SPIN_SECONDS)
+    assert was_shared(MIN_SECONDS_FOR_WAKING) == has_threads
 
 
 @external()
@@ -68,11 +89,11 @@ def sum_of_squares(launcher, pieces, x, out):
 
 @pytest.mark.parametrize("seconds", [ONE_THREAD, THREADS])
 def test_a_kernel_shares_a_part_of_its_work(seconds):
-    kernel = Kernel(sum_of_squares, (NUMBERS, SUMS), shares=True, pieces=5)
+    kernel = Kernel(sum_of_squares, (NUMBERS, SUMS), shares=True)
     out = np.zeros(2)
     kernel(seconds, np.arange(11.0), out)
-    shared = seconds == THREADS and minigrad.get_num_threads() > 1
-    np.testing.assert_array_equal(out, [3 * 385, 5 if shared else 1])
+    threads = minigrad.get_num_threads() if seconds == THREADS else 1
+    np.testing.assert_array_equal(out, [3 * 385, threads])
 
 
 @external()
