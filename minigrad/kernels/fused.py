@@ -58,7 +58,7 @@ class Fused:
         for dtype, f in (SINGLE, function), (DOUBLE, function if double is True else double):
             if f:
                 loop = _loop_over(f, self._operands, options, by_rows)
-                self._kernels |= for_each_dtype(dtype, checks=False)(loop)
+                self._kernels |= for_each_dtype(dtype)(loop)
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""

@@ -54,6 +54,7 @@ from minigrad.kernels.jit import (
 )
 from minigrad.kernels.start import interrupts_held_back
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
+from minigrad.kernels.unboxing import borrowed, declared, provide_ndarray
 from minigrad.kernels.vector import Emitter, instruction
 
 INT = types.intp
@@ -159,6 +160,7 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
     first argument. (Passing one address is faster than passing four integers, which counts in a
     small product.)
     """
+    passed = tuple(map(declared, kinds))
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         words, *given = values
@@ -167,10 +169,10 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
         launcher_at, first, count, code = loaded
         with builder.if_else(builder.icmp_signed("==", launcher_at, WORD(0))) as (once, shared):
             with once:
-                every = (INT, INT, *kinds)
+                every = (INT, INT, *passed)
                 emit_call(context, builder, code, types.none, every, [first, count, *given])
             with shared:
-                _emit_share(context, builder, launcher_at, count, code, kinds, given)
+                _emit_share(context, builder, launcher_at, count, code, passed, given)
         return context.get_dummy_value()
 
     return types.none(how, *kinds), emit
@@ -191,14 +193,13 @@ def function_from(
 
 @functools.cache
 def entry(signature: tuple[Any, ...]) -> Any:
-    """Return numba's dispatcher for all kernels with these argument types; Python can call it."""
+    """Return a compiled function that Python can call for all kernels with these argument types."""
+    provide_ndarray()
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
     body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
     function = function_from("entry", names, body, __name__, call=call)
     made = dispatcher(function, from_python=True)
-    compile_for(made, (INT, *signature))
-    made.disable_compile()
-    return made
+    return compile_for(made, (INT, *map(borrowed, signature)))
 
 
 KERNELS: list[Kernel] = []
@@ -221,9 +222,6 @@ class Kernel:
         fastmath: LLVM's fast-math flags for the function (see `minigrad.kernels.jit`).
         threads: whether threads may share the work.
         shares: whether the function calls `share` itself; then it is called once.
-        checks: whether each call checks the types of its arguments, which takes a third of the time
-            of a small call. False is for loops whose callers check dtype, axes and layout of all
-            arrays: other arrays would be read, and written to, as if they had the right type.
 
     Attributes:
         alone: the loop on the calling thread, called as `alone(*arguments)`.
@@ -234,7 +232,6 @@ class Kernel:
     fastmath: Iterable[str] = ("contract",)
     threads: bool = True
     shares: bool = False
-    checks: bool = True
 
     def __post_init__(self) -> None:
         # Plain attributes and no properties, because each call reads them.
@@ -270,11 +267,7 @@ class Kernel:
                 first = (0, launching) if self.shares else (launching, 0)
                 how = np.array([*first, pieces, code])
                 CALLS.append(how)
-                made = entry(self.signature)
-                if not self.checks:
-                    (overload,) = made.overloads.values()
-                    made = overload.entry_point
-                return partial(made, how.ctypes.data)
+                return partial(entry(self.signature).entry_point, how.ctypes.data)
         finally:
             if start.after_compiling is not None:
                 start.after_compiling()

@@ -90,7 +90,7 @@ def backward(
 # These loops are for little work, so threads do not share it.
 
 
-@for_each_dtype(threads=False, checks=False)
+@for_each_dtype(threads=False)
 def _forward_loop(
     _piece: int, _pieces: int, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
     lora_b: Strided.D2, bias: Strided.D1, scale: float, h: Written.D2, same_h: Strided.D2,
@@ -103,7 +103,7 @@ def _forward_loop(
     multiply_run(0, 1, same_h, lora_b.T, NO_BIAS, y, add, 0, 1)
 
 
-@for_each_dtype(threads=False, checks=False)
+@for_each_dtype(threads=False)
 def _backward_loop(
     _piece: int, _pieces: int, g: Strided.D2, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
     lora_b: Strided.D2, h: Strided.D2, scale: float, d: Written.D2, same_d: Strided.D2,

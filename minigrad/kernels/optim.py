@@ -145,7 +145,7 @@ class MultiTensor:
     def __init__(self, update: Callable[..., Any]) -> None:
         functools.update_wrapper(self, update)
         self.update = update
-        self._kernels = for_each_dtype(checks=False)(_loop_over(update))
+        self._kernels = for_each_dtype()(_loop_over(update))
 
     def __call__(
         self,

@@ -138,7 +138,7 @@ def multiply_run(
     keep_alive(work)
 
 
-@for_each_dtype(shares=True, checks=False)
+@for_each_dtype(shares=True)
 def gemm(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, bias: Strided.D1, out: Written.D2,
     plan: Integers,

@@ -130,16 +130,6 @@ def test_kernels_whose_arguments_have_the_same_types_share_what_unboxes_them():
     assert one.alone.func is other.alone.func
 
 
-def test_arguments_of_other_types_are_refused():
-    kernel = Kernel(number_of_piece, (NUMBERS, SUMS))
-    with pytest.raises(TypeError, match="No matching definition"):
-        kernel(ONE_THREAD, np.zeros(3, np.float32), np.zeros(3))
-    frozen = np.zeros(3)
-    frozen.flags.writeable = False
-    with pytest.raises(TypeError, match="No matching definition"):
-        kernel(ONE_THREAD, frozen, frozen)
-
-
 def times_seven(piece, pieces, x, out):
     for i in span(piece, pieces, x.size):
         out[i] = 7 * x[i]
