@@ -1,140 +1,95 @@
 """Optimiser steps: one call for all parameters, and one pass over memory for all operations.
 
-Each function gets a table of arrays, with one row for each parameter. Its columns are the gradients
-and the arrays that change. The formula of a step is written for one element; `MultiTensor` makes a
-kernel from it. Rows that no kernel accepts, such as those of float16, are computed by numpy, which
-applies the formula to whole arrays.
+Each function gets columns, which are lists of arrays, with one row for each parameter: first the
+gradients, and then the arrays that change. The formula of a step is written for one element;
+`MultiTensor` makes a kernel from it. Rows that no kernel accepts, such as those of float16, are
+computed by numpy, which applies the formula to whole arrays.
 
 A model has hundreds of parameters, most of them small, and a call for each would take longer than
-its work. A compiled function has a fixed number of array arguments. But the addresses of all arrays
-fit in one array:
+its work. A compiled function has a fixed number of array arguments. So it gets a table:
 
-    row   column 0      column 1    column 2 ...        starts
+    row   column 0      column 1    column 2 ...        start
     0     gradient      parameter   moment                0
     1     gradient      parameter   moment                64       row 0 has 64 elements
-                                                          4160     row 1 has 4096
+    2                                                     4160     row 1 has 4096
 
-The work is all elements of all rows, one row after another; threads share equal pieces of it.
+Each array is replaced by its address, which compiled code reads from the lists in 5 ns. The work is
+all elements of all rows, one row after another; threads share equal pieces of it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
-from operator import is_
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
+from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, function_from, span
+from minigrad.kernels.unboxing import array_at, items_of, word_at
 from minigrad.kernels.vector import elements, flushed
 
-Column = Sequence[Array]
+Column = list[Array]
 Numbers = tuple[float, ...]
 
 SECONDS = 1e-9  # approximate seconds of an element
 OPTIONS, OWN = 6, 2  # how many numbers all rows can share, and how many each row has for itself
-Addresses = Annotated[Written.D2, types.int64]
+Table = Annotated[Written.D2, types.int64]
+
+_size = operator.attrgetter("size")
 
 
-class AddressTable:
-    """The addresses of the arrays in some rows, all of the same dtype.
+def table_of(columns: list[Column], dtype: np.dtype[Any]) -> Array | None:
+    """Return the table of some columns; None if compiled code cannot use their arrays.
 
-    Attributes:
-        dtype: the dtype of all arrays.
-        rows: the indices of these rows in the columns.
-        addresses: int64, an address for each array of each row: first the array that is only read,
-            such as a gradient, and then the arrays that change.
-        starts: the index of each row's first element among the elements of all rows, and `size`.
-        size: the number of elements of all rows together.
-        own: memory for the numbers that belong to one row.
-        options, constants: the numbers for all rows in the last call, and the same as an array.
+    All must be contiguous arrays of this dtype, and those of a row must have one size. All except
+    those of the first column must be writable.
     """
-
-    def __init__(
-        self, dtype: np.dtype[Any], rows: Sequence[int], columns: Sequence[Column]
-    ) -> None:
-        self.dtype = dtype
-        self.rows = rows
-        self.addresses = np.zeros((len(rows), 1 + len(columns)), np.int64)
-        for k, column in enumerate(columns, 1):
-            self.addresses[:, k] = addresses([column[row] for row in rows])
-        self.starts = np.cumsum([0, *(columns[0][row].size for row in rows)], dtype=np.int64)
-        self.size = int(self.starts[-1])
-        self.own = np.empty((len(rows), OWN), dtype)
-        self.options: Numbers | None = None
-        self.constants = np.zeros(OPTIONS, dtype)
-        self._copies: list[Array] = []
-
-    def look_up_first(self, first: Column) -> None:
-        """Look up the addresses in column 0 again, because gradients are new arrays in each step.
-
-        An array that is not contiguous, or has another dtype, is copied for this call.
-        """
-        self._copies.clear()
-        if len(first) != len(self.rows):
-            first = [first[row] for row in self.rows]
-        if not (all(map(_carray, first)) and all(map(is_, map(_dtype, first), repeat(self.dtype)))):
-            first = self._copies = [np.array(x, self.dtype, order="C") for x in first]
-        self.addresses[:, 0] = addresses(first)
+    table = np.empty((len(columns[0]) + 1, len(columns) + 1), np.int64)
+    _fill_table[SINGLE].alone(id(columns), id(list), id(np.ndarray), dtype.num, table)
+    return table if table[-1, -1] >= 0 else None
 
 
-class Tables:
-    """Tables of the arrays that a step changes, in columns; the arrays of a row have one shape.
-
-    Attributes:
-        columns: the arrays; these references keep them alive while their addresses are in use.
-        sizes: the number of elements of an array, for each row.
-        by_dtype: a table for each dtype that has kernels.
-        rest: the indices of all other rows.
-    """
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = [list(column) for column in columns]
-        self.sizes = [*map(_size, self.columns[0])]
-        self.rest: list[int] = []
-        rows: dict[np.dtype[Any], list[int]] = {}
-        for i, arrays in enumerate(zip(*self.columns, strict=True)):
-            shape, dtype = arrays[0].shape, arrays[0].dtype
-            # A kernel writes only to contiguous arrays.
-            fit = all(x.shape == shape and x.dtype == dtype and _carray(x) for x in arrays)
-            if not (JIT_ENABLED and dtype in NUMBERS and fit):
-                self.rest.append(i)
-            elif arrays[0].size:
-                rows.setdefault(dtype, []).append(i)
-        self.by_dtype = [AddressTable(dtype, rows[dtype], self.columns) for dtype in rows]
-
-    def __reduce__(self) -> Any:
-        return Tables, (self.columns,)  # a copy has other addresses
-
-
-def addresses(arrays: Iterable[Array]) -> list[int]:
-    """Return the addresses of arrays, or raise an error if one is not contiguous and writable."""
-    # Three times as fast as array.ctypes.data.
-    return [*map(ctypes.addressof, map(_from_buffer, arrays))]
-
-
-_from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
-_dtype, _size, _carray = map(operator.attrgetter, ("dtype", "size", "flags.carray"))
+@for_each_dtype(SINGLE, threads=False)  # one kernel, which serves all dtypes
+def _fill_table(
+    _piece: int, _pieces: int, columns: int, list_class: int, array_class: int, dtype: int,
+    table: Table,
+) -> None:  # fmt: skip
+    """Fill the table of the lists in the list at an address, or set its last number to -1."""
+    rows, count, start = table.shape[0] - 1, table.shape[1] - 1, 0
+    table[rows, count] = -1
+    lists = items_of(columns, list_class, count)
+    for row in range(rows):
+        size = -1
+        for i in range(count):
+            arrays = items_of(word_at(lists + 8 * i), list_class, rows)
+            if arrays == 0:
+                return
+            at, length = array_at(word_at(arrays + 8 * row), array_class, dtype, i > 0)
+            if length < 0 or size not in (-1, length):
+                return
+            table[row, i], size = at, length
+        table[row, count] = start
+        start += size
+    table[rows, count] = start
 
 
 @jit(inline="always")
-def overlap(piece: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
+def overlap(piece: int, pieces: int, table: Any, row: int) -> tuple[int, int]:
     """Return at which element of a row a piece of the work begins, and how many it has there."""
-    total = starts[starts.size - 1]
+    rows, count = table.shape[0] - 1, table.shape[1] - 1
+    total, start = table[rows, count], table[row, count]
     low, high = piece * total // pieces, (piece + 1) * total // pieces
-    begin = max(low, starts[row])
-    return begin - starts[row], max(min(high, starts[row + 1]) - begin, 0)
+    begin = max(low, start)
+    return begin - start, max(min(high, table[row + 1, count]) - begin, 0)
 
 
 class MultiTensor:
-    """An update of many rows of arrays in place, with one call for each dtype.
+    """An update of many rows of arrays in place, mostly with one call of a kernel.
 
     Attributes:
         update: the formula. It gets an element of each array in a row, the numbers of the row, and
@@ -146,45 +101,62 @@ class MultiTensor:
         functools.update_wrapper(self, update)
         self.update = update
         self._kernels = for_each_dtype()(_loop_over(update))
+        self._last: dict[np.dtype[Any], tuple[Numbers, Array]] = {}  # the last options, as an array
 
     def __call__(
-        self,
-        tables: Tables,
-        first: Column,
-        options: Numbers,
-        own: Numbers | list[Any] = (0.0,) * OWN,
+        self, columns: list[Column], options: Numbers, own: Numbers | list[Any] = (0.0,) * OWN
     ) -> None:
         """Update all rows.
 
         Args:
-            tables: the arrays that change.
-            first: the column of the arrays that are only read.
+            columns: lists of arrays: first those that are only read, and then those that change.
             options: at most `OPTIONS` numbers for all rows.
             own: a tuple of `OWN` numbers for all rows, or a list of such tuples, one for each row.
+
+        Raises:
+            ValueError: if the arrays of a row have different sizes. Nothing is changed then.
         """
-        sizes = [*map(_size, first)]
-        if sizes != tables.sizes:  # compiled code would read beyond the end of a small one
-            raise ValueError(
-                f"arrays of sizes {sizes} do not go with those of sizes {tables.sizes}"
-            )
-        for row in tables.rest:
-            arrays = [column[row] for column in tables.columns]
-            operands = [first[row], *arrays]
-            if arrays[0].dtype == np.float16:  # in which eps, and squares of gradients, would be 0
-                operands = [x.astype(np.float32) for x in operands]
-            with np.errstate(all="ignore"):  # kernels do not warn either
-                numbers = own[row] if isinstance(own, list) else own
-                new = self.update(*operands, numbers, options)
-            for array, values in zip(arrays, new, strict=True):
-                array[...] = values
-        for table in tables.by_dtype:
-            table.look_up_first(first)
-            table.own[:] = [own[row] for row in table.rows] if isinstance(own, list) else own
-            if table.options != options:
-                table.options = options
-                table.constants[: len(options)] = options
-            arguments = table.addresses, table.starts, table.own, table.constants
-            self._kernels[table.dtype](table.size * SECONDS, *arguments)
+        if not columns[1] or self._run(columns, options, own):
+            return
+        sizes = [[*map(_size, column)] for column in columns]
+        for others in sizes[1:]:
+            if others != sizes[0]:
+                raise ValueError(f"arrays of sizes {sizes[0]} do not go with those of {others}")
+        pairs = zip(columns[0], columns[1], strict=True)
+        first = [np.asarray(g, x.dtype, order="C") for g, x in pairs]
+        if self._run([first, *columns[1:]], options, own):
+            return
+        for i, row in enumerate(zip(first, *columns, strict=True)):  # they have several dtypes
+            contiguous, *operands = row
+            numbers = own[i] if isinstance(own, list) else own
+            if not self._run([[x] for x in (contiguous, *operands[1:])], options, numbers):
+                self._apply_reference(operands, options, numbers)
+
+    def _run(self, columns: list[Column], options: Numbers, own: Numbers | list[Any]) -> bool:
+        """Update all rows by a kernel; return False, and change nothing, if none accepts them."""
+        dtype = columns[1][0].dtype
+        kernel = self._kernels.get(dtype) if JIT_ENABLED else None
+        table = None if kernel is None else table_of(columns, dtype)
+        if kernel is None or table is None:
+            return False
+        last, constants = self._last.get(dtype, ((), None))
+        if constants is None or last != options:
+            constants = np.zeros(OPTIONS, dtype)
+            constants[: len(options)] = options
+            self._last[dtype] = options, constants
+        numbers = np.array(own if isinstance(own, list) else [own], dtype)
+        kernel(int(table[-1, -1]) * SECONDS, table, numbers, constants)
+        return True
+
+    def _apply_reference(self, operands: list[Array], options: Numbers, numbers: Numbers) -> None:
+        """Update one row by the formula in numpy."""
+        changing = operands[1:]
+        if changing[0].dtype == np.float16:  # in which eps, and squares of gradients, would be 0
+            operands = [x.astype(np.float32) for x in operands]
+        with np.errstate(all="ignore"):  # kernels do not warn either
+            new = self.update(*operands, numbers, options)
+        for array, values in zip(changing, new, strict=True):
+            array[...] = values
 
 
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
@@ -194,19 +166,20 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
     """
     columns = range(update.__code__.co_argcount - 2)
     arrays = ", ".join(f"x{i}" for i in columns)
-    views = ", ".join(f"elements(at[row, {i}], low, size, options)" for i in columns)
+    views = ", ".join(f"elements(table[row, {i}], low, size, options)" for i in columns)
     first, *others = (f"x{i}[j]" for i in columns)
     body = f"""
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
+        for row in range(len(table) - 1):
+            low, size = overlap(piece, pieces, table, row)
             {arrays} = {views}
-            numbers = {", ".join(f"own[row, {i}]" for i in range(OWN))}
+            mine = min(row, len(own) - 1)
+            numbers = {", ".join(f"own[mine, {i}]" for i in range(OWN))}
             constants = {", ".join(f"options[{i}]" for i in range(OPTIONS))}
             for j in range(x0.size):
                 {", ".join(others)}, = f({first}, {", ".join(others)}, numbers, constants)
     """
-    table = {"at": Addresses, "starts": Integers, "own": Written.D2, "options": Written.D1}
-    parameters = {"piece": int, "pieces": int, **table}
+    arguments = {"table": Table, "own": Written.D2, "options": Written.D1}
+    parameters = {"piece": int, "pieces": int, **arguments}
     known = {"f": jit(inline="always")(update), "overlap": overlap, "elements": elements}
     name = f"{update.__name__}_loop"
     return function_from(name, parameters, body, __name__, **known)
@@ -349,29 +322,32 @@ BLOCK = 8192  # elements whose squares are added up together
 
 def square_sums(arrays: Sequence[Array]) -> float:
     """Return the sum of the squares of all elements of all arrays, added up in float64."""
-    tables = Tables([[x if _carray(x) else np.array(x, order="C") for x in arrays]])
     total = 0.0
-    for row in tables.rest:
-        wide = arrays[row].astype(np.float64, copy=False)
-        total += float(np.square(wide).sum())  # in BLAS, the order depends on the threads
-    for table in tables.by_dtype:
-        sums, like = np.zeros(-(-table.size // BLOCK)), np.empty(0, table.dtype)
-        loop = _squares_loop[table.dtype]
-        loop(table.size * SECONDS, table.addresses, table.starts, like, sums)
+    for dtype in dict.fromkeys(x.dtype for x in arrays):
+        some = [np.asarray(x, order="C") for x in arrays if x.dtype == dtype]
+        loop = _squares_loop.get(dtype)
+        table = None if loop is None else table_of([some], dtype)
+        if loop is None or table is None:
+            wide = (x.astype(np.float64, copy=False) for x in some)
+            total += sum(float(np.square(x).sum()) for x in wide)  # BLAS adds in another order
+            continue
+        size = int(table[-1, -1])
+        sums = np.zeros(-(-size // BLOCK))
+        loop(size * SECONDS, table, nothing(dtype), sums)
         total += float(sums.sum())
     return total
 
 
 @for_each_dtype()
 def _squares_loop(
-    piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written.D1,
+    piece: int, pieces: int, table: Table, like: Written.D1,
     sums: Annotated[Written.D1, types.float64],
 ) -> None:  # fmt: skip
     blocks = len(sums)  # depends only on the size, so any number of threads gives the same bits
     for block in span(piece, pieces, blocks):
-        for row in range(len(addresses)):
-            low, size = overlap(block, blocks, starts, row)
-            sums[block] += _square_sum(elements(addresses[row, 1], low, size, like))
+        for row in range(len(table) - 1):
+            low, size = overlap(block, blocks, table, row)
+            sums[block] += _square_sum(elements(table[row, 0], low, size, like))
 
 
 @jit(fastmath={"contract", "reassoc"})

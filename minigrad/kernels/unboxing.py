@@ -1,4 +1,4 @@
-"""How compiled code reads the arrays that Python passes to a kernel.
+"""How compiled code reads the arrays that Python passes to a kernel, and those in lists.
 
 numba would make an object for each array in each call, with a count of the references to its
 memory. This takes 40 ns. And where a loop takes slices of an array, it changes the count: threads
@@ -24,7 +24,7 @@ from numba.core.datamodel import models
 from numba.extending import NativeValue, register_model, unbox
 from numba.np import numpy_support
 
-from minigrad.kernels.jit import WORD
+from minigrad.kernels.jit import WORD, intrinsic, jit
 
 BYTE, INT = ir.IntType(8), ir.IntType(32)
 
@@ -34,7 +34,10 @@ HEAD = object.__basicsize__
 CLASS = -8  # the last part of the head
 DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 0, 8, 16, 24, 40, 48  # of an array
 BYTE_ORDER, TYPE_NUMBER = 10, 12  # of a dtype
+LENGTH, ITEMS = 0, 8  # of a list
 CONTIGUOUS, ALIGNED, WRITABLE = 0x1, 0x100, 0x400  # flags of an array
+
+NATIVE = b"=|"  # the order of bytes in a dtype, if it is that of the machine
 
 NDARRAY = "minigrad_ndarray"
 """The symbol of numpy's class of arrays."""
@@ -82,13 +85,18 @@ def provide_ndarray() -> None:
     Raises:
         RuntimeError: if this version of numpy has other parts, or has them in another order.
     """
+
+    def integer(address: int, kind: Any = ctypes.c_ssize_t) -> int:
+        return int(kind.from_address(address).value)
+
     x = np.empty((2, 3), np.float32)[:, 1:]
-    at, dtype = id(x) + HEAD, id(x.dtype) + HEAD
-    words = [ctypes.c_ssize_t.from_address(at + i).value for i in (CLASS, DATA, SHAPE, STRIDES)]
-    axes = [tuple((ctypes.c_ssize_t * 2).from_address(word)) for word in words[2:]]
-    sizes = [ctypes.c_int.from_address(i).value for i in (at + NDIM, dtype + TYPE_NUMBER)]
-    expected = [id(np.ndarray), x.ctypes.data, x.shape, x.strides, x.ndim, x.dtype.num]
-    if [*words[:2], *axes, *sizes] != expected:
+    arrays = [x]
+    at, dtype = integer(integer(id(arrays) + HEAD + ITEMS)) + HEAD, id(x.dtype) + HEAD
+    sizes = [integer(integer(at + part) + 8 * axis) for part in (SHAPE, STRIDES) for axis in (0, 1)]
+    kinds = integer(at + NDIM, ctypes.c_int), integer(dtype + TYPE_NUMBER, ctypes.c_int)
+    found = [integer(at + CLASS), integer(at + DATA), integer(at + DTYPE), *sizes, *kinds]
+    own = [id(np.ndarray), x.ctypes.data, id(x.dtype), *x.shape, *x.strides, x.ndim, x.dtype.num]
+    if found != own:
         raise RuntimeError(
             f"minigrad cannot read the arrays of numpy {np.__version__}, whose parts have another "
             "order; install another version of numpy, or set NUMBA_DISABLE_JIT=1"
@@ -122,7 +130,7 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
         its_dtype, flags = builder.add(load(at, DTYPE), WORD(HEAD)), load(at, FLAGS, INT)
         checks = [
             is_one_of(load(its_dtype, TYPE_NUMBER, INT), numbers),
-            is_one_of(load(its_dtype, BYTE_ORDER, BYTE), map(ord, "=|")),
+            is_one_of(load(its_dtype, BYTE_ORDER, BYTE), NATIVE),
             is_one_of(load(at, NDIM, INT), [kind.ndim]),
             is_one_of(builder.and_(flags, INT(needed)), [needed]),
         ]
@@ -141,3 +149,55 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
         message = f"a kernel was called with another object where it needs {kind.kind}"
         c.pyapi.err_set_string("PyExc_TypeError", message)
     return NativeValue(found._getvalue(), is_error=builder.not_(fits))
+
+
+# --------------------------------------------------------------------------------------------------
+# Arrays in lists. A kernel reads them without the GIL, so no other thread may have the lists.
+# --------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def integer_at(_typing: Any, address: Any, like: Any) -> Any:
+    """Return the integer at an address; it has the type of `like`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        kind = context.get_value_type(like)
+        return builder.load(builder.inttoptr(values[0], kind.as_pointer()))
+
+    return like(types.intp, like), emit
+
+
+@jit()
+def word_at(address: int) -> int:
+    """Return the integer of 64 bits at an address, such as the address of another object."""
+    word: int = integer_at(address, np.int64(0))
+    return word
+
+
+@jit()
+def items_of(at: int, list_class: int, length: int) -> int:
+    """Return the address of the items of the object at an address; 0 if it is no such list."""
+    if word_at(at + HEAD + CLASS) != list_class or word_at(at + HEAD + LENGTH) != length:
+        return 0
+    return word_at(at + HEAD + ITEMS)
+
+
+@jit()
+def array_at(at: int, array_class: int, dtype: int, is_written: bool) -> tuple[int, int]:
+    """Return the address and the number of the elements of the object at an address.
+
+    The number is -1 if the object is no contiguous array whose dtype has this type number.
+    """
+    at += HEAD
+    if word_at(at + CLASS) != array_class:
+        return 0, -1
+    its_dtype, flags = word_at(at + DTYPE) + HEAD, integer_at(at + FLAGS, np.int32(0))
+    number = integer_at(its_dtype + TYPE_NUMBER, np.int32(0))
+    order = integer_at(its_dtype + BYTE_ORDER, np.int8(0))
+    needed = CONTIGUOUS | ALIGNED | (WRITABLE if is_written else 0)
+    if number != dtype or order != NATIVE[0] or flags & needed != needed:
+        return 0, -1
+    size = 1
+    for axis in range(integer_at(at + NDIM, np.int32(0))):
+        size *= word_at(word_at(at + SHAPE) + 8 * axis)
+    return word_at(at + DATA), size

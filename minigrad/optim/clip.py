@@ -104,7 +104,7 @@ def clipped_by_norm(
         return norm, gradients
     factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
     scaled = [np.empty(g.shape, g.dtype) for g in gradients]
-    kernels.optim.scale(kernels.optim.Tables([scaled]), gradients, (factor,))
+    kernels.optim.scale([gradients, scaled], (factor,))
     return norm, scaled
 
 

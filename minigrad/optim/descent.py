@@ -86,13 +86,13 @@ class SGD(_Descent):
         """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
         shares = [(rest if state else 1.0, 0.0) for _, _, state in parameters if momentum]
-        tables = self.last_step(group).tables(["momentum_buffer"] if momentum else [])
-        gradients = [g for _, g, _ in parameters]
+        changing = self.last_step(group).columns(["momentum_buffer"] if momentum else [])
+        columns = [[g for _, g, _ in parameters], *changing]
         options = group["lr"], momentum, group["weight_decay"], float(group["nesterov"])
         if momentum:
-            kernels.optim.sgd_momentum(tables, gradients, options, shares)
+            kernels.optim.sgd_momentum(columns, options, shares)
         else:
-            kernels.optim.sgd(tables, gradients, options)
+            kernels.optim.sgd(columns, options)
 
 
 class Adam(_Descent):
@@ -173,7 +173,7 @@ class Adam(_Descent):
         equal = steps and steps.count(steps[0]) == len(steps)
         own = corrected(steps[0]) if equal else [corrected(step) for step in steps]
         update = kernels.optim.amsgrad if group["amsgrad"] else kernels.optim.adam
-        update(last.tables(moments), gradients, options, own)
+        update([gradients, *last.columns(moments)], options, own)
 
 
 class AdamW(Adam):
@@ -253,7 +253,7 @@ class RMSprop(_Descent):
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
         """Step the parameters of a group."""
-        tables = self.last_step(group).tables(self.state_names(group))
+        changing = self.last_step(group).columns(self.state_names(group))
         if not group["centered"]:  # m would be out of date if centered were switched on again
             for _, _, state in parameters:
                 state.pop("grad_avg", None)
@@ -263,7 +263,7 @@ class RMSprop(_Descent):
         if group["centered"]:
             plain, moving = kernels.optim.centered, kernels.optim.centered_momentum
         update = moving if momentum > 0 else plain
-        update(tables, [g for _, g, _ in parameters], options)
+        update([[g for _, g, _ in parameters], *changing], options)
 
 
 class Adagrad(_Descent):
@@ -309,6 +309,6 @@ class Adagrad(_Descent):
         """Step the parameters of a group."""
         last = self.last_step(group)
         rates = [(group["lr"] / (1 + (t - 1) * group["lr_decay"]), 0.0) for t in last.count_step()]
-        tables = last.tables(["sum"], group["initial_accumulator_value"])
-        gradients = [g for _, g, _ in parameters]
-        kernels.optim.adagrad(tables, gradients, (group["weight_decay"], group["eps"]), rates)
+        changing = last.columns(["sum"], group["initial_accumulator_value"])
+        columns = [[g for _, g, _ in parameters], *changing]
+        kernels.optim.adagrad(columns, (group["weight_decay"], group["eps"]), rates)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import are_same, check_count, check_flag, check_range, check_state, shown
+from minigrad.checks import check_count, check_flag, check_range, check_state, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.kernels.start import interrupts_held_back
@@ -77,7 +77,6 @@ class EMA:
         own = self.parameters.items()
         self.averages = {name: np.array(p._data, dtype_of_state(p), order="C") for name, p in own}
         self.is_applied = False
-        self._tables: Any = None  # made by the first update: importing kernels takes time
 
     def update(self) -> None:
         """Update the averages with the present weights; call it after `optimizer.step()`.
@@ -104,9 +103,7 @@ class EMA:
                 self.averages[name] = self.averages[name].astype(dtype)
         xs = [parameter._data for parameter in self.parameters.values()]
         averages = [self.averages[name] for name in self.parameters]
-        if self._tables is None or not are_same(averages, self._tables.columns[0]):
-            self._tables = kernels.optim.Tables([averages])
-        kernels.optim.ema(self._tables, xs, (1 - decay,))
+        kernels.optim.ema([xs, averages], (1 - decay,))
         self.updates += 1
 
     @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import kernels
 from minigrad.checks import are_same, check_count, check_state, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
@@ -63,7 +62,7 @@ class LastStep:
         self.names: list[str] | None = None
         self.options: list[Any] = []
         self.others: list[Any] = []
-        self._tables: Any = None
+        self._columns: list[list[NDArray[Any]]] = []
 
     def count_step(self) -> list[int]:
         """Add 1 to the number of steps in the state of each parameter, and return the numbers."""
@@ -73,15 +72,15 @@ class LastStep:
             steps.append(step)
         return steps
 
-    def tables(self, names: list[str], start: float = 0.0) -> Any:
-        """Return tables of the values and of these arrays of the states; new ones hold `start`."""
+    def columns(self, names: list[str], start: float = 0.0) -> list[list[NDArray[Any]]]:
+        """Return the values, and these arrays of the states, as lists; new arrays hold `start`."""
         if names != self.names:
             for x, state in zip(self.xs, self.states, strict=True):
                 new = [name for name in names if name not in state]
                 state.update({name: np.full_like(x, start, dtype_of_state(x)) for name in new})
-            columns = [self.xs, *([state[name] for state in self.states] for name in names)]
-            self._tables, self.names = kernels.optim.Tables(columns), names
-        return self._tables
+            self._columns = [self.xs, *([state[name] for state in self.states] for name in names)]
+            self.names = names
+        return self._columns
 
 
 class Optimizer(ABC):

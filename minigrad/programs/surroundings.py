@@ -59,7 +59,7 @@ LIBRARY = {"minigrad", "lora"}
 # lines change. Of the attributes, a program may use the arrays.
 _IN_LINES = {"check_options", "check_states", "check_value", "lr", "state_names"}
 _IN_LINES |= {"update", "update_all"}
-_READ_AGAIN = {"param_groups", "averages", "_states", "_last", "_tables"}
+_READ_AGAIN = {"param_groups", "averages", "_states", "_last"}
 # FOREIGN, but their objects are walked in full
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named

@@ -190,7 +190,6 @@ def _is_ours(value: Any) -> bool:
 
 _INNER = {
     "_states",
-    "_tables",
     "_last",
     "averages",
     "_frozen",
