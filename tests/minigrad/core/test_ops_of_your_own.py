@@ -244,6 +244,24 @@ class WithAnOp:
         return x * x
 
 
+def test_a_tensor_that_a_vjp_makes_of_arrays_is_as_good_as_an_array():
+    @op
+    def total(x):
+        return np.sum(x)
+
+    total.vjp("x", lambda g, x: g * minigrad.ones_like(x))
+    x = leaf([[0.5, -1.0], [2.0, 3.0]])
+    total(minigrad.gelu(x)).backward()  # the VJP of gelu is a kernel, which takes arrays only
+    (expected,) = grad(minigrad.gelu(x).sum(), [x])
+    assert_array_equal(x.grad.data, expected.data)
+    assert not x.grad.requires_grad
+    assert_gradients(total, np.array([0.5, -1.2]))
+    minigrad.viz.explore(total(x))
+    with minigrad.receipt() as receipt:
+        total(x * x).backward()
+    assert not [row for row in receipt.rows if row.phase == "backward" and row.op == "sum"]
+
+
 def test_a_copy_of_an_op_is_the_op():
     for each in (minigrad.tanh, minigrad.concatenate, sample, WithAnOp.square):
         assert copy.deepcopy(each) is each
