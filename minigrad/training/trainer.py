@@ -556,7 +556,9 @@ class Trainer(TrainingStep):
             "pass": None if self._unfinished is None else asdict(self._unfinished),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, source: str = "load_state_dict: the state"
+    ) -> None:
         """Load a state that `state_dict` returned, into the trainer and all of its parts.
 
         Args:
