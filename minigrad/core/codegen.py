@@ -29,6 +29,7 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -138,11 +139,15 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             yield f"elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:"
             yield f"    _{p}_data = _as_floats(_op, _{p}_data)"
         passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
+        results = "_out, _residuals" if op.returns_residuals else "_out"
+        yield "_recording, _observers = _mode.state"
         yield "try:"
-        yield f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})"
+        yield "    if not _observers:"
+        yield f"        {results} = _forward({passed})"
+        yield "    else:"
+        yield f"        {results} = _watched(_forward, {passed})"
         yield "except _ERRORS as _error:"
         yield f"    raise _explained(_op, _error, ({all_data})) from _error"
-        yield "_recording, _observers = _mode.state"
         yield "if not _found:"
         yield "    for _observer in _observers:"
         yield f"        _observer.on_call(_op, ({listed(op.parameters)}), _out)"
@@ -220,14 +225,15 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     ]
     if found:
         data = agree(op, range(len(data)), data, arrays)
+    recording, observers = mode.state
+    forward = partial(watched, op.forward) if observers else op.forward
     try:
-        out = op.forward(list(data), **options)
+        out = forward(list(data), **options)
     except ERRORS as error:
         if isinstance(given, Tensor) and any(isinstance(v, Tensor) for v in options.values()):
             text = f"takes its tensors as one list, as in {op.name}([a, b])"
             raise op_error(TypeError, op.name, text) from error
         raise explained(op, error, data) from error
-    recording, observers = mode.state
     result: Any = out
     if found:
         out = cast_back(op, as_output(op, out), arrays)
@@ -251,6 +257,16 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         for observer in observers:
             observer.on_call(op, inputs, result)
     return result  # type: ignore[no-any-return]
+
+
+def watched(forward: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Call a forward function; observers can see that ops which it calls are a part of it."""
+    before = mode.in_forward
+    try:
+        mode.in_forward = True
+        return forward(*args, **options)
+    finally:
+        mode.in_forward = before
 
 
 def plain(value: Any, op: OpLike, argnum: int | None = None) -> Any:

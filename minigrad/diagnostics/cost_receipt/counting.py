@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigrad.core.checkpoint import CHECKPOINT
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
@@ -163,7 +163,12 @@ class _ReceiptRecorder(Recorder):
         self._steps = Counter[Optimizer]()
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless a VJP calls it: the VJP is counted as a whole."""
+        """Count the forward of `op`.
+
+        If a VJP or the forward of another op calls it, that is counted as a whole.
+        """
+        if mode.in_forward:
+            return
         phase: Phase = "forward"
         if self._passes:
             rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
