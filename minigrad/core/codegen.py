@@ -445,8 +445,8 @@ def as_output(op: OpLike, out: Any) -> Any:
         return out
     if isinstance(out, Tensor):
         raise TypeError(
-            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; an "
-            f"option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; "
+            f"{OPTION_IS_TENSOR}"
         )
     raise TypeError(
         f"the forward of `{op.name}` returned {shown(out)}; an op has one output, an array"
@@ -487,6 +487,8 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
     elif text.startswith("ufunc"):  # without a loop for these types
         text = f"takes tensors, arrays and numbers; {text}"
+    elif "does not take Tensors" in text and any(isinstance(value, Tensor) for value in values):
+        text = OPTION_IS_TENSOR
     kind: type[Exception] = IndexError if isinstance(error, IndexError) else TypeError
     if isinstance(error, (OverflowError, ValueError)):  # AxisError is an IndexError as well
         kind = ValueError
@@ -499,6 +501,10 @@ NUMBERS = {float, int, bool}
 # The types of options that are or hold a list or dict, and the errors of numpy that are explained.
 LISTS = {list, tuple, dict}
 ERRORS = (IndexError, OverflowError, TypeError, ValueError)
+
+OPTION_IS_TENSOR = (
+    "an option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+)
 
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY

@@ -104,6 +104,9 @@ def test_an_option_takes_no_tensor():
         return x * factor
 
     scaled.vjp("x", lambda g, factor: g * factor)
+    powered = op(lambda x, exponent=2.0: x ** np.exp(exponent))
+    with pytest.raises(TypeError, match=r"^<lambda>: an option takes no Tensor, so pass .numpy"):
+        powered(leaf(2.0), exponent=Tensor(3.0))
     with pytest.raises(TypeError, match=r"`scaled` returned a Tensor.* option takes no Tensor"):
         scaled(leaf(1.0, 2.0), Tensor(3.0))
 
