@@ -173,13 +173,13 @@ class _ReceiptRecorder(Recorder):
         if self._passes:
             rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
             phase = "recomputed" if rerun else "backward"
-            if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
-                return  # called by a VJP, on arrays; a hook calls ops on Tensors
+            if self.is_in_derivative and not self._passes[-1].recorded:
+                return
         self.saved.add(phase, op, inputs, result)
         call = SketchedCall(op, inputs, result)
         unknown = (
-            f"call of {op.name}, an op that is not written in functions of numpy only; "
-            f"@op(cost=...) makes it count"
+            f"call of {op.name}, an op that does not compute only with functions of numpy whose "
+            f"FLOPs are known; @op(cost=...) makes it count"
         )
         self._count(phase, op.name, "", call.flops(), unknown)
         node = result.node if isinstance(result, Tensor) else None
