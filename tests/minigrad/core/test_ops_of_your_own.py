@@ -757,6 +757,11 @@ def test_wrong_arguments_of_a_call_are_pythons_usual_error():
             lambda: type("Watch", (minigrad.Observer,), {"on_rule": lambda self, *seen: None}),
             "Watch.on_rule: it is 'on_vjp' since minigrad 0.2",
         ),
+        (lambda: op(keeps=True), "op: .* 'keeps'; it is 'returns_residuals' since minigrad 0.2"),
+        (lambda: minigrad.multiply(x=1.0, y=2.0), r"multiply\(\) got .* 'x'; it takes a, b$"),
+        (lambda: minigrad.dot(x=1.0, y=2.0), "dot: got .* 'x'; it takes a, b$"),
+        (lambda: minigrad.optim.SGD([leaf(1.0)]).places, "it is 'last_step' since minigrad 0.2"),
+        (lambda: minigrad.diagnostics.Comparison, "use minigrad.diagnostics.ReceiptComparison"),
     ],
 )
 def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):
