@@ -156,7 +156,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         yield "    _out = _as_output(_op, _out)"
         yield "_differentiable = True"
         yield "if _out.dtype is not _dtype:"
-        yield f"    _out = _cast_back(_op, _out, ({listed(inputs)}))"
+        yield f"    _out = _cast_back(_op, _out, ({listed(inputs or values)}))"
         yield "    _differentiable = _out.dtype.kind == 'f'"
         yield f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:"
         yield f"    _out = _view(_out, ({all_data}))"
@@ -416,9 +416,9 @@ def as_floats(op: OpLike, value: Any) -> Any:
 def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     """Convert a result to the dtype that its op should return.
 
-    This is the common dtype of the float inputs. If there are none, a float64 result of integers
-    (a quotient, or a root) becomes float32, the default float dtype. The result of an op with an
-    option `dtype`, such as `astype`, is not converted.
+    This is the common dtype of the float inputs, or of all operands if the op has no VJPs. If there
+    are none, a float64 result of integers (a quotient, or a root) becomes float32, the default
+    float dtype. The result of an op with an option `dtype`, such as `astype`, is not converted.
 
     Raises:
         TypeError: if a tensor cannot hold the result, such as complex numbers.

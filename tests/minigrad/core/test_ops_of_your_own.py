@@ -155,6 +155,13 @@ def test_an_op_that_returns_no_floats_needs_no_vjp():
     assert positive(leaf(1.4, -2.6)).data.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_op_without_vjps_keeps_the_dtype(dtype):
+    shrunk = op(lambda x, by: np.tanh(x) / by)
+    assert shrunk(Tensor([1.0], dtype=dtype), 2.0).dtype == dtype
+    assert shrunk(Tensor([1], dtype="int64"), 2.0).dtype == np.float32
+
+
 def test_an_input_without_a_vjp_must_be_a_constant():
     @op
     def weighed(x, weight):
