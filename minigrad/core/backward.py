@@ -343,10 +343,13 @@ def fit_to_input(
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
     The VJP of broadcasting is the sum over the axes that were broadcast. Without `create_graph`,
-    a Tensor becomes an array: a VJP may have made it by `g * ones_like(x)`.
+    a Tensor becomes an array: a VJP may have made it by `g * ones_like(x)`. A subclass of ndarray
+    becomes a plain array: the product of two `numpy.matrix` is not elementwise.
     """
     if isinstance(result, Tensor) and not create_graph:
         result = result._data
+    if isinstance(result, np.ndarray):
+        result = np.asarray(result)
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
             f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned {result!r}; "

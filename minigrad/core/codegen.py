@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import shown
+from minigrad.checks import native_dtype, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
@@ -430,6 +430,8 @@ def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
             f"the forward of `{op.name}` returned an array of {out.dtype}; a tensor holds "
             f"booleans, integers or floats{advice}"
         )
+    if not out.dtype.isnative:
+        out = out.astype(native_dtype(out.dtype))
     if kind != "f" or "dtype" in op.parameters:
         return out
     arrays = [x for x in given if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.ndim)]

@@ -174,6 +174,15 @@ def test_an_input_without_a_vjp_must_be_a_constant():
     assert_array_equal(grad(weighed(x, weight.detach()).sum(), x).data, [3.0, 4.0])
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_matrices_and_foreign_byte_orders_become_plain_arrays():
+    swapped = op(lambda x: x.astype(x.dtype.newbyteorder(">")))
+    swapped.vjp("x", lambda g: np.matrix(g))
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    assert swapped(x).dtype == x.dtype
+    assert_array_equal(grad(swapped(x * x).sum(), x).data, 2 * x.data)
+
+
 @pytest.mark.parametrize("result", [(1.0, 2.0), None, "text", [np.ones(2)]])
 def test_a_forward_must_return_one_array(result):
     @op
