@@ -298,8 +298,12 @@ class Optimizer(ABC):
 
     def check_groups(self) -> None:
         """Raise the errors of `step` about options, before any parameter is changed."""
-        for group in self.param_groups:
-            self._check_group(group)
+        try:
+            for group in self.param_groups:
+                self._check_group(group)
+        except (TypeError, ValueError) as error:
+            error.args = (f"step: {error}",)
+            raise
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Check the options of a group if one has changed since its last step.
@@ -314,6 +318,11 @@ class Optimizer(ABC):
         others = [*{**group, "lr": None}.values()]
         is_rate = type(rate) is float and 0 <= rate < math.inf
         if last is None or not is_rate or not are_same(others, last.others):
+            if missing := sorted(self.defaults.keys() - group.keys()):
+                raise ValueError(
+                    f"a group lacks the options {missing}; add_param_group adds a group with the "
+                    f"defaults of missing options"
+                )
             self.check_options(group)
             states = map(self._states.get, group["params"])
             self.check_states([state for state in states if state], group)

@@ -683,6 +683,21 @@ def test_the_groups_of_a_state_number_its_parameters(numbers):
         optimizer.load_state_dict(state)
 
 
+def test_errors_of_a_step_name_it():
+    parameter = minigrad.zeros(2, requires_grad=True)
+    parameter.grad = minigrad.ones(2)
+    optimizer = Adam([parameter], lr=0.1)
+    optimizer.step()
+    optimizer.param_groups[0]["betas"] = (2, 3)
+    with pytest.raises(ValueError, match=r"^step: each of betas must be in"):
+        optimizer.step()
+    del optimizer.param_groups[0]["betas"]
+    with pytest.raises(ValueError, match=r"^step: a group lacks the options \['betas'\]; "):
+        optimizer.step()
+    with pytest.raises(TypeError, match="it takes no closure, epoch or loss"):
+        optimizer.step(lambda: 1.0)
+
+
 def test_an_error_about_an_option_in_a_state_names_the_method():
     optimizer = SGD([minigrad.zeros(2, requires_grad=True)], lr=0.1)
     state = optimizer.state_dict()
