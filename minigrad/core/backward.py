@@ -286,7 +286,7 @@ def _visit(
             if observers:
                 for observer in observers:
                     observer.on_vjp(node, parent, g, result)
-                result = fit_to_input(result, parent, op, edge[1])
+                result = fit_to_input(result, parent, op, edge[1], create_graph)
                 for observer in observers:
                     observer.on_gradient(node, parent, result)
             if (
@@ -294,7 +294,7 @@ def _visit(
                 or result.shape != parent.shape
                 or result.dtype is not parent.dtype
             ):
-                result = fit_to_input(result, parent, op, edge[1])
+                result = fit_to_input(result, parent, op, edge[1], create_graph)
             earlier = known(parent)
             pending[parent] = result if earlier is None else earlier + result
         if edges and not retain_graph:
@@ -337,11 +337,19 @@ def _through_hooks(node: Node, g: Any) -> Any:
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
+def fit_to_input(
+    result: Any, parent: Node, op: OpLike, argnum: int, create_graph: bool = True
+) -> Any:
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
-    The VJP of broadcasting is the sum over the axes that were broadcast.
+    The VJP of broadcasting is the sum over the axes that were broadcast. Without `create_graph`,
+    a Tensor becomes an array: a VJP may have made it by `g * ones_like(x)`. A subclass of ndarray
+    becomes a plain array: the product of two `numpy.matrix` is not elementwise.
     """
+    if isinstance(result, Tensor) and not create_graph:
+        result = result._data
+    if isinstance(result, np.ndarray):
+        result = np.asarray(result)
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
             f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned {result!r}; "

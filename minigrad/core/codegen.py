@@ -29,13 +29,14 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import shown
+from minigrad.checks import native_dtype, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
@@ -138,11 +139,15 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             yield f"elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:"
             yield f"    _{p}_data = _as_floats(_op, _{p}_data)"
         passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
+        results = "_out, _residuals" if op.returns_residuals else "_out"
+        yield "_recording, _observers = _mode.state"
         yield "try:"
-        yield f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})"
+        yield "    if not _observers:"
+        yield f"        {results} = _forward({passed})"
+        yield "    else:"
+        yield f"        {results} = _watched(_forward, {passed})"
         yield "except _ERRORS as _error:"
         yield f"    raise _explained(_op, _error, ({all_data})) from _error"
-        yield "_recording, _observers = _mode.state"
         yield "if not _found:"
         yield "    for _observer in _observers:"
         yield f"        _observer.on_call(_op, ({listed(op.parameters)}), _out)"
@@ -151,7 +156,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         yield "    _out = _as_output(_op, _out)"
         yield "_differentiable = True"
         yield "if _out.dtype is not _dtype:"
-        yield f"    _out = _cast_back(_op, _out, ({listed(inputs)}))"
+        yield f"    _out = _cast_back(_op, _out, ({listed(inputs or values)}))"
         yield "    _differentiable = _out.dtype.kind == 'f'"
         yield f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:"
         yield f"    _out = _view(_out, ({all_data}))"
@@ -220,14 +225,15 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     ]
     if found:
         data = agree(op, range(len(data)), data, arrays)
+    recording, observers = mode.state
+    forward = partial(watched, op.forward) if observers else op.forward
     try:
-        out = op.forward(list(data), **options)
+        out = forward(list(data), **options)
     except ERRORS as error:
         if isinstance(given, Tensor) and any(isinstance(v, Tensor) for v in options.values()):
             text = f"takes its tensors as one list, as in {op.name}([a, b])"
             raise op_error(TypeError, op.name, text) from error
         raise explained(op, error, data) from error
-    recording, observers = mode.state
     result: Any = out
     if found:
         out = cast_back(op, as_output(op, out), arrays)
@@ -251,6 +257,16 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         for observer in observers:
             observer.on_call(op, inputs, result)
     return result  # type: ignore[no-any-return]
+
+
+def watched(forward: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Call a forward function; observers can see that ops which it calls are a part of it."""
+    before = mode.in_forward
+    try:
+        mode.in_forward = True
+        return forward(*args, **options)
+    finally:
+        mode.in_forward = before
 
 
 def plain(value: Any, op: OpLike, argnum: int | None = None) -> Any:
@@ -400,9 +416,9 @@ def as_floats(op: OpLike, value: Any) -> Any:
 def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     """Convert a result to the dtype that its op should return.
 
-    This is the common dtype of the float inputs. If there are none, a float64 result of integers
-    (a quotient, or a root) becomes float32, the default float dtype. The result of an op with an
-    option `dtype`, such as `astype`, is not converted.
+    This is the common dtype of the float inputs, or of all operands if the op has no VJPs. If there
+    are none, a float64 result of integers (a quotient, or a root) becomes float32, the default
+    float dtype. The result of an op with an option `dtype`, such as `astype`, is not converted.
 
     Raises:
         TypeError: if a tensor cannot hold the result, such as complex numbers.
@@ -414,6 +430,8 @@ def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
             f"the forward of `{op.name}` returned an array of {out.dtype}; a tensor holds "
             f"booleans, integers or floats{advice}"
         )
+    if not out.dtype.isnative:
+        out = out.astype(native_dtype(out.dtype))
     if kind != "f" or "dtype" in op.parameters:
         return out
     arrays = [x for x in given if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.ndim)]
@@ -429,8 +447,8 @@ def as_output(op: OpLike, out: Any) -> Any:
         return out
     if isinstance(out, Tensor):
         raise TypeError(
-            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; an "
-            f"option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+            f"the forward of `{op.name}` returned a Tensor, and it gets and returns arrays; "
+            f"{OPTION_IS_TENSOR}"
         )
     raise TypeError(
         f"the forward of `{op.name}` returned {shown(out)}; an op has one output, an array"
@@ -471,6 +489,8 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
     elif text.startswith("ufunc"):  # without a loop for these types
         text = f"takes tensors, arrays and numbers; {text}"
+    elif "does not take Tensors" in text and any(isinstance(value, Tensor) for value in values):
+        text = OPTION_IS_TENSOR
     kind: type[Exception] = IndexError if isinstance(error, IndexError) else TypeError
     if isinstance(error, (OverflowError, ValueError)):  # AxisError is an IndexError as well
         kind = ValueError
@@ -483,6 +503,10 @@ NUMBERS = {float, int, bool}
 # The types of options that are or hold a list or dict, and the errors of numpy that are explained.
 LISTS = {list, tuple, dict}
 ERRORS = (IndexError, OverflowError, TypeError, ValueError)
+
+OPTION_IS_TENSOR = (
+    "an option takes no Tensor, so pass .numpy() or .item() for one, or give it a VJP"
+)
 
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY

@@ -25,6 +25,7 @@ class _Mode(threading.local):
     state: tuple[bool, tuple[Any, ...]] = (True, ())
     no_grad_blocks: int = 0  # how many the thread is inside of, even if `enable_grad` is active
     captured_steps: int = 0  # how many the thread runs itself, and not as programs
+    in_forward: bool = False  # whether the forward function of an op runs, while observers watch
 
     @property
     def grad_enabled(self) -> bool:

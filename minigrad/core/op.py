@@ -44,7 +44,7 @@ from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import NOT_INPUTS, Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
 from minigrad.errors import op_error
-from minigrad.renamed import instead, instead_of_argument, missing
+from minigrad.renamed import instead, instead_of_argument, missing, with_hints
 
 P = ParamSpec("P")
 
@@ -491,6 +491,7 @@ def op(
     nonfinite_hint: Hint | None = None,
     gradient_hint: Hint | None = None,
 ) -> Callable[[Callable[P, Any]], Op[P]]: ...
+@with_hints
 def op(
     forward: Callable[P, Any] | None = None,
     *,

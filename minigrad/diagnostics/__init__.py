@@ -5,6 +5,7 @@ Each tool has a folder or a file: gradient_check (gradcheck), gradient_flow (liv
 and line), loss_call (the loss of a model on a batch) and restored (restoring a model after a run).
 """
 
+from minigrad import renamed
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly
 from minigrad.diagnostics.cost_receipt.counting import receipt
 from minigrad.diagnostics.cost_receipt.report import Receipt, ReceiptComparison, compare
@@ -23,3 +24,5 @@ __all__ = ["AnomalyError", "detect_anomaly"]
 __all__ += ["GradcheckReport", "GradientError", "assert_gradients", "assert_vjp", "check_vjp"]
 __all__ += ["gradcheck"]
 __all__ += ["LivenessReport", "Receipt", "ReceiptComparison", "compare", "liveness", "receipt"]
+
+renamed.hint_names(__name__, lists_all=True)

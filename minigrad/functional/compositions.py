@@ -72,6 +72,8 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             message = message.removesuffix(call)
             if isinstance(error, TypeError):
                 message = instead_of_argument(error) or without_name(message)
+                if message.startswith("got an unexpected keyword argument"):
+                    message += f"; it takes {', '.join(p.name for p in parameters)}"
             raise op_error(kind, name, message, call and called_with(args, options)) from error
 
     if function.__module__.startswith("minigrad.functional."):

@@ -297,8 +297,12 @@ class Optimizer(ABC):
 
     def check_groups(self) -> None:
         """Raise the errors of `step` about options, before any parameter is changed."""
-        for group in self.param_groups:
-            self._check_group(group)
+        try:
+            for group in self.param_groups:
+                self._check_group(group)
+        except (TypeError, ValueError) as error:
+            error.args = (f"step: {error}",)
+            raise
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Check the options of a group if one has changed since its last step.
@@ -313,6 +317,11 @@ class Optimizer(ABC):
         others = [*{**group, "lr": None}.values()]
         is_rate = type(rate) is float and 0 <= rate < math.inf
         if last is None or not is_rate or not are_same(others, last.others):
+            if missing := sorted(self.defaults.keys() - group.keys()):
+                raise ValueError(
+                    f"a group lacks the options {missing}; add_param_group adds a group with the "
+                    f"defaults of missing options"
+                )
             self.check_options(group)
             states = map(self._states.get, group["params"])
             self.check_states([state for state in states if state], group)
@@ -392,11 +401,13 @@ class Optimizer(ABC):
         state = {numbers[p]: _copied(s) for p, s in self._states.items() if p in numbers}
         return {"state": state, "param_groups": groups}
 
+    @named_errors
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state that `state_dict` returned, with its options.
 
-        An option that is missing in the state, and is False in this optimiser, stays False. If
-        there is an error, nothing is changed.
+        As in PyTorch, the numbers in a group of the state belong to the parameters at the same
+        positions in the group of this optimiser. An option that is missing in the state, and is
+        False in this optimiser, stays False. If there is an error, nothing is changed.
 
         Raises:
             TypeError: if a value in the state has a wrong type.
@@ -407,18 +418,19 @@ class Optimizer(ABC):
         try:
             groups = [dict(group) for group in state_dict["param_groups"]]
             sizes = [len(group["params"]) for group in groups]
+            numbers = [int(number) for group in groups for number in group["params"]]
             found = {int(number): dict(state) for number, state in state_dict["state"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"load_state_dict: a state of an optimiser is a dict of 'state', a dict of dicts "
-                f"by the numbers of parameters, and 'param_groups', a list of dicts that list "
-                f"their 'params', not {state_dict!r:.100}"
+                f"a state of an optimiser is a dict of 'state', a dict of dicts by the numbers of "
+                f"parameters, and 'param_groups', a list of dicts that list their 'params', not "
+                f"{state_dict!r:.100}"
             ) from error
         expected = [len(group["params"]) for group in self.param_groups]
         if sizes != expected:
-            raise ValueError(
-                f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
-            )
+            raise ValueError(f"the state has groups of {sizes} parameters, not of {expected}")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"the groups of the state list parameters twice: {numbers!r:.100}")
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
             is_off = {key for key, value in own.items() if value is False and key not in group}
@@ -429,19 +441,19 @@ class Optimizer(ABC):
             self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
         options = [group for group in loaded for _ in group["params"]]
+        known = dict(zip(numbers, zip(parameters, options, strict=True), strict=True))
         for number, state in found.items():
-            if not 0 <= number < len(parameters):
+            if number not in known:
                 raise ValueError(
-                    f"load_state_dict: there is a state for parameter {number}, but the optimiser "
-                    f"has {len(parameters)}"
+                    f"there is a state for parameter {number}, but the groups of the state list "
+                    f"{numbers!r:.100}"
                 )
-            parameter = parameters[number]
+            parameter, group = known[number]
             if state:
                 owner = f"parameter {number} in {type(self).__name__} with the options of its group"
-                check_state(owner, state, self.state_names(options[number]), self.unused_names)
+                check_state(owner, state, self.state_names(group), self.unused_names)
             for key, value in state.items():
-                role = f"load_state_dict: {key} of parameter {number}"
-                self.check_value(role, key, value, parameter)
+                self.check_value(f"{key} of parameter {number}", key, value, parameter)
             states[parameter] = _copied(state, dtype_of_state(parameter))
         for own, group in zip(self.param_groups, loaded, strict=True):
             own.update(group)

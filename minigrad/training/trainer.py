@@ -27,9 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state
+from minigrad.checks import (
+    check_count,
+    check_flag,
+    check_positive,
+    check_range,
+    check_state,
+    shown,
+)
 from minigrad.core.grad_mode import no_grad
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import world
 from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.io.atomic import check_target
@@ -556,7 +563,9 @@ class Trainer(TrainingStep):
             "pass": None if self._unfinished is None else asdict(self._unfinished),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, source: str = "load_state_dict: the state"
+    ) -> None:
         """Load a state that `state_dict` returned, into the trainer and all of its parts.
 
         Args:
@@ -570,6 +579,10 @@ class Trainer(TrainingStep):
         before = self.state_dict()
         try:
             check_state("a Trainer", state, before)
+            for name in ("classes", "model", "best", "generators", "steps", "epochs"):
+                kind, value = type(before[name]), state[name]
+                if not isinstance(value, kind):
+                    raise ValueError(f"{name!r} is a {kind.__name__}, not {shown(value)}")
             self._load(state)
         except _MISFITS as error:
             self._load(before)
@@ -608,7 +621,8 @@ class Trainer(TrainingStep):
         check_count("epochs_since_best", state["epochs_since_best"])
         if math.isnan(state["best_loss"]):
             raise ValueError("its best loss is nan")
-        self._best, self._best_loss = dict(state["best"]), state["best_loss"]
+        self._best = {name: as_array(value) for name, value in state["best"].items()}
+        self._best_loss = state["best_loss"]
         self._epochs_since_best = state["epochs_since_best"]
         for record in (*state["steps"], *state["epochs"]):
             if not RESERVED - {"step"} <= record.keys():

@@ -110,6 +110,17 @@ class _Sketch(NDArrayOperatorsMixin, StandIn):
 
     max = min = prod = argmax = argmin = sum
 
+    def mean(self, axis: Any = None, keepdims: bool = False) -> _Sketch:
+        """Reduce over `axis`, and divide by the number of elements."""
+        total = self.sum(axis, keepdims)
+        return total._elementwise([total], self.dtype)
+
+    def clip(self, *_: Any, **__: Any) -> _Sketch:
+        """Return the result of an elementwise function of this array and further arguments."""
+        return self._elementwise([self], self.dtype)
+
+    round = clip
+
     def cumsum(self, axis: int | None = None) -> _Sketch:
         """Compute the cumulative sum along `axis`, or of all elements in a row."""
         return self.made((self.size,) if axis is None else self.shape, flops=self.size)
@@ -183,7 +194,8 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((np.cumsum, np.cumprod), _Sketch.cumsum),
     **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
     np.shape: lambda x: x.shape,
-    **{f: lambda x, *_, **__: x._elementwise([x], x.dtype) for f in (np.round, np.around)},
+    **dict.fromkeys((np.clip, np.round, np.around), _Sketch.clip),
+    np.mean: _Sketch.mean,
 }
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigrad.core.checkpoint import CHECKPOINT
-from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
@@ -163,18 +163,23 @@ class _ReceiptRecorder(Recorder):
         self._steps = Counter[Optimizer]()
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless a VJP calls it: the VJP is counted as a whole."""
+        """Count the forward of `op`.
+
+        If a VJP or the forward of another op calls it, that is counted as a whole.
+        """
+        if mode.in_forward:
+            return
         phase: Phase = "forward"
         if self._passes:
             rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
             phase = "recomputed" if rerun else "backward"
-            if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
-                return  # called by a VJP, on arrays; a hook calls ops on Tensors
+            if self.is_in_derivative and not self._passes[-1].recorded:
+                return
         self.saved.add(phase, op, inputs, result)
         call = SketchedCall(op, inputs, result)
         unknown = (
-            f"call of {op.name}, an op that is not written in functions of numpy only; "
-            f"@op(cost=...) makes it count"
+            f"call of {op.name}, an op that does not compute only with functions of numpy whose "
+            f"FLOPs are known; @op(cost=...) makes it count"
         )
         self._count(phase, op.name, "", call.flops(), unknown)
         node = result.node if isinstance(result, Tensor) else None

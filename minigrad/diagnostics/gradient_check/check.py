@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.checks import check_positive
+from minigrad.checks import check_positive, shown
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
@@ -206,7 +206,8 @@ def _checked(
     """Compare the gradients of a function of any kind with finite differences."""
     is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
     if not (is_integer and order in (1, 2)):
-        raise function.error(f"order is 1 or 2, not {order!r}", ValueError)
+        several = "; several inputs are one tuple, (x, y)" if hasattr(order, "shape") else ""
+        raise function.error(f"order is 1 or 2, not {shown(order)}{several}", ValueError)
     if not (isinstance(tolerance, (int, float, np.floating)) and 0 < tolerance < 1):
         message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
         raise function.error(message, ValueError)

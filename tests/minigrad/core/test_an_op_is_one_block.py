@@ -66,6 +66,23 @@ def test_receipt():
     assert r.input_bytes == X.nbytes  # its VJP saved x
 
 
+def test_ops_that_a_forward_calls_are_counted_once():
+    soft = mg.op(lambda x: mg.exp(x) / mg.exp(x).sum())
+    soft.vjp("x", lambda g, out: out * (g - mg.sum(g * out)))
+    add_up = mg.op(lambda xs: mg.square(mg.stack(list(xs))).sum(axis=0))
+    add_up.vjp("xs", lambda g, xs, argnum: 2 * g * xs[argnum])
+    with mg.receipt() as r:
+        soft(mg.Tensor(X))
+        add_up([mg.Tensor(X), X])
+        mg.square(X)  # no op calls this one
+    rows = [(row.phase, row.op, row.flops) for row in r.rows]
+    of_soft, of_sequence = 6 + 6 + 6 + 6, 12 + 12
+    assert sorted(rows, key=lambda row: row[2]) == [
+        ("forward", "square", 6),
+        ("forward", "<lambda>", of_soft + of_sequence),
+    ]
+
+
 def test_pictures(tmp_path):
     x = mg.Tensor(X, requires_grad=True)
     assert "bent" in str(mg.viz.draw(bent(x).sum()))

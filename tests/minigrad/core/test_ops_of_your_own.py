@@ -104,6 +104,9 @@ def test_an_option_takes_no_tensor():
         return x * factor
 
     scaled.vjp("x", lambda g, factor: g * factor)
+    powered = op(lambda x, exponent=2.0: x ** np.exp(exponent))
+    with pytest.raises(TypeError, match=r"^<lambda>: an option takes no Tensor, so pass .numpy"):
+        powered(leaf(2.0), exponent=Tensor(3.0))
     with pytest.raises(TypeError, match=r"`scaled` returned a Tensor.* option takes no Tensor"):
         scaled(leaf(1.0, 2.0), Tensor(3.0))
 
@@ -152,6 +155,13 @@ def test_an_op_that_returns_no_floats_needs_no_vjp():
     assert positive(leaf(1.4, -2.6)).data.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_op_without_vjps_keeps_the_dtype(dtype):
+    shrunk = op(lambda x, by: np.tanh(x) / by)
+    assert shrunk(Tensor([1.0], dtype=dtype), 2.0).dtype == dtype
+    assert shrunk(Tensor([1], dtype="int64"), 2.0).dtype == np.float32
+
+
 def test_an_input_without_a_vjp_must_be_a_constant():
     @op
     def weighed(x, weight):
@@ -162,6 +172,15 @@ def test_an_input_without_a_vjp_must_be_a_constant():
     with pytest.raises(TypeError, match="no VJP for weight"):
         weighed(x, weight)
     assert_array_equal(grad(weighed(x, weight.detach()).sum(), x).data, [3.0, 4.0])
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_matrices_and_foreign_byte_orders_become_plain_arrays():
+    swapped = op(lambda x: x.astype(x.dtype.newbyteorder(">")))
+    swapped.vjp("x", lambda g: np.matrix(g))
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    assert swapped(x).dtype == x.dtype
+    assert_array_equal(grad(swapped(x * x).sum(), x).data, 2 * x.data)
 
 
 @pytest.mark.parametrize("result", [(1.0, 2.0), None, "text", [np.ones(2)]])
@@ -242,6 +261,24 @@ class WithAnOp:
     @op
     def square(x):
         return x * x
+
+
+def test_a_tensor_that_a_vjp_makes_of_arrays_is_as_good_as_an_array():
+    @op
+    def total(x):
+        return np.sum(x)
+
+    total.vjp("x", lambda g, x: g * minigrad.ones_like(x))
+    x = leaf([[0.5, -1.0], [2.0, 3.0]])
+    total(minigrad.gelu(x)).backward()  # the VJP of gelu is a kernel, which takes arrays only
+    (expected,) = grad(minigrad.gelu(x).sum(), [x])
+    assert_array_equal(x.grad.data, expected.data)
+    assert not x.grad.requires_grad
+    assert_gradients(total, np.array([0.5, -1.2]))
+    minigrad.viz.explore(total(x))
+    with minigrad.receipt() as receipt:
+        total(x * x).backward()
+    assert not [row for row in receipt.rows if row.phase == "backward" and row.op == "sum"]
 
 
 def test_a_copy_of_an_op_is_the_op():
@@ -736,6 +773,11 @@ def test_wrong_arguments_of_a_call_are_pythons_usual_error():
             lambda: type("Watch", (minigrad.Observer,), {"on_rule": lambda self, *seen: None}),
             "Watch.on_rule: it is 'on_vjp' since minigrad 0.2",
         ),
+        (lambda: op(keeps=True), "op: .* 'keeps'; it is 'returns_residuals' since minigrad 0.2"),
+        (lambda: minigrad.multiply(x=1.0, y=2.0), r"multiply\(\) got .* 'x'; it takes a, b$"),
+        (lambda: minigrad.dot(x=1.0, y=2.0), "dot: got .* 'x'; it takes a, b$"),
+        (lambda: minigrad.optim.SGD([leaf(1.0)]).places, "it is 'last_step' since minigrad 0.2"),
+        (lambda: minigrad.diagnostics.Comparison, "use minigrad.diagnostics.ReceiptComparison"),
     ],
 )
 def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):

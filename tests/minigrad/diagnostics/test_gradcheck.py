@@ -11,6 +11,7 @@ import pytest
 
 import minigrad
 from minigrad import Tensor, assert_gradients, gradcheck, nn, op
+from minigrad.checks import shown
 from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
 
@@ -877,8 +878,14 @@ def test_a_report_is_saved_as_a_page(tmp_path):
 
 @pytest.mark.parametrize("order", [0, 3, -1, 1.5, True, 1.0, "2", np.array([1, 2])])
 def test_other_orders_are_refused(order):
-    with pytest.raises(ValueError, match=rf"order is 1 or 2, not {re.escape(repr(order))}"):
+    with pytest.raises(ValueError, match=rf"order is 1 or 2, not {re.escape(shown(order))}"):
         gradcheck(minigrad.exp, X, order=order)
+
+
+def test_several_inputs_that_are_no_tuple_are_explained():
+    message = r"not a ndarray of shape \(2,\); several inputs are one tuple, \(x, y\)"
+    with pytest.raises(ValueError, match=message):
+        gradcheck(minigrad.multiply, np.ones(2), np.ones(2))
 
 
 @pytest.mark.parametrize("inputs", [np.arange(3), [np.arange(3), np.array([True])], []])

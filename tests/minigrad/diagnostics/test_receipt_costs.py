@@ -239,8 +239,8 @@ def test_what_a_forward_calls_beside_numpy_is_not_counted_until_the_op_has_a_cos
     hidden.vjp("x", lambda g, out: kernel(np.log(g * out)))
     r = counted(hidden, 5)
     assert list(r.uncounted) == [
-        "call of kernel, an op that is not written in functions of numpy only; @op(cost=...) makes "
-        "it count",
+        "call of kernel, an op that does not compute only with functions of numpy whose FLOPs are "
+        "known; @op(cost=...) makes it count",
         "VJP of kernel for x, which is not written in ops only; cost=... beside the VJP makes it "
         "count",
     ]
@@ -257,9 +257,22 @@ def test_a_forward_in_functions_of_numpy_is_counted():
     def mixed(a, b):
         return np.where(a > 0, a @ b, a.T) + np.add.accumulate(a, 1)
 
+    @minigrad.op
+    def centered(a):
+        return (a - np.mean(a, axis=0)).clip(-1, 1) - np.clip(a.mean(1, keepdims=True), 0, None)
+
     with receipt() as r:
         mixed(np.ones((3, 3)), np.ones((3, 3)))
     assert (r.forward_flops, r.uncounted) == (9 + 2 * 27 + 9 + 9 + 9, {})
+    with receipt() as r:
+        centered(np.ones((3, 3)))
+    assert (r.forward_flops, r.uncounted) == (2 * (9 + 3) + 9 + 9 + 3 + 9, {})
+
+
+def test_a_vjp_that_makes_a_tensor_is_counted_once():
+    doubled = minigrad.op(lambda x: x + x)
+    doubled.vjp("x", lambda g, x: 2 * g * minigrad.ones_like(x))
+    assert counted(doubled, 5).backward_flops == 2 * 5
 
 
 def test_the_vjp_of_a_sequence_is_counted():

@@ -668,6 +668,44 @@ def test_an_optimiser_and_its_model_can_be_deep_copied_together(rng, make):
     assert np.array_equal(parameters[0].data, twins[0].data)
 
 
+@pytest.mark.parametrize("numbers", [[1, 0], [7, 8], ["1", "0"]])
+def test_the_groups_of_a_state_number_its_parameters(numbers):
+    parameters = [minigrad.zeros(2, requires_grad=True), minigrad.zeros(2, requires_grad=True)]
+    optimizer = SGD(parameters, lr=0.1, momentum=0.9)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["params"] = numbers
+    state["state"] = {n: {"momentum_buffer": np.full(2, float(n))} for n in numbers}
+    optimizer.load_state_dict(state)
+    for parameter, number in zip(parameters, numbers, strict=True):
+        assert optimizer.state[parameter]["momentum_buffer"][0] == float(number)
+    state["param_groups"][0]["params"] = [1, 1]
+    with pytest.raises(ValueError, match=r"load_state_dict: .*list parameters twice: \[1, 1\]"):
+        optimizer.load_state_dict(state)
+
+
+def test_errors_of_a_step_name_it():
+    parameter = minigrad.zeros(2, requires_grad=True)
+    parameter.grad = minigrad.ones(2)
+    optimizer = Adam([parameter], lr=0.1)
+    optimizer.step()
+    optimizer.param_groups[0]["betas"] = (2, 3)
+    with pytest.raises(ValueError, match=r"^step: each of betas must be in"):
+        optimizer.step()
+    del optimizer.param_groups[0]["betas"]
+    with pytest.raises(ValueError, match=r"^step: a group lacks the options \['betas'\]; "):
+        optimizer.step()
+    with pytest.raises(TypeError, match="it takes no closure, epoch or loss"):
+        optimizer.step(lambda: 1.0)
+
+
+def test_an_error_about_an_option_in_a_state_names_the_method():
+    optimizer = SGD([minigrad.zeros(2, requires_grad=True)], lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = -1
+    with pytest.raises(ValueError, match=r"^load_state_dict: lr must be in"):
+        optimizer.load_state_dict(state)
+
+
 def other_group_sizes(state):
     state["param_groups"][0]["params"].append(9)
 

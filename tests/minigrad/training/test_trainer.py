@@ -1247,6 +1247,28 @@ def test_a_state_of_something_else_is_refused_with_the_parts_of_a_trainers(data)
     np.testing.assert_equal(trainer.state_dict(), before)
 
 
+@pytest.mark.parametrize("part", ["classes", "model", "best", "generators", "steps", "epochs"])
+@pytest.mark.parametrize("value", [None, 3, "text"])
+def test_a_part_of_another_kind_is_named(data, part, value):
+    trainer = make()
+    trainer.fit(data, epochs=1)
+    before = trainer.state_dict()
+    message = rf"^load_state_dict: .*: '{part}' is a (dict|list), not {value!r}$"
+    with pytest.raises(ValueError, match=message):
+        trainer.load_state_dict({**before, part: value})
+    np.testing.assert_equal(trainer.state_dict(), before)
+
+
+def test_best_weights_that_are_no_arrays_do_not_stop_fit(data):
+    trainer = make(patience=1)
+    trainer.fit(data, epochs=1)
+    state = trainer.state_dict()
+    with pytest.raises(ValueError, match="a tensor holds booleans, integers or floats"):
+        trainer.load_state_dict({**state, "best": {"weight": "text"}})
+    trainer.load_state_dict({**state, "best": {"weight": 1.0}})
+    trainer.fit(data, epochs=1)
+
+
 IMPOSSIBLE = {
     "a step that is not a number": lambda facts: facts["numbers"].update({"0.step": None}),
     "no numbers": lambda facts: facts.update(numbers=[]),
