@@ -815,3 +815,13 @@ def test_layers_refuse_none_too():
             layer(None)
     with pytest.raises(TypeError, match=r"^MultiHeadAttention: .* not None for query; a function"):
         nn.MultiHeadAttention(4, 2)(None)
+
+
+@pytest.mark.parametrize("name", ["norm", "svd", "svdvals", "eigh", "eigvalsh", "var", "sinc"])
+def test_complex_numbers_do_not_lose_their_imaginary_part(name):
+    hermitian = np.array([[0, -1j], [1j, 0]])
+    says = rf"^{name}: a tensor holds booleans, integers or floats, not complex128"
+    with pytest.raises(TypeError, match=says):
+        getattr(minigrad, name)(hermitian)
+    with pytest.raises(TypeError, match=r"^astype: .* not complex128"):
+        minigrad.astype(hermitian, np.float32)
