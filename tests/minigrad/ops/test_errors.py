@@ -757,6 +757,8 @@ def test_a_number_keeps_its_digits_beside_float64(function, shape):
 def test_arrays_in_a_foreign_byte_order_become_tensors_in_the_native_one():
     assert minigrad.exp(np.ones(2, ">f4")).dtype == np.float32
     assert Tensor([1.0]).astype(">f4").dtype == np.float32
+    for name in ("svdvals", "eigvalsh", "norm"):
+        assert getattr(minigrad, name)(np.eye(2, dtype=">f2")).dtype == np.float16
     with pytest.raises(TypeError, match="not None"):
         Tensor([1.0]).astype(None)
 
