@@ -134,6 +134,7 @@ def test_a_module_of_another_library_gives_what_is_here(name):
     [
         ("minigrad", "cat", "`minigrad.cat`; use minigrad.concatenate"),
         ("minigrad", "Linear", "`minigrad.Linear`; use minigrad.nn.Linear"),
+        ("minigrad", "eigvals", "use minigrad.eigh, if the matrix is symmetric"),
         ("minigrad.nn", "ModuleList", "`minigrad.nn.ModuleList`; use a list"),
         ("minigrad.optim", "lr_scheduler", "`minigrad.optim.lr_scheduler`; leave it out"),
         ("minigrad.optim", "ReduceLROnPlateau", "set optimizer.lr"),
@@ -275,6 +276,7 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
         (lambda: ONE.repeat(2, 1, 1), "repeat: .* were given; use minigrad.tile"),
         (lambda: minigrad.scatter_add(ONE, 0, [0], ONE), "scatter_add.*; it adds values at"),
         (lambda: nn.MaxPool2d(2, return_indices=True), "MaxPool2d: .*; leave it out"),
+        (lambda: minigrad.nonzero(ONE, as_tuple=True), "nonzero: .*; leave it out"),
         (lambda: nn.LSTM(5, 7, proj_size=3), "LSTM: .*'proj_size'; leave it out"),
         (lambda: minigrad.scatter(ONE, 0, 0, ONE, reduce="add"), "scatter: .*; .*scatter_add"),
         (lambda: minigrad.svd(minigrad.ones(2, 2), some=True), "svd: .*; here it is full_matrices"),

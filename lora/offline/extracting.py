@@ -92,8 +92,9 @@ def extract_files(
         W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
 
     In each layer B A is the best approximation of this rank to the difference of the weights, in
-    the Frobenius norm (Eckart and Young, 1936). `lora.extract` does the same for models in memory.
-    Only one layer is in memory at a time.
+    the Frobenius norm (Eckart and Young, 1936). `lora.extract` does the same for models in memory,
+    and for convolutions too; a file does not say into how many groups their filters are split. Only
+    one layer is in memory at a time.
 
     Layers have the names in the files. If transformers renames weights when it loads them, PEFT
     does not find these names. Then save both models with

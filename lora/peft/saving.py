@@ -50,8 +50,9 @@ def save(
     together or not at all; other files in the folder stay. Besides PEFT's content, the metadata get
     the exact scale of each layer and a hash of its base weight (see `lora.peft.Facts`).
 
-    If a model has a layer under two names, PEFT changes it under the first one only, so its outputs
-    differ. `lora.load` refuses PEFT's files for such a layer.
+    If a model has a layer under two names, PEFT changes it under the first one only; and A has the
+    dilation of a convolution here, but not in PEFT. So PEFT's outputs differ for such layers, and
+    `lora.load` refuses PEFT's files for them.
 
     Args:
         model: the model with the adapter, which may be active or not.

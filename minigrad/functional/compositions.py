@@ -121,9 +121,6 @@ def _array(parameter: inspect.Parameter, value: Any, others: Sequence[Any]) -> A
     return array
 
 
-_HALF = np.dtype(np.float16)
-
-
 def root(x: Array, p: float = 2.0) -> Tensor:
     """x^(1/p) for x >= 0, with gradient 0 instead of infinity at 0, the minimum of a distance."""
     zero = x == 0
@@ -134,8 +131,7 @@ def root(x: Array, p: float = 2.0) -> Tensor:
 def widened(x: Array) -> Array:
     """Convert float16 to float32 and integers to float64, to avoid overflow in sums of squares."""
     if x.dtype.kind == "f":
-        # By equality, because a dtype from a pickle is another object.
-        return astype(x, np.float32) if x.dtype == _HALF else x
+        return astype(x, np.float32) if x.dtype.itemsize == 2 else x  # float16 in any byte order
     return astype(x, np.float64)
 
 

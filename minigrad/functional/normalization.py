@@ -121,7 +121,7 @@ def batch_norm(
     if count < 2:
         raise ValueError(
             f"training needs at least 2 elements in each channel; x has shape {x.shape}, so each "
-            f"channel has {count}. Use a larger batch, or eval()"
+            f"channel has {count}. Use a larger batch, or eval() of a layer with running moments"
         )
     moments = observed(kernels.channel_norm.moments, as_array(x), None)
     arrays = {n: None if value is None else as_array(value) for n, value in running.items()}

@@ -78,8 +78,10 @@ class _Recurrent(Module):
         name, count = type(self).__name__, CELLS[self.cell].states
         if state is None:
             return observed(np.zeros, (*shape[:-1], count * shape[-1]), dtype)
-        if count == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
-            raise TypeError(f"{name}: the state is a pair (h, c), not {type(state).__name__}")
+        length = len(state) if isinstance(state, (tuple, list)) else None
+        if count == 2 and length != 2:
+            given = type(state).__name__ + ("" if length is None else f" of {length}")
+            raise TypeError(f"{name}: the state is a pair (h, c), not {given}")
         shape = shape if batched else (*shape[:-2], shape[-1])
         parts = state if count == 2 else [state]
         for part in parts:
@@ -227,6 +229,8 @@ class RNN(_Layers):
         TypeError: if a flag is not True or False, or dropout is not a number.
     """
 
+    _repr_defaults: ClassVar = {**_Layers._repr_defaults, "nonlinearity": "tanh"}
+
     def __init__(
         self,
         input_size: int,
@@ -241,7 +245,7 @@ class RNN(_Layers):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.cell = _rnn(nonlinearity)
+        self.nonlinearity, self.cell = nonlinearity, _rnn(nonlinearity)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             dtype=dtype, rng=rng,
@@ -349,6 +353,8 @@ class RNNCell(_Cell):
         TypeError: if `bias` is not True or False.
     """
 
+    _repr_defaults: ClassVar = {**_Cell._repr_defaults, "nonlinearity": "tanh"}
+
     def __init__(
         self,
         input_size: int,
@@ -359,7 +365,7 @@ class RNNCell(_Cell):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.cell = _rnn(nonlinearity)
+        self.nonlinearity, self.cell = nonlinearity, _rnn(nonlinearity)
         super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng)
 
 

@@ -124,11 +124,14 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     """Convert x to `dtype`; the gradient is converted back to the dtype of x.
 
     Raises:
-        TypeError: if `dtype` is not a dtype of booleans, integers or floats.
+        TypeError: if `dtype`, or the dtype of x, is not one of booleans, integers or floats.
     """
     if dtype is None or (target := native_dtype(dtype)).kind not in "biuf":
         raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
-    return x.astype(target) if hasattr(x, "astype") else np.asarray(x).astype(target)
+    x = x if hasattr(x, "astype") else np.asarray(x)
+    if x.dtype.kind not in "biuf":  # of complex numbers, numpy would take the real part
+        raise TypeError(f"a tensor holds booleans, integers or floats, not {x.dtype}")
+    return x.astype(target)
 
 
 astype.vjp("x", lambda g: g)

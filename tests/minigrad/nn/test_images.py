@@ -190,6 +190,10 @@ def test_gradients_of_norms_in_training_and_evaluation(affine, rng):
         (lambda: GroupNorm(2, 3), "2 groups do not divide 3 channels"),
         (lambda: BatchNorm1d(3)(minigrad.ones((1, 3))), "at least 2 elements in each channel"),
         (
+            lambda: BatchNorm1d(3, track_running_stats=False).eval()(minigrad.ones((1, 3))),
+            "a larger batch, or eval.* of a layer with running moments",
+        ),
+        (
             lambda: BatchNorm2d(3)(minigrad.ones((0, 3, 2, 2))),
             "at least 2 elements in each channel",
         ),

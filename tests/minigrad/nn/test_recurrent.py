@@ -385,8 +385,8 @@ def test_a_state_of_another_shape_is_refused(shape, kind):
 
 def test_the_state_of_an_lstm_is_a_pair():
     x, h = mg.tensor(np.zeros((2, N, D_IN))), mg.tensor(np.zeros((1, N, H)))
-    for state in (h, (h,), (h, h, h)):
-        with pytest.raises(TypeError, match=r"LSTM: .*pair \(h, c\)"):
+    for state, said in ((h, "Tensor"), ((h,), "tuple of 1"), ([h, h, h], "list of 3")):
+        with pytest.raises(TypeError, match=rf"LSTM: .*pair \(h, c\), not {said}$"):
             layer_of("LSTM")(x, state)
     with pytest.raises(ValueError, match="LSTM"):
         layer_of("LSTM")(x, (h, h[0]))
@@ -450,3 +450,8 @@ def test_a_layer_says_what_it_is():
         "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.1, bidirectional=True)"
     )
     assert repr(nn.GRUCell(5, 7, bias=False)).startswith("GRUCell(5, 7, bias=False)")
+    for kind in (nn.RNN, nn.RNNCell):
+        assert "nonlinearity" not in repr(kind(5, 7))
+        relu = kind(5, 7, nonlinearity="relu")
+        assert relu.nonlinearity == "relu"
+        assert "(5, 7, nonlinearity='relu')" in repr(relu)

@@ -757,6 +757,8 @@ def test_a_number_keeps_its_digits_beside_float64(function, shape):
 def test_arrays_in_a_foreign_byte_order_become_tensors_in_the_native_one():
     assert minigrad.exp(np.ones(2, ">f4")).dtype == np.float32
     assert Tensor([1.0]).astype(">f4").dtype == np.float32
+    for name in ("svdvals", "eigvalsh", "norm"):
+        assert getattr(minigrad, name)(np.eye(2, dtype=">f2")).dtype == np.float16
     with pytest.raises(TypeError, match="not None"):
         Tensor([1.0]).astype(None)
 
@@ -815,3 +817,13 @@ def test_layers_refuse_none_too():
             layer(None)
     with pytest.raises(TypeError, match=r"^MultiHeadAttention: .* not None for query; a function"):
         nn.MultiHeadAttention(4, 2)(None)
+
+
+@pytest.mark.parametrize("name", ["norm", "svd", "svdvals", "eigh", "eigvalsh", "var", "sinc"])
+def test_complex_numbers_do_not_lose_their_imaginary_part(name):
+    hermitian = np.array([[0, -1j], [1j, 0]])
+    says = rf"^{name}: a tensor holds booleans, integers or floats, not complex128"
+    with pytest.raises(TypeError, match=says):
+        getattr(minigrad, name)(hermitian)
+    with pytest.raises(TypeError, match=r"^astype: .* not complex128"):
+        minigrad.astype(hermitian, np.float32)
