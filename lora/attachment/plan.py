@@ -172,7 +172,7 @@ class Plan:
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
-                        f"modules_to_save: {own} is in {bits}, which do not train; leave it "
+                        f"modules_to_save: {own} is in {bits}, in which nothing trains; leave it "
                         f"out, load the model in float32, or exclude it from lora.quantize"
                     )
 
