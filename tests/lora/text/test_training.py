@@ -395,9 +395,10 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
     ):
         with pytest.raises(TypeError, match=rf"\b{name} is what {wanted[name]} returns, not a "):
             call()
-    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path"
-    with pytest.raises(TypeError, match=message):
-        evaluate(model, path)
+    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not "
+    for wrong in (path, tmp_path, [{"text": "fox"}]):
+        with pytest.raises(TypeError, match=message):
+            evaluate(model, wrong)
     with pytest.raises(TypeError, match=r"^train: data are the path of a .*, not a Dataset; write"):
         train(model, tok, read_rows(data / "train.jsonl", tok), tmp_path / "out")
     assert not (tmp_path / "out").exists()
