@@ -241,7 +241,7 @@ def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped; resume continues the run in '.*out'"):
         run(data, tmp_path / "out", Interrupted(5, twice), save_every=2)
     same_runs(run(data, tmp_path / "out", resume=True), run(data, tmp_path / "whole"))
 
