@@ -173,7 +173,8 @@ class Plan:
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
                         f"modules_to_save: {own} is in {bits}, in which nothing trains; leave it "
-                        f"out, load the model in float32, or exclude it from lora.quantize"
+                        f"out, load the model in float32 (--dtype float32 of generate and eval), "
+                        f"or exclude it from lora.quantize"
                     )
 
         def is_chosen(name: str) -> bool:
