@@ -112,6 +112,8 @@ def find(
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         known = [*names, *groups, *([ALL_LINEAR] if role == "targets" else [])]
         unfit = {end: each for name, each in (others or {}).items() for end in ends_of(name)}
+        for end in set().union(*map(ends_of, known)):  # of layers, which an expression may miss
+            unfit.pop(end, None)
         hints = ", ".join(
             f"{miss!r} (of class {type(unfit[miss]).__name__}, which can have no adapter)"
             if miss in unfit

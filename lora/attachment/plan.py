@@ -172,8 +172,9 @@ class Plan:
                 if is_narrow(part):
                     bits = "four bits" if part.weight.format == "nf4" else "bfloat16"
                     raise ValueError(
-                        f"modules_to_save: {own} is in {bits}, which do not train; leave it "
-                        f"out, load the model in float32, or exclude it from lora.quantize"
+                        f"modules_to_save: {own} is in {bits}, in which nothing trains; leave it "
+                        f"out, load the model in float32 (--dtype float32 of generate and eval), "
+                        f"or exclude it from lora.quantize"
                     )
 
         def is_chosen(name: str) -> bool:

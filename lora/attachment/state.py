@@ -30,7 +30,7 @@ from minigrad.nn.module import attributes_of, set_attribute, walk
 _ATTACHMENT = "_lora_attachment"
 _ASIDE = "_lora_whole"
 _BASE = "(base)"  # no adapter can have this name
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora.peft.config import CONFIG, read_json
-from lora.text.architecture import config_from_json, json_table, rotary_frequencies
+from lora.text.architecture import (
+    ModelConfig,
+    config_from_json,
+    json_table,
+    rotary_frequencies,
+)
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
@@ -58,6 +64,13 @@ _WITH_HEADS = re.compile(
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 
 _MODEL = "config.json"
+
+_MAY_DIFFER = (
+    *("architecture", "max_position_embeddings", "sliding_window", "stored_dtype"),
+    *("bos_token_id", "eos_token_ids", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_layers"),  # what follows from these is compared
+)
+"""The parts of a configuration that are not compared as they are."""
 
 _COPIED = {
     *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
@@ -147,14 +160,20 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
 def other_settings(base: TensorSet, model: TensorSet) -> list[str]:
     """Return error messages about settings with which a model does not compute what the base does.
 
-    They are compared if both have the configuration of an architecture that `lora.text` supports.
+    They are compared if `lora.text` supports the configuration of the base, and the model has one.
     The context, the window and the end tokens may differ, because they change no short text.
     """
     try:
-        theirs, own = (config_from_json(config_of(each)) for each in (base, model))
+        theirs = config_from_json(config_of(base))
     except ValueError:
         return []
-    names = ["rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim"]
+    try:
+        if not (found := _config_of(model)):
+            return []
+        own = config_from_json(found)
+    except ValueError as error:
+        return [str(error)]
+    names = [each.name for each in fields(ModelConfig) if each.name not in _MAY_DIFFER]
     # A head in the file is used only if it is not tied, and without one it must be tied.
     if own.tie_word_embeddings is any(name.endswith("lm_head.weight") for name in model):
         names.append("tie_word_embeddings")
@@ -170,7 +189,7 @@ def other_settings(base: TensorSet, model: TensorSet) -> list[str]:
     )
     if own.head_dim == theirs.head_dim and not np.allclose(frequencies, wanted, rtol=1e-5, atol=0):
         problems.append("the rotary frequencies are not those of the base (rope_theta and scaling)")
-    if own.rope_layers != theirs.rope_layers:
+    if any(a != b for a, b in zip(own.rope_layers, theirs.rope_layers, strict=False)):
         problems.append("other layers than those of the base have no rotary embeddings")
     return problems
 
@@ -257,11 +276,16 @@ def _has_no_weights(file: Path) -> bool:
 
 def config_of(base: TensorSet) -> dict[str, Any]:
     """Return the content of a model's `config.json`, or the equivalent from a GGUF file."""
+    with suppress(OSError, ValueError):  # missing or invalid
+        return _config_of(base)
+    return {}
+
+
+def _config_of(base: TensorSet) -> dict[str, Any]:
+    """Return the same; a ValueError is raised if the file is not JSON."""
     source = next(iter(base.files.values()), None)
     if source is None:
         return {}
     if isinstance(source, GGUFTensors):
         return {**config_json(source.file), "dtype": source.config.stored_dtype}
-    with suppress(OSError, ValueError):  # missing or invalid
-        return json_table(source.path.parent, _MODEL) or {}
-    return {}
+    return json_table(source.path.parent, _MODEL) or {}

@@ -314,7 +314,7 @@ def load(
     An adapter has the name of its folder, with _ in place of all but letters, digits, - and _. A
     ValueError is raised if two have the same name, or one is called "base".
     """
-    names = [re.sub("[^A-Za-z0-9_-]", "_", Path(folder).resolve().name) for folder in adapters]
+    names = [re.sub(r"[^\w-]", "_", Path(folder).resolve().name) for folder in adapters]
     if len({*names, BASE}) <= len(names):
         raise ValueError(f"each adapter needs a folder name of its own, other than {BASE}: {names}")
     tokenizer = loading.tokenizer(base)  # first, because loading the model takes long

@@ -96,8 +96,14 @@ class Dataset(Sequence[Row]):
 def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     """Return the files of `data` by "train", "valid" and "test"; a single file is "train".
 
-    A FileNotFoundError is raised if the path does not exist, or is a folder without any of them.
+    A FileNotFoundError is raised if the path does not exist, or is a folder without any of them,
+    and a TypeError if `data` is not a path.
     """
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(
+            f"data are the path of a .jsonl file or of a folder, not a {type(data).__name__}; "
+            f"write the rows to a file"
+        )
     path = Path(data)
     if path.is_file():
         return {"train": path}

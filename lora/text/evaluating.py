@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from lora.attaching import disabled
 from lora.text.data import Row
 from lora.text.loading import check_model
+from minigrad.checks import shown
 from minigrad.errors import named_errors
 from minigrad.progress import progress_bar
 from minigrad.training.evaluation import evaluation_mode
@@ -68,13 +68,12 @@ def evaluate(
     Raises:
         ValueError: if there are no rows, no token counts, or `base` is set and there are no
             adapters.
-        TypeError: if `model` is not a model, or `rows` is a path.
+        TypeError: if `model` is not a model, or `rows` are no rows, such as a path.
     """
     check_model(model)
-    if isinstance(rows, (str, os.PathLike)):
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Row) for row in rows):
         raise TypeError(
-            f"rows are those of lora.text.read_rows(file, tokenizer), not the path "
-            f"{os.fspath(rows)!r}"
+            f"rows are those of lora.text.read_rows(file, tokenizer), not {shown(rows)}"
         )
     if not any(row.counted[1:].any() for row in rows):
         raise ValueError("there is nothing to evaluate: no row has a token that counts")

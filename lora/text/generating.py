@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
@@ -123,15 +125,17 @@ class TextGenerator:
             ids = self.tokenizer.encode(text, parse_special=True)
         yield from self.tokenizer.stream(self.tokens_after(ids))
 
-    def tokens_after(self, prompt: list[int]) -> Iterator[int]:
-        """Yield the ids of the generated tokens, given the ids of a prompt.
+    def tokens_after(self, prompt: Sequence[int] | NDArray[np.integer[Any]]) -> Iterator[int]:
+        """Yield the ids of the generated tokens, given the ids of a prompt, a list or an array.
 
         Raises:
             ValueError: if the prompt has no tokens, unknown ones, or too many for the model; and as
                 for `stream`.
             IndexError: if an id is negative.
+            TypeError: if an id is not an integer.
             RuntimeError: if the generator has begun another text in the meantime.
         """
+        prompt = list(map(operator.index, prompt))
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to continue")
         check_tokens(prompt, self.model.config.vocab_size)

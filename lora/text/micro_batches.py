@@ -66,13 +66,15 @@ def predicted(
     """Return the inputs and targets of a model if only the predictions of some tokens count.
 
     Returns:
-        The inputs, which are the tokens without the last of each text; the rows of the outputs that
-        count; their targets; and the number by which to divide the sum of their losses.
+        The inputs, which are the tokens without the last of each text, or all tokens if no text has
+        two; the rows of the outputs that count; their targets; and the number by which to divide
+        the sum of their losses.
 
     A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
-    arguments do not have the same shape, or the lengths do not divide the row.
+    arguments are no arrays of rows with the same shape, or the lengths do not divide the row.
     """
-    if np.shape(counted) != np.shape(ids):
+    shapes = [getattr(x, "shape", ()) for x in (ids, counted)]  # a list has none
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
         raise ValueError(
             f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
         )
@@ -84,4 +86,5 @@ def predicted(
         inputs = np.delete(ids, ends - 1, 1)
         targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counted, ends - lengths, 1)
     rows = np.flatnonzero(marks)
-    return inputs, rows, targets.reshape(-1)[rows], float(max(len(rows), 1))
+    targets = targets.reshape(-1)[rows]
+    return inputs if inputs.size else ids, rows, targets, float(max(len(rows), 1))

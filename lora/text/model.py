@@ -107,7 +107,7 @@ class LanguageModel(Module):
         is not one row with texts of these lengths.
         """
         inputs, rows, target, count = observed(predicted, ids, counted, lengths)
-        read = None if lengths is None else [n - 1 for n in lengths if n > 1]
+        read = [n - 1 for n in lengths or () if n > 1] or None
         x = self.model(inputs, checkpointing=self.checkpointing, lengths=read)
         x = x.reshape(-1, self.config.hidden_size)[rows]
         if isinstance(self.lm_head, lora.LoRALayer):
@@ -161,7 +161,7 @@ class Decoder(Module):
     ) -> Tensor:
         """Return the vectors after the last norm; see `LanguageModel` for the arguments."""
         shape: tuple[int, ...] = getattr(ids, "shape", ())  # a list has none
-        if len(shape) != 2 or not shape[1]:
+        if len(shape) != 2 or 0 in shape:
             raise ValueError(
                 f"ids are an array (batch, length) with at least one token, not {shown(ids)}"
             )

@@ -103,6 +103,7 @@ class RunFolder:
         Raises:
             OSError: as on a full disk; if the run can be resumed, the message says so.
             ValueError: if another run has begun here in the meantime.
+            KeyboardInterrupt: after Ctrl-C; the message says that the run can be resumed.
         """
         ranks = world()
         if not self.resume:
@@ -111,6 +112,11 @@ class RunFolder:
             content = json.dumps(facts, indent=2).encode()
             ranks.on_first(lambda: write_atomically(self.options_file, content), "train")
             yield
+        except KeyboardInterrupt as error:
+            if error.args:  # it says what to do
+                raise
+            there = os.fspath(self.path)
+            raise KeyboardInterrupt(f"stopped; resume continues the run in {there!r}") from error
         except Exception as error:
             if not (self.resume or steps or (self.path / CONFIG).exists()):
                 self.options_file.unlink(missing_ok=True)

@@ -173,7 +173,8 @@ def train(
     Raises:
         OSError: if a file cannot be read or written, as on a full disk; files in `out` stay
             complete.
-        TypeError: if an option has the wrong type, or `model` or `tokenizer` is not one.
+        TypeError: if an option has the wrong type, `data` is not a path, or `model` or `tokenizer`
+            is not one.
         ValueError: if an option is impossible, a target matches nothing, a row is invalid, the
             model has an adapter called "default", `out` has another run or a model, or the data,
             their tokens, the base or an option differ from those of the run to resume. After this

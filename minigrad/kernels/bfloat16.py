@@ -71,7 +71,8 @@ class BFloat16Matrix(NarrowMatrix):
             ImportError: if ml_dtypes is not installed.
         """
         check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
-        with np.errstate(over="ignore"):  # a number beyond the range becomes Inf
+        # A number beyond the range becomes Inf, and a NaN that signals becomes one that does not.
+        with np.errstate(over="ignore", invalid="ignore"):
             return cls(array.astype(_dtype(), order="C", copy=False).view(np.uint16))
 
     def array(self) -> Array:

@@ -158,6 +158,12 @@ def test_a_target_that_can_have_no_adapter_is_named_with_its_class(rng):
         lora.attach(Net(rng), LoRAConfig(rank=1, targets=["first", "drop", "up"]))
 
 
+def test_an_expression_that_matches_no_entire_name_says_nothing_of_a_class(rng):
+    message = r"match no layer: 'first' \(a string is a regular expression for an entire name"
+    with pytest.raises(ValueError, match=message):
+        lora.attach(Sequential(Net(rng)), LoRAConfig(rank=1, targets="first"))
+
+
 def test_of_many_layers_the_ends_of_their_names_are_listed(rng):
     net = Sequential(*(Block(1, rng) for _ in range(100)), Linear(1, 1))
     message = "match no layer: 'q,v'; the layers are those whose names end in q, v, 100$"

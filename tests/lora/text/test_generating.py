@@ -190,6 +190,15 @@ def test_what_cannot_be_written_is_refused(parts):
         next(TextGenerator(model, tok).tokens_after([5, 400]))
 
 
+def test_the_tokens_of_a_row_are_a_prompt(parts):
+    writer = TextGenerator(*parts, max_tokens=4)
+    written = list(writer.tokens_after([5, 6]))
+    assert list(writer.tokens_after(np.array([5, 6]))) == written
+    assert writer.prompt_tokens == [5, 6]
+    with pytest.raises(TypeError, match="float"):
+        next(writer.tokens_after([5.5]))
+
+
 def test_writing_ends_where_the_model_knows_no_more_positions(tmp_path):
     folder = tiny_folder(tmp_path / "base", max_position_embeddings=20, eos_token_id=None)
     model, tok = load_model(folder), tokenizer(folder)

@@ -313,7 +313,7 @@ def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
     assert len(found["merged"]) == 13
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [
@@ -322,6 +322,10 @@ def test_dropped_layers_and_other_changes_are_named(tmp_path, capsys):
         ("rope_scaling", None, "the rotary frequencies are not those of the base"),
         ("num_attention_heads", 8, "num_attention_heads is 8 in the model, and 4 in the base"),
         ("tie_word_embeddings", True, "tie_word_embeddings is True in the model, and False in"),
+        ("num_hidden_layers", 1, "num_hidden_layers is 1 in the model, and 2 in the base"),
+        ("intermediate_size", 40, "intermediate_size is 40 in the model, and 48 in the base"),
+        ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
+        ("model_type", "gemma", "the architecture ['LlamaForCausalLM'] of model_type 'gemma' is"),
     ],
 )
 @pytest.mark.parametrize("is_gguf", [False, True])
@@ -340,6 +344,14 @@ def test_another_configuration_is_named(key, value, what, is_gguf, tmp_path):
     assert not verdicts
     assert len(others) == 1
     assert what in others[0]
+
+
+def test_a_configuration_that_is_not_json_is_named(tmp_path):
+    base = tiny_folder(tmp_path / "m")
+    adapter = tiny_adapter(tmp_path / "a", base)
+    merge_files(base, adapter, tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "llama", "hidden')
+    assert "is not JSON" in wrong(adapter, base, tmp_path / "out")[1][0]
 
 
 def test_a_head_of_its_own_or_none_is_no_mistake_if_it_is_tied(tmp_path):

@@ -56,13 +56,31 @@ def test_the_loss_counts_the_tokens_that_are_marked(model, rng):
     assert (none.item(), count) == (0, 0)
 
 
+@pytest.mark.parametrize("lengths", [None, [1, 1, 1]])
+def test_texts_of_one_token_have_no_token_that_counts(model, rng, lengths):
+    ids = ids_of(model, rng, 3, 1) if lengths is None else ids_of(model, rng, 1, 3)
+    loss, count = model.loss(ids, np.ones(ids.shape, bool), lengths)
+    assert (loss.item(), count) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "pair", [([[1, 2]], [[True, True]]), (np.array([1, 2]), np.ones(2, bool)), ([1], np.ones(1))]
+)
+def test_the_tokens_of_a_loss_are_an_array_of_rows(model, pair):
+    with pytest.raises(ValueError, match=r"^ids and counted are arrays \(batch, length\), not "):
+        model.loss(*pair)
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (2, 6), (1, 5), (10,)])
 def test_marks_of_another_shape_than_the_tokens_are_refused(model, rng, shape):
     with pytest.raises(ValueError, match=r"arrays \(batch, length\), not .*\(2, 5\) and .*ndarray"):
         model.loss(ids_of(model, rng, 2, 5), np.ones(shape, bool))
 
 
-@pytest.mark.parametrize("ids", [[[1, 2]], np.array([1, 2]), np.zeros((1, 0), int), np.array(1)])
+@pytest.mark.parametrize(
+    "ids",
+    [[[1, 2]], np.array([1, 2]), np.zeros((1, 0), int), np.zeros((0, 3), int), np.array(1)],
+)
 def test_tokens_are_an_array_of_rows(model, ids):
     with pytest.raises(ValueError, match=r"ids are an array \(batch, length\).*, not "):
         model(ids)

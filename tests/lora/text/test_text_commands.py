@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -373,6 +374,19 @@ def test_a_conversation_switches_adapters(base, data, tmp_path, capsys, monkeypa
     shown = ["".join(c for c in text if c.isprintable()) for text in (taught, plain)]
     assert answers[0].strip() == shown[0].strip()
     assert answers[4].strip() == shown[1].strip()
+
+
+def test_an_adapter_has_the_letters_of_its_folder_in_any_script(
+    base, data, tmp_path, capsys, monkeypatch
+):
+    run(capsys, "train", base, data, tmp_path / "größe", *TRAIN)
+    shutil.copytree(tmp_path / "größe", tmp_path / "模型 2.0")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/use größe\n"))
+    adapters = [x for name in ("größe", "模型 2.0") for x in ("--adapter", tmp_path / name)]
+    status, printed, _ = run(capsys, "generate", base, *adapters, "--chat")
+    assert status == 0
+    assert "adapters: base, größe, 模型_2_0\n" in printed
+    assert "answering with größe" in printed
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped; resume continues the run in '.*out'"):
         run(data, tmp_path / "out", Interrupted(5, twice), save_every=2)
     same_runs(run(data, tmp_path / "out", resume=True), run(data, tmp_path / "whole"))
 
@@ -395,9 +395,12 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
     ):
         with pytest.raises(TypeError, match=rf"\b{name} is what {wanted[name]} returns, not a "):
             call()
-    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not the path"
-    with pytest.raises(TypeError, match=message):
-        evaluate(model, path)
+    message = r"^evaluate: rows are those of lora\.text\.read_rows\(file, tokenizer\), not "
+    for wrong in (path, tmp_path, [{"text": "fox"}]):
+        with pytest.raises(TypeError, match=message):
+            evaluate(model, wrong)
+    with pytest.raises(TypeError, match=r"^train: data are the path of a .*, not a Dataset; write"):
+        train(model, tok, read_rows(data / "train.jsonl", tok), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -209,6 +209,11 @@ def test_any_number_of_threads_gives_the_same_bits(make, n, same_on_threads, rng
     same_on_threads(lambda: [matrix.T.matmul(x), matrix.matmul(g), matrix.dense()])
 
 
+def test_a_nan_that_signals_is_a_nan_without_a_warning():
+    signalling = np.full((2, 3), 0x7F800001, np.uint32).view(np.float32)
+    assert np.isnan(BFloat16Matrix.of(signalling).array().astype(np.float32)).all()
+
+
 def test_one_infinite_number_is_in_the_products_that_have_it(rng):
     w, x = draw(rng, (9, 37)), draw(rng, (5, 37))
     for column in range(37):
