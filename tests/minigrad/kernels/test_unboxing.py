@@ -52,16 +52,16 @@ frozen.flags.writeable = False
 misaligned = np.frombuffer(bytes(1) + numbers.tobytes(), np.float64, offset=1).reshape(4, 6)
 
 
+@pytest.mark.parametrize("kind", [read, strided])
 @pytest.mark.parametrize(
     "x",
     [numbers, numbers.T, numbers[::-1, ::2], numbers[1:1], numbers[:1, :1], numbers[2:, 3:], frozen,
      misaligned, np.broadcast_to(7.0, (3, 5))],
 )  # fmt: skip
-def test_a_kernel_reads_address_shape_and_strides(x):
-    kernel, out = (
-        Kernel(describe, (strided(types.float64, 2), written(types.float64, 1))),
-        np.zeros(FACTS),
-    )
+def test_a_kernel_reads_address_shape_and_strides(kind, x):
+    x = np.ascontiguousarray(x) if kind is read else x  # which copies no misaligned array
+    kernel = Kernel(describe, (kind(types.float64, 2), written(types.float64, 1)))
+    out = np.zeros(FACTS)
     kernel(0.0, x, out)
     np.testing.assert_array_equal(out, facts_of(x))
 
@@ -106,7 +106,7 @@ still.flags.writeable = False
         *((written, x) for x in (stepped, still, row.astype(np.float32), row.astype(">f8"),
                                  row.reshape(1, 4), np.array(0.0), row.view(Subclass),
                                  misaligned[0], list(row), 0.0, None, np.float64)),
-        (read, stepped), (read, misaligned[0]), (read, row.astype(np.int64)),
+        (read, stepped), (read, row.astype(np.int64)),
         (written_anywhere, still), (strided, row.astype(">f8")), (strided, row.reshape(2, 2)),
     ],
 )  # fmt: skip
