@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -34,6 +35,7 @@ HEAD = object.__basicsize__
 CLASS = -8  # the last part of the head
 DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 0, 8, 16, 24, 40, 48  # of an array
 BYTE_ORDER, TYPE_NUMBER = 10, 12  # of a dtype
+NATIVE = "=|" + ("<" if sys.byteorder == "little" else ">")  # the byte orders of this machine
 CONTIGUOUS, ALIGNED, WRITABLE = 0x1, 0x100, 0x400  # flags of an array
 
 NDARRAY = "minigrad_ndarray"
@@ -122,7 +124,7 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
         its_dtype, flags = builder.add(load(at, DTYPE), WORD(HEAD)), load(at, FLAGS, INT)
         checks = [
             is_one_of(load(its_dtype, TYPE_NUMBER, INT), numbers),
-            is_one_of(load(its_dtype, BYTE_ORDER, BYTE), map(ord, "=|")),
+            is_one_of(load(its_dtype, BYTE_ORDER, BYTE), map(ord, NATIVE)),
             is_one_of(load(at, NDIM, INT), [kind.ndim]),
             is_one_of(builder.and_(flags, INT(needed)), [needed]),
         ]

@@ -49,6 +49,7 @@ def facts_of(x):
 numbers = np.arange(24.0).reshape(4, 6)
 frozen = numbers.copy()
 frozen.flags.writeable = False
+explicit = numbers.view(numbers.dtype.newbyteorder("<" if sys.byteorder == "little" else ">"))
 misaligned = np.frombuffer(bytes(1) + numbers.tobytes(), np.float64, offset=1).reshape(4, 6)
 
 
@@ -56,7 +57,7 @@ misaligned = np.frombuffer(bytes(1) + numbers.tobytes(), np.float64, offset=1).r
 @pytest.mark.parametrize(
     "x",
     [numbers, numbers.T, numbers[::-1, ::2], numbers[1:1], numbers[:1, :1], numbers[2:, 3:], frozen,
-     misaligned, np.broadcast_to(7.0, (3, 5))],
+     explicit, misaligned, np.broadcast_to(7.0, (3, 5))],
 )  # fmt: skip
 def test_a_kernel_reads_address_shape_and_strides(kind, x):
     x = np.ascontiguousarray(x) if kind is read else x  # which copies no misaligned array
