@@ -42,16 +42,15 @@ NDARRAY = "minigrad_ndarray"
 """The symbol of numpy's class of arrays."""
 
 
-class Borrowed(types.Array):  # type: ignore[misc]  # numba has no annotations
+class Borrowed(types.Type):  # type: ignore[misc]  # numba has no annotations
     """The type of an array that belongs to the caller, to which nothing counts references.
 
     Attributes:
-        kind: the same type with references, as the kernel declares it.
+        kind: the type with references, as the kernel declares it.
     """
 
     def __init__(self, kind: Any) -> None:
-        options = {"readonly": not kind.mutable, "aligned": kind.aligned}
-        super().__init__(kind.dtype, kind.ndim, kind.layout, name=f"borrowed {kind}", **options)
+        super().__init__(f"borrowed {kind}")
         self.kind = kind
 
 
@@ -59,12 +58,13 @@ class Borrowed(types.Array):  # type: ignore[misc]  # numba has no annotations
 class BorrowedModel(models.StructModel):  # type: ignore[misc]
     """The parts of numba's arrays, where the two that own the memory are addresses, always 0."""
 
-    def __init__(self, manager: Any, kind: Any) -> None:
+    def __init__(self, manager: Any, argument: Any) -> None:
+        kind = argument.kind
         axes = types.UniTuple(types.intp, kind.ndim)
         owners = [("meminfo", types.voidptr), ("parent", types.voidptr)]
         sizes = [("nitems", types.intp), ("itemsize", types.intp)]
         layout = [("data", types.CPointer(kind.dtype)), ("shape", axes), ("strides", axes)]
-        super().__init__(manager, kind, [*owners, *sizes, *layout])
+        super().__init__(manager, argument, [*owners, *sizes, *layout])
 
 
 def borrowed(kind: Any) -> Any:
@@ -86,11 +86,15 @@ def provide_ndarray() -> None:
     """
     x = np.empty((2, 3), np.float32)[:, 1:]
     at, dtype = id(x) + HEAD, id(x.dtype) + HEAD
-    words = [ctypes.c_ssize_t.from_address(at + i).value for i in (CLASS, DATA, SHAPE, STRIDES)]
-    axes = [tuple((ctypes.c_ssize_t * 2).from_address(word)) for word in words[2:]]
-    sizes = [ctypes.c_int.from_address(i).value for i in (at + NDIM, dtype + TYPE_NUMBER)]
-    expected = [id(np.ndarray), x.ctypes.data, x.shape, x.strides, x.ndim, x.dtype.num]
-    if [*words[:2], *axes, *sizes] != expected:
+    parts = CLASS, DATA, DTYPE, SHAPE, STRIDES
+    *words, shape, strides = (ctypes.c_ssize_t.from_address(at + part).value for part in parts)
+    axes = [tuple((ctypes.c_ssize_t * 2).from_address(word)) for word in (shape, strides)]
+    places = at + NDIM, at + FLAGS, dtype + TYPE_NUMBER
+    numbers = [ctypes.c_int.from_address(place).value for place in places]
+    order = ctypes.c_ubyte.from_address(dtype + BYTE_ORDER).value
+    expected = [id(np.ndarray), x.ctypes.data, id(x.dtype), x.shape, x.strides]
+    expected += [x.ndim, x.flags.num, x.dtype.num, ord(x.dtype.byteorder)]
+    if [*words, *axes, *numbers, order] != expected:
         raise RuntimeError(
             f"minigrad cannot read the arrays of numpy {np.__version__}, whose parts have another "
             "order; install another version of numpy, or set NUMBA_DISABLE_JIT=1"
@@ -99,9 +103,9 @@ def provide_ndarray() -> None:
 
 
 @unbox(Borrowed)  # type: ignore[untyped-decorator]
-def _unbox(kind: Any, array: Any, c: Any) -> Any:
+def _unbox(argument: Any, array: Any, c: Any) -> Any:
     """Emit code that reads the parts of an array, or raises TypeError if it has another type."""
-    builder = c.builder
+    builder, kind = c.builder, argument.kind
     dtype = numpy_support.as_dtype(kind.dtype)
     needed = CONTIGUOUS * (kind.layout == "C") + ALIGNED * kind.aligned + WRITABLE * kind.mutable
     numbers = sorted({np.dtype(x).num for x in np.typecodes["All"] if np.dtype(x) == dtype})
@@ -119,7 +123,7 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
     at = builder.add(builder.ptrtoint(array, WORD), WORD(HEAD))
     is_array = builder.icmp_signed("==", load(at, CLASS), builder.ptrtoint(ndarray, WORD))
     fits = cgutils.alloca_once_value(builder, cgutils.false_bit)
-    found = cgutils.create_struct_proxy(kind)(c.context, builder)
+    found = cgutils.create_struct_proxy(argument)(c.context, builder)
     with builder.if_then(is_array, likely=True):
         its_dtype, flags = builder.add(load(at, DTYPE), WORD(HEAD)), load(at, FLAGS, INT)
         checks = [
@@ -140,6 +144,6 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
             found.data = builder.inttoptr(load(at, DATA), found.data.type)
     fits = builder.load(fits)
     with builder.if_then(builder.not_(fits), likely=False):
-        message = f"a kernel was called with another object where it needs {kind.kind}"
+        message = f"a kernel was called with another object where it needs {kind}"
         c.pyapi.err_set_string("PyExc_TypeError", message)
     return NativeValue(found._getvalue(), is_error=builder.not_(fits))

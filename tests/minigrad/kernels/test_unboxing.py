@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numba import types
 
+from minigrad.kernels import unboxing
 from minigrad.kernels.jit import JIT_ENABLED, external, read, strided, written, written_anywhere
 from minigrad.kernels.launch import KERNELS, Kernel
 
@@ -90,6 +91,17 @@ def test_two_names_of_one_integer_type_are_the_same(code):
         with pytest.raises(TypeError, match="int64"):
             kernel(0.0, x)
         assert not x.any()
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["CLASS", "DATA", "NDIM", "SHAPE", "STRIDES", "DTYPE", "FLAGS", "BYTE_ORDER", "TYPE_NUMBER"],
+)
+def test_a_numpy_with_other_parts_is_refused(part, monkeypatch):
+    other = "SHAPE" if part == "STRIDES" else "STRIDES"  # an address that can be read from
+    monkeypatch.setattr(unboxing, part, getattr(unboxing, other))
+    with pytest.raises(RuntimeError, match="cannot read the arrays of numpy"):
+        unboxing.provide_ndarray.__wrapped__()
 
 
 class Subclass(np.ndarray):
