@@ -111,6 +111,8 @@ def _array(parameter: inspect.Parameter, value: Any, others: Sequence[Any]) -> A
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)
+    if isinstance(value, np.ndarray):  # an instance of a subclass
+        return array
     if isinstance(value, (int, float, np.number)) and array.dtype.kind == "f":
         target = common_float([x for x in others if isinstance(x, (Tensor, np.ndarray))])
         return array if target is None else as_array(value, target)

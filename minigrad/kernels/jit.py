@@ -259,8 +259,8 @@ NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float6
 
 
 # numba's types of arrays, given the type of the elements and the number of axes. An array that is
-# only read may be read-only; a strided array may also be misaligned, so any array has this type.
-read = functools.partial(types.Array, layout="C", readonly=True)
+# only read may be read-only, and misaligned, as a view into a packed record or a mapped file is.
+read = functools.partial(types.Array, layout="C", readonly=True, aligned=False)
 written = functools.partial(types.Array, layout="C")
 written_anywhere = functools.partial(types.Array, layout="A")
 strided = functools.partial(types.Array, layout="A", readonly=True, aligned=False)

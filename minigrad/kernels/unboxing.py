@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -35,24 +36,22 @@ CLASS = -8  # the last part of the head
 DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 0, 8, 16, 24, 40, 48  # of an array
 BYTE_ORDER, TYPE_NUMBER = 10, 12  # of a dtype
 LENGTH, ITEMS = 0, 8  # of a list
+NATIVE = (b"=<" if sys.byteorder == "little" else b"=>") + b"|"  # the byte orders of this machine
 CONTIGUOUS, ALIGNED, WRITABLE = 0x1, 0x100, 0x400  # flags of an array
-
-NATIVE = b"=|"  # the order of bytes in a dtype, if it is that of the machine
 
 NDARRAY = "minigrad_ndarray"
 """The symbol of numpy's class of arrays."""
 
 
-class Borrowed(types.Array):  # type: ignore[misc]  # numba has no annotations
+class Borrowed(types.Type):  # type: ignore[misc]  # numba has no annotations
     """The type of an array that belongs to the caller, to which nothing counts references.
 
     Attributes:
-        kind: the same type with references, as the kernel declares it.
+        kind: the type with references, as the kernel declares it.
     """
 
     def __init__(self, kind: Any) -> None:
-        options = {"readonly": not kind.mutable, "aligned": kind.aligned}
-        super().__init__(kind.dtype, kind.ndim, kind.layout, name=f"borrowed {kind}", **options)
+        super().__init__(f"borrowed {kind}")
         self.kind = kind
 
 
@@ -60,12 +59,13 @@ class Borrowed(types.Array):  # type: ignore[misc]  # numba has no annotations
 class BorrowedModel(models.StructModel):  # type: ignore[misc]
     """The parts of numba's arrays, where the two that own the memory are addresses, always 0."""
 
-    def __init__(self, manager: Any, kind: Any) -> None:
+    def __init__(self, manager: Any, argument: Any) -> None:
+        kind = argument.kind
         axes = types.UniTuple(types.intp, kind.ndim)
         owners = [("meminfo", types.voidptr), ("parent", types.voidptr)]
         sizes = [("nitems", types.intp), ("itemsize", types.intp)]
         layout = [("data", types.CPointer(kind.dtype)), ("shape", axes), ("strides", axes)]
-        super().__init__(manager, kind, [*owners, *sizes, *layout])
+        super().__init__(manager, argument, [*owners, *sizes, *layout])
 
 
 def borrowed(kind: Any) -> Any:
@@ -92,10 +92,14 @@ def provide_ndarray() -> None:
     x = np.empty((2, 3), np.float32)[:, 1:]
     arrays = [x]
     at, dtype = integer(integer(id(arrays) + HEAD + ITEMS)) + HEAD, id(x.dtype) + HEAD
-    sizes = [integer(integer(at + part) + 8 * axis) for part in (SHAPE, STRIDES) for axis in (0, 1)]
-    kinds = integer(at + NDIM, ctypes.c_int), integer(dtype + TYPE_NUMBER, ctypes.c_int)
-    found = [integer(at + CLASS), integer(at + DATA), integer(at + DTYPE), *sizes, *kinds]
-    own = [id(np.ndarray), x.ctypes.data, id(x.dtype), *x.shape, *x.strides, x.ndim, x.dtype.num]
+    found = [integer(id(arrays) + HEAD + LENGTH)]
+    found += [integer(at + part) for part in (CLASS, DATA, DTYPE)]
+    for part in (SHAPE, STRIDES):
+        found += [integer(integer(at + part) + 8 * axis) for axis in range(2)]
+    found += [integer(i, ctypes.c_int) for i in (at + NDIM, at + FLAGS, dtype + TYPE_NUMBER)]
+    found.append(integer(dtype + BYTE_ORDER, ctypes.c_ubyte))
+    own = [len(arrays), id(np.ndarray), x.ctypes.data, id(x.dtype), *x.shape, *x.strides]
+    own += [x.ndim, x.flags.num, x.dtype.num, ord(x.dtype.byteorder)]
     if found != own:
         raise RuntimeError(
             f"minigrad cannot read the arrays of numpy {np.__version__}, whose parts have another "
@@ -105,9 +109,9 @@ def provide_ndarray() -> None:
 
 
 @unbox(Borrowed)  # type: ignore[untyped-decorator]
-def _unbox(kind: Any, array: Any, c: Any) -> Any:
+def _unbox(argument: Any, array: Any, c: Any) -> Any:
     """Emit code that reads the parts of an array, or raises TypeError if it has another type."""
-    builder = c.builder
+    builder, kind = c.builder, argument.kind
     dtype = numpy_support.as_dtype(kind.dtype)
     needed = CONTIGUOUS * (kind.layout == "C") + ALIGNED * kind.aligned + WRITABLE * kind.mutable
     numbers = sorted({np.dtype(x).num for x in np.typecodes["All"] if np.dtype(x) == dtype})
@@ -125,7 +129,7 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
     at = builder.add(builder.ptrtoint(array, WORD), WORD(HEAD))
     is_array = builder.icmp_signed("==", load(at, CLASS), builder.ptrtoint(ndarray, WORD))
     fits = cgutils.alloca_once_value(builder, cgutils.false_bit)
-    found = cgutils.create_struct_proxy(kind)(c.context, builder)
+    found = cgutils.create_struct_proxy(argument)(c.context, builder)
     with builder.if_then(is_array, likely=True):
         its_dtype, flags = builder.add(load(at, DTYPE), WORD(HEAD)), load(at, FLAGS, INT)
         checks = [
@@ -146,7 +150,7 @@ def _unbox(kind: Any, array: Any, c: Any) -> Any:
             found.data = builder.inttoptr(load(at, DATA), found.data.type)
     fits = builder.load(fits)
     with builder.if_then(builder.not_(fits), likely=False):
-        message = f"a kernel was called with another object where it needs {kind.kind}"
+        message = f"a kernel was called with another object where it needs {kind}"
         c.pyapi.err_set_string("PyExc_TypeError", message)
     return NativeValue(found._getvalue(), is_error=builder.not_(fits))
 
@@ -195,7 +199,7 @@ def array_at(at: int, array_class: int, dtype: int, is_written: bool) -> tuple[i
     number = integer_at(its_dtype + TYPE_NUMBER, np.int32(0))
     order = integer_at(its_dtype + BYTE_ORDER, np.int8(0))
     needed = CONTIGUOUS | ALIGNED | (WRITABLE if is_written else 0)
-    if number != dtype or order != NATIVE[0] or flags & needed != needed:
+    if number != dtype or order not in (NATIVE[0], NATIVE[1]) or flags & needed != needed:
         return 0, -1
     size = 1
     for axis in range(integer_at(at + NDIM, np.int32(0))):

@@ -2,8 +2,7 @@
 
 The loops compute with addresses and do not check them. So `matmul` takes shapes and strides from
 numpy, and makes or checks the output. Each loop is compiled once for each dtype, for the most
-general type of array: any strides, possibly read-only, possibly misaligned. numba accepts an array
-of any layout for this type.
+general type of array: any strides, possibly read-only, possibly misaligned.
 
 The shapes and the strides of the operands decide which loop runs (`Products.multiply`):
 

@@ -264,6 +264,16 @@ def test_ops_compute_with_subclasses_of_arrays_as_with_plain_ones():
         assert_array_equal(found, f(np.asarray(matrix)))
 
 
+def test_compositions_convert_no_array_because_it_is_of_a_subclass():
+    class Subclass(np.ndarray):
+        pass
+
+    x, moments = np.ones((2, 3, 4), np.float32), np.ones((2, 3))
+    for array in (x, x.view(Subclass)):
+        assert minigrad.batch_norm(array, *moments).dtype == np.float32
+    assert minigrad.batch_norm([[1.0, 2.0, 3.0]], *moments).dtype == np.float64
+
+
 # ------------------------------------------------------------------------------------------------
 # dtypes of results
 # ------------------------------------------------------------------------------------------------

@@ -382,6 +382,30 @@ def check_layout(case, layout):
             assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-14)
 
 
+def misaligned(x):
+    """In memory that begins one byte after a multiple of the size of an element."""
+    view = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+@check(CASES)
+def misaligned_memory_gives_the_same_bits(case):
+    arrays = case.operands(np.float32)
+    plain, moved = ([*map(make, arrays)] for make in (np.array, misaligned))
+    assert_array_equal(case(*moved), case(*plain))
+    plain, moved = (
+        [Tensor(x, requires_grad=x.dtype.kind == "f") for x in xs] for xs in (plain, moved)
+    )
+    right, out = case(*plain), case(*moved)
+    if case.order:
+        cotangent = np.random.default_rng(1).standard_normal(out.shape).astype(np.float32)
+        exact = minigrad.grad(right, leaves(plain), cotangent)
+        found = minigrad.grad(out, leaves(moved), misaligned(cotangent))
+        for one, other in zip(found, exact, strict=True):
+            assert_array_equal(one.data, other.data)
+
+
 def is_regular(case):
     """Whether it wants a matrix that is not singular, as one with equal rows is."""
     names = "inv", "solve", "cholesky", "matrix_power"
