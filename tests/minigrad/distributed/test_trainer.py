@@ -216,6 +216,24 @@ def test_a_rank_with_another_script_or_module_beside_it_is_named(
 # --------------------------------------------------------------------------------------------------
 
 
+def test_lora_train_names_the_file_that_another_rank_has_not(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    for rank, count in enumerate((20, 1)):
+        written(tmp_path / f"data{rank}" / "train.jsonl", count)
+    code = f"""
+import sys
+from lora.__main__ import main
+from minigrad.distributed import world
+options = ["--batch-size", "1", "--accumulation-steps", "2"]
+data = f"{tmp_path}/data{{world().rank}}"
+sys.exit(main(["train", "{base}", data, "{tmp_path}/out", *options]))
+"""
+    ended = run(2, "-c", code)
+    assert ended.status == 2
+    assert re.search(r"rank 1 differs from rank 0 in train.jsonl: \w+, and \w+ there", ended.err[0])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.full
 def test_lora_train_is_the_same_command(tmp_path):
     base = tiny_folder(tmp_path / "base")
