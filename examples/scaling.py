@@ -83,7 +83,7 @@ class Plan:
     rounds: int = 5
 
 
-QUICK = Plan(d_model=32, depth=1, length=16, rows=2, checked=4, rounds=2)
+QUICK = Plan(d_model=32, depth=1, length=16, rows=2, checked=5, rounds=2)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
         print(summary(result, plan))
         draw(result, plan, out)
         print(f"\nThe picture is in {out}")
-    for check in checks:
+    for check in checks if ranks.is_first else ():  # another rank may send several messages
         expected = work[check.kind].message(plan.checked) if check.ranks > 1 else 0
         assert expected <= check.sent <= 1.1 * expected + 4096, "arrays are padded, and no more"
     if not quick:

@@ -43,6 +43,7 @@ from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import world
+from minigrad.distributed.agreement import check_agreement
 from minigrad.errors import named_errors
 from minigrad.kernels.narrow import NarrowMatrix
 from minigrad.nn import Module, Parameter
@@ -198,6 +199,7 @@ def train(
     progress = progress and ranks.is_first
     rows = _rows(data, tokenizer, model, options, folder.began, progress)
     facts = _facts(model, rows, options, folder.began)
+    check_agreement(ranks, facts["data"])
     ranks.on_first(lambda: folder.check(facts), "train")
     rng = np.random.default_rng(seed)
     schedule = _Schedule.of(rows, options, rng)

@@ -49,6 +49,8 @@ def _difference(value: str, other: str) -> str:
 
 def facts_of_process() -> dict[str, str]:
     """Return the facts about this process that the bits of a computation depend on."""
+    from numba import config
+
     from minigrad.kernels import jit
 
     numpy: Any = np  # it has no public name for its choice of instructions
@@ -59,8 +61,10 @@ def facts_of_process() -> dict[str, str]:
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
-        f"instructions of kernels ({_SAME})": jit.instructions(),
+        # With the same instructions, LLVM may choose other vectors for another processor.
+        f"instructions of kernels ({_SAME})": f"{jit.processor()},{jit.instructions()}",
         f"instructions of numpy ({_SAME})": ",".join(used),
+        "how numba compiles": f"NUMBA_DISABLE_JIT={config.DISABLE_JIT},NUMBA_OPT={int(config.OPT)}",
         "the script": _digest_of_files([script]),
         **{
             f"the module {name} beside the script": _digest_of_files([file])
@@ -104,7 +108,7 @@ def _digest_of_files(paths: Iterable[str | Path]) -> str:
 def digest(values: Iterable[Any]) -> str:
     """Return a digest of arrays, Tensors and plain values, and of sequences and dicts of them.
 
-    For other objects, only the class counts.
+    For functions and classes, only the name counts, and for other objects only that of the class.
     """
     known = hashlib.blake2b(digest_size=8)
 
@@ -122,7 +126,7 @@ def digest(values: Iterable[Any]) -> str:
         elif value is None or isinstance(value, (bool, int, float, str, bytes, np.generic)):
             known.update(repr(value).encode())
         else:
-            known.update(type(value).__qualname__.encode())
+            known.update(getattr(value, "__qualname__", type(value).__qualname__).encode())
 
     for value in values:
         add(value)

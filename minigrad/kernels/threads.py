@@ -55,7 +55,8 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads = 0  # 0: all cores that the process may use
+_threads = 0  # 0: not known yet
+_is_chosen = False  # whether `set_num_threads` has set the number
 
 
 def set_num_threads(n: int) -> None:
@@ -64,7 +65,7 @@ def set_num_threads(n: int) -> None:
     Raises:
         ValueError: if `n` is not an integer from 1 to the number of cores.
     """
-    global _threads
+    global _threads, _is_chosen
     limit = get_max_threads()
     try:
         count = 0 if isinstance(n, bool) else operator.index(n)
@@ -75,13 +76,13 @@ def set_num_threads(n: int) -> None:
             f"set_num_threads: got {n!r}, expected a whole number from 1 to {limit} (the cores "
             "this process may use, or NUMBA_NUM_THREADS if it is set before the start)"
         )
-    _threads = count
+    _threads, _is_chosen = count, True
 
 
 def share_cores(processes: int) -> None:
     """Let this process, one of `processes`, use its share of the cores, unless a number is set."""
     global _threads
-    if not _threads and "NUMBA_NUM_THREADS" not in os.environ:
+    if not _is_chosen and "NUMBA_NUM_THREADS" not in os.environ:
         _threads = max(1, get_max_threads() // processes)
 
 

@@ -47,11 +47,13 @@ def take_from_first(ranks: World, parameters: Mapping[str, Parameter], ema: EMA 
     Raises:
         ValueError: on all ranks, if names, shapes or dtypes of the parameters differ from rank 0.
     """
-    forms = [[name, list(p.shape), str(p.dtype)] for name, p in parameters.items()]
+    forms = {
+        f"the parameter {name}": f"{p.dtype} of shape {'x'.join(map(str, p.shape)) or '()'}"
+        for name, p in parameters.items()
+    }
     is_seeded = random.was_seeded()
-    check_agreement(
-        ranks, {"the parameters": digest(forms), "whether manual_seed was called": str(is_seeded)}
-    )
+    orders = {"the order of the parameters": digest(parameters)}
+    check_agreement(ranks, {**forms, **orders, "whether manual_seed was called": str(is_seeded)})
     if not is_seeded:
         bits = random.generator().bit_generator
         bits.state = ranks.broadcast(bits.state, "fit")
@@ -83,16 +85,20 @@ def named_in(
 
 
 def digests_of_attributes(model: Module, loss: Any = None) -> dict[str, str]:
-    """Return digests of the attributes of modules, without parameters and their mode, by name.
+    """Return the attributes of modules, without parameters and their mode, as texts, by name.
 
     These attributes are arrays (also frozen weights of 4 and 16 bits), numbers and texts, also in
-    lists and dicts. Other objects, such as a cache, are left out. The modules are those of the
-    model and of the loss.
+    lists and dicts, and the class. Other objects, such as a cache, are left out. The modules are
+    those of the model and of the loss. Long values become digests.
     """
     from minigrad.kernels.narrow import NarrowMatrix  # with numba, which is slow to import
 
     numbers = bool, int, float, complex, np.generic
     kinds = np.ndarray, Tensor, NarrowMatrix, *numbers, str, list, tuple, dict
+
+    def text(value: Any) -> str:
+        is_short = isinstance(value, (*numbers, str)) and len(repr(value)) <= 40
+        return repr(value) if is_short else digest([without_parameters(value)])
 
     def without_parameters(value: Any) -> Any:
         if isinstance(value, (Module, Parameter)):
@@ -108,18 +114,27 @@ def digests_of_attributes(model: Module, loss: Any = None) -> dict[str, str]:
         return value
 
     return {
-        f"{name}.{key}{whose}".lstrip("."): digest([without_parameters(value)])
+        f"{name}.{key}{whose}".lstrip("."): text(value)
         for name, module, whose in named_in(model, loss, Module.named_modules)
-        for key, value in attributes_of(module).items()
+        for key, value in {**attributes_of(module), "__class__": type(module).__qualname__}.items()
         if isinstance(value, kinds) and not isinstance(value, Parameter) and key != "training"
     }
 
 
 def digests_of_model(
-    parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
+    model: Module, loss: Any, parameters: Mapping[str, Parameter], attributes: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return digests of parameters and of the other attributes of modules, with full names."""
+    """Return digests of parameters and of the other attributes of modules, with full names.
+
+    Also return the names of functions that are attributes; a forward pass may make them.
+    """
     return {
+        **{
+            f"the function {f'{name}.{key}'.lstrip('.')}{whose}": str(value.__qualname__)
+            for name, module, whose in named_in(model, loss, Module.named_modules)
+            for key, value in attributes_of(module).items()
+            if hasattr(value, "__qualname__")
+        },
         **{f"the weights of {name}": digest([p]) for name, p in parameters.items()},
         **{f"the attribute {name}": value for name, value in attributes.items()},
     }
@@ -136,7 +151,7 @@ def check_same_model(ranks: World, model: Module, data: Any, loss: Any = None) -
     if ranks.size == 1:
         return
     attributes = digests_of_attributes(model, loss)
-    digests = digests_of_model(parameters_of(model, loss), attributes)
+    digests = digests_of_model(model, loss, parameters_of(model, loss), attributes)
     check_agreement(
         ranks,
         {"the data": digest([data]), **digests},

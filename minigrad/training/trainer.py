@@ -278,13 +278,18 @@ class Trainer(TrainingStep):
 
     def _begin_together(self, train: Rows | MicroBatches, held_out: Any, length: str) -> None:
         """Give all ranks the same state, or raise an error on all of them."""
+        ranks.take_from_first(self._world, self._trained(), self.ema)
+        loss = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
+        further = {
+            "the length of fit": length,
+            "the loss": loss,
+            "the data": digest(train.compared()),
+        }
+        if held_out is not None:
+            further["the data for validation"] = digest(held_out.compared())
+        self._check_same(ranks.parameters_of(self.model, self.loss), further)
         count = math.ceil(len(train) / train.batch_size)
         ranks.check_ranks(self._world, count, self.accumulation_steps)
-        ranks.take_from_first(self._world, self._trained(), self.ema)
-        data = digest([given and given.compared() for given in (train, held_out)])
-        loss = getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
-        further = {"the length of fit": length, "the data": data, "the loss": loss}
-        self._check_same(ranks.parameters_of(self.model, self.loss), further)
 
     def _check_same(self, parameters: Mapping[str, Parameter], further: Mapping[str, str]) -> None:
         """Raise an error on all ranks if they differ in the options or in the state of training.
@@ -307,16 +312,26 @@ class Trainer(TrainingStep):
             ],
             "which parameters require gradients": [p.requires_grad for p in self._parameters()],
             "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
-            "the optimiser": [_class_name(self.optimizer), self.optimizer.state_dict()],
+            "the state of the optimiser": self.optimizer.state_dict()["state"],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
             "the averages": None if self.ema is None else self.ema.state_dict(),
             "the best loss so far": [self._best_loss, self._epochs_since_best],
             "the step": len(self.history.steps),
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
-        digests |= ranks.digests_of_model(parameters, self._digests)
+        digests |= ranks.digests_of_model(self.model, self.loss, parameters, self._digests)
         text = ",".join(f"{name}={value}" for name, value in options.items())
-        check_agreement(self._world, {"the options of the trainer": text, **further, **digests})
+        groups = [
+            f"{name} of group {number}={len(value) if name == 'params' else value}".replace(",", "")
+            for number, group in enumerate(self.optimizer.param_groups)
+            for name, value in group.items()
+        ]
+        texts = {
+            "the options of the trainer": text,
+            "the metrics": ",".join(self.metrics) or "none",
+            "the optimiser": ",".join([type(self.optimizer).__name__, *groups]),
+        }
+        check_agreement(self._world, {**texts, **further, **digests})
 
     def stop(self, *, at_once: bool = False) -> None:
         """End `fit` after the present epoch, or with `at_once` after the present step.

@@ -69,12 +69,14 @@ def test_one_process_predicts_its_own_step_and_sends_nothing(tmp_path, capsys):
 @pytest.mark.skipif(
     not (find_spec("mpi4py") and shutil.which("mpiexec")), reason="needs mpi4py and mpiexec"
 )
-def test_two_ranks_measure_messages_and_steps_on_one_and_on_two(tmp_path):
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_measure_messages_and_steps_on_one_and_on_all(count, tmp_path):
     out = tmp_path / "scaling.png"
-    command = ["mpiexec", "-n", "2", sys.executable, "-m", "examples", "scaling", "--quick"]
+    command = ["mpiexec", "-n", str(count), sys.executable, "-m", "examples", "scaling", "--quick"]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for check in ("full, n = 1", "full, n = 2", "LoRA, n = 1", "LoRA, n = 2"):
-        assert done.stdout.count(f"{check}: ") == 1  # by one of the ranks
+    for n in (1, count):
+        for kind in (FULL, LORA):
+            assert done.stdout.count(f"{kind}, n = {n}: ") == 1  # by one of the ranks
     assert "GB/s with packing and adding" in done.stdout
     assert is_picture(out)

@@ -54,6 +54,15 @@ class Transposed(nn.Module):
         return minigrad.stack([x, 2 * x, 3 * x]).transpose((1, 0, 2))
 
 
+class Applied(nn.Module):
+    def __init__(self, function):
+        self.function = function
+
+    def forward(self, x):
+        self.function = self.function or minigrad.tanh
+        return self.function(x)
+
+
 class RunningMean(nn.Module):
     def __init__(self):
         self.mean = np.zeros(4, np.float32)
@@ -243,6 +252,39 @@ def with_another_schedule():
 
 def with_other_parameters():
     fit(trainer(model(0, nn.Linear(4, 4 + 0 * RANK, bias=RANK == 0))))
+
+
+def with_another_activation():
+    fit(trainer(model(0, nn.Tanh() if RANK else nn.ReLU())))
+
+
+def with_another_function():
+    fit(trainer(model(0, Applied(minigrad.tanh if RANK else minigrad.relu))))
+
+
+def with_another_share_of_dropout():
+    fit(trainer(model(0, nn.Dropout(0.1 + 0.1 * RANK))))
+
+
+def with_another_metric():
+    fit(trainer(metrics=[lambda output, target: 0.0] if RANK else []))
+
+
+def with_fewer_rows():
+    fit(trainer(), X[:2] if RANK else X)
+
+
+def with_another_lr():
+    made = trainer()
+    made.optimizer.param_groups[0]["lr"] *= 1 + RANK
+    fit(made)
+
+
+def with_layers_in_another_order():
+    net = nn.Module()
+    for name in ("ab", "ba")[RANK]:
+        setattr(net, name, nn.Linear(4, 4, rng=np.random.default_rng(0)))
+    fit(trainer(net))
 
 
 def with_another_order_of_parameters():
@@ -455,6 +497,11 @@ def with_noise_of_two_generators():
     return [step["loss"] for step in made.history.steps]
 
 
+def with_a_function_that_the_first_call_makes():
+    made = fit(trainer(model(0, Applied(None))))
+    return [step["loss"] for step in made.history.steps]
+
+
 def with_micro_batches_made_at_random():
     """Train on other data in each epoch, of which each rank has a part; return the losses."""
     made = trainer()
@@ -514,6 +561,7 @@ ALIKE = (
     with_noise_of_its_own,
     with_noise_in_a_list,
     with_noise_of_two_generators,
+    with_a_function_that_the_first_call_makes,
     with_micro_batches_made_at_random,
     called_on_every_rank,
     predictions_in_memory,

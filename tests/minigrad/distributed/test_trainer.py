@@ -83,7 +83,20 @@ def found(tmp_path_factory):
         ("another_frozen_base", "rank 1 differs from rank 0 in the weights of 0.weight"),
         ("another_base_in_nf4", "rank 1 differs from rank 0 in the attribute 0.(base|weight)"),
         ("another_schedule", "rank 1 differs from rank 0 in the scheduler"),
-        ("other_parameters", "rank 1 differs from rank 0 in the parameters"),
+        ("other_parameters", "rank 1 .* in the parameter 2.bias: none, and float32 of shape 4 th"),
+        ("another_activation", "rank 1 .* in the attribute 2.__class__: 'Tanh', and 'ReLU' there"),
+        (
+            "another_function",
+            "rank 1 differs from rank 0 in the function 2.function: tanh, and relu",
+        ),
+        (
+            "another_share_of_dropout",
+            "rank 1 differs from rank 0 in the attribute 2.p: 0.2, and 0.1",
+        ),
+        ("another_metric", "rank 1 differs from rank 0 in the metrics: <lambda>, and none there"),
+        ("fewer_rows", "rank 1 differs from rank 0 in the data: "),
+        ("another_lr", "rank 1 .* in the optimiser: it has lr of group 0=0.02; it lacks lr of g"),
+        ("layers_in_another_order", "rank 1 differs from rank 0 in the order of the parameters"),
         ("another_order_of_parameters", "rank 0 in the order of the optimiser's parameters"),
         ("a_layer_that_rank_1_freezes", "rank 0 in which parameters require gradients"),
         ("seeds_on_one_rank", "in whether manual_seed was called: True, and False there"),
@@ -201,6 +214,24 @@ def test_a_rank_with_another_script_or_module_beside_it_is_named(
 # --------------------------------------------------------------------------------------------------
 # Only rank 0 prints and writes
 # --------------------------------------------------------------------------------------------------
+
+
+def test_lora_train_names_the_file_that_another_rank_has_not(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    for rank, count in enumerate((20, 1)):
+        written(tmp_path / f"data{rank}" / "train.jsonl", count)
+    code = f"""
+import sys
+from lora.__main__ import main
+from minigrad.distributed import world
+options = ["--batch-size", "1", "--accumulation-steps", "2"]
+data = f"{tmp_path}/data{{world().rank}}"
+sys.exit(main(["train", "{base}", data, "{tmp_path}/out", *options]))
+"""
+    ended = run(2, "-c", code)
+    assert ended.status == 2
+    assert re.search(r"rank 1 differs from rank 0 in train.jsonl: \w+, and \w+ there", ended.err[0])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full

@@ -79,6 +79,25 @@ def test_many_calls_beside_many_signs_of_life_take_no_memory():
     assert all(int(grown) < 2_000_000 for grown in run_well(2, "-c", OFTEN))
 
 
+@needs_mpi
+def test_ranks_share_the_cores_of_their_host_unless_a_number_is_set():
+    code = """
+import os, minigrad
+os.environ.pop("NUMBA_NUM_THREADS")  # numba has read it
+from minigrad.kernels import threads
+threads.get_max_threads = lambda: 8
+{}
+minigrad.distributed.world()
+print(minigrad.get_num_threads())
+"""
+    for before, after in (
+        ("", "4"),
+        ("minigrad.get_num_threads()", "4"),
+        ("minigrad.set_num_threads(6)", "6"),
+    ):
+        assert run_well(2, "-c", code.format(before)) == [f"{after}\n"] * 2
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "soon", "1e400", "60 s"])
 def test_impossible_patience_is_refused(text, monkeypatch):
     monkeypatch.setenv(mpi.PATIENCE, text)
