@@ -57,7 +57,7 @@ R = TypeVar("R")
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
 MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
-MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
+MOST_CHANGES = 3  # after so many changes of the surroundings without a new program, give up
 
 
 class Captured(Generic[P, R]):
@@ -89,7 +89,7 @@ class Captured(Generic[P, R]):
         self._programs: dict[Any, list[Program]] = {}
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
-        self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
+        self._changes = Counter[Any]()  # since the last program, by the key of the arguments
         self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
 
     @property
@@ -243,7 +243,7 @@ class Captured(Generic[P, R]):
                 ]
                 self._programs[key] = [program, *usable][:MOST_PROGRAMS]
                 self._last = program
-                self._changes.pop(key, None)
+                self._changes.clear()  # nothing changes from call to call
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))

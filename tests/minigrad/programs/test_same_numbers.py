@@ -386,6 +386,19 @@ def test_one_change_counts_once_for_each_shape():
         assert i < 6 or found.item() == i % 6 + 1
 
 
+def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
+    scale = 1.0
+
+    @mg.capture
+    def step(x):
+        return x.sum() * scale
+
+    for epoch in range(8):
+        scale = 0.5**epoch
+        for size in (4, 4, 4, 3):
+            assert step(mg.ones(size)).item() == size * scale
+
+
 def test_two_captured_methods_of_one_name_have_programs_of_their_own():
     made = classes(mg.capture)[2]()
     assert [made.step(mg.ones(2)).item() for _ in range(4)] == [2.0] * 4
