@@ -15,6 +15,8 @@ import numpy as np
 from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.programs.names import EARLIER, MARK, CaptureError, ValueNames
+from minigrad.readonly import owner_of
+from minigrad.versions import last_written
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")
@@ -109,7 +111,8 @@ class Program:
                 f"and pass what changes from call to call as an argument, a number as a Tensor"
             )
         for name, value in self._constants.items():
-            if _is_same(first._constants.get(name), value):
+            known = first._constants.get(name)
+            if _is_same(known, value) and not _is_written(known, value):
                 continue
             what = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
             text = next(text for text in self.texts if name in _WORD.findall(text))
@@ -168,6 +171,12 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
 def _shown(text: str) -> str:
     """Format a line for a message."""
     return f"{text.replace(MARK, ''):.150}".join("``")
+
+
+def _is_written(a: Any, b: Any) -> bool:
+    """Return whether two constants are arrays in other memory, and the step has written to it."""
+    arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return arrays and owner_of(a) is not owner_of(b) and last_written(b) > 0
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -358,11 +358,33 @@ CHANGES = {
     ),
 }
 
+
+def gradients_of_what_a_loss_does_not_depend_on(capture):
+    w, _ = two()
+    v, _ = two()
+    optimizer = optim.SGD([w, v], lr=0.1, weight_decay=0.1)
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        w.grad, v.grad = mg.grad((w * x).sum(), [w, v], allow_unused=True)
+        count = mg.gradient(lambda a, b: (a * x).sum(), argnums=1)(w.detach(), v.detach())
+        slope = mg.jvp(lambda a: x * 1, (w.detach(),), (x,))[1]
+        optimizer.step()
+        count.copy_(count + x)
+        slope.copy_(slope + x)
+        return count, slope
+
+    found = [step(mg.ones(2) * i) for i in range(CALLS)]
+    return [w, v, *itertools.chain(*found)]
+
+
 SAME = [
     *(a_result_is_written_to, two_gradients_of_one_array, the_gradient_of_an_argument),
     *(the_gradient_of_a_buffer, the_gradient_of_a_parameter, two_gradients_of_a_number),
     *(gradients_that_are_returned, a_result_that_is_kept, a_gradient_in_another_order_of_memory),
     *(a_method_that_calls_that_of_its_base, a_copy_of_an_object, a_copy_of_a_trainer),
+    gradients_of_what_a_loss_does_not_depend_on,
 ]
 
 
@@ -505,6 +527,29 @@ def test_an_option_that_the_step_reads_and_changes_is_refused(read):
 
     with pytest.raises(mg.CaptureError, match="that changes from call to call"):
         [step(mg.ones(2)) for _ in range(CALLS)]
+
+
+ZEROS = mg.zeros(2)
+MADE_ANEW = {
+    "Tensor": lambda: mg.Tensor(np.zeros(2, np.float32)),
+    "from_dlpack": lambda: mg.from_dlpack(np.zeros(2, np.float32)),
+    "deepcopy": lambda: copy.deepcopy(ZEROS),
+}
+
+
+@pytest.mark.parametrize("name", MADE_ANEW)
+def test_a_tensor_that_is_made_anew_outside_of_ops_is_not_written_to(name):
+    make = MADE_ANEW[name]
+
+    @mg.capture
+    def step(x):
+        total = make()
+        total.copy_(total + x)
+        return total.sum()
+
+    assert step(mg.ones(2)).item() == 2
+    with pytest.raises(mg.CaptureError, match=r"makes a constant, of shape \(2,\), anew"):
+        step(mg.ones(2))
 
 
 def test_an_iterator_is_refused_by_name():
