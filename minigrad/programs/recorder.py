@@ -8,6 +8,7 @@ with the same result in every step with equal shapes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from minigrad.programs.names import (
     as_tuple,
 )
 from minigrad.programs.program import ProgramLine
-from minigrad.programs.surroundings import Surroundings, codes, is_known
+from minigrad.programs.surroundings import LIBRARY, Surroundings, codes, is_known, package_of
 
 DRAWS = (
     "the step draws random numbers from a generator, which a program would not do again; draw by "
@@ -337,7 +338,15 @@ class StepRecorder(Observer):
             )
 
     def on_text(self, tensor: Tensor) -> None:
-        """Raise an error if values are formatted as text, because a program cannot print them."""
+        """Raise an error if values are formatted as text, because a program cannot print them.
+
+        The library formats values only for its own errors, which are to be those of the step.
+        """
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_name in ("__repr__", "__format__"):
+            frame = frame.f_back
+        if package_of(frame.f_globals.get("__name__")) in LIBRARY:
+            return
         raise CaptureError(
             "a program cannot print a tensor or format it as text; return it, and print it outside"
         )

@@ -14,6 +14,7 @@ import linecache
 import pickle
 import pprint
 import random as stdlib_random
+import re
 import sys
 import threading
 import time
@@ -1058,6 +1059,8 @@ REFUSED = {
     "if": (conditional, r"bool\(\) takes a value"),
     "text": (lambda m, h, loss, x, y: f"{loss}", "cannot print a tensor or format it as text"),
     "format": (lambda m, h, loss, x, y: f"{loss:.3f}", "cannot print a tensor or format it"),
+    "a list": (lambda m, h, loss, x, y: str([x]), "cannot print a tensor or format it"),
+    "a list as operand": (lambda m, h, loss, x, y: mg.exp([x]), "takes a value out of the step"),
     "data": (lambda m, h, loss, x, y: x.data * 2, r"\.data or \.numpy\(\) takes a value"),
     "numpy": (lambda m, h, loss, x, y: np.asarray(x), r"\.data or \.numpy\(\) takes a value"),
     "allclose": (lambda m, h, loss, x, y: np.allclose(x, 0), r"\.numpy\(\) takes a value"),
@@ -1704,6 +1707,33 @@ def test_nothing_is_captured_of_a_step_that_raises(error, at):
         else:
             captured(*batch(i))
     assert "1 program" in repr(captured)
+
+
+def a_tensor_as_lr(x, optimizer):
+    optimizer.lr = x.sum()
+
+
+WITH_VALUES = {
+    "lr": a_tensor_as_lr,
+    "dropout": lambda x, optimizer: mg.dropout(x, x.sum()),
+    "reshape": lambda x, optimizer: x.reshape(x.sum(), 2),
+    "topk": lambda x, optimizer: mg.topk(x, x.sum()),
+    "list": lambda x, optimizer: mg.tensor([optimizer.param_groups[0]["params"][0]]),
+}
+
+
+@pytest.mark.parametrize("name", WITH_VALUES)
+def test_an_error_that_shows_values_is_that_of_the_step(name):
+    optimizer = optim.SGD(network().parameters(), lr=0.05)
+    x = mg.tensor(np.arange(4.0, dtype=np.float32))
+
+    def step(x):
+        WITH_VALUES[name](x, optimizer)
+
+    with pytest.raises((TypeError, ValueError)) as expected:
+        step(x)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value)[:40])):
+        mg.capture(step)(x)
 
 
 def test_an_error_in_a_program_is_that_of_the_step_and_shows_its_line():
