@@ -421,6 +421,22 @@ def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
             assert step(mg.ones(size)).item() == size * scale
 
 
+@pytest.mark.parametrize("kind", ["float", "int", "text", "float32", "tuple"])
+def test_an_equal_number_or_text_is_no_change(kind):
+    kinds = {"float": float, "int": int, "text": "{}".format, "float32": np.float32}
+    owner = types.SimpleNamespace(scale=None)
+
+    @mg.capture
+    def step(x):
+        return x.sum() * float(owner.scale[0] if kind == "tuple" else owner.scale)
+
+    for i in range(12):
+        text = str(1000 + i // 6)
+        owner.scale = (float(text), text) if kind == "tuple" else kinds[kind](text)
+        assert step(mg.ones(2)).item() == 2 * float(text)
+    assert len(step.programs) == 2
+
+
 def test_two_captured_methods_of_one_name_have_programs_of_their_own():
     made = classes(mg.capture)[2]()
     assert [made.step(mg.ones(2)).item() for _ in range(4)] == [2.0] * 4
