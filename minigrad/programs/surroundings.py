@@ -74,7 +74,8 @@ _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before 
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, counters, and records that only change together with layers.
 _NOT_COMPARED: tuple[str, ...] = ("minigrad.kernels", "minigrad.core", "minigrad.programs")
-_NOT_COMPARED += ("minigrad.distributed", "minigrad.training.streams", "lora.attachment")
+_NOT_COMPARED += ("minigrad.distributed", "minigrad.training.streams")
+_NOT_COMPARED += ("lora.attachment", "lora.frozen")
 
 
 class Surroundings:
