@@ -379,12 +379,28 @@ def gradients_of_what_a_loss_does_not_depend_on(capture):
     return [w, v, *itertools.chain(*found)]
 
 
+def draws_without_an_axis(capture):
+    w, optimizer = two()
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        loss = (w * x).sum() * mg.rand() + w[0] * mg.rand((), dtype=np.float64) * mg.randn(())
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step(mg.ones(2)) for _ in range(CALLS)]
+    return [w, *losses]
+
+
 SAME = [
     *(a_result_is_written_to, two_gradients_of_one_array, the_gradient_of_an_argument),
     *(the_gradient_of_a_buffer, the_gradient_of_a_parameter, two_gradients_of_a_number),
     *(gradients_that_are_returned, a_result_that_is_kept, a_gradient_in_another_order_of_memory),
     *(a_method_that_calls_that_of_its_base, a_copy_of_an_object, a_copy_of_a_trainer),
     gradients_of_what_a_loss_does_not_depend_on,
+    draws_without_an_axis,
 ]
 
 
