@@ -34,6 +34,7 @@ from minigrad.programs.names import (
     StepNumber,
     ValueNames,
     as_tuple,
+    refused,
 )
 from minigrad.programs.program import ProgramLine
 from minigrad.programs.surroundings import LIBRARY, Surroundings, codes, is_known, package_of
@@ -59,6 +60,7 @@ class StepRecorder(Observer):
         self._edges: dict[Node, Iterator[Edge]] = {}  # edges that have not been visited
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines with several gradients
         self._state = self.surroundings.state()
+        refused.text = ""
 
     def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
         line = ProgramLine(self._section, outs, expression, has_effect)
@@ -370,7 +372,12 @@ class StepRecorder(Observer):
             )
 
     def check_state(self) -> None:
-        """Raise a CaptureError if the step itself has changed a value that programs read again."""
+        """Raise a CaptureError if the step has changed a value that programs read again.
+
+        Also raise one that the step has caught, because a program would not raise it.
+        """
+        if refused.text:  # the step has caught an error
+            raise CaptureError(refused.text)
         settings, draws = self.surroundings.state()
         for path, before in self._state[0].items():
             if settings[path] != before:

@@ -486,6 +486,13 @@ def other_memory(w, x, average):
     return (w * x).sum()
 
 
+def number_or_1(x):
+    try:
+        return float(x[0])
+    except RuntimeError:
+        return 1.0
+
+
 REFUSED = {
     "data": (other_memory, lambda: [mg.zeros(2)], r"assignment to \.data .* copy_"),
     "nonzero": (
@@ -517,6 +524,11 @@ REFUSED = {
         lambda w, x, source: (w * x).sum() * source.random(),
         lambda: [random.SystemRandom()],
         "something else than the call before",
+    ),
+    "a refusal that the step catches": (
+        lambda w, x: (w * x).sum() * number_or_1(x),
+        list,
+        r"float\(\) takes a value out of the step",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
     "iterator in a list": (
