@@ -158,12 +158,14 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
         raise CaptureError(
             "capture: nothing in the step uses its gradients, and they do not outlive it: no "
             "parameter that its optimiser steps has a gradient, perhaps because they are frozen, "
-            "or no optimiser steps; step the optimiser in it, or return the gradients"
+            "or no optimiser steps; step the optimiser in it, or return the gradients; to add up "
+            "the gradients of several batches, pass all of them to one step"
         )
     if any(name.startswith(f"{MARK}{EARLIER}") for name in needed):
         raise CaptureError(
             "capture: the step adds to a gradient from an earlier one, or to zeros of "
-            "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
+            "zero_grad(set_to_none=False); begin it with optimizer.zero_grad(), or with "
+            "model.zero_grad() if the optimiser does not have all parameters"
         )
     return kept[::-1]
 
