@@ -447,7 +447,8 @@ def _is_equal(a: Any, b: Any) -> bool:
     if type(a) is tuple:
         return len(a) == len(b) and all(map(_is_equal, a, b))
     # By repr, because 0.0 == -0.0 and NaN != NaN.
-    return (type(a) in (int, float, str) or isinstance(a, np.generic)) and repr(a) == repr(b)
+    kinds = int, float, complex, str, bytes
+    return (type(a) in kinds or isinstance(a, np.generic)) and repr(a) == repr(b)
 
 
 def _value_in(cell: Any) -> Any:

@@ -437,9 +437,9 @@ def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
             assert step(mg.ones(size)).item() == size * scale
 
 
-@pytest.mark.parametrize("kind", ["float", "int", "text", "float32", "tuple"])
+@pytest.mark.parametrize("kind", ["float", "int", "text", "bytes", "float32", "tuple"])
 def test_an_equal_number_or_text_is_no_change(kind):
-    kinds = {"float": float, "int": int, "text": "{}".format, "float32": np.float32}
+    kinds = {"float": float, "int": int, "text": str, "bytes": str.encode, "float32": np.float32}
     owner = types.SimpleNamespace(scale=None)
 
     @mg.capture
