@@ -308,8 +308,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     and `vars` with a name that it computes; those that functions of installed packages read, except
     for the packages of the step and of its modules; and results of numpy, outside of the library,
     from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
-    metaclass or a weak dictionary holds, and a function or a class of minigrad, also if another one
-    has taken its place.
+    metaclass or a weak dictionary holds, what a function such as `get_num_threads` returns, and a
+    function or a class of minigrad, also if another one has taken its place.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

@@ -154,7 +154,8 @@ class Surroundings:
         if all(map(is_, chain.from_iterable(map(call, self._reads)), self._all_values)):
             return True
         values = [*chain.from_iterable(map(call, self._reads))]
-        if not all(map(_is_equal, values, self._all_values)):
+        pairs = zip(values, self._all_values, strict=False)
+        if not all(_is_equal(a, b) for a, b in pairs if a is not b):
             return False
         self._all_values = values  # so that the next comparison is a fast one
         return True
