@@ -217,9 +217,9 @@ class StepRecorder(Observer):
         """Raise an error for a backward pass under `create_graph`."""
         raise CaptureError(
             "a backward pass that is recorded in a graph is not captured: with create_graph=True, "
-            "in hvp and hessian, or in gradient, vjp and the like where an argument requires a "
-            "gradient; detach such arguments, or leave gradients of gradients to a function "
-            "outside of the step"
+            "in hvp and hessian, or in gradient, vjp and the like where an argument or a parameter "
+            "of the function requires a gradient; call these under minigrad.no_grad(), or leave "
+            "gradients of gradients to a function outside of the step"
         )
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:

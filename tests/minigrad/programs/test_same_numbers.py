@@ -394,6 +394,25 @@ def draws_without_an_axis(capture):
     return [w, *losses]
 
 
+def derivatives_without_a_graph(capture):
+    """A program refuses a graph of gradients, and the message says to call them under no_grad."""
+    w, optimizer = two()
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        loss = (w * x).sum()
+        loss.backward()
+        optimizer.step()
+        with mg.no_grad():
+            jacobian = mg.jacobian(lambda v: w * v * v)(x)
+            slope = mg.gradient(lambda v: (w * v**3).sum())(x)
+        return loss, jacobian, slope
+
+    found = [step(mg.ones(2) * i) for i in range(CALLS)]
+    return [w, *itertools.chain(*found)]
+
+
 SAME = [
     *(a_result_is_written_to, two_gradients_of_one_array, the_gradient_of_an_argument),
     *(the_gradient_of_a_buffer, the_gradient_of_a_parameter, two_gradients_of_a_number),
@@ -401,6 +420,7 @@ SAME = [
     *(a_method_that_calls_that_of_its_base, a_copy_of_an_object, a_copy_of_a_trainer),
     gradients_of_what_a_loss_does_not_depend_on,
     draws_without_an_axis,
+    derivatives_without_a_graph,
 ]
 
 
