@@ -57,7 +57,7 @@ R = TypeVar("R")
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
 MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
-MOST_CHANGES = 3  # after so many changes of the surroundings without a new program, give up
+MOST_CHANGES = 3  # by the step itself of what it reads, without a new program, before an error
 
 
 class Captured(Generic[P, R]):
@@ -211,7 +211,7 @@ class Captured(Generic[P, R]):
         if first is not None:
             others.remove(first)
         elif others and known is None:
-            self._count_change(key, others[0].surroundings)
+            self._count_change(key, others[0])
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -232,7 +232,8 @@ class Captured(Generic[P, R]):
                 if known.zeroed.issuperset(before):  # the program leaves no gradients either
                     for leaf in surroundings.with_gradients():
                         leaf.grad = None
-            elif first is None or not surroundings.is_unchanged():
+            elif (changes := not surroundings.is_unchanged()) or first is None:
+                program.changes_what_it_reads = changes
                 others.insert(0, program)
             else:
                 program.check_same(first)
@@ -270,11 +271,14 @@ class Captured(Generic[P, R]):
             )
         return True
 
-    def _count_change(self, key: Any, before: Surroundings) -> None:
-        """Count one more recording in other surroundings; raise an error after too many."""
+    def _count_change(self, key: Any, before: Program) -> None:
+        """Count one more recording in other surroundings; raise an error after too many.
+
+        Settings that are made by turns outside of the step have programs of their own.
+        """
         self._changes[key] += 1
-        if self._changes[key] > MOST_CHANGES:
-            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
+        if self._changes[key] > (MOST_CHANGES if before.changes_what_it_reads else MOST_PROGRAMS):
+            changes = ", ".join([*dict.fromkeys(before.surroundings.changes())][:5])
             raise CaptureError(
                 f"capture: the step reads {changes}, and that changes from call to call; make "
                 f"it an argument, as a Tensor if it is a number, or return what the step "

@@ -46,6 +46,7 @@ class Program:
     """
 
     function: Callable[..., Any]  # the function that the source defines, after `compile`
+    changes_what_it_reads = False  # whether the step has changed what programs compare
     zeroed: set[Node]  # the leaves whose gradients from before the step are replaced or dropped
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:

@@ -457,6 +457,15 @@ def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
             assert step(mg.ones(size)).item() == size * scale
 
 
+def test_settings_by_turns_have_programs_of_their_own():
+    owner = types.SimpleNamespace(scale=0.0)
+    step = mg.capture(lambda x: x.sum() * owner.scale)
+    for i in range(40):
+        owner.scale = 0.5 + i % 8
+        assert step(mg.ones(2)).item() == 2 * owner.scale
+    assert len(step.programs) == 8
+
+
 @pytest.mark.parametrize("kind", ["float", "int", "text", "bytes", "float32", "tuple"])
 def test_an_equal_number_or_text_is_no_change(kind):
     kinds = {"float": float, "int": int, "text": str, "bytes": str.encode, "float32": np.float32}
