@@ -27,7 +27,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -90,7 +90,7 @@ class Captured(Generic[P, R]):
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
         self._changes = Counter[Any]()  # since the last program, by the key of the arguments
-        self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
+        self._numbers = defaultdict[Any, set[Any]](set)  # the keys, by the shapes of the arrays
 
     @property
     def programs(self) -> list[Program]:
@@ -262,8 +262,9 @@ class Captured(Generic[P, R]):
             )
             return False
         shapes = tuple((array.shape, array.dtype, array.strides) for _, array in arrays)
-        self._numbers[shapes] += 1
-        if self._numbers[shapes] == MOST_NUMBERS:
+        before = len(self._numbers[shapes])
+        self._numbers[shapes].add(key)
+        if before < len(self._numbers[shapes]) == MOST_NUMBERS:
             warnings.warn(
                 f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
                 f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",

@@ -457,6 +457,14 @@ def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
             assert step(mg.ones(size)).item() == size * scale
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_step_that_raises_does_not_count_as_one_with_other_numbers():
+    step = mg.capture(lambda x: x @ mg.ones(3, 3))
+    for _ in range(12):
+        with pytest.raises(ValueError, match="do not align"):
+            step(mg.ones(2))
+
+
 def test_settings_by_turns_have_programs_of_their_own():
     owner = types.SimpleNamespace(scale=0.0)
     step = mg.capture(lambda x: x.sum() * owner.scale)
