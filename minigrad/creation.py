@@ -270,8 +270,7 @@ def draw(rng: Rng, dtype: DTypeLike, method: str, *arguments: Any) -> NDArray[An
 def below(drawn: NDArray[Any], bound: float) -> NDArray[Any]:
     """Replace numbers that were rounded up to `bound` by the largest number below it."""
     largest = np.nextafter(drawn.dtype.type(bound), -np.inf, dtype=drawn.dtype)
-    kept: NDArray[Any] = np.minimum(drawn, largest)
-    return kept
+    return np.asarray(np.minimum(drawn, largest))
 
 
 def as_shape(name: str, sizes: Any) -> tuple[int, ...]:

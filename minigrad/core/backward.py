@@ -180,7 +180,7 @@ def grad(
             is_last = last_use[node] == i
             gradients.append(take(arrived, node) if is_last else _copied(arrived[node]))
         elif allow_unused:
-            gradients.append(Tensor(np.zeros(node.shape, node.dtype)))
+            gradients.append(Tensor(observed(np.zeros, node.shape, node.dtype)))
         else:
             where = path.removeprefix("grad: ")
             raise RuntimeError(

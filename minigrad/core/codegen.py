@@ -400,6 +400,8 @@ def as_floats(op: OpLike, value: Any) -> Any:
     try:
         array: Any = value if isinstance(value, StandIn) else np.asarray(value)
     except RuntimeError as error:
+        if type(error) is not RuntimeError:  # the step is captured
+            raise
         text = (
             f"takes a Tensor, not a list of those that require a gradient; minigrad.stack makes "
             f"one tensor of them, through which their gradients flow: {value!r:.80}"

@@ -42,7 +42,7 @@ import numpy as np
 
 from minigrad.core.backward import fit_to_input, propagate
 from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, array_of, shape, without_vjp
-from minigrad.core.grad_mode import grad_mode, mode
+from minigrad.core.grad_mode import grad_mode, mode, observed
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import VJP, Op, identity
@@ -104,7 +104,8 @@ class ForwardMode(Observer):
     def tangents(self, result: Tensor) -> list[Tensor]:
         """Return the tangents of a result, one per direction."""
         tangents = self._of(result) or [None] * self._directions
-        return [Tensor(np.zeros_like(result._data)) if v is None else v for v in tangents]
+        zeros = np.zeros_like
+        return [Tensor(observed(zeros, result._data)) if v is None else v for v in tangents]
 
     def carries(self, result: Tensor) -> bool:
         """Return whether a result has tangents, because it depends on an input."""

@@ -57,9 +57,9 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        except RuntimeError:
-            if not isinstance(data, (list, tuple)):
-                raise
+        except RuntimeError as error:
+            if not isinstance(data, (list, tuple)) or type(error) is not RuntimeError:
+                raise  # also if the step is captured
             raise TypeError(
                 f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
                 f"them, through which their gradients flow: {data!r:.80}"

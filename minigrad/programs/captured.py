@@ -27,7 +27,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -57,7 +57,7 @@ R = TypeVar("R")
 MOST_PROGRAMS = 8  # for arguments of equal shapes; for example one in training, one in evaluation
 MOST_SHAPES = 64  # the number of argument shapes that are recorded; others run the step itself
 MOST_NUMBERS = 8  # of kinds of arguments with arrays of equal shapes, before a warning
-MOST_CHANGES = 3  # after so many changes of the surroundings between recordings, give up
+MOST_CHANGES = 3  # by the step itself of what it reads, without a new program, before an error
 
 
 class Captured(Generic[P, R]):
@@ -89,8 +89,8 @@ class Captured(Generic[P, R]):
         self._programs: dict[Any, list[Program]] = {}
         self._first: dict[Any, list[Program]] = {}  # recordings that no second one has confirmed
         self._last: Program | None = None
-        self._changes = Counter[Any]()  # changes in a row, by the key of the arguments
-        self._numbers = Counter[Any]()  # recorded kinds of arguments, by the shapes of the arrays
+        self._changes = Counter[Any]()  # since the last program, by the key of the arguments
+        self._numbers = defaultdict[Any, set[Any]](set)  # the keys, by the shapes of the arrays
 
     @property
     def programs(self) -> list[Program]:
@@ -211,7 +211,7 @@ class Captured(Generic[P, R]):
         if first is not None:
             others.remove(first)
         elif others and known is None:
-            self._count_change(key, others[0].surroundings)
+            self._count_change(key, others[0])
         before = {leaf: weakref.ref(leaf.grad) for leaf in surroundings.with_gradients()}
         names = ValueNames(arrays, surroundings)
         recorder = StepRecorder(names)
@@ -232,7 +232,8 @@ class Captured(Generic[P, R]):
                 if known.zeroed.issuperset(before):  # the program leaves no gradients either
                     for leaf in surroundings.with_gradients():
                         leaf.grad = None
-            elif first is None or not surroundings.is_unchanged():
+            elif (changes := not surroundings.is_unchanged()) or first is None:
+                program.changes_what_it_reads = changes
                 others.insert(0, program)
             else:
                 program.check_same(first)
@@ -243,7 +244,7 @@ class Captured(Generic[P, R]):
                 ]
                 self._programs[key] = [program, *usable][:MOST_PROGRAMS]
                 self._last = program
-                self._changes.pop(key, None)
+                self._changes.clear()  # nothing changes from call to call
         if others:
             self._first[key] = others[:MOST_PROGRAMS]
         return cast(R, _with_tensors(result))
@@ -261,8 +262,9 @@ class Captured(Generic[P, R]):
             )
             return False
         shapes = tuple((array.shape, array.dtype, array.strides) for _, array in arrays)
-        self._numbers[shapes] += 1
-        if self._numbers[shapes] == MOST_NUMBERS:
+        before = len(self._numbers[shapes])
+        self._numbers[shapes].add(key)
+        if before < len(self._numbers[shapes]) == MOST_NUMBERS:
             warnings.warn(
                 f"{self!r} is recorded for the {MOST_NUMBERS}th time with other numbers or "
                 f"texts, and arrays of the same shapes; pass a number that changes as a Tensor",
@@ -270,11 +272,14 @@ class Captured(Generic[P, R]):
             )
         return True
 
-    def _count_change(self, key: Any, before: Surroundings) -> None:
-        """Count one more recording in other surroundings; raise an error after too many."""
+    def _count_change(self, key: Any, before: Program) -> None:
+        """Count one more recording in other surroundings; raise an error after too many.
+
+        Settings that are made by turns outside of the step have programs of their own.
+        """
         self._changes[key] += 1
-        if self._changes[key] > MOST_CHANGES:
-            changes = ", ".join([*dict.fromkeys(before.changes())][:5])
+        if self._changes[key] > (MOST_CHANGES if before.changes_what_it_reads else MOST_PROGRAMS):
+            changes = ", ".join([*dict.fromkeys(before.surroundings.changes())][:5])
             raise CaptureError(
                 f"capture: the step reads {changes}, and that changes from call to call; make "
                 f"it an argument, as a Tensor if it is a number, or return what the step "
@@ -308,8 +313,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     and `vars` with a name that it computes; those that functions of installed packages read, except
     for the packages of the step and of its modules; and results of numpy, outside of the library,
     from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
-    metaclass or a weak dictionary holds, and a function or a class of minigrad, also if another one
-    has taken its place.
+    metaclass or a weak dictionary holds, what a function such as `get_num_threads` returns, and a
+    function or a class of minigrad, also if another one has taken its place.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

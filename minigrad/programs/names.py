@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from keyword import iskeyword
@@ -34,6 +35,19 @@ CONSTANT = re.compile(rf"{MARK}k\d+")
 
 class CaptureError(RuntimeError):
     """The step does something that cannot be captured; the message says what to do instead."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        refused.text = str(self)
+
+
+class _Refused(threading.local):
+    """The text of the last CaptureError of a thread: the step may have caught the error."""
+
+    text = ""
+
+
+refused = _Refused()
 
 
 class StepMadeError(CaptureError):

@@ -15,6 +15,8 @@ import numpy as np
 from minigrad.checks import are_same
 from minigrad.core.node import Node
 from minigrad.programs.names import EARLIER, MARK, CaptureError, ValueNames
+from minigrad.readonly import owner_of
+from minigrad.versions import last_written
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")
@@ -44,6 +46,7 @@ class Program:
     """
 
     function: Callable[..., Any]  # the function that the source defines, after `compile`
+    changes_what_it_reads = False  # whether the step has changed what programs compare
     zeroed: set[Node]  # the leaves whose gradients from before the step are replaced or dropped
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
@@ -109,7 +112,8 @@ class Program:
                 f"and pass what changes from call to call as an argument, a number as a Tensor"
             )
         for name, value in self._constants.items():
-            if _is_same(first._constants.get(name), value):
+            known = first._constants.get(name)
+            if _is_same(known, value) and not _is_written(known, value):
                 continue
             what = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
             text = next(text for text in self.texts if name in _WORD.findall(text))
@@ -155,12 +159,14 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
         raise CaptureError(
             "capture: nothing in the step uses its gradients, and they do not outlive it: no "
             "parameter that its optimiser steps has a gradient, perhaps because they are frozen, "
-            "or no optimiser steps; step the optimiser in it, or return the gradients"
+            "or no optimiser steps; step the optimiser in it, or return the gradients; to add up "
+            "the gradients of several batches, pass all of them to one step"
         )
     if any(name.startswith(f"{MARK}{EARLIER}") for name in needed):
         raise CaptureError(
             "capture: the step adds to a gradient from an earlier one, or to zeros of "
-            "zero_grad(set_to_none=False); begin it with optimizer.zero_grad()"
+            "zero_grad(set_to_none=False); begin it with optimizer.zero_grad(), or with "
+            "model.zero_grad() if the optimiser does not have all parameters"
         )
     return kept[::-1]
 
@@ -168,6 +174,12 @@ def _needed(lines: Sequence[ProgramLine], result: str) -> list[ProgramLine]:
 def _shown(text: str) -> str:
     """Format a line for a message."""
     return f"{text.replace(MARK, ''):.150}".join("``")
+
+
+def _is_written(a: Any, b: Any) -> bool:
+    """Return whether two constants are arrays in other memory, and the step has written to it."""
+    arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return arrays and owner_of(a) is not owner_of(b) and last_written(b) > 0
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -33,6 +33,7 @@ from minigrad.programs.names import (
     StepNumber,
     ValueNames,
     as_tuple,
+    refused,
 )
 from minigrad.programs.program import ProgramLine
 from minigrad.programs.surroundings import Surroundings, codes, is_known
@@ -58,6 +59,7 @@ class StepRecorder(Observer):
         self._edges: dict[Node, Iterator[Edge]] = {}  # edges that have not been visited
         self._joint: dict[Node, tuple[ProgramLine, list[str]]] = {}  # lines with several gradients
         self._state = self.surroundings.state()
+        refused.text = ""
 
     def _emit(self, outs: str, expression: str, has_effect: bool = False) -> ProgramLine:
         line = ProgramLine(self._section, outs, expression, has_effect)
@@ -214,9 +216,9 @@ class StepRecorder(Observer):
         """Raise an error for a backward pass under `create_graph`."""
         raise CaptureError(
             "a backward pass that is recorded in a graph is not captured: with create_graph=True, "
-            "in hvp and hessian, or in gradient, vjp and the like where an argument requires a "
-            "gradient; detach such arguments, or leave gradients of gradients to a function "
-            "outside of the step"
+            "in hvp and hessian, or in gradient, vjp and the like where an argument or a parameter "
+            "of the function requires a gradient; call these under minigrad.no_grad(), or leave "
+            "gradients of gradients to a function outside of the step"
         )
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
@@ -361,7 +363,12 @@ class StepRecorder(Observer):
             )
 
     def check_state(self) -> None:
-        """Raise a CaptureError if the step itself has changed a value that programs read again."""
+        """Raise a CaptureError if the step has changed a value that programs read again.
+
+        Also raise one that the step has caught, because a program would not raise it.
+        """
+        if refused.text:  # the step has caught an error
+            raise CaptureError(refused.text)
         settings, draws = self.surroundings.state()
         for path, before in self._state[0].items():
             if settings[path] != before:

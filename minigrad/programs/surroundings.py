@@ -1,10 +1,11 @@
 """What a function reads besides its arguments, and whether any of these values has changed.
 
 In the program of a captured step, the attributes of modules, the options of layers and the memory
-of parameters are constants. So before each run, they are compared by identity with their values at
-the time of the recording: the variables around the function, the attributes of the objects in them,
-the elements of lists and dicts, and so on. A thousand comparisons take about 20 microseconds. For
-classes, Python modules and the owner of a method, only attributes that the code names are compared.
+of parameters are constants. So before each run, they are compared with their values at the time of
+the recording, by identity, and numbers and texts by value: the variables around the function, the
+attributes of the objects in them, the elements of lists and dicts, and so on. A thousand
+comparisons take about 20 microseconds. For classes, Python modules and the owner of a method, only
+attributes that the code names are compared.
 
 A program reads some values again in each run, so they are not compared: the elements of arrays, the
 options and states of optimisers, and the states of schedulers, averages and random generators. Only
@@ -73,7 +74,8 @@ _LARGEST = 1 << 16  # bytes of a plain array whose elements are compared before 
 _LARGEST_SUMMED = 1 << 26  # bytes; in larger arrays, writes by the step are not noticed
 # Caches, the engine, counters, and records that only change together with layers.
 _NOT_COMPARED: tuple[str, ...] = ("minigrad.kernels", "minigrad.core", "minigrad.programs")
-_NOT_COMPARED += ("minigrad.distributed", "minigrad.training.streams", "lora.attachment")
+_NOT_COMPARED += ("minigrad.distributed", "minigrad.training.streams")
+_NOT_COMPARED += ("lora.attachment", "lora.frozen")
 
 
 class Surroundings:
@@ -139,13 +141,24 @@ class Surroundings:
     def is_unchanged(self) -> bool:
         """Return whether nothing has changed."""
         return (
-            all(map(is_, chain.from_iterable(map(call, self._reads)), self._all_values))
-            and [*map(list, self._dicts)] == self._attributes
+            [*map(list, self._dicts)] == self._attributes
             and self.has_same_memory()
             and are_same([tensor.node for tensor in self._found], self._nodes)
             and are_same([leaf.hooks for leaf in self._leaves], self._hooks)
             and all(x.tobytes() == self._bytes[path] for path, x in self._plain.items())
+            and self._has_same_values()
         )
+
+    def _has_same_values(self) -> bool:
+        """Return whether all compared values are the same objects, or equal numbers and texts."""
+        if all(map(is_, chain.from_iterable(map(call, self._reads)), self._all_values)):
+            return True
+        values = [*chain.from_iterable(map(call, self._reads))]
+        pairs = zip(values, self._all_values, strict=False)
+        if not all(_is_equal(a, b) for a, b in pairs if a is not b):
+            return False
+        self._all_values = values  # so that the next comparison is a fast one
+        return True
 
     def has_same_memory(self) -> bool:
         """Return whether the tensors still have the same memory."""
@@ -158,7 +171,7 @@ class Surroundings:
             now = list(read())
             if len(now) == len(before) == len(names):
                 values = zip(names, now, before, strict=True)
-                changed += [_joined(path, name) for name, a, b in values if a is not b]
+                changed += [_joined(path, name) for name, a, b in values if not _is_equal(a, b)]
             elif not are_same(now, before):
                 changed.append(path)
         for (path, _), now, before in zip(self._owners, self._dicts, self._attributes, strict=True):
@@ -426,6 +439,17 @@ def _state_of(source: Any) -> Any:
     if isinstance(source, np.random.RandomState):
         return source.get_state(legacy=False)
     return source.getstate()
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Return whether two values are one object, or equal numbers or texts, also in tuples."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if type(a) is tuple:
+        return len(a) == len(b) and all(map(_is_equal, a, b))
+    # By repr, because 0.0 == -0.0 and NaN != NaN.
+    kinds = int, float, complex, str, bytes
+    return (type(a) in kinds or isinstance(a, np.generic)) and repr(a) == repr(b)
 
 
 def _value_in(cell: Any) -> Any:

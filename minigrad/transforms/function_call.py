@@ -11,7 +11,7 @@ from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, rebuild
 from minigrad.core.backward import announce, propagate, take
 from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
-from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode, observed
 from minigrad.core.node import Node, reachable
 from minigrad.core.observers import observe
 from minigrad.core.op import identity
@@ -199,7 +199,9 @@ class Run:
         )
         announce(arrived, adding=False)
         return tuple(
-            take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
+            take(arrived, end)
+            if end in arrived
+            else Tensor(observed(np.zeros, end.shape, end.dtype))
             for end in ends
         )
 

@@ -272,3 +272,16 @@ def test_programs_of_several_adapters_are_used_again_after_each_switch(options):
         if capture is mg.capture:
             assert [len(step.programs) for step in steps.values()] == [1, 1]
     assert losses[0] == losses[1]
+
+
+def test_reading_a_base_weight_is_no_change():
+    """DoRA saves the norms of its rows until it is read by `data`, which makes it writable."""
+    rng = np.random.default_rng(0)
+    net = mg.nn.Sequential(mg.nn.Linear(8, 8, rng=rng))
+    lora.attach(net, lora.LoRAConfig(rank=2, use_dora=True), rng=rng)
+    step = mg.capture(training_step(net, mg.optim.Adam(net.trainable_parameters())))
+    x, y = rng.standard_normal((2, 4, 8))
+    for _ in range(9):
+        step(x, y)
+        assert np.isfinite(net[0].base_weight.data).all()
+    assert len(step.programs) == 1

@@ -1058,6 +1058,8 @@ REFUSED = {
     "if": (conditional, r"bool\(\) takes a value"),
     "text": (lambda m, h, loss, x, y: f"{loss}", "cannot print a tensor or format it as text"),
     "format": (lambda m, h, loss, x, y: f"{loss:.3f}", "cannot print a tensor or format it"),
+    "a list": (lambda m, h, loss, x, y: str([x]), "cannot print a tensor or format it"),
+    "a list as operand": (lambda m, h, loss, x, y: mg.exp([x]), "takes a value out of the step"),
     "data": (lambda m, h, loss, x, y: x.data * 2, r"\.data or \.numpy\(\) takes a value"),
     "numpy": (lambda m, h, loss, x, y: np.asarray(x), r"\.data or \.numpy\(\) takes a value"),
     "allclose": (lambda m, h, loss, x, y: np.allclose(x, 0), r"\.numpy\(\) takes a value"),

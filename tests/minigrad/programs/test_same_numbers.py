@@ -358,11 +358,69 @@ CHANGES = {
     ),
 }
 
+
+def gradients_of_what_a_loss_does_not_depend_on(capture):
+    w, _ = two()
+    v, _ = two()
+    optimizer = optim.SGD([w, v], lr=0.1, weight_decay=0.1)
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        w.grad, v.grad = mg.grad((w * x).sum(), [w, v], allow_unused=True)
+        count = mg.gradient(lambda a, b: (a * x).sum(), argnums=1)(w.detach(), v.detach())
+        slope = mg.jvp(lambda a: x * 1, (w.detach(),), (x,))[1]
+        optimizer.step()
+        count.copy_(count + x)
+        slope.copy_(slope + x)
+        return count, slope
+
+    found = [step(mg.ones(2) * i) for i in range(CALLS)]
+    return [w, v, *itertools.chain(*found)]
+
+
+def draws_without_an_axis(capture):
+    w, optimizer = two()
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        loss = (w * x).sum() * mg.rand() + w[0] * mg.rand((), dtype=np.float64) * mg.randn(())
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step(mg.ones(2)) for _ in range(CALLS)]
+    return [w, *losses]
+
+
+def derivatives_without_a_graph(capture):
+    """A program refuses a graph of gradients, and the message says to call them under no_grad."""
+    w, optimizer = two()
+
+    @capture
+    def step(x):
+        optimizer.zero_grad()
+        loss = (w * x).sum()
+        loss.backward()
+        optimizer.step()
+        with mg.no_grad():
+            jacobian = mg.jacobian(lambda v: w * v * v)(x)
+            slope = mg.gradient(lambda v: (w * v**3).sum())(x)
+        return loss, jacobian, slope
+
+    found = [step(mg.ones(2) * i) for i in range(CALLS)]
+    return [w, *itertools.chain(*found)]
+
+
 SAME = [
     *(a_result_is_written_to, two_gradients_of_one_array, the_gradient_of_an_argument),
     *(the_gradient_of_a_buffer, the_gradient_of_a_parameter, two_gradients_of_a_number),
     *(gradients_that_are_returned, a_result_that_is_kept, a_gradient_in_another_order_of_memory),
     *(a_method_that_calls_that_of_its_base, a_copy_of_an_object, a_copy_of_a_trainer),
+    gradients_of_what_a_loss_does_not_depend_on,
+    draws_without_an_axis,
+    derivatives_without_a_graph,
 ]
 
 
@@ -384,6 +442,52 @@ def test_one_change_counts_once_for_each_shape():
             dropout.p = 0.0
         found = step(mg.ones(i % 6 + 1))
         assert i < 6 or found.item() == i % 6 + 1
+
+
+def test_a_number_may_change_in_each_epoch_with_a_last_batch_of_another_shape():
+    scale = 1.0
+
+    @mg.capture
+    def step(x):
+        return x.sum() * scale
+
+    for epoch in range(8):
+        scale = 0.5**epoch
+        for size in (4, 4, 4, 3):
+            assert step(mg.ones(size)).item() == size * scale
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_that_raises_does_not_count_as_one_with_other_numbers():
+    step = mg.capture(lambda x: x @ mg.ones(3, 3))
+    for _ in range(12):
+        with pytest.raises(ValueError, match="do not align"):
+            step(mg.ones(2))
+
+
+def test_settings_by_turns_have_programs_of_their_own():
+    owner = types.SimpleNamespace(scale=0.0)
+    step = mg.capture(lambda x: x.sum() * owner.scale)
+    for i in range(40):
+        owner.scale = 0.5 + i % 8
+        assert step(mg.ones(2)).item() == 2 * owner.scale
+    assert len(step.programs) == 8
+
+
+@pytest.mark.parametrize("kind", ["float", "int", "text", "bytes", "float32", "tuple"])
+def test_an_equal_number_or_text_is_no_change(kind):
+    kinds = {"float": float, "int": int, "text": str, "bytes": str.encode, "float32": np.float32}
+    owner = types.SimpleNamespace(scale=None)
+
+    @mg.capture
+    def step(x):
+        return x.sum() * float(owner.scale[0] if kind == "tuple" else owner.scale)
+
+    for i in range(12):
+        text = str(1000 + i // 6)
+        owner.scale = (float(text), text) if kind == "tuple" else kinds[kind](text)
+        assert step(mg.ones(2)).item() == 2 * float(text)
+    assert len(step.programs) == 2
 
 
 def test_two_captured_methods_of_one_name_have_programs_of_their_own():
@@ -419,6 +523,13 @@ def other_memory(w, x, average):
     return (w * x).sum()
 
 
+def number_or_1(x):
+    try:
+        return float(x[0])
+    except RuntimeError:
+        return 1.0
+
+
 REFUSED = {
     "data": (other_memory, lambda: [mg.zeros(2)], r"assignment to \.data .* copy_"),
     "nonzero": (
@@ -450,6 +561,11 @@ REFUSED = {
         lambda w, x, source: (w * x).sum() * source.random(),
         lambda: [random.SystemRandom()],
         "something else than the call before",
+    ),
+    "a refusal that the step catches": (
+        lambda w, x: (w * x).sum() * number_or_1(x),
+        list,
+        r"float\(\) takes a value out of the step",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
     "iterator in a list": (
@@ -492,6 +608,29 @@ def test_an_option_that_the_step_reads_and_changes_is_refused(read):
 
     with pytest.raises(mg.CaptureError, match="that changes from call to call"):
         [step(mg.ones(2)) for _ in range(CALLS)]
+
+
+ZEROS = mg.zeros(2)
+MADE_ANEW = {
+    "Tensor": lambda: mg.Tensor(np.zeros(2, np.float32)),
+    "from_dlpack": lambda: mg.from_dlpack(np.zeros(2, np.float32)),
+    "deepcopy": lambda: copy.deepcopy(ZEROS),
+}
+
+
+@pytest.mark.parametrize("name", MADE_ANEW)
+def test_a_tensor_that_is_made_anew_outside_of_ops_is_not_written_to(name):
+    make = MADE_ANEW[name]
+
+    @mg.capture
+    def step(x):
+        total = make()
+        total.copy_(total + x)
+        return total.sum()
+
+    assert step(mg.ones(2)).item() == 2
+    with pytest.raises(mg.CaptureError, match=r"makes a constant, of shape \(2,\), anew"):
+        step(mg.ones(2))
 
 
 def test_an_iterator_is_refused_by_name():
