@@ -6,8 +6,9 @@ A kernel asks here before it starts (see `minigrad.kernels.launch`):
         ...
 
 where `seconds` estimates the time of the work on one thread. It only asks if the work is long
-enough to share it with threads that are awake. Threads sleep soon after such a call; then a short
-work is done by the calling thread, because waking another one would take longer.
+enough to share it with threads that are awake. Threads sleep soon after a call, and waking one
+takes longer than a short work. So after a pause, the calling thread works alone, until the calls
+in a row are long enough together.
 
 Any number of threads gives the same bits: the shape of the data decides how sums are cut, and
 threads only share the pieces. So the number of threads may differ from call to call. It does in
@@ -35,7 +36,7 @@ from time import perf_counter
 from minigrad.kernels.start import load_numba
 
 MIN_SECONDS_FOR_THREADS = 30e-6  # the least seconds of work that are shared with threads awake
-MIN_SECONDS_FOR_WAKING = 120e-6  # the same if they sleep: waking one takes 15 to 45 us
+MIN_SECONDS_FOR_WAKING = 120e-6  # the same if they sleep, in a row: waking one takes 15 to 45 us
 MIN_SECONDS_FOR_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
 SPIN_COUNT = 5_000  # how often a thread of OpenMP looks for work before it sleeps: 55 to 150 us
 SPIN_SECONDS = 50e-6  # the time for which such a thread is certainly awake
@@ -44,7 +45,8 @@ forked = False
 """Whether this process was made by a fork."""
 
 _workqueue = threading.Lock()
-_last_call_ended = 0.0  # the time of the last call of `team`, by `perf_counter`
+_last_end = 0.0  # when the last call ended, by `perf_counter`
+_seconds_in_a_row = 0.0  # of the calls without a pause in which threads may have gone to sleep
 
 
 def _after_fork_in_child() -> None:
@@ -130,11 +132,12 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         self._locked = False
 
     def __enter__(self) -> int:
+        global _seconds_in_a_row
         threads = get_num_threads()
-        if forked:
-            return 1
-        is_short = self._seconds < MIN_SECONDS_FOR_WAKING
-        if is_short and perf_counter() - _last_call_ended > SPIN_SECONDS:
+        if perf_counter() - _last_end > SPIN_SECONDS:
+            _seconds_in_a_row = 0.0
+        _seconds_in_a_row += self._seconds
+        if forked or _seconds_in_a_row < MIN_SECONDS_FOR_WAKING:
             return 1
         if threading_layer() == "workqueue":
             if self._seconds < MIN_SECONDS_FOR_WORKQUEUE or not _workqueue.acquire(blocking=False):
@@ -147,8 +150,8 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         return threads
 
     def __exit__(self, *_error: object) -> None:
-        global _last_call_ended
-        _last_call_ended = perf_counter()
+        global _last_end
+        _last_end = perf_counter()
         if self._before:
             load_numba().set_num_threads(self._before)
         if self._locked:
