@@ -13,7 +13,8 @@ Where to read:
   code. `start` imports numba, `warmup` compiles the kernels in advance, and `first_run` shows the
   user what is being compiled.
 * `launch` has the class `Kernel`: a loop that is compiled once, and run by one thread or shared by
-  several. Its parameters are annotated with their types, which `jit` lists.
+  several. Its parameters are annotated with their types, which `jit` lists; `unboxing` reads the
+  arrays that Python passes for them.
 * `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as in
   `softmax`); `reduction` has the sums of rows, and `optim` makes a kernel from an update of many
   tensors.
