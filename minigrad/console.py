@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any
 
 
 def print_any_text() -> None:
@@ -18,9 +19,17 @@ def print_any_text() -> None:
 
 def print_error(text: str) -> None:
     """Print an error to stderr; if it cannot be written, only the exit status tells of it."""
-    with suppress(OSError):
+    try:
         if sys.stderr is not None:  # print(file=None) would write to stdout
-            print(text, file=sys.stderr)
+            print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: Any) -> None:
+    """Discard what a stream could not write, else Python tries again at its end, and fails."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -35,5 +44,11 @@ def printing() -> Iterator[None]:
         yield
         if sys.stdout is not None:  # as it is if the process was started without one
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+    except OSError as error:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise
