@@ -28,7 +28,7 @@ def print_error(text: str) -> None:
 
 def _discard(stream: Any) -> None:
     """Discard what a stream could not write, else Python tries again at its end, and fails."""
-    with suppress(OSError):
+    with suppress(AttributeError, OSError):  # a notebook's stream has no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
