@@ -196,7 +196,7 @@ def children():
 
 
 if __name__ == "__main__":
-    print(rank, size)
+    print(rank, size, flush=True)  # before forked children write it too
     assert copy.deepcopy(world) is world
     gather_and_broadcast()
     refusals()
