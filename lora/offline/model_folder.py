@@ -25,12 +25,7 @@ from typing import Any
 import numpy as np
 
 from lora.peft.config import CONFIG, read_json
-from lora.text.architecture import (
-    ModelConfig,
-    config_from_json,
-    json_table,
-    rotary_frequencies,
-)
+from lora.text.architecture import ModelConfig, config_from_json, json_table, rotary_frequencies
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
 from minigrad.io import TensorSet, open_tensors
@@ -282,7 +277,7 @@ def config_of(base: TensorSet) -> dict[str, Any]:
 
 
 def _config_of(base: TensorSet) -> dict[str, Any]:
-    """Return the same; a ValueError is raised if the file is not JSON."""
+    """Return what `config_of` does, but raise a ValueError if the file is not JSON."""
     source = next(iter(base.files.values()), None)
     if source is None:
         return {}

@@ -27,14 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import (
-    check_count,
-    check_flag,
-    check_positive,
-    check_range,
-    check_state,
-    shown,
-)
+from minigrad.checks import check_count, check_flag, check_positive, check_range, check_state, shown
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.distributed import world
