@@ -15,6 +15,7 @@ from numba import types
 
 from minigrad.kernels.jit import Array, Read, Written, jit
 from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, span
+from minigrad.kernels.vector import prefer_full_vectors
 
 SECONDS = 5e-10  # approximate seconds of an element of a window
 
@@ -116,6 +117,7 @@ def _largest_of_columns(
     x: Any, top: int, bottom: int, down: int, best: Any, row_of_best: Any
 ) -> None:
     """Find the largest element of each column in the rows of a window, and its row."""
+    prefer_full_vectors()
     for k in range(best.size):
         best[k], row_of_best[k] = x[top, k], top
     at = top + down

@@ -36,6 +36,7 @@ _SHIFT = np.float32(1.5 * 2**23 + 127)
 @instruction(types.float32)
 def _power_of_two(e: Emitter, shifted: Any) -> Any:
     """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
+    e.prefer_full_vectors()
     return e.builder.bitcast(e.builder.shl(e.builder.bitcast(shifted, I32), I32(23)), F32)
 
 

@@ -10,10 +10,12 @@ import math
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 from numpy.testing import assert_array_equal
 
 from minigrad.kernels import activation, vector_math
 from minigrad.kernels.jit import JIT_ENABLED, dispatcher
+from minigrad.kernels.vector import VECTOR
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="numpy's functions serve")
 
@@ -172,3 +174,12 @@ def test_every_lane_of_a_vector_computes_the_same(name):
     whole = values(name, x)
     for size in (1, 7, 17, 33):
         assert_array_equal(values(name, x[:size].copy()), whole[:size])
+
+
+@pytest.mark.skipif(VECTOR < 32, reason="one name for registers, whether they are used in full")
+def test_a_loop_uses_vectors_as_wide_as_the_machines():
+    loop = loop_over("sigmoid", FLAGS["fused"])
+    loop._cache = NullCache()  # machine code from disk has no text
+    loop(np.zeros(4, np.float32), np.zeros(4, np.float32))
+    [code] = loop.inspect_asm().values()
+    assert code.count({64: "zmm", 32: "ymm"}[VECTOR]) > 20
