@@ -97,7 +97,11 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
             f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not "
             f"{type(data).__name__}{of}"
         )
-    x, y = (as_data(part, dtype) for part in data)
+    try:
+        x, y = (as_data(part, dtype) for part in data)
+    except (TypeError, ValueError) as error:
+        error.args = (f"{name}: {error}",)
+        raise
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError(f"{name}: features and target need an axis of rows")
     if len(x) != len(y):
