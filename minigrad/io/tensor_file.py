@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.checks import can_store, check_integer, nearest, shown
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
@@ -474,14 +475,14 @@ def writing(
 @named_errors
 def save_state(
     path: str | os.PathLike[str],
-    arrays: Mapping[str, NDArray[Any]],
+    arrays: Mapping[str, NDArray[Any] | Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write arrays and metadata to a file. An existing file is replaced only by a complete one.
 
     Args:
         path: the safetensors file.
-        arrays: arrays by name, such as those of `model.state_dict()`.
+        arrays: arrays or Tensors by name, such as those of `model.state_dict()`.
         metadata: texts by name, for the header of the file.
 
     Raises:
@@ -502,7 +503,7 @@ def save_state(
         if isinstance(given, np.ma.MaskedArray):
             raise TypeError(f"{name} has a mask, which a file cannot have; save its .filled(value)")
         try:
-            plain[name] = array = np.asarray(given)
+            array = as_array(given) if isinstance(given, Tensor) else np.asarray(given)
         except ValueError:  # arrays of different shapes in a list
             array = np.empty(0, object)
         if isinstance(given, (Mapping, list, tuple)) and array.dtype == object:
@@ -513,6 +514,7 @@ def save_state(
             )
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
+        plain[name] = array
     infos = [TensorInfo(name, array.dtype.name, array.shape) for name, array in plain.items()]
     with writing(path, infos, metadata) as writer:
         for name, array in plain.items():

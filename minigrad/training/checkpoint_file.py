@@ -84,16 +84,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
             number, _, key = name.partition(".")
             optimizer.setdefault(int(number), {})[key] = value
-        groups = [
-            {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-            for group in facts["param_groups"]
-        ]
         ema = "EMA" if "ema" in facts else None
         classes = {"optimizer": facts["optimizer"], "scheduler": facts.get("scheduler"), "ema": ema}
         return {
             **{name: facts[name] for name in _PLAIN},
             **{"classes": classes, "model": parts["model"], "best": parts["best"]},
-            "optimizer": {"state": optimizer, "param_groups": groups},
+            "optimizer": {"state": optimizer, "param_groups": facts["param_groups"]},
             "scheduler": facts.get("scheduler_state"),
             "ema": {**facts["ema"], "averages": parts["ema"]} if ema else None,
             # Older files have the order among the facts.

@@ -76,11 +76,6 @@ class UnfinishedEpoch:
     counts: list[float] = field(default_factory=list)  # the count of the loss in each step
 
 
-def _described(data: Any) -> str:
-    of = f" of {type(data[0]).__name__}" if isinstance(data, (list, tuple)) and data else ""
-    return f"{type(data).__name__}{of}"
-
-
 def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> Rows | MicroBatches:
     """Return data in one of the two forms, checked; rows of floats are converted to `dtype`."""
     if isinstance(data, (Rows, MicroBatches)):
@@ -96,11 +91,17 @@ def prepared(data: Any, name: str, batch_size: int, dtype: DTypeLike | None) -> 
         for part in data
     )
     if not is_pair or is_of_lists:  # two batches of `minigrad.data.batches` are not a pair
+        of = f" of {type(data[0]).__name__}" if isinstance(data, (list, tuple)) and data else ""
         raise ValueError(
             f"{name} must be a pair (features, target), or a list of micro-batches, which are "
-            f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not {_described(data)}"
+            f"tuples (*inputs, target), as in [(x, y) for x, y in loader], not "
+            f"{type(data).__name__}{of}"
         )
-    x, y = (as_data(part, dtype) for part in data)
+    try:
+        x, y = (as_data(part, dtype) for part in data)
+    except (TypeError, ValueError) as error:
+        error.args = (f"{name}: {error}",)
+        raise
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError(f"{name}: features and target need an axis of rows")
     if len(x) != len(y):

@@ -337,6 +337,13 @@ def test_a_link_stays_a_link(path):
     assert load_state(real)[0]["x"] == 1
 
 
+def test_parameters_are_saved_as_their_values(path):
+    model = nn.Linear(2, 3)
+    save_state(path, dict(model.named_parameters()))
+    loaded, _ = load_state(path)
+    assert all(np.array_equal(loaded[name], x) for name, x in model.state_dict().items())
+
+
 def test_states_in_a_dict_of_dicts_are_saved_elsewhere(tmp_path):
     model = nn.Linear(2, 3)
     states = {"model": model.state_dict(), "optimizer": {"state": {}}, "epoch": 3}

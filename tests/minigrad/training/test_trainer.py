@@ -1413,8 +1413,11 @@ def test_data_that_do_not_fit_are_an_error_and_change_nothing(x, y, message):
     "x", [[["a", "b"]], np.array([[None, 1]]), np.ones((1, 2)) * 1j, [[1.0, 2.0], [1.0]]]
 )
 def test_data_that_are_no_numbers_are_an_error(x):
-    with pytest.raises((TypeError, ValueError), match="tensor"):
-        make().fit((x, np.ones((1, 1))), epochs=1)
+    rows = np.ones((1, 2)), np.ones((1, 1))
+    with pytest.raises((TypeError, ValueError), match=r"^train: .*tensor"):
+        make().fit((x, rows[1]), epochs=1)
+    with pytest.raises((TypeError, ValueError), match=r"^validation: .*tensor"):
+        make().fit(rows, epochs=1, validation=(rows[0], x))
 
 
 @pytest.mark.parametrize("train", [np.ones((3, 2)), (np.ones((3, 2)),), "xy", None, 3])
