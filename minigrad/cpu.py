@@ -52,7 +52,7 @@ def limit_instructions(environment: MutableMapping[str, str] = os.environ) -> No
         return
     if level not in (levels := levels_here()):
         raise ValueError(
-            f"{VARIABLE} is {' or '.join(levels)} on this machine, or not set; not {level!r:.60}"
+            f"{VARIABLE} is {level!r:.60}; here it must be {' or '.join(levels)}, or not set"
         )
     wanted = LEVELS[level]
     early = [name for name in ("numpy", "numba") if name in sys.modules]

@@ -246,10 +246,12 @@ def missing(called):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--save", type=Path, metavar="FILE")
-    parser.add_argument("--compare", type=Path, metavar="FILE")
-    parser.add_argument("--float32", action="store_true")
+    parser = argparse.ArgumentParser(
+        "python -m tests.every_kernel", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write digests of all results")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="compare with such a file")
+    parser.add_argument("--float32", action="store_true", help="leave out the kernels of float64")
     arguments = parser.parse_args()
     double = not arguments.float32
     count = compile_all(double)

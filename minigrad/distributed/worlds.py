@@ -93,10 +93,7 @@ class World:
         return list(own[0, count])
 
     def check_left_together(self, error: BaseException) -> None:
-        """Return if all ranks have an error; else print the error of this rank, and end all.
-
-        An interrupt ends all: it may come before a step on one rank, and after it on another.
-        """
+        """Return if all ranks have an error; else print the error of this rank, and end all."""
 
 
 def add_lists(left: Arrays, right: Arrays) -> list[Array | None]:

@@ -1,5 +1,5 @@
-"""Benchmarks: our figures beside those of the peers, in one run. `python -m tests.benchmarks`.
+"""Benchmarks: `python -m tests.benchmarks` compares minigrad and lora with their peers.
 
-Read `workload` (what a benchmark is made of), `workloads/` (all that is measured), `driver` and
-`contender` (how), `report` and `picture` (how it is shown).
+In reading order: `workload` says what a benchmark consists of, `workloads/` has all benchmarks,
+`driver` and `contender` measure, `report` and `picture` show the results.
 """

@@ -1,7 +1,4 @@
-"""Measure our times and the peers', print the tables, write them as JSON, Markdown and a picture.
-
-python -m tests.benchmarks [names] [--threads N[,N]] [--rounds N] [--quick] [--target avx2]
-"""
+"""Compare minigrad and lora with their peers; print tables, and write JSON, Markdown, a picture."""
 
 from __future__ import annotations
 
@@ -64,15 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     add = parser.add_argument
-    add("names", nargs="*", help=f"of {', '.join(WORKLOADS)}; all by default")
-    add("--threads", default=[1], type=_counts, metavar="N[,N]", help="of each contender; 1")
-    add("--rounds", type=_count, help=f"of each contender at each point; {ROUNDS}")
-    add("--quick", action="store_true", help="a few short rounds: does it run, roughly how fast")
+    known = ", ".join(map(repr, WORKLOADS))
+    add("names", nargs="*", help=f"the workloads: {known}; by default all")
+    help_text = "the threads of each library; several numbers are measured in turn (default: 1)"
+    add("--threads", default=[1], type=_counts, metavar="N[,N]", help=help_text)
+    help_text = f"how often each library is measured at each size (default: {ROUNDS})"
+    add("--rounds", type=_count, help=help_text)
+    add("--quick", action="store_true", help=f"{QUICK_ROUNDS} short rounds, for rough figures")
     targets = [name.lower() for name in PEERS]
-    add("--target", choices=targets, help="all contenders use no newer instructions than these")
-    add("--out", type=Path, default=Path("build/benchmarks"), help="the folder for what is written")
+    add("--target", choices=targets, help="the newest instructions that the libraries may use")
+    folder = Path("build/benchmarks")
+    add("--out", type=Path, default=folder, help=f"the folder for the results (default: {folder})")
     for kind in ("json", "md", "png"):
-        add(f"--{kind}", type=Path, metavar="FILE", help="write this one there instead")
+        help_text = f"the file of the results as {kind.upper()}, instead of one in the folder"
+        add(f"--{kind}", type=Path, metavar="FILE", help=help_text)
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in WORKLOADS]
     if unknown:

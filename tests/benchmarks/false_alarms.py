@@ -53,9 +53,12 @@ def verdicts(cases: Iterator[Case], count: int, what: str = "") -> tuple[Counter
 
 def main() -> None:
     """Check all cases, print the counts, and exit with 1 if there is a false alarm."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=500, help="functions of each (500)")
-    parser.add_argument("--of", nargs="*", choices=CASES, default=list(CASES))
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks.false_alarms", description=__doc__.partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--count", type=int, default=500, help="the number of functions of each library (500)")
+    add("--of", nargs="*", choices=CASES, default=list(CASES), help="the libraries; by default all")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     alarms = 0

@@ -1,7 +1,7 @@
 """The one table of op cases: a row, or several, for every op and every public composition.
 
 A new op is one block in `minigrad/ops/`, one row here, in the file of its family, and one entry in
-tests/peers/draws.py; where PyTorch's name or arguments differ, tests/peers/pytorch.py says how. The
+tests/peers/draws.py; if PyTorch's name or arguments differ, tests/peers/pytorch.py says how. The
 sweep in tests/minigrad/ops/test_ops.py then checks the value against `reference`, the derivatives
 of first and second order against differences, layouts of memory, float32, plain arrays, and that
 nothing is missing from the table; test_peers.py beside it compares the row with PyTorch's function.
@@ -9,8 +9,9 @@ nothing is missing from the table; test_peers.py beside it compares the row with
     Case("tanh", normal((2, 3)), np.tanh)
 
 says: the function `minigrad.tanh`, called on one array of shape (2, 3), has the values of `np.tanh`
-and is twice differentiable. Differences cannot tell what a derivative is where there is a kink, a
-tie, or no neighbourhood; such a row brings the derivative that the documentation promises:
+and is twice differentiable. Differences do not show the derivative where there is a kink or a tie,
+or where the function has no values nearby. Such a row has the derivative that the documentation
+promises:
 
     Case("relu", fixed([-1.0, 0.0]), relu, note="kink: 0 at 0", derivative=lambda g, x: 0 * g)
 """

@@ -1,27 +1,28 @@
-"""Compares an old version of the library with the new one: do both compute and say the same?
+"""Compare an old version of the library with a new one: what they compute, and what they print.
 
     python -m tests.compare_versions OLD [NEW] [--only bits,signatures]
 
-OLD is a revision of git; so is NEW, or it is the working tree. The script runs `probe.py` on a copy
-of either, each in a process of its own, and compares what they have found, row by row:
+OLD and NEW are revisions of git; without NEW, the new version is the working tree. The script runs
+`probe.py` on a copy of each version, in separate processes, and compares the results, row by row:
 
-    bits        outputs and gradients of all cases and of large arrays, training, merging
-    verdicts    of gradcheck, liveness and verify; the FLOPs and bytes that receipts say
-    signatures  of all public names, and what `--help` prints
-    files       that the old version has written, read by either; and what killed saves leave
-    speed       of some works and of the start, side by side; only if it is asked for
+    bits        outputs and gradients of all cases and of large arrays, of training and of merging
+    verdicts    the verdicts of gradcheck, liveness and verify; the FLOPs and bytes in receipts
+    signatures  the signatures of all public names, and the help texts of commands
+    files       files that the old version has written, read by both; and what killed saves leave
+    speed       the times of some works and of the start, side by side; only with `--only speed`
 
-The exit status is 0 if all is equal, and 1 if anything differs that is not allowed. Allowed are
+The exit status is 0 if all rows are equal, and 1 if there is a difference that is not allowed.
+These differences are allowed:
 
-* of bits, verdicts and files what `explained.txt` beside this file explains in lines such as
-  `row: reason`, where a row that ends in `*` stands for all that begin alike; and of the first two
-  rows that only the new version has, as for a new case;
-* signatures and help texts of names that `.github/CHANGELOG.md` has in its table of old and new
-  names, in lines such as "| `lora.files.x` | `lora.peft.x` |"; annotations; new names; and further
-  optional arguments, if each call of before means the same;
-* of speed a geometric mean of old over new seconds of at least 0.98, if no work is below 0.95.
+* in bits, verdicts and files, the rows that `explained.txt` beside this file names, in lines such
+  as `row: reason`; a name that ends in `*` means all rows that begin with it;
+* in bits and verdicts, rows that only the new version has, as for a new case;
+* in signatures, the names that `.github/CHANGELOG.md` has in its table of old and new names, in
+  lines such as "| `lora.files.x` | `lora.peft.x` |"; annotations; new names; and new optional
+  arguments, if each old call means the same;
+* in speed, a geometric mean of old over new seconds of at least 0.98, with no work below 0.95.
 
-Kernels are compiled once for each version. They are kept in NUMBA_CACHE_DIR, or under `build`.
+The compiled kernels of each version are stored in NUMBA_CACHE_DIR, or under `build`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The bug zoo: faults that a gradient checker must see, and a test suite too.
+"""The bug zoo: faults that a gradient checker must find, and the test suite too.
 
     python -m tests.zoo
 
-prints which check kills which mutant. A mutant is a few lines: `elements`, `arrays` and `networks`
-have wrong VJPs in the library's own table, `own` wrong VJPs of ops as a user writes them, `walk`
-and `graph` faults of the engine. `mutant` says how they are planted, `words` what the ports to
-other libraries are written with.
+prints which check finds which fault. A mutant is the library with one fault, which takes a few
+lines. The faults in `elements`, `arrays` and `networks` are wrong VJPs of the library's own ops,
+those in `own` wrong VJPs of ops that a user has written, and those in `walk` and `graph` are faults
+of the engine. `mutant` plants them. `words` has what the ports to other libraries share.
 """
 
 from tests.zoo import arrays, elements, graph, networks, own, walk

@@ -1,4 +1,4 @@
-"""Print which check kills which mutant.
+"""Print which check finds which planted fault.
 
 python -m tests.zoo [--quick] [--out FOLDER]
 """
@@ -17,11 +17,11 @@ from tests.zoo.matrix import Row, as_json, columns, markdown
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run all checks on all mutants."""
+    """Plant each fault in the library, and print a table of the checks that find it."""
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=main.__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="without the suite, which takes minutes")
-    add("--out", type=Path, metavar="FOLDER", help="where to write zoo.md and zoo.json")
+    add("--quick", action="store_true", help="leave out the test suite, which takes minutes")
+    add("--out", type=Path, metavar="FOLDER", help="also write zoo.md and zoo.json there")
     options = parser.parse_args(arguments)
     checks = columns(options.quick)
     rows = [

@@ -1,10 +1,11 @@
-"""How ours is called for each entry of PyTorch's database of ops.
+"""How minigrad's functions are called for each entry of PyTorch's database of ops.
 
-A row is the name of a function of ours that takes the same arguments, after `dim` is renamed to
-`axis` and `keepdim` to `keepdims`; or a function of `m`, our module, and the arguments, which calls
-ours as a user would: another name, a method, a few functions composed. Numpy makes indices only.
+A row is the name of a function of minigrad that takes the same arguments, after `dim` is renamed to
+`axis` and `keepdim` to `keepdims`. Or it is a function of `m`, which is minigrad, and of PyTorch's
+arguments. It calls minigrad as a user would: a function of another name, a method, or several
+functions. It uses numpy for indices only.
 
-Names in PyTorch have a slash before the variant, if there is one.
+If a function of PyTorch has variants, the name of its row ends with a slash and the variant.
 """
 
 from tests.peers.op_rows.elementwise import ELEMENTWISE
