@@ -254,7 +254,7 @@ def _visit(
         observer.on_pass(True)
     for node in order:
         g = take_out(node, None)
-        if g is None:
+        if g is None or (needed is not None and node not in needed):  # it may be a start only
             continue
         if node.watched and node not in stop:  # at `stop`, the outer pass runs the hooks
             g = _through_hooks(node, g)
