@@ -249,11 +249,12 @@ def _visit(
     arrived: dict[Node, Any] = {}
     take_out, known = pending.pop, pending.get
     observers = mode.state[1]
+    expected = Tensor if create_graph else ndarray
     for observer in observers:
         observer.on_pass(True)
     for node in order:
         g = take_out(node, None)
-        if g is None:
+        if g is None or (needed is not None and node not in needed):  # it may be a start only
             continue
         if node.watched and node not in stop:  # at `stop`, the outer pass runs the hooks
             g = _through_hooks(node, g)
@@ -290,7 +291,7 @@ def _visit(
                 for observer in observers:
                     observer.on_gradient(node, parent, result)
             if (
-                result.__class__ is not ndarray
+                result.__class__ is not expected
                 or result.shape != parent.shape
                 or result.dtype is not parent.dtype
             ):
@@ -337,14 +338,13 @@ def _through_hooks(node: Node, g: Any) -> Any:
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def fit_to_input(
-    result: Any, parent: Node, op: OpLike, argnum: int, create_graph: bool = True
-) -> Any:
+def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int, create_graph: bool) -> Any:
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
     The VJP of broadcasting is the sum over the axes that were broadcast. Without `create_graph`,
-    a Tensor becomes an array: a VJP may have made it by `g * ones_like(x)`. A subclass of ndarray
-    becomes a plain array: the product of two `numpy.matrix` is not elementwise.
+    a Tensor becomes an array: a VJP may have made it by `g * ones_like(x)`. With it, an array
+    becomes a Tensor: a VJP may be constant. A subclass of ndarray becomes a plain array: the
+    product of two `numpy.matrix` is not elementwise.
     """
     if isinstance(result, Tensor) and not create_graph:
         result = result._data
@@ -379,7 +379,9 @@ def fit_to_input(
                 f"{result.dtype}; a gradient is of real numbers{advice}"
             )
         result = result.astype(parent.dtype)
-    return np.asarray(result) if isinstance(result, np.generic) else result
+    if create_graph:
+        return result if isinstance(result, Tensor) else Tensor(result)
+    return np.asarray(result)
 
 
 def take(arrived: dict[Node, Any], node: Node) -> Tensor:

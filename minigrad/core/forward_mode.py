@@ -360,8 +360,7 @@ class _Derivative:
             for i, product in zip(argnums, self._pulled_back(u, argnums), strict=True):
                 node = nodes[i]
                 assert node is not None
-                fitted = fit_to_input(product, node, op, i)
-                products[i] = fitted if isinstance(fitted, Tensor) else Tensor(fitted)
+                products[i] = fit_to_input(product, node, op, i, create_graph=True)
         return u, products
 
 

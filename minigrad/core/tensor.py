@@ -87,12 +87,8 @@ def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
         for value in data:
             if isinstance(value, (list, tuple)):
                 yield from _dtypes_in(value)
-            elif isinstance(value, np.ma.MaskedArray):
-                raise TypeError(
-                    "a tensor has no mask; fill the array in first, with .filled(value)"
-                )
             elif hasattr(value, "__array__"):
-                yield np.asarray(value).dtype
+                yield as_array(np.asanyarray(value)).dtype  # an error if it has a mask
 
 
 def converted(array: NDArray[Any], target: np.dtype[Any]) -> NDArray[Any]:

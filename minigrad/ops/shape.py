@@ -260,6 +260,7 @@ def getitem(x: Array, index: Any) -> Array:
 
     Raises:
         IndexError: if an index is out of range, has too many axes, or is none of these.
+        ValueError: if the step of a slice is 0.
     """
     return x[plain_index(index)]
 

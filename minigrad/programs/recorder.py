@@ -393,7 +393,7 @@ def output_of(result: Any, dtype: str) -> NDArray[Any]:
 def sum_to(g: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Sum a gradient over the axes that were broadcast, and convert it."""
     target: Any = SimpleNamespace(shape=shape, dtype=np.dtype(dtype))
-    return fit_to_input(g, target, target, 0)
+    return fit_to_input(g, target, target, 0, create_graph=False)
 
 
 def _converted(op: Op[Any], called: list[Any], given: list[Any]) -> list[Any]:

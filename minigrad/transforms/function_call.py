@@ -160,8 +160,6 @@ class Run:
         """Return whether one of `results` depends on an older node that requires a gradient."""
         roots = [result.node for result in results if result.node is not None]
         found = reachable(roots, oldest=self.start) if self.enabled else []
-        if not found or found[-1].order >= self.start:  # the oldest is the last
-            return False
         return any(node.order < self.start and not node.forward_only for node in found)
 
     def detached(self, value: Any) -> Any:

@@ -399,6 +399,9 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
     if undefined:
         return Judgement("cannot tell", best.value, best.error, undefined)
     if not math.isfinite(analytic):
+        if any(q.value == analytic for q in seen):
+            reason = f"the slope is too large for {line.dtype}, and so is the gradient"
+            return Judgement("cannot tell", analytic, math.inf, reason)
         return Judgement("disagree", best.value, best.error, "the analytic gradient is not finite")
     unresolved = f"below what {line.dtype} can resolve here"
     if len(finite) > 1 and _bends(*finite[-2:]):

@@ -390,6 +390,13 @@ def test_second_order_is_right_by_what_is_closed_over():
     assert_gradients(lambda x, w: checkpoint(lambda a: (a * w).tanh() * w, x), *arrays)
 
 
+def test_second_order_is_right_if_an_input_is_unused():
+    def f(x):
+        return checkpoint(lambda _: (x * x).softmax(), x.tanh())
+
+    assert_gradients(f, np.array([0.5, -1.2, 0.8]))
+
+
 def test_a_gradient_by_one_input_depends_on_the_others_and_on_what_is_closed_over():
     x, y, w = drawn(3), drawn(3, seed=1), drawn(3, seed=2)
 

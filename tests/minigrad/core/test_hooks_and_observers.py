@@ -103,6 +103,22 @@ def test_hook_runs_in_grad_too_and_changes_its_result():
     assert [g.item() for g in grad(h * 3, [h, x])] == [30.0, 60.0]
 
 
+def test_in_grad_no_hook_sees_a_part_of_a_gradient():
+    x, u = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    h = x * 2
+    seen = []
+    h.register_hook(lambda g: seen.append(g.data.tolist()))
+    h.retain_grad()
+    product = h * u
+    g = grad([h, product], u, [np.ones(2)] * 2, retain_graph=True)  # not by h: it is only a start
+    assert_array_equal(g.data, h.data)
+    assert seen == []
+    assert h.grad is None
+    grad([h, product], [u, x], [np.ones(2)] * 2)
+    assert seen == [[4.0, 5.0]]
+    assert_array_equal(h.grad.data, [4.0, 5.0])
+
+
 def test_hook_under_create_graph_is_part_of_the_graph():
     x = leaf(2.0)
     h = x * x

@@ -281,6 +281,20 @@ def test_a_tensor_that_a_vjp_makes_of_arrays_is_as_good_as_an_array():
     assert not [row for row in receipt.rows if row.phase == "backward" and row.op == "sum"]
 
 
+def test_an_array_that_a_vjp_makes_of_tensors_is_a_constant():
+    @op
+    def total(x):
+        return np.sum(x)
+
+    total.vjp("x", lambda g, x: np.ones(x.shape))
+    x = leaf(0.5, -1.2)
+    # Behind it come an op with a kernel, which takes arrays only, and a sum of gradients.
+    first = grad(total(x.tanh() * 2 + x.softmax()), x, create_graph=True)
+    right = grad((x.tanh() * 2 + x.softmax()).sum(), x, create_graph=True)
+    assert_array_equal(first.data, right.data)
+    assert_array_equal(grad(first.sum(), x).data, grad(right.sum(), x).data)
+
+
 def test_a_copy_of_an_op_is_the_op():
     for each in (minigrad.tanh, minigrad.concatenate, sample, WithAnOp.square):
         assert copy.deepcopy(each) is each

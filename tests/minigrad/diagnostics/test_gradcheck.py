@@ -355,6 +355,25 @@ def test_right_vjps_are_not_accused_near_other_singularities():
     assert not [each for seed in range(1, 20) for each in accused_near_a_singularity(seed)]
 
 
+@pytest.mark.parametrize(("f", "x"), [(minigrad.log, 1e-300), (lambda x: x**-3, 1e-80)])
+def test_right_vjps_are_not_accused_if_a_derivative_overflows(f, x):
+    with np.errstate(all="ignore"):
+        report = gradcheck(f, np.array([x, 1.0]))
+    assert report.verdict == "cannot tell"
+    assert "too large for float64" in report.undecided[0].reason
+
+
+def test_an_infinite_gradient_where_the_slope_is_not_is_a_fault():
+    @op
+    def shifted(x):
+        return np.log(x + 1e-3)
+
+    shifted.vjp("x", lambda g, x: g / (x - x))
+    report = gradcheck(shifted, np.array([1e-300]), order=1)
+    assert report.verdict == "disagree"
+    assert "the analytic gradient is not finite" in report.wrong[0].reason
+
+
 def test_a_fault_is_found_near_a_singularity():
     @op
     def reciprocal(x):
