@@ -75,13 +75,15 @@ def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Te
         return (ops.max if p > 0 else ops.min)(size, axes, keepdims)
     if p >= 1:
         return root(ops.sum(size**p, axes, keepdims), p)
-    if p == 0:
-        return root(ops.sum(ops.sign(size), axes, keepdims), 1)
     zero = size == 0
+    if p == 0:
+        return ops.sum(ops.where(zero, size, 1.0), axes, keepdims)
     total = ops.sum(ops.where(zero, 0.0, ops.where(zero, 1.0, size) ** p), axes, keepdims)
-    if p < 0:  # if one element is 0, the sum is infinite, and the norm is 0
-        total = ops.where(ops.any(zero, axes, keepdims), 0.0, total)
-    return root(total, p)
+    out = root(total, p)
+    if p < 0:  # if all elements are infinite, the sum is 0; if one element is 0, it is infinite
+        out = ops.where(total == 0, math.inf, out)
+        out = ops.where(ops.logical_and(ops.any(zero, axes, keepdims), total == total), 0.0, out)
+    return out
 
 
 @composition
