@@ -12,7 +12,7 @@ import numpy as np
 from minigrad import ops
 from minigrad.checks import check_count, check_integer, shown
 from minigrad.core.grad_mode import observed
-from minigrad.core.tensor import Array, Axis, Tensor, as_array
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.compositions import composition, narrowed, root, widened
 from minigrad.functional.decompositions import svdvals
 from minigrad.functional.shape import expand_dims, moveaxis
@@ -75,13 +75,15 @@ def _of_vectors(x: Array, p: float, axes: tuple[int, ...], keepdims: bool) -> Te
         return (ops.max if p > 0 else ops.min)(size, axes, keepdims)
     if p >= 1:
         return root(ops.sum(size**p, axes, keepdims), p)
-    if p == 0:
-        return root(ops.sum(ops.sign(size), axes, keepdims), 1)
     zero = size == 0
+    if p == 0:
+        return ops.sum(ops.where(zero, size, 1.0), axes, keepdims)
     total = ops.sum(ops.where(zero, 0.0, ops.where(zero, 1.0, size) ** p), axes, keepdims)
-    if p < 0:  # if one element is 0, the sum is infinite, and the norm is 0
-        total = ops.where(ops.any(zero, axes, keepdims), 0.0, total)
-    return root(total, p)
+    out = root(total, p)
+    if p < 0:  # if all elements are infinite, the sum is 0; if one element is 0, it is infinite
+        out = ops.where(total == 0, math.inf, out)
+        out = ops.where(ops.logical_and(ops.any(zero, axes, keepdims), total == total), 0.0, out)
+    return out
 
 
 @composition
@@ -266,9 +268,8 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     """
     if not isinstance(subscripts, str):
         raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {shown(subscripts)}")
-    values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
-    inputs, output, sizes, order = _parsed(subscripts, tuple(x.shape for x in values))
-    terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]
+    inputs, output, sizes, order = _parsed(subscripts, tuple(x.shape for x in operands))
+    terms = [_distinct(x, axes, sizes) for x, axes in zip(operands, inputs, strict=True)]
     for pair in order:
         chosen = [terms.pop(i) for i in sorted(pair, reverse=True)][::-1]
         while len(chosen) > 1:
@@ -295,7 +296,7 @@ def _parsed(
     """
     try:
         order = np.einsum_path(subscripts, *(np.broadcast_to(0, shape) for shape in shapes))[0][1:]
-    except (IndexError, ValueError) as error:
+    except (IndexError, KeyError, ValueError) as error:
         raise ValueError(
             f"{subscripts!r} does not describe operands of shapes {list(shapes)}: "
             f"{str(error).rstrip('.')}; an operand has a letter for each axis, and at most one ... "
@@ -308,6 +309,8 @@ def _parsed(
         before, _, after = part.partition("...")
         hidden = len(shape) - len(before) - len(after)
         inputs.append([*before, *(str(i) for i in range(-hidden, 0)), *after])
+        if len({*zip(inputs[-1], shape, strict=True)}) != len({*inputs[-1]}):
+            raise ValueError(f"a letter that {part!r} repeats has two sizes in shape {shape}")
         for axis, size in zip(inputs[-1], shape, strict=True):
             sizes[axis] = size if sizes.get(axis, 1) == 1 else sizes[axis]
     if not arrow:

@@ -253,10 +253,8 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 def _by_rows(function: Any, x: Array, axis: Axis) -> Array:
     """Apply a function of `kernels.softmax` along an axis; the result is empty where x is."""
-    try:
-        return function(x) if is_last(axis, x) else function.reference(x, as_tuple(axis))
-    except ValueError:
-        normalize_axes(axis, x.ndim)
-        if x.size:
-            raise
-        return x.copy()  # numpy raises an error for the maximum of an empty array
+    if x.size and is_last(axis, x):
+        return function(x)
+    normalize_axes(axis, x.ndim)
+    # numpy raises an error for the maximum of an empty array.
+    return function.reference(x, as_tuple(axis)) if x.size else x.copy()

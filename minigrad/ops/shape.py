@@ -62,8 +62,6 @@ def normalize_axis(axis: int, ndim: int) -> int:
 
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
     """Return the shape of a reduction over `axis`."""
-    if axis is None:
-        return (1,) * len(shape) if keepdims else ()
     axes = normalize_axes(axis, len(shape))
     return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
 

@@ -421,6 +421,7 @@ PRODUCTS = [
         for subscripts, operands in [
             ("ij,jk", [X]),
             ("ij", []),
+            ("i,i->,", [ROW, ROW]),
             ("ij...->i", [X, ROW]),
             ("", [X]),
             ("ijk->i", [X]),
@@ -438,6 +439,7 @@ PRODUCTS = [
             ("...ij,...i", [STACK, np.ones((3, 2))]),
         ]
     ],
+    bad("einsum", ("ii", np.ones((1, 3))), ValueError, "repeats", "(1, 3)"),
     bad("einsum", (X, "ij->i"), TypeError),
 ]
 MATRICES = [

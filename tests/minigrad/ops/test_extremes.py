@@ -109,6 +109,18 @@ def test_a_nan_is_chosen_and_gets_the_gradient(name):
     assert_array_equal(found, [[0, 1, 0], chosen])
 
 
+@pytest.mark.parametrize("p", [-2, -1, -0.5, 0])
+@pytest.mark.parametrize(
+    "x", [[np.nan, 0.0], [np.nan, 1.0], [np.inf], [np.inf, np.inf], [np.inf, 2.0], [2.0, 0.0], []]
+)
+def test_norms_of_order_0_and_below_of_what_is_not_finite(x, p):
+    with np.errstate(divide="ignore"):
+        expected = np.linalg.norm(x, p)
+    found = minigrad.norm(Tensor(np.array(x), requires_grad=True), p)
+    assert_allclose(found.data, expected)
+    found.backward()
+
+
 def test_the_hessian_of_a_power_is_symmetric_where_the_exponent_is_zero():
     found = hessian(lambda v: v[0] ** v[1])(np.array([2.0, 0.0]))
     assert_allclose(found.data, [[0, 0.5], [0.5, np.log(2) ** 2]], atol=1e-15)
