@@ -398,7 +398,7 @@ def test_a_sum_of_fewer_ranks_than_groups_is_refused(rng):
         ),
         (
             {"rank": 2, "targets": ["line"]},
-            r"line: rank 2 is not divisible by groups=4.* ranks that work are 4, 8; change rank, or rank_",
+            r"line: rank 2 is not divisible by groups=4.* ranks that work are 4, 8; change rank",
         ),
         (
             {"rank": 2, "targets": ["wide"]},
