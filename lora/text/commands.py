@@ -27,7 +27,6 @@ from minigrad.distributed import world
 from minigrad.tables import counted
 
 Add = Callable[..., Any]
-Command = Callable[..., Add]
 
 _BASE_HELP = "a Hugging Face folder of a language model, or a GGUF file"
 _TRAIN_HELP = (
@@ -59,7 +58,7 @@ _SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
 
-def add_commands(command: Command, path: Callable[[str], str]) -> None:
+def add_commands(command: Callable[..., Add], path: Callable[[str], str]) -> None:
     """Add the commands and their options to a parser.
 
     `command` makes a command from a name, the function that it runs and a help text, and returns a
@@ -302,8 +301,7 @@ def evaluate(
     if progress:
         return report
     base_loss = None if report.base is None else report.base.loss
-    beside = {"base": base_loss, "base_report": report.base, "data": rows.summary()}
-    return {**vars(report), **beside}
+    return {**vars(report), "base": base_loss, "base_report": report.base, "data": rows.summary()}
 
 
 def load(
