@@ -162,6 +162,8 @@ def train(
 
     earlier = ranks.on_first(options_of_earlier_run, "train")
     form = earlier.pop(run_folder.DTYPE, None)
+    if "epochs" in options:
+        earlier.pop("steps", None)  # with these, the epochs would not count
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **options, "base_model": base, "progress": progress}
     if given.get("targets") == [ALL_LINEAR]:  # the option is a list; LoRAConfig has a word
