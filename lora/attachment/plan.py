@@ -93,7 +93,7 @@ class Plan:
         advice = "change this option, or exclude the layer"
         try:
             check_goes_with_groups(layer.weight.groups, self.config.init, self.config.use_dora)
-            advice = "rank_pattern gives the layer another rank, exclude leaves it out"
+            advice = "change rank, or rank_pattern for this layer, or leave it out with exclude"
             check_rank_divides(target.rank, *sizes)
             if self._drawn:
                 check_rank_fits(target.rank, *sizes)

@@ -27,7 +27,6 @@ from minigrad.distributed import world
 from minigrad.tables import counted
 
 Add = Callable[..., Any]
-Command = Callable[..., Add]
 
 _BASE_HELP = "a Hugging Face folder of a language model, or a GGUF file"
 _TRAIN_HELP = (
@@ -59,7 +58,7 @@ _SHOWN = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 HELP = "/use NAME: answer with another adapter, /reset: begin anew, /exit: end"
 
 
-def add_commands(command: Command, path: Callable[[str], str]) -> None:
+def add_commands(command: Callable[..., Add], path: Callable[[str], str]) -> None:
     """Add the commands and their options to a parser.
 
     `command` makes a command from a name, the function that it runs and a help text, and returns a
@@ -163,6 +162,8 @@ def train(
 
     earlier = ranks.on_first(options_of_earlier_run, "train")
     form = earlier.pop(run_folder.DTYPE, None)
+    if "epochs" in options:
+        earlier.pop("steps", None)  # with these, the epochs would not count
     model, tokenizer = load(base, dtype or form, [], progress and ranks.is_first)
     given = {**earlier, **options, "base_model": base, "progress": progress}
     if given.get("targets") == [ALL_LINEAR]:  # the option is a list; LoRAConfig has a word
@@ -302,8 +303,7 @@ def evaluate(
     if progress:
         return report
     base_loss = None if report.base is None else report.base.loss
-    beside = {"base": base_loss, "base_report": report.base, "data": rows.summary()}
-    return {**vars(report), **beside}
+    return {**vars(report), "base": base_loss, "base_report": report.base, "data": rows.summary()}
 
 
 def load(

@@ -74,8 +74,8 @@ def load_model(
 
 
 def check_model(model: Any) -> None:
-    """Raise a TypeError unless it is a model, for example if it is a path."""
-    if not isinstance(model, Module):
+    """Raise a TypeError unless it is a language model, for example if it is a path."""
+    if not (isinstance(model, Module) and hasattr(model, "loss")):
         kind = type(model).__name__
         raise TypeError(f"model is what lora.text.load_model(path) returns, not a {kind}")
 

@@ -333,8 +333,8 @@ class Tokenizer:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise a TypeError unless it is a tokenizer, for example if it is a path."""
-    if not hasattr(tokenizer, "decode"):  # another class with these methods serves too
+    """Raise a TypeError unless it is a tokenizer of this library, for example if it is a path."""
+    if not hasattr(tokenizer, "encode_beginning"):  # another class with these methods serves too
         kind = type(tokenizer).__name__
         raise TypeError(f"tokenizer is what lora.text.tokenizer(path) returns, not a {kind}")
 

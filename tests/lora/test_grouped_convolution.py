@@ -394,15 +394,15 @@ def test_a_sum_of_fewer_ranks_than_groups_is_refused(rng):
         (
             {"rank": 3},
             r"first: rank 3 is not divisible by groups=2.* ranks that work are 2, 4, 6; "
-            r"rank_pattern gives the layer another rank, exclude leaves it out",
+            r"change rank, or rank_pattern for this layer, or leave it out with exclude",
         ),
         (
             {"rank": 2, "targets": ["line"]},
-            r"line: rank 2 is not divisible by groups=4.* ranks that work are 4, 8; rank_pattern",
+            r"line: rank 2 is not divisible by groups=4.* ranks that work are 4, 8; change rank",
         ),
         (
             {"rank": 2, "targets": ["wide"]},
-            r"wide: rank 2 is not divisible by groups=5.* work are 5, 10, 15, \.\.\., 100; rank_",
+            r"wide: rank 2 is not divisible by groups=5.* work are 5, 10, 15, \.\.\., 100; change",
         ),
         (
             {"rank": 8},

@@ -1015,6 +1015,6 @@ def test_a_trainer_whose_optimiser_can_change_nothing_of_the_model_says_so(after
     ],
 )
 def test_a_rank_that_does_not_suit_a_layer_says_how_to_go_on(options, fault):
-    advice = "; rank_pattern gives the layer another rank, exclude leaves it out$"
+    advice = "; change rank, or rank_pattern for this layer, or leave it out with exclude$"
     with pytest.raises(ValueError, match=rf"^attach: layers\.1: .*{fault}.*{advice}"):
         lora.attach(MLP([3, 4, 2]), LoRAConfig(**{"rank": 2, **options}))

@@ -142,6 +142,18 @@ def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     assert "dtype: it was 'nf4', and is 'float32'" in run(capsys, *resume, "--dtype", "float32")[2]
 
 
+@pytest.mark.usefixtures("no_samples")
+def test_epochs_count_in_place_of_the_steps_of_a_config(base, data, tmp_path, capsys):
+    run(capsys, "train", base, data, tmp_path / "a", "--steps", "1")
+    others = ("--config", tmp_path / "a" / "options.json", "--epochs", "2")
+    assert run(capsys, "train", base, data, tmp_path / "b", *others)[0] == 0
+    found = json.loads((tmp_path / "b" / "options.json").read_text())["options"]
+    assert (found["steps"], found["epochs"]) == (None, 2)
+    run(capsys, "train", base, data, tmp_path / "c", *others, "--steps", "2")
+    found = json.loads((tmp_path / "c" / "options.json").read_text())["options"]
+    assert (found["steps"], found["epochs"]) == (2, 2)
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("no_samples")
 def test_all_linear_is_a_word_for_the_targets(base, data, tmp_path, capsys):

@@ -26,6 +26,7 @@ from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
 from lora.text.training import OPTION_TYPES, train
 from minigrad.io import TensorWriter, load_state, save_state
+from minigrad.nn import Linear
 from minigrad.optim import AdamW
 from tests.lora.text.models import TEMPLATE, tiny_folder, tiny_tokenizer
 from tests.lora.text.stand_in import StandIn, tokenizer, written
@@ -380,6 +381,8 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
     data, tmp_path
 ):
     model, tok, path = StandIn(), tokenizer(), str(tmp_path)
+    # Of another kind, such as transformers' tokenizer, which has other methods.
+    other_model, other_tok = Linear(2, 3), SimpleNamespace(encode=list, decode=str, vocab_size=9)
     wanted = {
         "model": r"lora\.text\.load_model\(path\)",
         "tokenizer": r"lora\.text\.tokenizer\(path\)",
@@ -392,6 +395,12 @@ def test_a_path_in_place_of_a_model_a_tokenizer_or_rows_is_refused_with_what_mak
         ("model", lambda: TextGenerator(tok, model)),
         ("tokenizer", lambda: TextGenerator(model, path)),
         ("model", lambda: evaluate(path, read_rows(data / "train.jsonl", tok))),
+        ("model", lambda: train(other_model, tok, data, tmp_path / "out")),
+        ("tokenizer", lambda: train(model, other_tok, data, tmp_path / "out")),
+        ("tokenizer", lambda: read_rows(data / "train.jsonl", other_tok)),
+        ("model", lambda: TextGenerator(other_model, tok)),
+        ("tokenizer", lambda: TextGenerator(model, other_tok)),
+        ("model", lambda: evaluate(other_model, read_rows(data / "train.jsonl", tok))),
     ):
         with pytest.raises(TypeError, match=rf"\b{name} is what {wanted[name]} returns, not a "):
             call()
