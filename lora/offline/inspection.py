@@ -452,7 +452,7 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
-    if (rank := files.config.rank_of(layer.name)) != len(a):
+    if (rank := files.rank_of(layer.name, (len(b), a.shape[1]))) != len(a):
         yield wrong(
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"

@@ -18,6 +18,7 @@ from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, A, B, Shape, in_order, parameter_of
+from lora.scaling import largest_rank
 from minigrad.errors import named_errors
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
@@ -148,6 +149,16 @@ class AdapterFolder(Closing):
         """
         older = key.replace(".base_layer.", ".")
         return older if key not in self.tensors and older in self.tensors else key
+
+    def is_pissa(self, layer: str) -> bool:
+        """Return whether an update began as PiSSA; in PEFT, that of an embedding never does."""
+        is_embedding = layer in self.layers and self.layers[layer].kind == "embedding"
+        return self.config.init_lora_weights == "pissa" and not is_embedding
+
+    def rank_of(self, layer: str, shape: Shape) -> int:
+        """Return the rank of the update of a weight; PiSSA's is at most that of the weight."""
+        rank = self.config.rank_of(layer)
+        return min(rank, largest_rank(shape)) if self.is_pissa(layer) else rank
 
     def is_trained_in_full(self, key: str) -> bool:
         """Return whether the configuration says that a parameter was trained in full."""
