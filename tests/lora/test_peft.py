@@ -1127,6 +1127,30 @@ def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
 
 
+def test_what_pissa_leaves_of_the_weight_of_a_head_may_be_in_the_file(theirs, tmp_path):
+    """PEFT writes it if a target is called lm_head or embed_tokens."""
+    folder, base = theirs("pissa"), base_of(model_of("mlp"), tmp_path / "base")
+    merge_files(base, folder, tmp_path / "right.safetensors")
+    model = model_of("mlp")
+    lora.load(model, folder)
+    layer = model.layers[1]
+    a, b = (factor.data for factor in layer.adapter.start)
+    left = layer.base_weight.data - layer.scale * b @ a
+    key = f"{PREFIX}layers.1.base_layer.weight"
+    edit(folder / WEIGHTS, lambda arrays: arrays.update({key: left}))
+    fresh = model_of("mlp")
+    lora.load(fresh, folder)
+    assert np.array_equal(output(fresh), output(model))
+    assert check_adapter(folder, base).is_right
+    merge_files(base, folder, tmp_path / "out.safetensors")
+    written = (tmp_path / "out.safetensors").read_bytes()
+    assert written == (tmp_path / "right.safetensors").read_bytes()
+    edit(folder / WEIGHTS, lambda arrays: arrays.update({key: left[1:]}))
+    with pytest.raises(ValueError, match=f"another base: {key}"):
+        lora.load(model_of("mlp"), folder)
+    assert f"another base: {key}" in str(check_adapter(folder, base))
+
+
 @pytest.mark.parametrize("scaling", ["standard", "rslora"])
 def test_pissa_of_a_layer_smaller_than_the_rank_has_the_rank_of_the_layer(scaling, tmp_path):
     model = adapted(rank=3, targets=["layers.2"], init="pissa", scaling=scaling)
