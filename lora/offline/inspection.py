@@ -435,11 +435,10 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
         yield wrong(f"{part} is missing, so PEFT begins with another one")
     if MAGNITUDE in layer.keys.keys() - wanted:
         yield wrong("has a magnitude, and use_dora is not set")
-    problems = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
-    for part, problem in problems.items():
-        if problem:
-            yield wrong(f"{part} {problem}")
-    if any(problems.values()) or not {A, B} <= layer.keys.keys():
+    found = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
+    problems = [f"{part} {problem}" for part, problem in found.items() if problem]
+    yield from map(wrong, problems)
+    if problems or not {A, B} <= layer.keys.keys():
         return
     arrays = {part: files.part(layer, part, np.float64) for part in layer.keys}
     for part, array in arrays.items():
