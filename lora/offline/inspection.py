@@ -92,7 +92,7 @@ class Summary:
     Attributes:
         path: the folder.
         layers: the layers with an update.
-        whole: the shape of each parameter trained in full, by name.
+        whole: the shape of each tensor in full, trained or a weight that PEFT repeats, by name.
         dtypes: the dtypes of the tensors.
         parameters: the number of elements of all tensors.
         nbytes: the size of all tensors in the file, in bytes.
