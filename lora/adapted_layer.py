@@ -405,7 +405,8 @@ class AdaptedLayer(Module):
                     f"{name!r} is not an active adapter of the layer; active are "
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
-        weight = Tensor(observed(self._array_with, chosen))
+        some = chosen != self.active
+        weight = Tensor(observed(self._array_with, chosen)) if some else self.merged_weight()
         copies = {name: self.adapters[name].copy() for name in chosen}
         self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 
