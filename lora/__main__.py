@@ -130,11 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "convert a PEFT adapter to llama.cpp's GGUF file, or such a file to a PEFT folder"
     add = command("convert", convert_adapter, help_text)
     add("adapter", type=_path, help=f"{_ADAPTER}, or a GGUF file")
-    add(
-        "out",
-        type=_path,
-        help="a file that ends in .gguf; or if the adapter is a GGUF file, a folder",
-    )
+    help_text = "a file that ends in .gguf; or if the adapter is a GGUF file, a folder"
+    add("out", type=_path, help=help_text)
     help_text = "the adapter's model, a folder or a GGUF file; only its configuration is read"
     add("--base", type=_path, required=True, help=help_text)
 

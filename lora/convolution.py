@@ -2,9 +2,6 @@
 
 A convolution multiplies each patch of an image, C h w numbers, by a matrix whose rows are the
 filters. So its adapter is the adapter of a linear layer that is called on patches.
-
-If the filters are in groups, each sees the channels of its own group. As in PEFT, A sees all of
-them, and B has the groups of W: the filters of each group have their own part of the rows of A.
 """
 
 from __future__ import annotations
@@ -28,9 +25,10 @@ class LoRAConv(AdaptedLayer):
     The rows of A are filters like those of W, and B is a 1 x 1 convolution. A has the dilation of
     W, but PEFT's A has none. So PEFT cannot use the adapter of a layer that `is_dilated`.
 
-    In a grouped convolution, A `(rank, C h w)` has no groups, and B `(O, rank / groups)` has those
-    of W, which must divide the rank. The update is a convolution of all channels, so it cannot be
-    merged into W, `(O, C / groups, h, w)`: `merge` and `plain` raise a ValueError.
+    In a grouped convolution, as in PEFT, A `(rank, C h w)` sees the channels of all groups, and B
+    `(O, rank / groups)` has the groups of W, which must divide the rank. The update is a
+    convolution of all channels, so it cannot be merged into W, `(O, C / groups, h, w)`: `merge` and
+    `plain` raise a ValueError.
 
     `lora.attach` makes one; `LoRAConv.around(conv)` makes one without an adapter.
     """

@@ -116,10 +116,7 @@ class LoRALayer(AdaptedLayer):
         return cls(linear.weight, d_out, d_in, rank, alpha, **options)
 
     def plain(self) -> Linear:
-        """Make a `Linear` with the merged weight; it shares no memory with this layer.
-
-        A RuntimeError is raised if the layer is merged, and A, B, W or the scale has changed since.
-        """
+        """Make a `Linear` with the merged weight; it shares no memory with this layer."""
         return self._plain(Linear, bias=None if self.bias is None else Parameter(self.bias))
 
     to_linear = plain

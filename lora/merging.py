@@ -31,10 +31,8 @@ def merge(
     """Merge the active adapters: compute W + dW once per layer, and certify the rounding error.
 
     The base weights stay in memory beside the merged ones; `lora.fold` frees them. W + dW is
-    computed in float64 and rounded once, to the dtype of the layer. The certificate has four
-    numbers for each layer and dtype: the share of the entries whose update is lost completely, the
-    rounding error relative to the update, the largest change of a weight in units in the last
-    place, and a bound on the change of the outputs (see `CertificateRow`).
+    computed in float64 and rounded once, to the dtype of the layer. For the numbers of the
+    certificate see `lora.certificate.CertificateRow`.
 
     No gradient passes from the merged weight to A and B. So a merged model whose adapters require
     gradients computes only under `minigrad.no_grad()`; otherwise its forward pass raises a

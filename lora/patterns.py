@@ -63,14 +63,10 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
     return {_checked(role, pattern, END_OF_NAME): value for pattern, value in table.items()}
 
 
-def check_expression(pattern: str, within: str = "{}") -> str:
-    """Check a regular expression, by itself and inserted into `within`, and return it.
-
-    A ValueError is raised if it is not a valid `Expression`.
-    """
+def check_expression(pattern: str, within: str = "{}") -> None:
+    """Raise a ValueError unless a pattern, by itself and in `within`, is a valid `Expression`."""
     expression(pattern)
     expression(within.format(pattern))
-    return pattern
 
 
 def _checked(role: str, pattern: str, within: str = "{}") -> str:

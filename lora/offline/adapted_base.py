@@ -88,7 +88,7 @@ class AdaptedBase(Closing):
         parts = {part: files.part(stored, part) for part in stored.keys}
         a, b, magnitude, scaling = parts[A], parts[B], parts.get(MAGNITUDE), files.config.scaling
         made = Adapter.of(weight, a, b, stored.scale, magnitude=magnitude, scaling=scaling)
-        set_pissa_start(made, files, weight, stored.kind)
+        set_pissa_start(made, files, weight, layer)
         self._updates[layer] = made
         return made
 

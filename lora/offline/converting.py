@@ -23,6 +23,7 @@ import numpy as np
 
 from lora.frozen import Array
 from lora.offline.inspection import wrong_in
+from lora.offline.model_folder import PathLike
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import AdapterFolder, check_no_model, check_tensors, write_folder
@@ -35,8 +36,6 @@ from minigrad.errors import named_errors
 from minigrad.io import replacing
 from minigrad.io.tensor_info import CODES, to_stored
 from minigrad.tables import counted
-
-PathLike = str | os.PathLike[str]
 
 EMBEDDING = "model.embed_tokens"
 

@@ -92,7 +92,7 @@ class Summary:
     Attributes:
         path: the folder.
         layers: the layers with an update.
-        whole: the shape of each parameter trained in full, by name.
+        whole: the shape of each tensor in full, trained or a weight that PEFT repeats, by name.
         dtypes: the dtypes of the tensors.
         parameters: the number of elements of all tensors.
         nbytes: the size of all tensors in the file, in bytes.
@@ -435,11 +435,10 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
         yield wrong(f"{part} is missing, so PEFT begins with another one")
     if MAGNITUDE in layer.keys.keys() - wanted:
         yield wrong("has a magnitude, and use_dora is not set")
-    problems = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
-    for part, problem in problems.items():
-        if problem:
-            yield wrong(f"{part} {problem}")
-    if any(problems.values()) or not {A, B} <= layer.keys.keys():
+    found = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
+    problems = [f"{part} {problem}" for part, problem in found.items() if problem]
+    yield from map(wrong, problems)
+    if problems or not {A, B} <= layer.keys.keys():
         return
     arrays = {part: files.part(layer, part, np.float64) for part in layer.keys}
     for part, array in arrays.items():
@@ -452,7 +451,7 @@ def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Fin
     m = arrays.get(MAGNITUDE)
     if m is not None and m.shape != (len(b),):
         yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
-    if (rank := files.config.rank_of(layer.name)) != len(a):
+    if (rank := files.rank_of(layer.name, (len(b), a.shape[1]))) != len(a):
         yield wrong(
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost"

@@ -202,11 +202,10 @@ def merge_files(
         ]
         list(pool.map(_write, tasks, "merge", "file"))
     prefix = f"-{opened.own_prefix}" if opened.own_prefix else opened.base_prefix
-    found = opened.added, opened.tied, opened.heads, prefix
+    found = list(opened.replaced), opened.added, opened.tied, opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
-    replaced = list(opened.replaced)
     on_nf4 = made_on_nf4(opened)
-    return MergedFiles(target, certificate, replaced, *found, left_out, size, kept, on_nf4)
+    return MergedFiles(target, certificate, *found, left_out, size, kept, on_nf4)
 
 
 def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:

@@ -18,6 +18,7 @@ from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, A, B, Shape, in_order, parameter_of
+from lora.scaling import largest_rank
 from minigrad.errors import named_errors
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
@@ -149,6 +150,16 @@ class AdapterFolder(Closing):
         older = key.replace(".base_layer.", ".")
         return older if key not in self.tensors and older in self.tensors else key
 
+    def is_pissa(self, layer: str) -> bool:
+        """Return whether an update began as PiSSA; in PEFT, that of an embedding never does."""
+        is_other = layer in self.layers and self.layers[layer].kind != "embedding"
+        return is_other and self.config.init_lora_weights == "pissa"
+
+    def rank_of(self, layer: str, shape: Shape) -> int:
+        """Return the rank of the update of a weight; PiSSA's is at most that of the weight."""
+        rank = self.config.rank_of(layer)
+        return min(rank, largest_rank(shape)) if self.is_pissa(layer) else rank
+
     def is_trained_in_full(self, key: str) -> bool:
         """Return whether the configuration says that a parameter was trained in full."""
         name = parameter_of(key)
@@ -185,9 +196,13 @@ class AdapterFolder(Closing):
         return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Return whether a tensor has the shape of an array and, in its dtype, equal elements."""
+        """Return whether a tensor has the shape of an array and, in its dtype, equal elements.
+
+        PEFT writes a weight as PiSSA has changed it, so of this weight only the shape is compared.
+        """
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
-        return is_like and np.array_equal(self.read(key, array.dtype), array)
+        is_changed = self.is_pissa(parameter_of(key).removesuffix(".weight"))
+        return is_like and (is_changed or np.array_equal(self.read(key, array.dtype), array))
 
     def tensor_problems(self, key: str, shape: Shape, dtype: str, source: str) -> Iterator[str]:
         """Yield why a tensor does not have the shape and dtype of the model or base, `source`."""

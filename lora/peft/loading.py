@@ -7,7 +7,7 @@ model determine which tensors the file must have, and it must have no others.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +79,7 @@ def load(
         raise TypeError(f"load takes a Module, not {model!r:.60}")
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
-        modules = dict(model.named_modules())
+        modules: dict[str, Any] = dict(model.named_modules())
         linear, others = candidates(modules)
         known = {*linear, *others}
         order = [name for name in modules if name in known]
@@ -91,13 +91,10 @@ def load(
                 f"{', '.join(order) or '(none)'}; it has updates of "
                 f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"
             )
-        targets = [
-            Target(name, pattern, config.rank_of(name), config.alpha_of(name))
-            for name, pattern in found.items()
-        ]
+        targets = [_target(files, name, pattern, modules[name]) for name, pattern in found.items()]
         refusal = f"{path!r} does not go with the model; nothing was changed"
         check_problems(refusal, list(_prefix_problems(files, list(found))))
-        check_problems(refusal, list(_rank_problems(model, files, targets)))
+        check_problems(refusal, list(_rank_problems(modules, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -110,8 +107,17 @@ def load(
             update.scale = layer.scale
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
-            set_pissa_start(update, files, plan.layers[name].weight, layer.kind)
+            set_pissa_start(update, files, plan.layers[name].weight, name)
         return apply_plan(plan, adapter)
+
+
+def _target(files: AdapterFolder, name: str, pattern: str, module: Any) -> Target:
+    """Return a layer with the rank and alpha of its update."""
+    config, rank = files.config, files.rank_of(name, module.weight.shape)
+    alpha = config.alpha_of(name)
+    if rank < config.rank_of(name):  # PiSSA of a small layer, with the scale of the larger rank
+        alpha = config.scaling.alpha(config.scale_of(name), rank)
+    return Target(name, pattern, rank, alpha)
 
 
 def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str]:
@@ -128,12 +134,13 @@ def _prefix_problems(files: AdapterFolder, names: Sequence[str]) -> Iterator[str
             )
 
 
-def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
+def _rank_problems(
+    modules: Mapping[str, Any], files: AdapterFolder, targets: Sequence[Target]
+) -> Iterator[str]:
     """Yield an error for each rank above all sizes in the file and of the layer.
 
     A and B of such a rank might not fit into memory.
     """
-    modules: dict[str, Any] = dict(model.named_modules())
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
     for target in targets:
         if target.rank > max(largest, *modules[target.name].weight.shape):
@@ -273,13 +280,14 @@ def _problems_of_base_weights(
             yield f"another base: {key} is not the weight that the model has"
 
 
-def set_pissa_start(update: Adapter, files: AdapterFolder, weight: FrozenMatrix, kind: str) -> None:
+def set_pissa_start(
+    update: Adapter, files: AdapterFolder, weight: FrozenMatrix, layer: str
+) -> None:
     """Set the initial factors A_0 and B_0 of an update on W, if it began as PiSSA.
 
-    PEFT subtracts the principal part of W from the base; here the update subtracts s B_0 A_0. PEFT
-    never does this for embeddings, whatever the configuration says.
+    PEFT subtracts the principal part of W from the base; here the update subtracts s B_0 A_0.
     """
-    if files.config.init_lora_weights == "pissa" and kind != "embedding":
+    if files.is_pissa(layer):
         first = draw("pissa", weight, update.rank, update.scale, None)
         dtype = update.lora_a.dtype
         update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)

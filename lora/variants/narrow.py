@@ -23,8 +23,9 @@ from minigrad.ops.products import stored_linear
 class NarrowLinear(Module):
     """y = x W^T + b with a frozen W in few bits: `(..., in_features) -> (..., out_features)`.
 
-    The weight is not a parameter: optimisers, `state_dict` and `astype` ignore it. A copy of the
-    layer shares the weight, because it cannot change.
+    Gradients flow to x only; an adapter may train a copy of b. The weight is not a parameter:
+    optimisers, `state_dict` and `astype` ignore it. A copy of the layer shares the weight, because
+    it cannot change. `from_linear` makes a layer from a `Linear`.
 
     Args:
         weight: W, `(out_features, in_features)`: an NF4Matrix or a BFloat16Matrix, as the name of
@@ -97,9 +98,8 @@ class NF4Linear(NarrowLinear):
     """A linear layer with a frozen weight in four bits (NF4, Dettmers et al., 2023, section 3).
 
     An element of W is one of 16 levels times the absmax of its block, the largest absolute value.
-    Gradients flow to x only; an adapter may train a copy of b. `weight` is an NF4Matrix, whose
-    `arrays()` are the arrays to store in a file. For arguments and errors see
-    `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a `Linear`.
+    `weight` is an NF4Matrix, whose `arrays()` are the arrays to store in a file. For everything
+    else see `lora.variants.narrow.NarrowLinear`.
     """
 
     _kind = staticmethod(lambda: kernels.nf4.NF4Matrix)
@@ -131,9 +131,7 @@ class NF4Linear(NarrowLinear):
 class BFloat16Linear(NarrowLinear):
     """A linear layer with a frozen weight in bfloat16, as language models store it.
 
-    Gradients flow to x only; an adapter may train a copy of b. `weight` is a BFloat16Matrix. For
-    arguments and errors see `lora.variants.narrow.NarrowLinear`; `from_linear` makes a layer from a
-    `Linear`.
+    `weight` is a BFloat16Matrix. For everything else see `lora.variants.narrow.NarrowLinear`.
     """
 
     _kind = staticmethod(lambda: kernels.bfloat16.BFloat16Matrix)

@@ -1127,6 +1127,54 @@ def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
 
 
+def test_what_pissa_leaves_of_the_weight_of_a_head_may_be_in_the_file(theirs, tmp_path):
+    """PEFT writes it if a target is called lm_head or embed_tokens."""
+    folder, base = theirs("pissa"), base_of(model_of("mlp"), tmp_path / "base")
+    merge_files(base, folder, tmp_path / "right.safetensors")
+    model = model_of("mlp")
+    lora.load(model, folder)
+    layer = model.layers[1]
+    a, b = (factor.data for factor in layer.adapter.start)
+    left = layer.base_weight.data - layer.scale * b @ a
+    key = f"{PREFIX}layers.1.base_layer.weight"
+    edit(folder / WEIGHTS, lambda arrays: arrays.update({key: left}))
+    fresh = model_of("mlp")
+    lora.load(fresh, folder)
+    assert np.array_equal(output(fresh), output(model))
+    assert check_adapter(folder, base).is_right
+    merge_files(base, folder, tmp_path / "out.safetensors")
+    written = (tmp_path / "out.safetensors").read_bytes()
+    assert written == (tmp_path / "right.safetensors").read_bytes()
+    edit(folder / WEIGHTS, lambda arrays: arrays.update({key: left[1:]}))
+    with pytest.raises(ValueError, match=f"another base: {key}"):
+        lora.load(model_of("mlp"), folder)
+    assert f"another base: {key}" in str(check_adapter(folder, base))
+
+
+@pytest.mark.parametrize("scaling", ["standard", "rslora"])
+def test_pissa_of_a_layer_smaller_than_the_rank_has_the_rank_of_the_layer(scaling, tmp_path):
+    model = adapted(rank=3, targets=["layers.2"], init="pissa", scaling=scaling)
+    layer = model.layers[2]
+    factors = {"lora_A": layer.lora_a.data, "lora_B": layer.lora_b.data}
+    tensors = {f"{PREFIX}layers.2.{name}.weight": value for name, value in factors.items()}
+    use_rslora = scaling == "rslora"
+    alpha = layer.scale * (8**0.5 if use_rslora else 8)
+    options = {"use_rslora": use_rslora, "init_lora_weights": "pissa"}
+    config = PeftConfig(("layers.2",), r=8, lora_alpha=alpha, **options)
+    write_folder(tmp_path, config, tensors, Facts())
+    as_of_peft(tmp_path)
+    assert not check_adapter(tmp_path).findings
+    fresh = model_of("mlp")
+    lora.load(fresh, tmp_path)
+    assert fresh.layers[2].rank == 3
+    assert fresh.layers[2].alpha == pytest.approx(layer.alpha)
+    assert relative(output(fresh), output(model)) <= TOLERANCE["float32"]
+    configure(tmp_path, init_lora_weights=True)
+    assert "the rank is 3 by its tensors and 8" in str(check_adapter(tmp_path))
+    with pytest.raises(ValueError, match=r"mis-shaped: .*layers.2.lora_A"):
+        lora.load(model_of("mlp"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("targets", "reason"),
     [

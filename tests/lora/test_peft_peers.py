@@ -162,6 +162,25 @@ def test_running_statistics_travel_both_ways_with_their_module(theirs, rng, tmp_
     assert relative(here(x).data, wanted) <= TOLERANCE["float64"]
 
 
+def test_pissa_of_a_layer_smaller_than_the_rank_is_read(theirs, tmp_path):
+    import torch
+    from peft import LoraConfig as TheirConfig
+    from peft import get_peft_model
+
+    base = their_base(theirs, "mlp", "float32")
+    options = {"r": 8, "target_modules": ["layers.0", "layers.2"], "init_lora_weights": "pissa"}
+    there = get_peft_model(base, TheirConfig(**options))
+    with torch.no_grad():
+        for parameter in there.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    there.save_pretrained(tmp_path)
+    model = our_base("mlp", "float32")
+    lora.load(model, tmp_path)
+    wanted = there(torch.tensor(inputs("mlp", "float32"))).detach().numpy()
+    assert relative(our_output(model, "mlp", "float32"), wanted) <= 3e-6
+
+
 def test_pissa_changes_the_other_layer_of_a_tied_weight_in_peft(theirs, tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
