@@ -383,10 +383,13 @@ class Surroundings:
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
+        unread = "STORE_ATTR" if function.__name__ in _CONSTRUCTORS else ""  # of a new object
         for code in codes(function):
-            self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
+            self._words |= {*code.co_freevars, *texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
+                if instruction.opcode in dis.hasname and instruction.opname != unread:
+                    self._words.add(instruction.argval)
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
                     read.add(instruction.argval)
                 elif instruction.opname == "LOAD_SMALL_INT":  # no constant in Python 3.14
