@@ -281,9 +281,9 @@ class Captured(Generic[P, R]):
         if self._changes[key] > (MOST_CHANGES if before.changes_what_it_reads else MOST_PROGRAMS):
             changes = ", ".join([*dict.fromkeys(before.surroundings.changes())][:5])
             raise CaptureError(
-                f"capture: the step reads {changes}, and that changes from call to call; make "
-                f"it an argument, as a Tensor if it is a number, or return what the step "
-                f"adds to it"
+                f"capture: the step reads {changes}, and that changes from call to call; make it "
+                f"an argument, as a Tensor if it is a number, or return what the step adds to it; "
+                f"if the step does not use it, keep it in an object that the step does not use"
             )
 
 

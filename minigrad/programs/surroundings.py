@@ -24,6 +24,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import cached_property, partial
 from inspect import iscode
@@ -496,9 +497,15 @@ def texts(constants: Iterable[Any]) -> Iterator[str]:
 
 
 def special_methods(cls: type) -> set[str]:
-    """Return the names of the special methods that a class itself defines."""
+    """Return the names of the special methods that a class itself defines.
+
+    The `__eq__` that `dataclass` makes, which names all fields, is left out.
+    """
     kinds = FunctionType, property, staticmethod, classmethod, partial
-    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
+    methods = {name: value for name, value in vars(cls).items() if isinstance(value, kinds)}
+    equal = getattr(methods.get("__eq__"), "__code__", None)
+    if equal is not None and equal.co_filename == "<string>" and is_dataclass(cls):
+        del methods["__eq__"]
     return {name for name in methods if name.startswith("__") and name.endswith("__")}
 
 

@@ -1026,7 +1026,17 @@ class DerivedLoop(Loop):
         return super().compute(h, y) * isinstance(self, DerivedLoop)
 
 
-@pytest.mark.parametrize("kind", [Loop, DerivedLoop])
+@dataclass
+class DataLoop(Loop):
+    """A loop whose `__eq__`, which `dataclass` makes, names the counter."""
+
+    count: int = 0
+
+    def __post_init__(self):
+        super().__init__()
+
+
+@pytest.mark.parametrize("kind", [Loop, DerivedLoop, DataLoop])
 def test_other_attributes_of_the_owner_of_a_step_do_not_count(kind):
     loop = kind()
     step = mg.capture(loop.step)
