@@ -319,14 +319,13 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
-        CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()`, `if`, a metric or a copy), or prints. It uses hooks, `retain_grad`,
-            `create_graph`, `hvp`, `checkpoint`, or an observer, such as `detect_anomaly`. It reads
-            an iterator. It writes to a numpy array, or to a list or dict in its arguments, or gives
-            a tensor other memory. It makes an array whose size depends on values. It sets an option
-            of an optimiser, or loads a state of an optimiser, a scheduler or averages. It draws
-            random numbers without minigrad. Or a call differs from the first, in its lines or in
-            what it reads.
+        CaptureError: in a call, if the step does what cannot be captured. It reads values (by
+            `item()`, `if` or a metric), or prints. It uses hooks, `retain_grad`, `create_graph`,
+            `hvp`, `checkpoint`, or an observer, such as `detect_anomaly`. It reads an iterator. It
+            writes to a numpy array, or to a list or dict in its arguments, or gives a tensor other
+            memory. It makes an array whose size depends on values. It sets an option of an
+            optimiser, or loads a state of an optimiser, a scheduler or averages. It draws random
+            numbers without minigrad. Or a call differs from the first in its lines or its reads.
     """
     return Captured(step)
 
