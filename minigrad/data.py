@@ -187,11 +187,7 @@ class Standardizer:
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
-        """Return z scale + mean: the inverse of `transform`.
-
-        Raises:
-            ValueError: as in `transform`.
-        """
+        """Return z scale + mean: the inverse of `transform`, with the same errors."""
         values = self._checked("inverse", z)
         return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
 

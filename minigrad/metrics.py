@@ -27,11 +27,7 @@ def mse(prediction: Any, target: Any) -> float:
 
 @named_errors
 def rmse(prediction: Any, target: Any) -> float:
-    """Return the root of the mean squared error, in the unit of the target.
-
-    Raises:
-        ValueError, TypeError: as in `mse`.
-    """
+    """Return the root of `mse`, in the unit of the target; the errors are those of `mse`."""
     return float(np.sqrt(mse(prediction, target)))
 
 
