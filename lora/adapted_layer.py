@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
@@ -43,12 +42,6 @@ def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
         setattr(layer.adapter, name, value)
 
     return property(attrgetter(f"adapter.{name}"), assign, doc=doc)
-
-
-@cache
-def _one_tuple(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the same tuple for the same names, because captured steps compare by identity."""
-    return names
 
 
 class AdaptedLayer(Module):
@@ -246,7 +239,7 @@ class AdaptedLayer(Module):
         names = tuple(names)
         check_names(names, self.adapters)
         self.check_leaves_merged(names)
-        self.active = _one_tuple(names)
+        self.active = names
 
     def pause(self) -> None:
         """Turn all adapters off until `resume`; pauses can be nested."""

@@ -158,7 +158,7 @@ class Standardizer:
                 overflows, or underflows to 0.
             TypeError: if `x` does not hold numbers.
         """
-        values = as_array(x, np.float64)
+        values = as_array(x, np.float64, "Standardizer.fit()")
         _common_length([values])
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
@@ -187,17 +187,13 @@ class Standardizer:
         return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
-        """Return z scale + mean: the inverse of `transform`.
-
-        Raises:
-            ValueError: as in `transform`.
-        """
+        """Return z scale + mean: the inverse of `transform`, with the same errors."""
         values = self._checked("inverse", z)
         return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
 
     def _checked(self, name: str, x: Any) -> Arrays:
         """Return x, rows or one row, as an array; a ValueError if its columns are not as in fit."""
-        values, row = as_array(x), np.shape(self.mean)
+        values, row = as_array(x, how=f"Standardizer.{name}()"), np.shape(self.mean)
         if row and row not in (values.shape, values.shape[1:]):
             raise ValueError(
                 f"Standardizer.{name}: a row has the shape {row}, as in fit, and the array has the "

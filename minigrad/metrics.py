@@ -27,11 +27,7 @@ def mse(prediction: Any, target: Any) -> float:
 
 @named_errors
 def rmse(prediction: Any, target: Any) -> float:
-    """Return the root of the mean squared error, in the unit of the target.
-
-    Raises:
-        ValueError, TypeError: as in `mse`.
-    """
+    """Return the root of `mse`, in the unit of the target; the errors are those of `mse`."""
     return float(np.sqrt(mse(prediction, target)))
 
 
@@ -80,7 +76,7 @@ def accuracy(prediction: Any, target: Any) -> float:
         TypeError: if the targets are not integers.
         ValueError: if the shapes do not match, there are no targets, or a target is not a class.
     """
-    scores, classes = as_array(prediction), as_array(target)
+    scores, classes = (as_array(x, how="a metric") for x in (prediction, target))
     if classes.dtype.kind not in "iu":
         raise TypeError(f"targets are integer classes, not {classes.dtype}")
     if scores.shape[:-1] != classes.shape or scores.ndim == 0:
@@ -96,7 +92,7 @@ def accuracy(prediction: Any, target: Any) -> float:
 
 
 def _errors(prediction: Any, target: Any) -> Any:
-    p, y = as_array(prediction, np.float64), as_array(target, np.float64)
+    p, y = (as_array(x, np.float64, "a metric") for x in (prediction, target))
     if p.shape != y.shape:
         raise ValueError(f"the prediction has shape {p.shape}, the target {y.shape}")
     if p.size == 0:

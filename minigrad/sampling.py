@@ -48,7 +48,7 @@ def sample(
         top_k = check_positive("top_k", top_k)
     if top_p is not None:
         check_probability("top_p", top_p)
-    given = as_array(logits).astype(np.float64)
+    given = as_array(logits, how="sample()").astype(np.float64)
     if given.ndim not in (1, 2) or given.shape[-1] == 0:
         raise ValueError(f"logits are (tokens,) or (batch, tokens), not {given.shape}")
     rows = np.atleast_2d(given)

@@ -33,12 +33,13 @@ Array = Any
 Axis = int | Sequence[int] | None
 
 
-def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
+def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -> NDArray[Any]:
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
     Python floats become float32, Python ints become int64 (from 2^63 on uint64, or float32 if there
     are negative ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
-    their dtype; in a list, those of floats determine the dtype of the floats beside them.
+    their dtype; in a list, those of floats determine the dtype of the floats beside them. Observers
+    are told that the value of a Tensor leaves the graph by `how`.
 
     Raises:
         TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
@@ -46,7 +47,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """
     if isinstance(data, Tensor):
         if mode.state[1]:
-            _announce(data, data._data, "Tensor()")
+            _announce(data, data._data, how)
         data = data._data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
@@ -396,6 +397,8 @@ class Tensor:
                 f"{self.describe()} is the result of an op; copies and pickles take leaves only: "
                 f"copy or pickle .detach(), or use .clone() as a copy through which gradients flow"
             )
+        if mode.state[1]:
+            _announce(self, self._data, "a copy or a pickle")
         state: Any = object.__getstate__(self)
         attributes, slots = state
         added = {name: slots[name] for name in slots.keys() - set(Tensor.__slots__)}

@@ -281,9 +281,9 @@ class Captured(Generic[P, R]):
         if self._changes[key] > (MOST_CHANGES if before.changes_what_it_reads else MOST_PROGRAMS):
             changes = ", ".join([*dict.fromkeys(before.surroundings.changes())][:5])
             raise CaptureError(
-                f"capture: the step reads {changes}, and that changes from call to call; make "
-                f"it an argument, as a Tensor if it is a number, or return what the step "
-                f"adds to it"
+                f"capture: the step reads {changes}, and that changes from call to call; make it "
+                f"an argument, as a Tensor if it is a number, or return what the step adds to it; "
+                f"if the step does not use it, keep it in an object that the step does not use"
             )
 
 
@@ -319,13 +319,13 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an
             argument has another type.
-        CaptureError: in a call, if the step does something that cannot be captured. It reads values
-            (by `item()` or `if`), or prints. It uses hooks, `retain_grad`, `create_graph`, `hvp`,
-            `checkpoint`, or an observer, such as `detect_anomaly`. It reads an iterator. It writes
-            to a numpy array, or to a list or dict in its arguments, or gives a tensor other memory.
-            It makes an array whose size depends on values. It sets an option of an optimiser, or
-            loads a state of an optimiser, a scheduler or averages. It draws random numbers without
-            minigrad. Or a call differs from the first, in its lines or in what it reads.
+        CaptureError: in a call, if the step does what cannot be captured. It reads values (by
+            `item()`, `if` or a metric), or prints. It uses hooks, `retain_grad`, `create_graph`,
+            `hvp`, `checkpoint`, or an observer, such as `detect_anomaly`. It reads an iterator. It
+            writes to a numpy array, or to a list or dict in its arguments, or gives a tensor other
+            memory. It makes an array whose size depends on values. It sets an option of an
+            optimiser, or loads a state of an optimiser, a scheduler or averages. It draws random
+            numbers without minigrad. Or a call differs from the first in its lines or its reads.
     """
     return Captured(step)
 

@@ -24,6 +24,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import cached_property, partial
 from inspect import iscode
@@ -383,10 +384,13 @@ class Surroundings:
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
+        unread = "STORE_ATTR" if function.__name__ in _CONSTRUCTORS else ""  # of a new object
         for code in codes(function):
-            self._words |= {*code.co_names, *code.co_freevars, *texts(code.co_consts)}
+            self._words |= {*code.co_freevars, *texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
             for instruction in dis.get_instructions(code):
+                if instruction.opcode in dis.hasname and instruction.opname != unread:
+                    self._words.add(instruction.argval)
                 if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL"):
                     read.add(instruction.argval)
                 elif instruction.opname == "LOAD_SMALL_INT":  # no constant in Python 3.14
@@ -493,9 +497,15 @@ def texts(constants: Iterable[Any]) -> Iterator[str]:
 
 
 def special_methods(cls: type) -> set[str]:
-    """Return the names of the special methods that a class itself defines."""
+    """Return the names of the special methods that a class itself defines.
+
+    The `__eq__` that `dataclass` makes, which names all fields, is left out.
+    """
     kinds = FunctionType, property, staticmethod, classmethod, partial
-    methods = (name for name, value in vars(cls).items() if isinstance(value, kinds))
+    methods = {name: value for name, value in vars(cls).items() if isinstance(value, kinds)}
+    equal = getattr(methods.get("__eq__"), "__code__", None)
+    if equal is not None and equal.co_filename == "<string>" and is_dataclass(cls):
+        del methods["__eq__"]
     return {name for name in methods if name.startswith("__") and name.endswith("__")}
 
 

@@ -30,9 +30,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
-from minigrad import Tensor, nn, optim
+from minigrad import Tensor, metrics, nn, optim
 from minigrad.core.observers import Observer, observe
+from minigrad.data import Standardizer
 from minigrad.programs import CaptureError
+from minigrad.sampling import sample
 from tests.cases import CASES
 from tests.cases.case import first_of_each, some_of_each
 
@@ -1046,6 +1048,8 @@ def halves(x):
 halves.vjp("x", lambda g, x_shape: mg.ones(x_shape) * g)
 
 
+SCALER = Standardizer.fit(np.arange(4.0))  # takes arrays of any shape
+
 REFUSED = {
     "item": (lambda m, h, loss, x, y: loss.item(), r"calls item\(\).*return the tensor"),
     "tolist": (lambda m, h, loss, x, y: h.tolist(), r"calls tolist\(\)"),
@@ -1056,6 +1060,13 @@ REFUSED = {
     "int": (lambda m, h, loss, x, y: int(loss), r"int\(\) takes a value"),
     "index": (lambda m, h, loss, x, y: [1, 2, 3][mg.argmax(h[0])], "an index takes a value"),
     "if": (conditional, r"bool\(\) takes a value"),
+    "metric": (lambda m, h, loss, x, y: metrics.mse(h, y), "a metric takes a value out of the"),
+    "accuracy": (lambda m, h, loss, x, y: metrics.accuracy(h, y[:, 0] > 9), "a metric takes a va"),
+    "token": (lambda m, h, loss, x, y: sample(h, temperature=0), r"sample\(\) takes a value"),
+    "fit": (lambda m, h, loss, x, y: Standardizer.fit(x), r"Standardizer.fit\(\) takes a value"),
+    "transform": (lambda m, h, loss, x, y: SCALER.transform(x), r"transform\(\) takes a value"),
+    "copy": (lambda m, h, loss, x, y: copy.deepcopy(x), "a copy or a pickle takes a value"),
+    "pickle": (lambda m, h, loss, x, y: pickle.dumps(m), "a copy or a pickle takes a value"),
     "text": (lambda m, h, loss, x, y: f"{loss}", "cannot print a tensor or format it as text"),
     "format": (lambda m, h, loss, x, y: f"{loss:.3f}", "cannot print a tensor or format it"),
     "a list": (lambda m, h, loss, x, y: str([x]), "cannot print a tensor or format it"),

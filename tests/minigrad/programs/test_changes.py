@@ -1019,10 +1019,28 @@ def test_attributes_of_the_owner_of_a_step(do):
     assert difference(build, Change("", do)) == ""
 
 
-def test_other_attributes_of_the_owner_of_a_step_do_not_count():
-    loop = Loop()
+class DerivedLoop(Loop):
+    """A loop whose step reaches its class, and so a constructor that sets the counters."""
+
+    def compute(self, h, y):
+        return super().compute(h, y) * isinstance(self, DerivedLoop)
+
+
+@dataclass
+class DataLoop(Loop):
+    """A loop whose `__eq__`, which `dataclass` makes, names the counter."""
+
+    count: int = 0
+
+    def __post_init__(self):
+        super().__init__()
+
+
+@pytest.mark.parametrize("kind", [Loop, DerivedLoop, DataLoop])
+def test_other_attributes_of_the_owner_of_a_step_do_not_count(kind):
+    loop = kind()
     step = mg.capture(loop.step)
-    for _ in range(6):
+    for _ in range(12):
         loop.count += 1  # which no line of the step reads
         step(*loop.training.batches[0])
     assert step.source
