@@ -44,7 +44,8 @@ def _at_once(pending: Any, *, wanted: Any = None, stop: Any = (), **_: Any) -> A
         for i, edge in enumerate(node.edges):
             parent, argnum, vjp, *saved = edge
             result = results[i] if results else vjp.derivative(totals[node], *saved)
-            visit(parent, engine.fit_to_input(result, parent, node.op, argnum))
+            is_recorded = isinstance(totals[node], Tensor)
+            visit(parent, engine.fit_to_input(result, parent, node.op, argnum, is_recorded))
 
     for node, g in pending.items():
         visit(node, g)
