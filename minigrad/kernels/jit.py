@@ -98,17 +98,16 @@ def dispatcher(
     fastmath: Iterable[str] = (),
     *,
     inline: str = "never",
-    parallel: bool = False,
     from_python: bool = False,
 ) -> Any:
     """Return numba's dispatcher of a function, with the choices that all kernels share.
 
-    `fastmath` and `inline` are those of `jit`. With `parallel`, `prange` loops in the function run
-    on threads. With `from_python`, Python can call it, through a wrapper that is compiled too.
+    `fastmath` and `inline` are those of `jit`. With `from_python`, Python can call it, through a
+    wrapper that is compiled too.
     """
     cache.name_apart(function)
     flags = sorted(set(fastmath))
-    options = {"inline": inline, "parallel": parallel, "no_cpython_wrapper": not from_python}
+    options = {"inline": inline, "no_cpython_wrapper": not from_python}
     made = numba.njit(
         nogil=True,
         error_model="numpy",

@@ -1,13 +1,13 @@
 """Kernels: loops that are compiled once, and run by one thread or shared by several.
 
 A kernel is a function `loop(piece, pieces, *arguments)` that does piece number `piece` of its work.
-One thread does the work as one piece. Several threads share the pieces through `launch`, the only
-loop in the library that runs on threads; it gets the address of the machine code of a piece:
+One thread does the work as one piece. Several threads share the pieces through numba's pool of
+threads, which gets the address of the machine code of a piece:
 
     kernel(seconds, *arguments)                     in Python: one thread or several
       entry(how, *arguments)                        unboxes the arguments; shared by all kernels
                                                     whose arguments have the same types
-        launch(work, data, pieces)                  if several threads share the work
+        numba_parallel_for(work, ..., threads)      if several threads share the work
           loop(piece, pieces, *arguments)
 
 Some loops have several parts that threads share one after another: a product first packs a matrix
@@ -15,8 +15,8 @@ and then multiplies. Such a loop is called once, as `loop(launcher, pieces, *arg
 
     share(launcher, pieces, part, (x, y, ...))
 
-for each part. A part is an `external` function `part(piece, pieces, x, y, ...)`. The launcher is
-the address of `launch`, or 0 if the calling thread does all pieces itself.
+for each part. A part is an `external` function `part(piece, pieces, x, y, ...)`. The launcher is 0
+if the calling thread does all pieces itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from functools import cached_property, partial
 from textwrap import dedent, indent
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numpy import ndarray
@@ -53,12 +54,23 @@ from minigrad.kernels.jit import (
     signature_of,
 )
 from minigrad.kernels.start import interrupts_held_back
-from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, team
+from minigrad.kernels.threads import (
+    MIN_SECONDS_FOR_THREADS,
+    get_max_threads,
+    get_num_threads,
+    team,
+    threading_layer,
+)
 from minigrad.kernels.unboxing import borrowed, declared, provide_ndarray
-from minigrad.kernels.vector import Emitter, instruction
 
 INT = types.intp
-PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of a record
+POINTER = ir.IntType(8).as_pointer()
+# The functions of numba's pool of threads: what it calls for some pieces, with lists of arguments,
+# sizes and steps, and data; what runs all pieces; and what reads and sets the number of threads.
+PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [POINTER] * 4)
+PARALLEL_FOR = ir.FunctionType(ir.VoidType(), [POINTER] * 5 + [WORD] * 3)
+GET_NUM_THREADS = ir.FunctionType(ir.IntType(32), [])
+SET_NUM_THREADS = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
 
 
 @jit(inline="always")
@@ -77,23 +89,18 @@ def span(piece: int, pieces: int, count: int) -> Any:
     return range(piece * count // pieces, (piece + 1) * count // pieces)
 
 
-@instruction()
-def _run_piece(e: Emitter, work: Any, piece: Any, pieces: Any, data: Any) -> None:
-    """Call the code at the address `work` for one piece; its arguments are in the record `data`."""
-    e.builder.call(e.builder.inttoptr(work, PIECE_OF_WORK.as_pointer()), [piece, pieces, data])
-
-
-def launch(work: int, data: int, pieces: int) -> None:
-    """Run the code at the address `work` on threads, once for each piece."""
-    for piece in prange(pieces):
-        _run_piece(work, piece, pieces, data)
-
-
 @functools.cache
-def launcher() -> int:
-    """Return the address of `launch`."""
-    compiled = compile_for(dispatcher(launch, parallel=True), (INT, INT, INT))
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+def launcher(threads: int) -> int:
+    """Start the pool of threads, and return the address of a list of words for this many of them.
+
+    The words are the addresses of numba's functions `numba_parallel_for`, `get_num_threads` and
+    `set_num_threads`, and the number of threads.
+    """
+    threading_layer()
+    names = "numba_parallel_for", "get_num_threads", "set_num_threads"
+    words = np.array([*map(llvm.address_of_symbol, names), threads])
+    CALLS.append(words)
+    return int(words.ctypes.data)
 
 
 def _emit_share(
@@ -104,7 +111,7 @@ def _emit_share(
     The threads read address and arguments from a record on the stack, and note there a failure.
     """
     kinds = (INT, INT, *kinds)
-    fields = [WORD(0), code, *values]
+    fields = [WORD(0), code, pieces, *values]
     record = cgutils.alloca_once(builder, ir.LiteralStructType([x.type for x in fields]))
     for i, value in enumerate(fields):
         builder.store(value, cgutils.gep_inbounds(builder, record, 0, i))
@@ -113,15 +120,27 @@ def _emit_share(
     work.linkage = "internal"
 
     inner = ir.IRBuilder(work.append_basic_block())
-    data = inner.inttoptr(work.args[2], record.type)
+    first, count = (inner.load(inner.bitcast(x, WORD.as_pointer())) for x in work.args[:2])
+    data = inner.bitcast(work.args[3], record.type)
     failed, *read = (cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
     address, *arguments = map(inner.load, read)
-    given = [*work.args[:2], *arguments]
-    emit_call(context, inner, address, types.none, kinds, given, failed)
+    with cgutils.for_range(inner, count) as loop:
+        given = [inner.add(first, loop.index), *arguments]
+        emit_call(context, inner, address, types.none, kinds, given, failed)
     inner.ret_void()
 
-    described = [builder.ptrtoint(x, WORD) for x in (work, record)]
-    emit_call(context, builder, launcher_at, types.none, (INT,) * 3, [*described, pieces])
+    words = builder.inttoptr(launcher_at, WORD.as_pointer())
+    run, get, put, threads = (builder.load(builder.gep(words, [WORD(i)])) for i in range(4))
+
+    def call(function: Any, kind: Any, *given: Any) -> Any:
+        return builder.call(builder.inttoptr(function, kind.as_pointer()), given)
+
+    # There is one argument, a pointer that the pool moves by one byte from piece to piece, from 0.
+    lists = [cgutils.alloca_once_value(builder, word) for word in (WORD(0), pieces, WORD(1))]
+    pointers = [builder.bitcast(x, POINTER) for x in (work, *lists, record)]
+    before = call(get, GET_NUM_THREADS)  # the pool sets the number for the calling thread, too
+    call(run, PARALLEL_FOR, *pointers, WORD(0), WORD(1), threads)
+    call(put, SET_NUM_THREADS, before)
     has_failed = builder.load(cgutils.gep_inbounds(builder, record, 0, 0))
     with cgutils.if_unlikely(builder, builder.icmp_signed("!=", has_failed, WORD(0))):
         message = "a kernel found no memory to work in"
@@ -185,7 +204,9 @@ def function_from(
     head = f"def enclose({', '.join(enclosed)}):\n  def {name}({', '.join(parameters)}):\n"
     source = f"{head}{indent(dedent(body), '    ')}\n  return {name}"
     scope: dict[str, Any] = {"__name__": module}
-    exec(compile(source, __file__, "exec"), scope)
+    # numba reads the source of a function by its file and line, so these are of a `def` here.
+    above = "\n" * (function_from.__code__.co_firstlineno - 2)
+    exec(compile(above + source, __file__, "exec"), scope)
     function: Callable[..., None] = scope["enclose"](**enclosed)
     function.__annotations__ = parameters
     return function
@@ -263,7 +284,7 @@ class Kernel:
             # No fork may copy a lock of LLVM while it is held.
             with interrupts_held_back(), global_compiler_lock:
                 code = self._external.address(self._types)
-                launching = launcher() if on_threads else 0
+                launching = launcher(min(pieces, get_max_threads())) if on_threads else 0
                 first = (0, launching) if self.shares else (launching, 0)
                 how = np.array([*first, pieces, code])
                 CALLS.append(how)

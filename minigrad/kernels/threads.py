@@ -21,7 +21,7 @@ three cases, in which numba would crash, abort the process or use cores that it 
 * numba has a separate setting for each Python thread: a setting in the main thread does not limit a
   data loader's thread, which still uses every core. `set_num_threads` here is for the process.
 
-Of numba's threading layers, OpenMP is tried first. It gives work to its waiting threads in 3 us, or
+Of numba's threading layers, OpenMP is tried first. It gives work to its waiting threads in 2 us, or
 in 15 us if they sleep; `workqueue` needs about 85 us.
 """
 
@@ -35,7 +35,7 @@ from time import perf_counter
 
 from minigrad.kernels.start import load_numba
 
-MIN_SECONDS_FOR_THREADS = 30e-6  # the least seconds of work that are shared with threads awake
+MIN_SECONDS_FOR_THREADS = 20e-6  # the least seconds of work that are shared with threads awake
 MIN_SECONDS_FOR_WAKING = 120e-6  # the same if they sleep, in a row: waking one takes 15 to 45 us
 MIN_SECONDS_FOR_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
 SPIN_COUNT = 5_000  # how often a thread of OpenMP looks for work before it sleeps: 55 to 150 us
@@ -124,16 +124,14 @@ def threading_layer() -> str:
 class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads`
     """A context for one kernel call: its value is the number of threads the call may use."""
 
-    __slots__ = ("_before", "_locked", "_seconds")
+    __slots__ = ("_locked", "_seconds")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._before = 0  # numba's own setting for this Python thread, if we change it
         self._locked = False
 
     def __enter__(self) -> int:
         global _seconds_in_a_row
-        threads = get_num_threads()
         if perf_counter() - _last_end > SPIN_SECONDS:
             _seconds_in_a_row = 0.0
         _seconds_in_a_row += self._seconds
@@ -143,16 +141,10 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
             if self._seconds < MIN_SECONDS_FOR_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
-        before = load_numba().get_num_threads()
-        if before != threads:
-            self._before = before
-            load_numba().set_num_threads(threads)
-        return threads
+        return get_num_threads()
 
     def __exit__(self, *_error: object) -> None:
         global _last_end
         _last_end = perf_counter()
-        if self._before:
-            load_numba().set_num_threads(self._before)
         if self._locked:
             _workqueue.release()

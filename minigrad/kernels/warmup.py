@@ -14,8 +14,8 @@ from threading import Thread
 from minigrad.kernels import cache as compiled
 from minigrad.kernels import start
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.launch import KERNELS, Kernel, launcher
-from minigrad.kernels.threads import get_num_threads, threading_layer
+from minigrad.kernels.launch import KERNELS, Kernel
+from minigrad.kernels.threads import get_num_threads
 from minigrad.kernels.trust import PACKAGE
 from minigrad.progress import progress_bar
 
@@ -106,9 +106,6 @@ def end_with_the_first() -> None:
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
     """Compile one of the kernels, unless it is on disk; return its name, and whether it was not."""
     start.before_compiling = None
-    if number == 0 and get_num_threads() > 1:
-        threading_layer()
-        launcher()
     before = len(compiled.COMPILED)
     kernel = kernels_of(double)[number]
     kernel.compile()

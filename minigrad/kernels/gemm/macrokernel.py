@@ -385,7 +385,8 @@ def multiply(
     most = min(k, choice.depth)
     packs = choice.pack_b and not prepacked
     strips = cut_rows(t, m, n, most, pieces, packs)
-    packed_at_use = packs and strips == 1 and rows_are_near(t, m, most)
+    is_small = most * n * t.item <= 2 * t.near
+    packed_at_use = packs and (strips == 1 or is_small) and rows_are_near(t, m, most)
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
