@@ -111,12 +111,13 @@ def _for_each_vector(
 @instruction()
 def tile_of_dots(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
-    c: Any, c_row: Any, c_col: Any, add: Any, _zero: Any,
+    c: Any, c_row: Any, c_col: Any, add: Any, next_row: Any, _zero: Any,
 ) -> None:  # fmt: skip
     """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
 
     The tile is the narrowest in `dot_shapes` with at least `cols` columns, or else the widest. Only
-    its first `rows` rows exist in A.
+    its first `rows` rows exist in A. Meanwhile the tile prefetches what is `next_row` bytes behind
+    its rows of A.
     """
     builder = e.builder
 
@@ -132,7 +133,9 @@ def tile_of_dots(
         a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
-            here = (builder.add(row, done) for row in (*a_rows, *b_rows))
+            here = [builder.add(row, done) for row in (*a_rows, *b_rows)]
+            for address in here[:R] if mask is None else ():
+                e.prefetch(builder.add(address, next_row), to_write=False)
             vectors = [e.load(address, e.vector, mask) for address in here]
             left, right = vectors[:R], vectors[R:]
             return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
@@ -182,6 +185,8 @@ def dots_of_rows(
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
     block = steps_in_block(cols, item)
+    # If a block has only a part of each row, no processor predicts where the next part begins.
+    next_row = a.row if k > block else 0
     # Several tiles of columns read the rows of a block again, so these must stay in a cache.
     height = HEIGHT if cols > WIDEST else max(1, stop - start)
     for pc in range(0, k, block):
@@ -199,12 +204,14 @@ def dots_of_rows(
                 for i in range(ic, ic + apart):
                     tile_of_dots(
                         tall, wide, a.at + i * a.row + pc * item, apart * a.row, columns, b_row,
-                        depth, target + i * C.row, apart * C.row, C.col, add or pc > 0, zero,
+                        depth, target + i * C.row, apart * C.row, C.col, add or pc > 0,
+                        next_row, zero,
                     )  # fmt: skip
                 for i in range(ic + apart * tall, end, tall):
                     tile_of_dots(
                         min(tall, end - i), wide, a.at + i * a.row + pc * item, a.row, columns,
-                        b_row, depth, target + i * C.row, C.row, C.col, add or pc > 0, zero,
+                        b_row, depth, target + i * C.row, C.row, C.col, add or pc > 0,
+                        next_row * tall, zero,
                     )  # fmt: skip
 
 
