@@ -35,7 +35,7 @@ from time import perf_counter
 
 from minigrad.kernels.start import load_numba
 
-MIN_SECONDS_FOR_THREADS = 20e-6  # the least seconds of work that are shared with threads awake
+MIN_SECONDS_FOR_THREADS = 18e-6  # the least seconds of work that are shared with threads awake
 MIN_SECONDS_FOR_WAKING = 120e-6  # the same if they sleep, in a row: waking one takes 15 to 45 us
 MIN_SECONDS_FOR_WORKQUEUE = 2e-3  # the same for the layer `workqueue`
 SPIN_COUNT = 5_000  # how often a thread of OpenMP looks for work before it sleeps: 55 to 150 us

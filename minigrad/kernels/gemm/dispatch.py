@@ -34,7 +34,7 @@ from minigrad.kernels.vector import MASKS_ARE_CHEAP
 
 SECONDS = 2e-11  # seconds of a multiply-add on one thread, at best: float32 with AVX-512
 SECONDS_OF_A_BYTE = 5e-11  # seconds to read a byte from memory, which limits skinny products
-THREADS_FROM = 1_000_000  # multiply-adds; a smaller product runs on the calling thread
+THREADS_FROM = 900_000  # multiply-adds; a smaller product runs on the calling thread
 LONG = 32  # the least steps of k for which the loops of `skinny` are faster
 TALL = 64  # the least rows of x for which a copy of the few columns pays
 STREAMED = 64  # the most rows of x for which `stream` reads y without packing it

@@ -142,7 +142,7 @@ def test_rows_at_any_distance_give_the_same_bits(shape, dtype, rng):
 @needs_jit
 @pytest.mark.parametrize("layout", ["NN", "NT"])
 @pytest.mark.parametrize(
-    ("m", "n", "worth_threads"), [(1, 576, True), (3, 1536, True), (1, 100, False), (3, 160, False)]
+    ("m", "n", "worth_threads"), [(1, 576, True), (3, 1536, True), (1, 100, False), (3, 144, False)]
 )
 def test_a_thin_product_takes_as_long_as_its_matrix_is_read(
     m, n, worth_threads, layout, rng, monkeypatch
