@@ -1,4 +1,8 @@
-"""Facts: what `lora.save` adds to PEFT's files, in metadata that PEFT ignores."""
+"""Facts: what `lora.save` adds to PEFT's format, in metadata of the tensor file that PEFT ignores.
+
+They are the exact scale of each layer; a fingerprint of the base matrix of each update, which is
+the same in any dtype; the seed, if it is known; and the version that wrote the file.
+"""
 
 from __future__ import annotations
 
