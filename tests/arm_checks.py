@@ -13,7 +13,6 @@ import sys
 import time
 from functools import partial
 
-import numba
 import numpy as np
 
 import lora
@@ -60,9 +59,9 @@ def note_calls(kernel):
             kernel.alone = alone
         compiled[0](*arguments)
 
-    def shared(*arguments):
-        ran.add((name, numba.get_num_threads()))
-        share(*arguments)
+    def shared(threads, *arguments):
+        ran.add((name, threads))
+        share(threads, *arguments)
 
     kernel.alone, kernel.shared = alone, shared
 
