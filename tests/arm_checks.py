@@ -150,11 +150,12 @@ def training(rows, d_in, d_out, draw, eps):
 
 LAYER = {"adam_loop", "scaled_difference_loop"}
 PACKED = {*LAYER, "_squared_error_loop", "gemm", "pack_all", "gemm_packed"}
-SMALL = {"_forward_loop", "_backward_loop"}  # they have no form for threads
+ALONE = {"_fill_table"}  # it has no form for threads, and neither have those of a small layer
+SMALL = {*ALONE, "_forward_loop", "_backward_loop"}
 PARTS = {  # each stage: what it does, and the kernels that run then, on all threads and on one
     "float32": {
         "products": (products, {"gemm"}, set()),
-        "LoRA, its frozen weight packed": (partial(training, 70, 130, 140), PACKED, set()),
+        "LoRA, its frozen weight packed": (partial(training, 70, 130, 140), PACKED, ALONE),
     },
     "float64": {
         "products": (products, {"gemm"}, set()),
