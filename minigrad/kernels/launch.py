@@ -15,8 +15,8 @@ and then multiplies. Such a loop is called once, as `loop(launcher, pieces, *arg
 
     share(launcher, pieces, part, (x, y, ...))
 
-for each part. A part is an `external` function `part(piece, pieces, x, y, ...)`. The launcher is 0
-if the calling thread does all pieces itself.
+for each part. A part is an `external` function `part(piece, pieces, x, y, ...)`. The launcher is
+what the function `launcher` returns, or 0 if the calling thread does all pieces itself.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def span(piece: int, pieces: int, count: int) -> Any:
 
 @functools.cache
 def launcher(threads: int) -> int:
-    """Start the pool of threads, and return the address of a list of words for this many of them.
+    """Start the pool of threads, and return the address of what is needed to run work on it.
 
-    The words are the addresses of numba's functions `numba_parallel_for`, `get_num_threads` and
-    `set_num_threads`, and the number of threads.
+    At the address are four words: the addresses of numba's functions `numba_parallel_for`,
+    `get_num_threads` and `set_num_threads`, and the number of threads to use.
     """
     threading_layer()
     names = "numba_parallel_for", "get_num_threads", "set_num_threads"
