@@ -259,15 +259,6 @@ class Emitter:
             now = self.choose([(is_enough, rounds)], functools.partial(list, now))
         return now[1:]
 
-    def prefer_full_vectors(self) -> None:
-        """Let LLVM use full vectors in the loops of the function whose code is being emitted.
-
-        For most processors with AVX-512 it uses half vectors otherwise, because full vectors lower
-        the clock of the oldest of them. A loop that computes much for each element gains more.
-        """
-        attribute = f'"prefer-vector-width"="{8 * VECTOR}"'
-        set.add(self.builder.function.attributes, attribute)  # its own `add` refuses a value
-
     def prefetch(self, address: Any, to_write: bool, level: int = 1) -> None:
         """Emit a prefetch of the cache line at `address`, which will soon be read, or written.
 
@@ -529,5 +520,10 @@ def keep_alive(_e: Emitter, _arrays: Any) -> None:
 
 @instruction()
 def prefer_full_vectors(e: Emitter) -> None:
-    """Let LLVM use full vectors in the loops of the function that calls this."""
-    e.prefer_full_vectors()
+    """Let LLVM use full vectors in the loops of the function that calls this.
+
+    For most processors with AVX-512 it uses half vectors otherwise, because full vectors lower the
+    clock of the oldest of them. A loop that computes much for each element gains more.
+    """
+    attribute = f'"prefer-vector-width"="{8 * VECTOR}"'
+    set.add(e.builder.function.attributes, attribute)  # its own `add` refuses a value

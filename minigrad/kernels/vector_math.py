@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import overload
 
 from minigrad.kernels.jit import jit
-from minigrad.kernels.vector import F32, I32, Emitter, instruction
+from minigrad.kernels.vector import F32, I32, Emitter, instruction, prefer_full_vectors
 
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
@@ -36,7 +36,6 @@ _SHIFT = np.float32(1.5 * 2**23 + 127)
 @instruction(types.float32)
 def _power_of_two(e: Emitter, shifted: Any) -> Any:
     """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
-    e.prefer_full_vectors()
     return e.builder.bitcast(e.builder.shl(e.builder.bitcast(shifted, I32), I32(23)), F32)
 
 
@@ -91,7 +90,11 @@ _E2, _E3, _E4, _E5, _E6 = map(
 
 @jit(inline="always")
 def _reduce_range(x: Any) -> Any:
-    """Return the remainder of x / log(2), with log(2) in two parts, and the quotient + _SHIFT."""
+    """Return the remainder of x / log(2), with log(2) in two parts, and the quotient + _SHIFT.
+
+    All exponentials begin with this, and a loop over one is faster with full vectors.
+    """
+    prefer_full_vectors()
     shifted = x * _LOG2_E + _SHIFT
     k = shifted - _SHIFT
     return (x - k * _LN_2_HIGH) - k * _LN_2_LOW, shifted
