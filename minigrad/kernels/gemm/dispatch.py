@@ -37,10 +37,12 @@ SECONDS_OF_A_BYTE = 5e-11  # seconds to read a byte from memory, which limits sk
 THREADS_FROM = 900_000  # multiply-adds; a smaller product runs on the calling thread
 LONG = 32  # the least steps of k for which the loops of `skinny` are faster
 TALL = 64  # the least rows of x for which a copy of the few columns pays
-STREAMED = 64  # the most rows of x for which `stream` reads y without packing it
+STREAMED = 32  # the most rows of x for which `stream` reads y without packing it
+LARGE = 16384  # numbers of y from which `stream` is faster
+COPIED = 65536  # the same if its result must be copied to columns
 PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
 WAYS = 8  # rows of A from which a register tile is slower if its rows share few cache lines
-DEEP = 512  # the least steps of k for which `skinny` is faster with up to NR rows or columns
+DEEP = 512  # the least steps of k for which `dots` is faster with lanes to NR columns
 SPLIT = 1024  # the least steps of k in a piece of a long sum
 
 
@@ -95,7 +97,11 @@ def matmul(
     else:
         out = _checked(out, (m, n), dtype, x, y)
     work, lanes = m * n * k, compiled.lanes
-    if 0 < work < THREADS_FROM and (k < LONG or (k < DEEP and m >= lanes and n >= lanes)):
+    if 0 < work < THREADS_FROM and (
+        k < LONG
+        or (k < DEEP and m >= lanes and n >= lanes and work <= lanes * LARGE)
+        or (k < DEEP and m > STREAMED and n > STREAMED)
+    ):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
         row = compiled.no_bias if bias is None else bias
@@ -242,7 +248,6 @@ class Products:
         self.tile = tile_shape(dtype.itemsize)
         self.lanes = self.tile.VL
         self._sizes = block_sizes(dtype.itemsize)
-        self._near = self._sizes[-2]
         self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         self.no_bias = nothing(dtype)
@@ -279,8 +284,10 @@ class Products:
         """Return whether the loops of `skinny` may be faster for a product of this shape."""
         if k < LONG:
             return False
-        lanes = self.lanes
-        return m < lanes or n < lanes or (k >= DEEP and min(m, n) <= self.tile.NR)
+        fewer = min(m, n)
+        return fewer < self.lanes or (
+            fewer <= STREAMED and (k >= DEEP or m * n * k > fewer * LARGE)
+        )
 
     def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
@@ -315,11 +322,14 @@ class Products:
             self.sweep(seconds, x, y, out, add)
             return True
         long = k >= PIECES * SPLIT
-        large = n > 1 and y_col == item and y.size * item > self._near
-        if large and m <= STREAMED and (MASKS_ARE_CHEAP or n % self.tile.NR == 0):
+        straight = out.strides[1] == item
+        large = y.size > LARGE
+        if not straight:  # the result of `stream` is copied
+            large = y.size > COPIED and (m < self.lanes or k >= DEEP)
+        readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
+        if large and m <= STREAMED and readable:
             if long:
                 return False
-            straight = out.strides[1] == item
             rows = out if straight else empty(out.shape, out.dtype)
             self.stream(seconds, x, y, rows, self.plans[0], add and straight)
             if not straight and add:
@@ -329,7 +339,8 @@ class Products:
             return True
         if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
-        if n > self.few and (x_row % skinny.COLLIDING or self.tile.MR < WAYS):
+        is_wide = n > self.few and (x_row % skinny.COLLIDING or self.tile.MR < WAYS)
+        if is_wide or (n >= self.lanes and (k < DEEP or n > self.tile.NR)):
             return False  # the register tile is as fast
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y

@@ -8,8 +8,8 @@ its time. The large matrix is not packed, and is read only once, in the order of
   takes half the time of a register tile, for which the matrix must be transposed into panels.
 * `inner` is for one row and one column.
 * `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile moves
-  along a strip of rows of the matrix, and then along the next strip. If several threads read a
-  large matrix, each prefetches its next strip, which no processor predicts.
+  along a strip of rows of the matrix, and then along the next strip. A strip has so few rows that
+  a processor predicts the addresses in each of them.
 * `sweep` is for one row. It adds eight rows of the matrix at a time to the row of the result.
   (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would read the matrix
   by columns, with each number on another page.
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.gemm.macrokernel import NO_BLOCK, Panels, macro_kernel
-from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import Matrix, part_of
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     I32,
+    MASKS_ARE_CHEAP,
     REGISTERS,
     VECTOR,
     Emitter,
@@ -40,16 +40,15 @@ from minigrad.kernels.vector import (
     instruction,
     keep_alive,
     load,
-    prefetch,
     store,
 )
 
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
 ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
-STRIP = 64  # rows of the matrix in a strip of `stream`; half as many if they collide
 COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
-FAR = 1 << 23  # bytes of a matrix from which `stream` prefetches, if several threads read it
+STRIP = 32  # rows of the matrix in a strip of `stream`
+EVEN = 8 if REGISTERS == 32 else 4  # rows of a tile that divide many numbers of rows
 SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
 CHAINS = 8  # independent sums of an inner product, because a multiply-add takes four cycles
@@ -284,6 +283,17 @@ def inner(
         sum_of_products(a + p * item, b + p * item, depth, c, add or p > 0, zero)
 
 
+@jit(inline="always")
+def columns_before_line(t: BlockSizes, C: Matrix, cols: int) -> int:
+    """Return the columns of C before the first one that begins a cache line, in all rows.
+
+    It is 0 if the rows differ in this, or if C has few columns.
+    """
+    if C.row % CACHE_LINE or cols <= t.NR or not MASKS_ARE_CHEAP:
+        return 0
+    return -C.at % CACHE_LINE // t.item
+
+
 @for_each_dtype()
 def stream(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
@@ -292,30 +302,29 @@ def stream(
     """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous.
 
     Each piece is a span of columns. For it, a thread goes through y from strip to strip of rows.
+    The first columns of the result are apart, so that no vector of the others crosses from one
+    cache line to the next.
     """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
-    panels = (n + t.NR - 1) // t.NR
-    start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
-    collide = b.row % COLLIDING == 0
-    strip = STRIP // 2 if collide else STRIP
-    # With one thread, or if rows collide, prefetching takes longer.
-    is_far = pieces > 1 and not collide and k * n * t.item > FAR
-    for pc in range(0, k, strip):
-        depth, next_depth = min(strip, k - pc), min(strip, max(0, k - pc - strip))
-        A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
-        prefetched = 0  # rows of the next strip
-        for j in range(start, end, t.NR):
-            wide = min(t.NR, end - j)
-            while is_far and prefetched * (end - start) < next_depth * (j + wide - start):
-                ahead = b.at + (pc + strip + prefetched) * b.row + start * t.item
-                for byte in range(0, (end - start) * t.item, CACHE_LINE):
-                    prefetch(ahead + byte)
-                prefetched += 1
-            B = Panels(b.at + pc * b.row + j * t.item, t.item, b.row, 0, False)
-            target, adds = part_of(C, 0, j), add or pc > 0
-            macro_kernel(t, m, wide, depth, A, B, target, adds, True, 0, NO_BLOCK)
+    edge = columns_before_line(t, C, n)
+    panels = (n - edge + t.NR - 1) // t.NR
+    start = edge + piece * panels // pieces * t.NR if piece else 0
+    stop = min(n, edge + (piece + 1) * panels // pieces * t.NR)
+    height = t.MR if m % t.MR == 0 else EVEN  # so that no tile has few rows
+    for pc in range(0, k, STRIP):
+        depth, adds = min(STRIP, k - pc), add or pc > 0
+        column, row, j = a.at + pc * a.col, b.at + pc * b.row, start
+        while j < stop:
+            cols, here = edge if j < edge else min(t.NR, stop - j), j * t.item
+            i = 0
+            while i < m:
+                i += tile_of_size(
+                    min(height, m - i), cols, column + i * a.row, a.row, a.col, row + here, b.row,
+                    depth, C.at + i * C.row + here, C.row, adds, False, t.zero,
+                )  # fmt: skip
+            j += cols
 
 
 def _sweep_of(count: int) -> Callable[..., None]:

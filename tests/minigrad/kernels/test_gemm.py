@@ -8,11 +8,20 @@ import pytest
 
 from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
-from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL, THREADS_FROM, WAYS
+from minigrad.kernels.gemm.dispatch import (
+    DEEP,
+    LONG,
+    PIECES,
+    SPLIT,
+    STREAMED,
+    TALL,
+    THREADS_FROM,
+    WAYS,
+)
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import MIN_SECONDS_FOR_THREADS, get_num_threads, set_num_threads
-from minigrad.kernels.vector import REGISTERS
+from minigrad.kernels.vector import MASKS_ARE_CHEAP, REGISTERS
 from tests.hosts import HOSTS, on_x86
 from tests.minigrad.kernels.processes import run_python
 
@@ -56,6 +65,8 @@ LOOPS = [
     ((FEW, 300, 400), "NN", "stream", (FEW, 300, 20)),
     ((FEW, 300, 400), "TN", "stream", (FEW, LONG - 1, 400)),
     ((400, 300, FEW), "TT", "stream", (20, 300, FEW)),
+    ((STREAMED, LONG + 1, 800), "NN", "stream", (STREAMED + 1, LONG + 1, 800)),
+    ((800, DEEP, STREAMED), "TN", "stream", (800, DEEP - 1, STREAMED)),
     ((20, PIECES * SPLIT + 5, 17), "NN", "split", (20, PIECES * SPLIT - 1, 17)),
 ]
 
@@ -120,6 +131,35 @@ def test_any_number_of_threads_gives_the_same_bits(shape, layout, dtype, rng):
             shared = start.copy()
             kernel.gemm.shared(threads, x, y, bias, shared, kernel.plans[add])
             np.testing.assert_array_equal(shared, alone)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [17, 31, 96, 144, 321])
+@pytest.mark.parametrize("m", [2, 7, 16])
+def test_a_streamed_product_may_begin_anywhere_in_a_cache_line(m, n, dtype, rng):
+    """Its first columns are apart, so that the others begin at a line; pieces may have none."""
+    kernel, k = PRODUCTS[np.dtype(dtype)], 70
+    x, y = operands(m, k, n, "NN", dtype, rng)
+    if not MASKS_ARE_CHEAP and n % kernel.tile.NR:
+        pytest.skip("without masks, streamed matrices have complete panels")
+    expected = matmul(x, y)
+    assert_close(expected, x, y)
+    lines = 64 // y.itemsize
+    for step in (n, -(-n // lines) * lines):  # the second one begins each row at the same place
+        memory = np.zeros(m * step + 2 * lines, dtype)
+        for first in range(lines):
+            out = memory[first : first + m * step].reshape(m, step)[:, :n]
+            bits = None
+            for pieces in (1, 2, 3, 24):
+                memory[:] = 7
+                for add in (False, True):
+                    kernel.stream.shared(pieces, x, y, out, kernel.plans[0], add)
+                bits = out.copy() if bits is None else bits
+                np.testing.assert_array_equal(out, bits)
+                assert_close(out, x, y, expected)
+                out[:] = 7
+                assert (memory == 7).all()
 
 
 @needs_jit
