@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from minigrad.kernels.gemm.macrokernel import first_line
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
@@ -241,10 +242,11 @@ def dots(
     item, zero = x.itemsize, x.dtype.type(0)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     packed = m >= HEIGHT or b.col != item
-    work = np.empty(n * k * item if packed else 0, np.uint8)
+    work = np.empty(n * k * item + CACHE_LINE if packed else 0, np.uint8)
     if packed:
-        _pack_rows(b, n, k, address_of(work), item, zero)
-        b = Matrix(address_of(work), b.row, item)
+        room = first_line(work)
+        _pack_rows(b, n, k, room, item, zero)
+        b = Matrix(room, b.row, item)
     share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero))
     keep_alive(work)
 
