@@ -41,8 +41,8 @@ STREAMED = 32  # the most rows of x for which `stream` reads y without packing i
 LARGE = 16384  # numbers of y from which `stream` is faster
 COPIED = 65536  # the same if its result must be copied to columns
 PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
-WAYS = 8  # rows of A from which a register tile is slower if its rows share few cache lines
-DEEP = 512  # the least steps of k for which `dots` is faster with lanes to NR columns
+COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
+DEEP = 512  # the least steps of k for which `dots` may be faster if columns fill a vector
 SPLIT = 1024  # the least steps of k in a piece of a long sum
 
 
@@ -239,7 +239,6 @@ class Products:
     Attributes:
         tile: the shape of the register tile.
         lanes: how many numbers a vector holds.
-        few: the most columns for which `skinny.dots` is always faster than the register tile.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
         no_bias: the bias of a product without one.
     """
@@ -248,7 +247,6 @@ class Products:
         self.tile = tile_shape(dtype.itemsize)
         self.lanes = self.tile.VL
         self._sizes = block_sizes(dtype.itemsize)
-        self.few = self.tile.NR * 3 // 4 if self.tile.MR < WAYS else self.lanes - 1
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         self.no_bias = nothing(dtype)
         self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
@@ -339,8 +337,7 @@ class Products:
             return True
         if n > m or x_col != item or not (m >= TALL or y_row == item):
             return False
-        is_wide = n > self.few and (x_row % skinny.COLLIDING or self.tile.MR < WAYS)
-        if is_wide or (n >= self.lanes and (k < DEEP or n > self.tile.NR)):
+        if n > self.lanes or (n == self.lanes and (k < DEEP or x_row % COLLIDING)):
             return False  # the register tile is as fast
         if m < TALL and long and not adjacent:
             return False  # too few rows for threads, and for a copy of y

@@ -16,7 +16,6 @@ from minigrad.kernels.gemm.dispatch import (
     STREAMED,
     TALL,
     THREADS_FROM,
-    WAYS,
 )
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
@@ -74,8 +73,7 @@ LOOPS = [
 def sizes(shape, dtype):
     """The numbers of rows and columns that a shape has on this host."""
     tile = tile_shape(np.dtype(dtype).itemsize)
-    most = tile.NR if tile.MR >= WAYS or not JIT_ENABLED else PRODUCTS[np.dtype(dtype)].few
-    own = {FEW: tile.VL - 1, TILE: tile.NR, MOST: most}
+    own = {FEW: tile.VL - 1, TILE: tile.NR, MOST: tile.VL}
     return [own.get(size, size) for size in shape]
 
 
