@@ -302,46 +302,40 @@ class Products:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Compute the product or its transpose by a loop of `skinny`; return False if none can."""
-        seconds = max(work * SECONDS, (x.size + y.size) * x.itemsize * SECONDS_OF_A_BYTE)
-        return self._multiply_one_side(x, y, out, add, seconds) or self._multiply_one_side(
-            y.T, x.T, out.T, add, seconds
-        )
-
-    def _multiply_one_side(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> bool:
         """Compute the product by a loop of `skinny`; return False if no loop is suitable."""
-        (m, k), n, item = x.shape, y.shape[1], x.itemsize
-        (x_row, x_col), (y_row, y_col) = x.strides, y.strides
-        adjacent = x_col == item == y_row  # along k, in both operands
+        (m, n), k, item = out.shape, x.shape[1], x.itemsize
+        (x_row, x_col), (y_row, y_col), (out_row, out_col) = x.strides, y.strides, out.strides
+        turned = m > n
+        if turned:  # the sizes and strides of y^T x^T, in which the first operand has few rows
+            m, n, x_col, y_row, y_col, out_col = n, m, y_row, x_col, x_row, out_row
+        seconds = max(work * SECONDS, (m + n) * k * item * SECONDS_OF_A_BYTE)
+        adjacent, is_few = x_col == item == y_row, m < self.lanes
         if m == 1 == n and adjacent:
             self.inner(seconds, x, y, out, add)
             return True
-        if m == 1 and n > 1 and y_col == item:
-            self.sweep(seconds, x, y, out, add)
+        if m == 1 < n and y_col == item:
+            self.sweep(seconds, *((y.T, x.T, out.T) if turned else (x, y, out)), add)
             return True
-        long = k >= PIECES * SPLIT
-        straight = out.strides[1] == item
-        large = y.size > LARGE
-        if not straight:  # the result of `stream` is copied
-            large = y.size > COPIED and (m < self.lanes or k >= DEEP)
-        readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
-        if large and m <= STREAMED and readable:
-            if long:
-                return False
-            rows = out if straight else empty(out.shape, out.dtype)
-            self.stream(seconds, x, y, rows, self.plans[0], add and straight)
-            if not straight and add:
-                out += rows
-            elif not straight:
-                out[...] = rows
-            return True
-        if n > m or x_col != item or not (m >= TALL or y_row == item):
+        if adjacent or (y_row == item and n >= TALL):
+            if is_few or (m == self.lanes and k >= DEEP and y_col % COLLIDING == 0):
+                self.dots(seconds, *((x, y.T, out) if turned else (y.T, x, out.T)), add)
+                return True
             return False
-        if n > self.lanes or (n == self.lanes and (k < DEEP or x_row % COLLIDING)):
-            return False  # the register tile is as fast
-        if m < TALL and long and not adjacent:
-            return False  # too few rows for threads, and for a copy of y
-        self.dots(seconds, x, y.T, out, add)
+        straight = out_col == item
+        large = k * n > LARGE
+        if not straight:  # the result of `stream` is copied
+            large = k * n > COPIED and (is_few or k >= DEEP)
+        readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
+        if not large or not readable or m > STREAMED or k >= PIECES * SPLIT:
+            return False
+        if turned:
+            x, y, out = y.T, x.T, out.T
+        rows = out if straight else empty(out.shape, out.dtype)
+        self.stream(seconds, x, y, rows, self.plans[0], add and straight)
+        if not straight and add:
+            out += rows
+        elif not straight:
+            out[...] = rows
         return True
 
     def _multiply_in_pieces(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
