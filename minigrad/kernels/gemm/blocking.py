@@ -68,5 +68,5 @@ def block_sizes(itemsize: int) -> list[int]:
     KC = min(max(KC, RUN), 4 * RUN)
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)
-    near, far = level2 // 8, level3 // 2
-    return [*tile, MC, KC, NC, RUN, near, far]
+    near = level2 // 8
+    return [*tile, MC, KC, NC, RUN, near]

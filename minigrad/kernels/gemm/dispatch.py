@@ -269,7 +269,7 @@ class Products:
                 out.fill(0)  # an empty sum is 0
         elif self.is_skinny(m, n, k) and self._multiply_skinny(x, y, out, add, work):
             pass
-        elif k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
+        elif self._is_long(m, n, k):
             self._multiply_in_pieces(x, y, out, add, work)
         else:
             row = self.no_bias if bias is None else bias
@@ -277,6 +277,10 @@ class Products:
             return
         if bias is not None:
             out += bias
+
+    def _is_long(self, m: int, n: int, k: int) -> bool:
+        """Return whether the sum is so long that threads share its pieces, and not parts of C."""
+        return k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR
 
     def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether the loops of `skinny` may be faster for a product of this shape."""
@@ -326,7 +330,7 @@ class Products:
         if not straight:  # the result of `stream` is copied
             large = k * n > COPIED and (is_few or k >= DEEP)
         readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
-        if not large or not readable or m > STREAMED or k >= PIECES * SPLIT:
+        if not large or not readable or m > STREAMED or self._is_long(m, n, k):
             return False
         if turned:
             x, y, out = y.T, x.T, out.T

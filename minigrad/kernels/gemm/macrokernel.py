@@ -74,7 +74,6 @@ OFTEN = 2048  # bytes in a row of B from which A is read so often that packing i
 SHALLOW = 128  # steps of k up to which writing C takes longer than the arithmetic
 CLOSE = 65536  # the most bytes of a C that needs no prefetch: it is in the level-1 cache or near
 OFTEN_READ = 4  # tiles that read a panel of B, from which prefetching the next panel pays
-STRIP = 16  # steps of k in a block of B, if each number of B is read only once
 
 
 class Panels(NamedTuple):
@@ -126,11 +125,10 @@ NO_BLOCK = NextBlock(0, 0, 0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
-    """Which operands are packed, and how deep the blocks are."""
+    """Which operands are packed."""
 
     pack_a: bool
     pack_b: bool
-    depth: int  # steps of k in a block
 
 
 @jit(inline="always")
@@ -146,7 +144,7 @@ def block_depth(t: BlockSizes, k: int) -> int:
 def choose_packing(
     t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, prepacked: int
 ) -> PackingChoice:
-    """Choose which operands are packed for a product of this shape and layout, and how deep.
+    """Choose which operands are packed for a product of this shape and layout.
 
     A matrix that is read only a few times is not packed, and a small matrix is not packed either.
     """
@@ -161,12 +159,11 @@ def choose_packing(
     pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and not in_place)
     if not MASKS_ARE_CHEAP and n % t.NR:  # a tile would read past the end of a row
         pack_b = True
-    streamed = not pack_b and size > t.far
     # Distant steps of A lie on more pages than a core can address fast.
     steps_are_distant = a.col != t.item and a.col * min(k, t.KC) > t.near
     hard_to_read = rows_collide or steps_collide or steps_are_distant
     pack_a = (often or hard_to_read) and tall and pack_b
-    return PackingChoice(pack_a, pack_b, STRIP if streamed else block_depth(t, k))
+    return PackingChoice(pack_a, pack_b)
 
 
 @jit(inline="always")
@@ -382,7 +379,8 @@ def multiply(
     the address of memory for packed panels (`work_size`): for those of B, or, if these are packed
     already, for those of the second product.
     """
-    most = min(k, choice.depth)
+    steps = block_depth(t, k)
+    most = min(k, steps)
     packs = choice.pack_b and not prepacked
     strips = cut_rows(t, m, n, most, pieces, packs)
     is_small = most * n * t.item <= 2 * t.near
@@ -392,21 +390,21 @@ def multiply(
         panels = (cols + t.NR - 1) // t.NR
         if more.depth:
             pack_panels(t, part_of(more.b, 0, jc), cols, more.depth, room)
-        for pc in range(0, k, choice.depth):
-            depth = min(choice.depth, k - pc)
-            block = part_of(b, pc, jc)
+        for pc in range(0, k, steps):
+            depth = min(steps, k - pc)
+            source = part_of(b, pc, jc)
             size = t.NR * depth * t.item
             B = Panels(room, t.item, t.NR * t.item, size, True)
             if prepacked:
                 at = prepacked + (jc * k + panels * t.NR * pc) * t.item
                 B = Panels(at, t.item, t.NR * t.item, size, True)
             elif not choice.pack_b:  # read in place
-                B = Panels(block.at, b.col, b.row, t.NR * b.col, False)
+                B = Panels(source.at, b.col, b.row, t.NR * b.col, False)
             elif not packed_at_use:
                 groups = (panels + GROUP - 1) // GROUP
-                share(launcher, groups, pack_columns, (t, block, cols, depth, room))
+                share(launcher, groups, pack_columns, (t, source, cols, depth, room))
             last = pc + depth == k
-            source = Matrix(block.at if packed_at_use else 0, block.row, block.col)
+            source = Matrix(source.at if packed_at_use else 0, b.row, b.col)
             main = Term(depth, part_of(a, 0, pc), B, choice.pack_a, source)
             B2 = Panels(room, t.item, t.NR * t.item, t.NR * more.depth * t.item, True)
             second = Term(more.depth if last else 0, more.a, B2, False, Matrix(0, 0, 0))

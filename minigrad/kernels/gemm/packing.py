@@ -42,7 +42,6 @@ class BlockSizes(NamedTuple):
     NC: int  # columns of B packed at a time
     RUN: int  # steps of k that a tile adds up before it writes
     near: int  # bytes: a B of at most this size is read in place unless it has many columns
-    far: int  # bytes: a larger B that is not packed is read only once, in shallow blocks
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 

@@ -2,7 +2,7 @@
 
 A plan is one array of integers, because each further argument makes a call slower:
 
-    MR NR VL AR MC KC NC RUN near far            the sizes that `gemm.blocking` finds
+    MR NR VL AR MC KC NC RUN near                the sizes that `gemm.blocking` finds
     add                                          whether to add to what is there
     count                                        how many products, one after another in `out`
     length, step of x, step of y                 for each leading axis of a batch
@@ -42,7 +42,7 @@ from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 ROWS_OF_A_PIECE = 48  # the least rows for which a thread packs all of B for itself
-SIZES = 10  # block sizes at the head of a plan
+SIZES = 9  # block sizes at the head of a plan
 ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
 
@@ -51,7 +51,7 @@ Bytes = Annotated[Written.D1, types.uint8]
 def blocks_of(plan: Any, array: Any) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
-        plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
+        plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8],
         array.itemsize, array.dtype.type(0),
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def multiply_run(
     choice = choose_packing(t, m, n, k, a, b, 0)
     # Matrices that fit in a level-2 cache together need no loops over blocks.
     one_block = max(m * k, k * n, m * n) * t.item <= 2 * t.near
-    one_block = one_block and k <= choice.depth and n <= t.NC and C.col == t.item
+    one_block = one_block and k <= t.KC and n <= t.NC and C.col == t.item
     # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
@@ -129,7 +129,7 @@ def multiply_run(
             arguments = t, m, n, k, A, B, target, add, choice.pack_b, bias
             share(launcher, pieces, multiply_block, arguments)
         return
-    work = np.empty(work_size(t, n, min(k, choice.depth)) if choice.pack_b else 0, np.uint8)
+    work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if choice.pack_b else 0, np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         A, B, target = operands_of(plan, index, operands, a, b, C, size)
