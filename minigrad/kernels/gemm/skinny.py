@@ -47,7 +47,7 @@ from minigrad.kernels.vector import (
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
 ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
-STRIP = 32  # rows of the matrix in a strip of `stream`
+STRIP = 16  # rows of the matrix in a strip of `stream`
 EVEN = 8 if REGISTERS == 32 else 4  # rows of a tile that divide many numbers of rows
 SWEPT = 8  # rows that `sweep` adds up at once
 SPAN = 4096  # numbers of the result in a piece of `sweep`: they stay in the level-1 cache
