@@ -34,7 +34,7 @@ def forward(
     dtype, rows = x.dtype, len(x)
     product = gemm.PRODUCTS.get(dtype)
     # Loops for few rows add in another order, but if B is 0, the bits must be those of x W^T + b.
-    few = product is not None and product.is_skinny(rows, *weight.shape)
+    few = product is not None and product.skinny_loop(x, weight.T) != ""
     small = not few and rows * weight.size < SMALL
     kernel = kernel_for(_forward_loop, x, weight, lora_a, lora_b, bias) if small else None
     if kernel is not None:

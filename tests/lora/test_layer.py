@@ -174,6 +174,19 @@ def test_the_first_output_is_that_of_the_base_to_the_bit_at_any_size(size, bias,
             np.testing.assert_array_equal(layer(x).data, linear(x).data)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [(256, 256), (70, 600), (600, 70), (900, 520)], ids=str)
+def test_the_first_output_has_these_bits_if_columns_of_the_base_are_contiguous_too(
+    size, dtype, rng
+):
+    weight = np.asfortranarray(rng.standard_normal(size).astype(dtype))
+    a, b = rng.standard_normal((4, size[1])).astype(dtype), np.zeros((size[0], 4), dtype)
+    for rows in (1, 2, 7, 16, 20, 32, 33, 300):
+        x = minigrad.tensor(rng.standard_normal((rows, size[1])).astype(dtype))
+        adapted = minigrad.lora_linear(x, weight, a, b, scale=2.0)
+        np.testing.assert_array_equal(adapted.data, minigrad.linear(x, weight).data)
+
+
 # ----------------------------------------------------------------------------------------------
 # The base
 # ----------------------------------------------------------------------------------------------

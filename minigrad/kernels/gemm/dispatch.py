@@ -96,11 +96,10 @@ def matmul(
         out = empty((m, n), dtype)
     else:
         out = _checked(out, (m, n), dtype, x, y)
-    work, lanes = m * n * k, compiled.lanes
+    work, fewer = m * n * k, m if m < n else n
     if 0 < work < THREADS_FROM and (
         k < LONG
-        or (k < DEEP and m >= lanes and n >= lanes and work <= lanes * LARGE)
-        or (k < DEEP and m > STREAMED and n > STREAMED)
+        or (fewer >= compiled.lanes and (fewer > STREAMED or (k < DEEP and work <= fewer * LARGE)))
     ):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
@@ -267,8 +266,8 @@ class Products:
         if not work:
             if not add:
                 out.fill(0)  # an empty sum is 0
-        elif self.is_skinny(m, n, k) and self._multiply_skinny(x, y, out, add, work):
-            pass
+        elif loop := self.skinny_loop(x, y, out):
+            self._multiply_skinny(loop, x, y, out, add, work)
         elif self._is_long(m, n, k):
             self._multiply_in_pieces(x, y, out, add, work)
         else:
@@ -282,14 +281,32 @@ class Products:
         """Return whether the sum is so long that threads share its pieces, and not parts of C."""
         return k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR
 
-    def is_skinny(self, m: int, n: int, k: int) -> bool:
-        """Return whether the loops of `skinny` may be faster for a product of this shape."""
-        if k < LONG:
-            return False
-        fewer = min(m, n)
-        return fewer < self.lanes or (
-            fewer <= STREAMED and (k >= DEEP or m * n * k > fewer * LARGE)
-        )
+    def skinny_loop(self, x: Array, y: Array, out: Array | None = None) -> str:
+        """Return which loop of `skinny` computes x y or its transpose; "" if none is suitable.
+
+        Without `out`, the result is a new array.
+        """
+        (m, k), n, item = x.shape, y.shape[1], x.itemsize
+        (x_row, x_col), (y_row, y_col) = x.strides, y.strides
+        out_row, out_col = (n * item, item) if out is None else out.strides
+        if m > n:  # the sizes and strides of y^T x^T, in which the first operand has few rows
+            m, n, x_col, y_row, y_col, out_col = n, m, y_row, x_col, x_row, out_row
+        is_few = m < self.lanes
+        if k < LONG or not (is_few or (m <= STREAMED and (k >= DEEP or k * n > LARGE))):
+            return ""
+        adjacent = x_col == item == y_row
+        if m == 1 == n and adjacent:
+            return "inner"
+        if m == 1 < n and y_col == item:
+            return "sweep"
+        if adjacent or (y_row == item and n >= TALL):
+            collide = m == self.lanes and k >= DEEP and y_col % COLLIDING == 0
+            return "dots" if is_few or collide else ""
+        large = k * n > LARGE
+        if out_col != item:  # the result of `stream` is copied
+            large = k * n > COPIED and (is_few or k >= DEEP)
+        readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
+        return "stream" if large and readable and not self._is_long(m, n, k) else ""
 
     def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
@@ -305,42 +322,29 @@ class Products:
         else:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
-    def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Compute the product by a loop of `skinny`; return False if no loop is suitable."""
-        (m, n), k, item = out.shape, x.shape[1], x.itemsize
-        (x_row, x_col), (y_row, y_col), (out_row, out_col) = x.strides, y.strides, out.strides
-        turned = m > n
-        if turned:  # the sizes and strides of y^T x^T, in which the first operand has few rows
-            m, n, x_col, y_row, y_col, out_col = n, m, y_row, x_col, x_row, out_row
-        seconds = max(work * SECONDS, (m + n) * k * item * SECONDS_OF_A_BYTE)
-        adjacent, is_few = x_col == item == y_row, m < self.lanes
-        if m == 1 == n and adjacent:
-            self.inner(seconds, x, y, out, add)
-            return True
-        if m == 1 < n and y_col == item:
-            self.sweep(seconds, *((y.T, x.T, out.T) if turned else (x, y, out)), add)
-            return True
-        if adjacent or (y_row == item and n >= TALL):
-            if is_few or (m == self.lanes and k >= DEEP and y_col % COLLIDING == 0):
-                self.dots(seconds, *((x, y.T, out) if turned else (y.T, x, out.T)), add)
-                return True
-            return False
-        straight = out_col == item
-        large = k * n > LARGE
-        if not straight:  # the result of `stream` is copied
-            large = k * n > COPIED and (is_few or k >= DEEP)
-        readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
-        if not large or not readable or m > STREAMED or self._is_long(m, n, k):
-            return False
+    def _multiply_skinny(
+        self, loop: str, x: Array, y: Array, out: Array, add: bool, work: int
+    ) -> None:
+        """Compute the product by a loop of `skinny`, given its name."""
+        seconds = max(work * SECONDS, (x.size + y.size) * x.itemsize * SECONDS_OF_A_BYTE)
+        turned = out.shape[0] > out.shape[1]
+        if loop == "dots":
+            self.dots(seconds, *((x, y.T, out) if turned else (y.T, x, out.T)), add)
+            return
         if turned:
             x, y, out = y.T, x.T, out.T
-        rows = out if straight else empty(out.shape, out.dtype)
-        self.stream(seconds, x, y, rows, self.plans[0], add and straight)
-        if not straight and add:
-            out += rows
-        elif not straight:
-            out[...] = rows
-        return True
+        if loop != "stream":
+            kernel = self.sweep if loop == "sweep" else self.inner
+            kernel(seconds, x, y, out, add)
+        elif out.strides[1] == x.itemsize:
+            self.stream(seconds, x, y, out, self.plans[0], add)
+        else:
+            rows = empty(out.shape, out.dtype)
+            self.stream(seconds, x, y, rows, self.plans[0], False)
+            if add:
+                out += rows
+            else:
+                out[...] = rows
 
     def _multiply_in_pieces(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Cut a long sum into pieces for threads to share, and add up their results in order."""
