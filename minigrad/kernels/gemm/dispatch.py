@@ -294,7 +294,7 @@ class Products:
         is_few = m < self.lanes
         if k < LONG or not (is_few or (m <= STREAMED and (k >= DEEP or k * n > LARGE))):
             return ""
-        adjacent = x_col == item == y_row
+        adjacent = x_col == item == y_row  # along k, in both operands
         if m == 1 == n and adjacent:
             return "inner"
         if m == 1 < n and y_col == item:
