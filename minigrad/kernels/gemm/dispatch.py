@@ -37,9 +37,9 @@ SECONDS_OF_A_BYTE = 5e-11  # seconds to read a byte from memory, which limits sk
 THREADS_FROM = 900_000  # multiply-adds; a smaller product runs on the calling thread
 LONG = 32  # the least steps of k for which the loops of `skinny` are faster
 TALL = 64  # the least rows of x for which a copy of the few columns pays
-STREAMED = 32  # the most rows of x for which `stream` reads y without packing it
-LARGE = 16384  # numbers of y from which `stream` is faster
-COPIED = 65536  # the same if its result must be copied to columns
+STREAMED = 32  # the most rows of x for which `skinny` reads y without packing it
+LARGE = 16384  # numbers of y; a loop of `skinny` pays only for a larger one, as its call is slower
+COPIED = 65536  # the same if the result of `stream` must be copied to columns
 PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers of them
 COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
 DEEP = 512  # the least steps of k for which `dots` may be faster if columns fill a vector
@@ -96,10 +96,9 @@ def matmul(
         out = empty((m, n), dtype)
     else:
         out = _checked(out, (m, n), dtype, x, y)
-    work, fewer = m * n * k, m if m < n else n
+    work, (fewer, more) = m * n * k, (m, n) if m < n else (n, m)
     if 0 < work < THREADS_FROM and (
-        k < LONG
-        or (fewer >= compiled.lanes and (fewer > STREAMED or (k < DEEP and work <= fewer * LARGE)))
+        k < LONG or fewer > STREAMED or (k * more <= LARGE and (more > 1 or k < DEEP))
     ):
         # `multiply` would choose the same. A direct call is faster, which counts here because a
         # program computes many small products.
@@ -291,10 +290,9 @@ class Products:
         out_row, out_col = (n * item, item) if out is None else out.strides
         if m > n:  # the sizes and strides of y^T x^T, in which the first operand has few rows
             m, n, x_col, y_row, y_col, out_col = n, m, y_row, x_col, x_row, out_row
-        is_few = m < self.lanes
-        if k < LONG or not (is_few or (m <= STREAMED and (k >= DEEP or k * n > LARGE))):
+        if k < LONG or m > STREAMED or (k * n <= LARGE and (n > 1 or k < DEEP)):
             return ""
-        adjacent = x_col == item == y_row  # along k, in both operands
+        adjacent, is_few = x_col == item == y_row, m < self.lanes  # adjacent along k
         if m == 1 == n and adjacent:
             return "inner"
         if m == 1 < n and y_col == item:
@@ -302,11 +300,10 @@ class Products:
         if adjacent or (y_row == item and n >= TALL):
             collide = m == self.lanes and k >= DEEP and y_col % COLLIDING == 0
             return "dots" if is_few or collide else ""
-        large = k * n > LARGE
-        if out_col != item:  # the result of `stream` is copied
-            large = k * n > COPIED and (is_few or k >= DEEP)
         readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
-        return "stream" if large and readable and not self._is_long(m, n, k) else ""
+        if out_col != item:  # the result of `stream` is copied
+            readable = readable and k * n > COPIED and (is_few or k >= DEEP)
+        return "stream" if readable and not self._is_long(m, n, k) else ""
 
     def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]

@@ -38,7 +38,7 @@ from minigrad.locks import renewed_in_child
 from minigrad.readonly import hold, release
 
 MOST = 192_000_000  # bytes of all panels together, unless the user sets another limit
-ROWS = 32  # the least rows of the other operand for which packing pays
+ROWS = 16  # the least rows of the other operand for which packing pays
 SIZE = 1 << 14  # the least elements of W for which packing pays
 SECONDS = 5e-11  # seconds to pack a byte, approximately
 

@@ -56,7 +56,7 @@ LOOPS = [
     ((70, 4 * DEEP, 1), "NN", "dots", (70, LONG - 1, 1)),
     ((40, 2 * DEEP, MOST), "NT", "dots", (40, 2 * DEEP + 3, TILE)),
     ((1, 70_001, 1), "NN", "inner", (1, LONG - 1, 1)),
-    ((1, 300, 1), "TT", "inner", (1, 300, 2)),
+    ((1, DEEP, 1), "TT", "inner", (1, DEEP, 2)),
     ((8, PIECES * SPLIT + 5, 1), "NT", "dots", (40, PIECES * SPLIT + 5, 40)),
     ((2, 200_000, 1), "NN", "dots", (2, 200_000, 40)),
     ((1, 100, 300), "NN", "sweep", (2, 100, 40)),
