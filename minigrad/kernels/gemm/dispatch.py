@@ -19,6 +19,7 @@ often, see `minigrad.kernels.gemm.prepacked`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers 
 COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
 DEEP = 512  # the least steps of k for which `dots` may be faster if columns fill a vector
 SPLIT = 1024  # the least steps of k in a piece of a long sum
+PLANS = 256  # plans of batches that are kept, because making one takes as long as a small product
+
+Axes = tuple[tuple[int, int, int], ...]  # length and two steps for each axis, as `products` says
 
 
 def matmul(
@@ -121,8 +125,10 @@ def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
         if k == y.shape[-1]:
             message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
         raise _error(message)
+    leading = x.shape[:-2]
     try:
-        leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        if y.shape[:-2] != leading:  # broadcast_shapes takes as long as a small product
+            leading = np.broadcast_shapes(leading, y.shape[:-2])
     except ValueError:
         raise _error(
             f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
@@ -208,7 +214,7 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
         axes = zip(shape[:-2], _steps(x, leading), _steps(y, leading), strict=True)
         a, b = x[(0,) * (x.ndim - 2)], y[(0,) * (y.ndim - 2)]
         count, c = out.size // (shape[-2] * n), out[(0,) * leading]
-        compiled.multiply_batch(a, b, c, add, work, count, [*axes])
+        compiled.multiply_batch(a, b, c, add, work, count, (*axes,))
     return out
 
 
@@ -245,13 +251,14 @@ class Products:
         self.tile = tile_shape(dtype.itemsize)
         self.lanes = self.tile.VL
         self._sizes = block_sizes(dtype.itemsize)
-        self.plans = [self._plan(add, 1, []) for add in (False, True)]
+        self._plan = lru_cache(PLANS)(self._new_plan)
+        self.plans = [self._plan(add, 1, ()) for add in (False, True)]
         self.no_bias = nothing(dtype)
         self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
-    def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
+    def _new_plan(self, add: bool, count: int, axes: Axes) -> Array:
         """Return a plan (see `products`): block sizes, and the positions of matrices in a batch."""
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
@@ -306,7 +313,7 @@ class Products:
         return "stream" if readable and not self._is_long(m, n, k) else ""
 
     def multiply_batch(
-        self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
+        self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: Axes
     ) -> None:
         """Compute `count` products, one after another in `out`, with `work` multiply-adds in all.
 
@@ -348,7 +355,7 @@ class Products:
         depth = x.shape[1] // PIECES
         rest = depth * PIECES
         parts = empty((PIECES, *out.shape), out.dtype)
-        axes = [(PIECES, depth * x.strides[1], depth * y.strides[0])]
+        axes = ((PIECES, depth * x.strides[1], depth * y.strides[0]),)
         self.multiply_batch(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
         if add:
             out += parts.sum(axis=0)
