@@ -138,6 +138,10 @@ def test_effective_rank_counts_directions_of_like_size():
     assert of(2.0, 0.0, 0.0) == 1
     assert of(0.0, 0.0) == 0
     assert 1 < of(2.0, 0.1) < 1.5
+    assert of(1e200, 1e-160) == 1  # a share that is 0 in float64
+    assert of(1e308, 1e308) == pytest.approx(2)  # their sum is beyond float64
+    assert np.isnan(of(np.inf, 1.0))
+    assert np.isnan(of(np.nan, np.nan))
 
 
 def test_the_share_of_a_weight_of_zeros_is_not_a_number():
