@@ -146,7 +146,13 @@ def extract(
     plan = _plan_for(differing, base, config)
     _check_complete(plan, values, [name for name in tensors if name in different])
     bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
-    found = {name: _set_update(plan, name, values[f"{name}.weight"], config.rank) for name in bar}
+    found = {}
+    for name in bar:
+        layer = plan.layers[name]
+        difference = layer.weight_of(values[f"{name}.weight"]).dense() - layer.weight.dense()
+        best = Approximation.of_matrix(difference, config.rank)
+        plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+        found[name] = Extracted.of(name, best)
     _set_copies(plan, values)
     apply_plan(plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
@@ -193,15 +199,6 @@ def _check_complete(plan: Plan, values: Mapping[str, Array], different: Sequence
             f"{', '.join(lost)}; make their layers targets, or copy modules with "
             f'modules_to_save=[...], and biases with bias="all"'
         )
-
-
-def _set_update(plan: Plan, name: str, value: Array, rank: int) -> Extracted:
-    """Set the update of a layer to the best approximation of its difference; describe it."""
-    layer = plan.layers[name]
-    difference = layer.weight_of(value).dense() - layer.weight.dense()
-    best = Approximation.of_matrix(difference, rank)
-    plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
-    return Extracted.of(name, best)
 
 
 def _set_copies(plan: Plan, values: Mapping[str, Array]) -> None:
