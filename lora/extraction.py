@@ -15,7 +15,7 @@ from lora.attachment.state import FullCopy, attachment_of, layers_in
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
-from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
+from lora.patterns import ALL_LINEAR, Patterns, exact, exact_table, near
 from lora.scaling import largest_rank
 from lora.spectra import Approximation
 from lora.variants.narrow import is_narrow
@@ -175,8 +175,8 @@ def _state_of(finetuned: Module) -> dict[str, Any]:
 def _plan_for(names: Sequence[str], base: Module, config: LoRAConfig) -> Plan:
     """Plan adapters for these layers alone, with ranks no larger than the layers allow."""
     modules: dict[str, Any] = dict(base.named_modules())
-    sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in names}
-    smaller = {pattern: size for pattern, size in sizes.items() if size < config.rank}
+    ranks = {n: min(config.rank, largest_rank(modules[n].weight.shape)) for n in names}
+    smaller = exact_table(ranks, config.rank)
     exactly = replace(
         config,
         targets=exact(names, modules),

@@ -22,7 +22,7 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
-from lora.patterns import exact, exact_key, is_any_match
+from lora.patterns import exact, exact_table, is_any_match
 from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
 from lora.peft.keys import PREFIX, by_key, parameter_of, stored_shape
@@ -313,8 +313,8 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         exact([target.name for target in targets], names),
         theirs.scaling,
         theirs.lora_dropout,
-        rank_pattern={exact_key(t.name): t.rank for t in targets if t.rank != theirs.r},
-        alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
+        rank_pattern=exact_table({t.name: t.rank for t in targets}, theirs.r),
+        alpha_pattern=exact_table({t.name: t.alpha for t in targets}, theirs.lora_alpha),
         bias=theirs.bias if biased else "none",
         modules_to_save=useful if are_saved_by_useful else saved,
         init=init if init in INITS else "kaiming",  # PEFT's default
