@@ -209,8 +209,8 @@ class Plan:
                     f"{reason}: {name} has dtype {tensor.dtype}, and only floats can be trained"
                 )
             if id(tensor) not in known:
-                own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
-                self.copies.append(FullCopy(name, reason, tensor, own, shared))
+                own = copy_for_adapter(tensor, tensor)
+                self.copies.append(FullCopy(tuple(names), reason, tensor, own))
         return found
 
 
