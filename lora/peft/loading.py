@@ -112,7 +112,6 @@ def load(
 
 
 def _target(files: AdapterFolder, name: str, pattern: str, module: Any) -> Target:
-    """Return a layer with the rank and alpha of its update."""
     config, rank = files.config, files.rank_of(name, module.weight.shape)
     alpha = config.alpha_of(name)
     if rank < config.rank_of(name):  # PiSSA of a small layer, with the scale of the larger rank
@@ -262,8 +261,7 @@ def _problems_of_base_weights(
     own: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
     for name, layer in plan.layers.items():
-        stored = getattr(layer.base_weight, "_data", layer.base_weight)
-        own[f"{name}.weight"] = stored
+        own[f"{name}.weight"] = getattr(layer.base_weight, "_data", layer.base_weight)
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
