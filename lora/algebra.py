@@ -34,14 +34,23 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Combined:
-    """The weighted sum in one layer, as the report shows it."""
+    """The weighted sum in one layer.
 
-    name: str  # the name of the layer
-    rank: int  # the rank of the new adapter
-    ranks: tuple[int, ...]  # the ranks of the terms; 2 r for PiSSA, whose update is a difference
-    error: float = 0.0  # the Frobenius norm of the part that the reduced rank leaves out
-    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
-    note: str = ""  # a remark, such as "copy"
+    Attributes:
+        name: the name of the layer.
+        rank: the rank of the new adapter.
+        ranks: the ranks of the terms; 2 r for PiSSA, whose update is a difference.
+        error: the Frobenius norm of the part that the reduced rank leaves out.
+        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
+        note: a remark, such as "copy".
+    """
+
+    name: str
+    rank: int
+    ranks: tuple[int, ...]
+    error: float = 0.0
+    relative_error: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, repr=False)

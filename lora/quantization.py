@@ -29,14 +29,23 @@ from minigrad.tables import aligned, counted, in_bytes
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced, as the report shows it."""
+    """One layer that `quantize` has replaced.
 
-    name: str  # the name of the layer in the model
-    pattern: str  # the target pattern that matched it
-    shape: tuple[int, int]  # the shape of its weight
-    bytes_before: int  # the size of the weight before
-    bytes_after: int  # the size of the weight in few bits
-    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
+    Attributes:
+        name: the name of the layer in the model.
+        pattern: the target pattern that matched it.
+        shape: the shape of its weight.
+        bytes_before: the size of the weight before.
+        bytes_after: the size of the weight in few bits.
+        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    error: float
 
     @property
     def bytes_per_number(self) -> float:

@@ -44,16 +44,22 @@ UNFINISHED = (
 class LayerSummary(Spectral):
     """The update s B A of one layer, without DoRA's magnitude: as in `Spectral`, and more.
 
-    Its kind is that of the layer, the groups of a convolution if it has several, and "DoRA" if the
-    update has a magnitude.
+    Attributes:
+        kind: the kind of the layer, the groups of a convolution if it has several, and "DoRA" if
+            the update has a magnitude.
+        d_in: the size of an input; for an embedding, the number of vectors.
+        d_out: the size of an output.
+        scale: s, the factor of B A.
+        norm_a: the Frobenius norm of A.
+        norm_b: the Frobenius norm of B.
     """
 
     kind: str
-    d_in: int  # the size of an input; for an embedding, the number of vectors
-    d_out: int  # the size of an output
-    scale: float  # s, the factor of B A
-    norm_a: float  # the Frobenius norm of A
-    norm_b: float  # the Frobenius norm of B
+    d_in: int
+    d_out: int
+    scale: float
+    norm_a: float
+    norm_b: float
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -191,11 +197,17 @@ def draw(summary: Summary, path: PathLike | None = None) -> Picture:
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake in an adapter, or an unusual fact that may be intended."""
+    """A mistake in an adapter, or an unusual fact that may be intended.
 
-    level: Literal["wrong", "odd"]  # "wrong" for a mistake, or "odd" for an unusual fact
-    where: str  # the layer, key or file
-    what: str  # the fact, and what to do about it
+    Attributes:
+        level: "wrong" for a mistake, or "odd" for an unusual fact.
+        where: the layer, key or file.
+        what: the fact, and what to do about it.
+    """
+
+    level: Literal["wrong", "odd"]
+    where: str
+    what: str
 
     def __str__(self) -> str:
         return f"{self.level}: {self.where}: {self.what}"

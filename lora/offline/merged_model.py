@@ -45,14 +45,23 @@ Update = Callable[[slice, slice], Array]
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """The comparison of a layer of a merged model with the base and the update."""
+    """The comparison of a layer of a merged model with the base and the update.
 
-    name: str  # the name of the layer
-    dtype: str  # the dtype in which the model stores the layer
-    ratio: float  # <M - W, dW> / <dW, dW>, near 1 for a right merge
-    error: float  # |M - V| / |dW|
-    rounding: float  # the largest `error` that rounding explains
-    verdict: str  # `RIGHT`, `HIDDEN`, or the mistake that was made
+    Attributes:
+        name: the name of the layer.
+        dtype: the dtype in which the model stores the layer.
+        ratio: <M - W, dW> / <dW, dW>, near 1 for a right merge.
+        error: |M - V| / |dW|.
+        rounding: the largest `error` that rounding explains.
+        verdict: `RIGHT`, `HIDDEN`, or the mistake that was made.
+    """
+
+    name: str
+    dtype: str
+    ratio: float
+    error: float
+    rounding: float
+    verdict: str
 
 
 def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
