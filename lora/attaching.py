@@ -129,24 +129,9 @@ def attach(
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
     """Put the originals of all full copies into the model while a block plans a new adapter.
 
-    At its end, the block calls `apply_plan`. After an error in the block, the model is restored.
+    At its end, the block calls `apply_plan`. After an error in the block, the model is restored. An
+    error is raised if the name of the adapter is invalid, or the model cannot get one.
     """
-    check_attachable(model, adapter)
-    attachment = state.attachment_of(model)
-    generator(rng)  # raises an error if it is not a generator
-    try:
-        if attachment is not None:
-            # The plan must copy the model's own parameters, not the copies of other adapters.
-            attachment.swap_in(model, ())
-        yield
-    except BaseException:
-        if attachment is not None:
-            attachment.swap_in(model, attachment.active)
-        raise
-
-
-def check_attachable(model: Module, adapter: str) -> None:
-    """Raise an error if the name of a new adapter is invalid, or the model cannot get one."""
     attachment = state.attachment_of(model)
     state.check_name(attachment, adapter)
     if isinstance(model, tuple(KINDS)):
@@ -160,6 +145,16 @@ def check_attachable(model: Module, adapter: str) -> None:
         check_switch(model, attachment, (adapter,))
     else:
         state.check_own(model)
+    generator(rng)  # raises an error if it is not a generator
+    try:
+        if attachment is not None:
+            # The plan must copy the model's own parameters, not the copies of other adapters.
+            attachment.swap_in(model, ())
+        yield
+    except BaseException:
+        if attachment is not None:
+            attachment.swap_in(model, attachment.active)
+        raise
 
 
 @interrupts_held_back()  # in the midst of the changes, the model could be neither used nor restored

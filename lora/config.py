@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_several, check_table, near
 from lora.scaling import LoRAScaling, check_alpha, check_size
 from lora.variants.inits import check_init
-from minigrad.checks import check_flag, check_integer, check_probability, python_number
+from minigrad.checks import check_count, check_flag, check_integer, check_probability, python_number
 from minigrad.errors import named_errors
 from minigrad.renamed import instead
 
@@ -134,11 +134,9 @@ class LoRAConfig:
             indices = tuple(layers) if several else (layers,)
             if not indices:
                 raise ValueError("layers_to_transform is empty; None means all layers")
-            for index in indices:
-                check_integer("an index in layers_to_transform", index)
-                if index < 0:
-                    raise ValueError(f"layers_to_transform are indices from 0 on, not {index}")
-            self._set("layers_to_transform", tuple(map(int, indices)))
+            role = "an index in layers_to_transform"
+            wanted = tuple(check_count(role, check_integer(role, index)) for index in indices)
+            self._set("layers_to_transform", wanted)
         elif self.layers_pattern:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"

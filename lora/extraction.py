@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from lora.adapter import DEFAULT, Adapter
-from lora.attaching import apply_plan, check_attachable
+from lora.attaching import apply_plan, planning
 from lora.attachment.plan import Plan
 from lora.attachment.state import FullCopy, attachment_of, layers_in
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
-from lora.patterns import ALL_LINEAR, Patterns, exact, exact_key, near
+from lora.patterns import ALL_LINEAR, Patterns, exact, exact_table, near
 from lora.scaling import largest_rank
 from lora.spectra import Approximation
 from lora.variants.narrow import is_narrow
@@ -126,29 +126,36 @@ def extract(
             "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
         )
     state = _state_of(finetuned) if isinstance(finetuned, Module) else finetuned
-    check_attachable(base, adapter)
-    tensors = _tensors_of(base)
-    values = _checked_values(tensors, state)
-    different = _different(tensors, values)
-    names = [target.name for target in targets_in(base, config)]
-    modules: dict[str, Any] = dict(base.named_modules())
-    differing = [name for name in names if f"{name}.weight" in different]
-    if not differing:
-        raise ValueError(
-            f"none of the targets differs from the base, so there is nothing to extract: "
-            f"{', '.join(names)}"
-        )
-    if grouped := [name for name in differing if getattr(modules[name], "groups", 1) > 1]:
-        raise ValueError(
-            f"the difference of a grouped convolution is no single product B A, so none is made "
-            f"of {', '.join(grouped)}; exclude these layers, and copy them with modules_to_save"
-        )
-    plan = _plan_for(differing, base, config)
-    _check_complete(plan, values, [name for name in tensors if name in different])
-    bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
-    found = {name: _set_update(plan, name, values[f"{name}.weight"], config.rank) for name in bar}
-    _set_copies(plan, values)
-    apply_plan(plan, adapter)
+    with planning(base, adapter, None):
+        tensors = _tensors_of(base)
+        values = _checked_values(tensors, state)
+        different = _different(tensors, values)
+        names = [target.name for target in targets_in(base, config)]
+        modules: dict[str, Any] = dict(base.named_modules())
+        differing = [name for name in names if f"{name}.weight" in different]
+        if not differing:
+            raise ValueError(
+                f"none of the targets differs from the base, so there is nothing to extract: "
+                f"{', '.join(names)}"
+            )
+        if grouped := [name for name in differing if getattr(modules[name], "groups", 1) > 1]:
+            raise ValueError(
+                f"the difference of a grouped convolution is no single product B A, so none is "
+                f"made of {', '.join(grouped)}; exclude these layers, and copy them with "
+                f"modules_to_save"
+            )
+        plan = _plan_for(differing, base, config)
+        _check_complete(plan, values, [name for name in tensors if name in different])
+        bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
+        found = {}
+        for name in bar:
+            layer = plan.layers[name]
+            difference = layer.weight_of(values[f"{name}.weight"]).dense() - layer.weight.dense()
+            best = Approximation.of_matrix(difference, config.rank)
+            plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+            found[name] = Extracted.of(name, best)
+        _set_copies(plan, values)
+        apply_plan(plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
     return ExtractReport(rows, tuple(plan.copies), adapter)
 
@@ -169,8 +176,8 @@ def _state_of(finetuned: Module) -> dict[str, Any]:
 def _plan_for(names: Sequence[str], base: Module, config: LoRAConfig) -> Plan:
     """Plan adapters for these layers alone, with ranks no larger than the layers allow."""
     modules: dict[str, Any] = dict(base.named_modules())
-    sizes = {exact_key(name): largest_rank(modules[name].weight.shape) for name in names}
-    smaller = {pattern: size for pattern, size in sizes.items() if size < config.rank}
+    ranks = {n: min(config.rank, largest_rank(modules[n].weight.shape)) for n in names}
+    smaller = exact_table(ranks, config.rank)
     exactly = replace(
         config,
         targets=exact(names, modules),
@@ -193,15 +200,6 @@ def _check_complete(plan: Plan, values: Mapping[str, Array], different: Sequence
             f"{', '.join(lost)}; make their layers targets, or copy modules with "
             f'modules_to_save=[...], and biases with bias="all"'
         )
-
-
-def _set_update(plan: Plan, name: str, value: Array, rank: int) -> Extracted:
-    """Set the update of a layer to the best approximation of its difference; describe it."""
-    layer = plan.layers[name]
-    difference = layer.weight_of(value).dense() - layer.weight.dense()
-    best = Approximation.of_matrix(difference, rank)
-    plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
-    return Extracted.of(name, best)
 
 
 def _set_copies(plan: Plan, values: Mapping[str, Array]) -> None:

@@ -191,6 +191,9 @@ def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
     return f"({'|'.join(map(re.escape, names))})"
 
 
-def exact_key(name: str) -> str:
-    """Return a key for `first_value` that matches this name, but not longer ones that end in it."""
-    return f"^{re.escape(name)}"
+def exact_table(values: Mapping[str, V], usual: V) -> dict[str, V]:
+    """Return a table for `first_value` of the values, by names, that are not the usual one.
+
+    A key matches its name, but not longer ones that end in it.
+    """
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}

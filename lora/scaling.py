@@ -6,7 +6,7 @@ import enum
 import math
 from typing import Any
 
-from minigrad.checks import check_integer, check_number
+from minigrad.checks import check_integer, check_number, check_positive
 
 
 class LoRAScaling(enum.Enum):
@@ -58,10 +58,7 @@ def check_finite(name: str, value: Any) -> float:
 
 def check_size(name: str, value: Any) -> int:
     """Return `value` as an int; a TypeError if it is not an integer, a ValueError below 1."""
-    check_integer(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return int(value)
+    return check_positive(name, check_integer(name, value))
 
 
 def largest_rank(shape: tuple[int, ...]) -> int:

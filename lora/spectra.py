@@ -96,6 +96,7 @@ def singular_values(a: Array, b: Array) -> Array:
     return np.linalg.svd(core, compute_uv=False)
 
 
+@dataclass(frozen=True)
 class Spectral:
     """The base class of descriptions of an update dW: its norm and effective rank."""
 
@@ -115,11 +116,9 @@ class Spectral:
         It is exp of the entropy of the singular values as shares of their sum (Roy and Vetterli,
         The effective rank, 2007).
         """
-        try:
-            total = math.fsum(self.singular_values)
-        except OverflowError:
-            return math.nan
-        if not total or not math.isfinite(total):
-            return 0.0 if not total else math.nan
-        shares = [value / total for value in self.singular_values if value]
-        return math.exp(-math.fsum(share * math.log(share) for share in shares))
+        largest = max(self.singular_values, default=0.0)
+        if not 0 < largest < math.inf:
+            return 0.0 if largest == 0 else math.nan
+        relative = [value / largest for value in self.singular_values]  # no sum of them overflows
+        shares = [value / math.fsum(relative) for value in relative]
+        return math.exp(-math.fsum(share * math.log(share) for share in shares if share))

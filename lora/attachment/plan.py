@@ -127,7 +127,7 @@ class Plan:
         layer = self.layers[target.name]
         notes = ["Embedding"] * isinstance(layer, LoRAEmbedding) + layer.base_facts()
         names = self._names.get(id(layer.base_weight), [])
-        tied = [name for name in names if not _inside(name, target.name)]
+        tied = [name for name in names if not name.startswith(f"{target.name}.")]
         notes += [f"tied to {', '.join(tied)}"] if tied else []
         most, formula = limit_of_rank(layer.d_out, layer.d_in, layer.weight.groups)
         notes += [f"rank above {formula}"] if target.rank > most else []
@@ -176,12 +176,10 @@ class Plan:
                         f"out, load the model in float32 (--dtype float32 of generate and eval), "
                         f"or exclude it from lora.quantize"
                     )
-
-        def is_chosen(name: str) -> bool:
-            return any(_inside(name, part) for part in parts)
-
+        inside = tuple(f"{part}." for part in parts)
         whole = (tensor for _, tensor in self.model.named_state())
-        self._copy(whole, "modules_to_save", is_chosen, "save the module that shares it too")
+        advice = "save the module that shares it too"
+        self._copy(whole, "modules_to_save", lambda name: name.startswith(inside), advice)
 
     def _copy(
         self,
@@ -209,10 +207,6 @@ class Plan:
                     f"{reason}: {name} has dtype {tensor.dtype}, and only floats can be trained"
                 )
             if id(tensor) not in known:
-                own, shared = copy_for_adapter(tensor, tensor), tuple(n for n in names if n != name)
-                self.copies.append(FullCopy(name, reason, tensor, own, shared))
+                own = copy_for_adapter(tensor, tensor)
+                self.copies.append(FullCopy(tuple(names), reason, tensor, own))
         return found
-
-
-def _inside(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

@@ -37,17 +37,15 @@ _NAME = re.compile(r"[\w-]+")
 class FullCopy:
     """A parameter or buffer of the model, and the copy of it that belongs to an adapter."""
 
-    name: str  # the first name of the original in the model
+    names: tuple[str, ...]  # all names of the original in the model
     reason: str  # the field of the configuration that requires the copy
     original: Parameter | Buffer = field(repr=False)  # the tensor of the model
     own: TrainedCopy | OwnBuffer = field(repr=False)  # the adapter's copy
-    # further names of the original, in modules that share it
-    others: tuple[str, ...] = field(default=(), repr=False)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All names of the original in the model."""
-        return self.name, *self.others
+    def name(self) -> str:
+        """The first name of the original in the model."""
+        return self.names[0]
 
 
 @dataclass

@@ -145,7 +145,6 @@ def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
 def _to_gguf(
     files: AdapterFolder, out: PathLike, config: ModelConfig, progress: bool
 ) -> ConvertedAdapter:
-    """Convert an adapter in PEFT's folder to a GGUF file."""
     gguf, names, layers = package("gguf"), gguf_names(config), files.layers
     refused = [f"DoRA: {name}" for name, each in layers.items() if MAGNITUDE in each.keys]
     refused += [
@@ -207,7 +206,6 @@ def _to_gguf(
 
 
 def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedAdapter:
-    """Convert an adapter in a GGUF file to PEFT's folder."""
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     problems = [
         f"{key} is {file.metadata.get(key)!r:.60}, not {value!r}"

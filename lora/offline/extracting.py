@@ -244,7 +244,6 @@ def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> Non
 def _check_matches(
     role: str, patterns: Sequence[str], names: Sequence[str], is_match: _Match
 ) -> None:
-    """Raise a ValueError if a pattern matches no name."""
     for pattern in patterns:
         if not any(is_match([pattern], name) for name in names):
             raise ValueError(f"{role}: {pattern!r} matches none of {', '.join(names) or '(none)'}")

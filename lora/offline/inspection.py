@@ -42,30 +42,24 @@ UNFINISHED = (
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
-    """The update s B A of one layer, without DoRA's magnitude.
+    """The update s B A of one layer, without DoRA's magnitude: as in `Spectral`, and more.
 
     Attributes:
-        name: the name of the layer.
         kind: the kind of the layer, the groups of a convolution if it has several, and "DoRA" if
             the update has a magnitude.
         d_in: the size of an input; for an embedding, the number of vectors.
         d_out: the size of an output.
-        rank: the largest rank that B A can have.
         scale: s, the factor of B A.
         norm_a: the Frobenius norm of A.
         norm_b: the Frobenius norm of B.
-        singular_values: the singular values of s B A, in descending order.
     """
 
-    name: str
     kind: str
     d_in: int
     d_out: int
-    rank: int
     scale: float
     norm_a: float
     norm_b: float
-    singular_values: tuple[float, ...]
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -77,12 +71,11 @@ class LayerSummary(Spectral):
             raise ValueError(f"{layer.name}: {problem}")
         kind = layer.kind + (f", {layer.groups} groups" if layer.groups > 1 else "")
         kind += ", DoRA" if MAGNITUDE in layer.keys else ""
-        (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         with np.errstate(over="ignore"):
             norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         found = singular_values(a, block_diagonal(b, layer.groups)).tolist()
-        values = tuple(abs(scale) * value for value in found)
-        return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
+        values = tuple(abs(layer.scale) * value for value in found)
+        return cls(layer.name, len(a), values, kind, a.shape[1], len(b), layer.scale, *norms)
 
 
 @dataclass(frozen=True, repr=False)

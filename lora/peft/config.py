@@ -17,19 +17,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lora import patterns
 from lora.config import Bias
 from lora.expressions import expression
-from lora.patterns import (
-    ALL_LINEAR,
-    END_OF_NAME,
-    check_expression,
-    exact,
-    exact_key,
-    find,
-    first_value,
-    is_any_match,
-    is_inside,
-)
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_probability, check_problems, nearest
 from minigrad.io.tensor_file import parse_json
@@ -129,9 +119,9 @@ def _read(name: str, kind: Any, value: Any) -> Any:
     if name == "layers_to_transform" and min(value, default=0) < 0:
         raise ValueError("indices of layers are integers from 0 on")
     if name in ("target_modules", "exclude_modules") and isinstance(value, str):
-        check_expression(value)
+        patterns.check_expression(value)
     for pattern in value if name in _LISTS_OF_EXPRESSIONS else ():
-        check_expression(pattern, END_OF_NAME)
+        patterns.check_expression(pattern, patterns.END_OF_NAME)
     if name == "init_lora_weights" and isinstance(value, str):
         value = value.lower()
         if value.startswith(_INITS_OF_ANOTHER_BASE):
@@ -265,11 +255,11 @@ class PeftConfig:
         """
         r, alpha = usual or (Counter(x.values()).most_common(1)[0][0] for x in (ranks, alphas))
         return cls(
-            exact(list(ranks), among),
+            patterns.exact(list(ranks), among),
             r=int(r),
             lora_alpha=alpha,
-            rank_pattern={exact_key(name): each for name, each in ranks.items() if each != r},
-            alpha_pattern={exact_key(name): each for name, each in alphas.items() if each != alpha},
+            rank_pattern=patterns.exact_table(ranks, int(r)),
+            alpha_pattern=patterns.exact_table(alphas, alpha),
             **fields,
         )
 
@@ -291,11 +281,11 @@ class PeftConfig:
 
     def rank_of(self, layer: str) -> int:
         """Return the rank of the update of a layer."""
-        return first_value(self.rank_pattern, layer, self.r)
+        return patterns.first_value(self.rank_pattern, layer, self.r)
 
     def alpha_of(self, layer: str) -> float:
         """Return the alpha of the update of a layer."""
-        return float(first_value(self.alpha_pattern, layer, self.lora_alpha))
+        return float(patterns.first_value(self.alpha_pattern, layer, self.lora_alpha))
 
     def scale_of(self, layer: str) -> float:
         """Return the scale of the update of a layer: the factor of B A."""
@@ -307,11 +297,11 @@ class PeftConfig:
         "all-linear" selects the names in `linear`.
         """
         targets, indices = self.target_modules, self.layers_to_transform
-        if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        if isinstance(targets, str) and targets.lower() == patterns.ALL_LINEAR:
             linear = set(linear)
             found = {name: targets for name in names if name in linear}
         else:
-            found = find("target_modules", targets, names, strict=False)
+            found = patterns.find("target_modules", targets, names, strict=False)
         if indices and not isinstance(targets, str):  # a full name counts for any index
             named = found.keys() & targets
             found = {n: p for n, p in found.items() if n in named or self._index(n) in indices}
@@ -319,7 +309,7 @@ class PeftConfig:
         return {
             name: pattern
             for name, pattern in found.items()
-            if not is_any_match(self.exclude_modules, name)
+            if not patterns.is_any_match(self.exclude_modules, name)
             and not any(each.matches(name) for each in saved)
         }
 
@@ -342,7 +332,7 @@ class PeftConfig:
 
     def is_saved(self, parameter: str) -> bool:
         """Return whether a parameter is inside of a module that was trained in full."""
-        return is_inside(self.modules_to_save, parameter)
+        return patterns.is_inside(self.modules_to_save, parameter)
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:

@@ -22,7 +22,7 @@ from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
 from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
-from lora.patterns import exact, exact_key, is_any_match
+from lora.patterns import exact, exact_table, is_any_match
 from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
 from lora.peft.keys import PREFIX, by_key, parameter_of, stored_shape
@@ -112,7 +112,6 @@ def load(
 
 
 def _target(files: AdapterFolder, name: str, pattern: str, module: Any) -> Target:
-    """Return a layer with the rank and alpha of its update."""
     config, rank = files.config, files.rank_of(name, module.weight.shape)
     alpha = config.alpha_of(name)
     if rank < config.rank_of(name):  # PiSSA of a small layer, with the scale of the larger rank
@@ -262,8 +261,7 @@ def _problems_of_base_weights(
     own: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
     own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
     for name, layer in plan.layers.items():
-        stored = getattr(layer.base_weight, "_data", layer.base_weight)
-        own[f"{name}.weight"] = stored
+        own[f"{name}.weight"] = getattr(layer.base_weight, "_data", layer.base_weight)
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
@@ -313,8 +311,8 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         exact([target.name for target in targets], names),
         theirs.scaling,
         theirs.lora_dropout,
-        rank_pattern={exact_key(t.name): t.rank for t in targets if t.rank != theirs.r},
-        alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
+        rank_pattern=exact_table({t.name: t.rank for t in targets}, theirs.r),
+        alpha_pattern=exact_table({t.name: t.alpha for t in targets}, theirs.lora_alpha),
         bias=theirs.bias if biased else "none",
         modules_to_save=useful if are_saved_by_useful else saved,
         init=init if init in INITS else "kaiming",  # PEFT's default

@@ -74,11 +74,10 @@ def save(
     """
     check_can_be_folder(folder)
     base_model = None if base_model is None else os.fspath(base_model)
-    if seed is not None:
-        check_count("seed", seed)
     record = state.required_attachment(model)
     check_names([adapter], record.adapters)
     attached = record.adapters[adapter]
+    seed = attached.seed if seed is None else check_count("seed", seed)
     in_place = state.attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
@@ -126,7 +125,6 @@ def save(
         for name, layer in bar
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
-    seed = attached.seed if seed is None else int(seed)
     facts = Facts(layer_facts, seed=seed, dora_norm_gradient=gradient)
     write_folder(folder, config, tensors, facts, dtype)
 

@@ -469,7 +469,7 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, refusal):
 
 def test_bad_options_are_refused_before_any_work(tmp_path, refusal):
     for arguments, says in (
-        (("--rank", "0"), "rank must be at least 1"),
+        (("--rank", "0"), "rank must be a positive integer"),
         (("--rank", "128"), "--rank 128 < 128"),
         (("--rank", "x"), "invalid int value"),
         (("--alpha", "-1"), "alpha must be a positive number"),

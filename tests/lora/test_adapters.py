@@ -88,7 +88,7 @@ def test_adapters_weights_and_copies_print_what_they_are(rng):
         "Adapter(rank=2, alpha=16, scale=8, dropout=0.5, DoRA, d_in=5, d_out=4)"
     )
     assert repr(net.q.weight) == "DenseMatrix((4, 5), float64)"
-    assert repr(report.copies[0]) == "FullCopy(name='norm.weight', reason='modules_to_save')"
+    assert repr(report.copies[0]) == "FullCopy(names=('norm.weight',), reason='modules_to_save')"
 
 
 def test_all_adapters_are_listed_with_what_they_were_made_by(rng):

@@ -592,7 +592,7 @@ def test_the_report_can_be_read(rng):
         ((["a"], [1], "b"), ValueError, "an adapter 'b' already"),
         ((["a"], [1], "b.c"), ValueError, r"letters, digits, - and _ only, not 'b\.c'"),
         ((["a"], [1], None), TypeError, "name of an adapter is a string, not None"),
-        ((["a"], [1], "n", 0), ValueError, "rank must be at least 1, not 0"),
+        ((["a"], [1], "n", 0), ValueError, "rank must be a positive integer, not 0"),
         ((["a"], [1], "n", 1.0), TypeError, r"rank is an integer, not 1\.0"),
         ((["a"], [1], "n", True), TypeError, "rank is an integer, not True"),
     ],
@@ -925,7 +925,7 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rank": 0}, ValueError, "rank must be at least 1"),
+        ({"rank": 0}, ValueError, "rank must be a positive integer"),
         ({"rank": None}, TypeError, "rank is an integer, not None"),
         ({"targets": ["k"]}, ValueError, "match no layer: 'k'"),
         ({"targets": ["v"], "exclude": ["v"]}, ValueError, "nothing is left"),

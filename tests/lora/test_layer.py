@@ -973,8 +973,8 @@ FINE = {"base_weight": np.ones((3, 4)), "d_out": 3, "d_in": 4, "rank": 2, "alpha
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"rank": 0}, ValueError, "rank must be at least 1, not 0"),
-        ({"rank": -1}, ValueError, "rank must be at least 1, not -1"),
+        ({"rank": 0}, ValueError, "rank must be a positive integer, not 0"),
+        ({"rank": -1}, ValueError, "rank must be a positive integer, not -1"),
         ({"rank": 4}, ValueError, r"rank 4 is larger than min\(d_out, d_in\) = 3"),
         ({"rank": 2.0}, TypeError, r"rank is an integer, not 2\.0"),
         ({"rank": "2"}, TypeError, "rank is an integer, not '2'"),
@@ -986,7 +986,7 @@ FINE = {"base_weight": np.ones((3, 4)), "d_out": 3, "d_in": 4, "rank": 2, "alpha
         ({"alpha": math.inf}, ValueError, "alpha must be a positive number, not inf"),
         ({"alpha": "16"}, TypeError, "alpha must be a number, not '16'"),
         ({"alpha": None}, TypeError, "alpha must be a number, not None"),
-        ({"d_out": 0}, ValueError, "d_out must be at least 1, not 0"),
+        ({"d_out": 0}, ValueError, "d_out must be a positive integer, not 0"),
         ({"d_in": 4.0}, TypeError, r"d_in is an integer, not 4\.0"),
         ({"base_weight": np.ones((4, 3))}, ValueError, r"\(4, 3\).*must be \(3, 4\), or flat"),
         ({"base_weight": np.ones(11)}, ValueError, r"\(11,\).*flat with 12 elements"),

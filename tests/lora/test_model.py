@@ -186,7 +186,7 @@ def test_a_model_without_linear_layers_is_an_error():
         ({"targets": "layers.("}, ValueError, "not a regular expression"),
         ({"targets": [1]}, TypeError, "targets are names"),
         ({"targets": None}, TypeError, "targets"),
-        ({"rank": 0}, ValueError, "rank must be at least 1, not 0"),
+        ({"rank": 0}, ValueError, "rank must be a positive integer, not 0"),
         ({"rank": 1.5}, TypeError, r"rank is an integer, not 1\.5"),
         ({"alpha": 0.0}, ValueError, "alpha must be a positive number"),
         ({"alpha": math.nan}, ValueError, "alpha must be a positive number"),
