@@ -120,5 +120,6 @@ class Spectral:
         if not 0 < largest < math.inf:
             return 0.0 if largest == 0 else math.nan
         relative = [value / largest for value in self.singular_values]  # no sum of them overflows
-        shares = [value / math.fsum(relative) for value in relative]
+        total = math.fsum(relative)
+        shares = [value / total for value in relative]
         return math.exp(-math.fsum(share * math.log(share) for share in shares if share))
