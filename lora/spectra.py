@@ -96,6 +96,7 @@ def singular_values(a: Array, b: Array) -> Array:
     return np.linalg.svd(core, compute_uv=False)
 
 
+@dataclass(frozen=True)
 class Spectral:
     """The base class of descriptions of an update dW: its norm and effective rank."""
 

@@ -43,9 +43,6 @@ class LayerUpdate(Spectral):
     The rank is the rank of B A. For DoRA it is min(d_out, d_in).
     """
 
-    name: str
-    rank: int
-    singular_values: tuple[float, ...]
     base_norm: float
 
     @property

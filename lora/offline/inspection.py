@@ -46,26 +46,23 @@ class LayerSummary(Spectral):
 
     Attributes:
         name: the name of the layer.
+        rank: the largest rank that B A can have.
+        singular_values: the singular values of s B A, in descending order.
         kind: the kind of the layer, the groups of a convolution if it has several, and "DoRA" if
             the update has a magnitude.
         d_in: the size of an input; for an embedding, the number of vectors.
         d_out: the size of an output.
-        rank: the largest rank that B A can have.
         scale: s, the factor of B A.
         norm_a: the Frobenius norm of A.
         norm_b: the Frobenius norm of B.
-        singular_values: the singular values of s B A, in descending order.
     """
 
-    name: str
     kind: str
     d_in: int
     d_out: int
-    rank: int
     scale: float
     norm_a: float
     norm_b: float
-    singular_values: tuple[float, ...]
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -82,7 +79,7 @@ class LayerSummary(Spectral):
             norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         found = singular_values(a, block_diagonal(b, layer.groups)).tolist()
         values = tuple(abs(scale) * value for value in found)
-        return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
+        return cls(layer.name, rank, values, kind, d_in, d_out, scale, *norms)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,7 +1,6 @@
 """Pictures of adapters show what numpy's own svd finds in the updates; bad input is refused."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -185,15 +184,6 @@ def test_of_many_layers_the_legend_names_the_shades_of_the_first_and_the_last(rn
     assert np.array_equal(shades, [spectra.lines[at].get_color() for at in (0, 10)])
 
 
-@dataclass(frozen=True)
-class Update(Spectral):
-    """An update of rank 2 with these singular values."""
-
-    name: str
-    singular_values: tuple[float, ...]
-    rank: int = 2
-
-
 @pytest.mark.full
 def test_dollar_signs_in_the_name_of_a_layer_are_no_formula(rng):
     class Net(nn.Module):
@@ -210,7 +200,7 @@ def test_dollar_signs_in_the_name_of_a_layer_are_no_formula(rng):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("broken_is_first", [True, False])
 def test_an_update_that_is_not_finite_is_named_and_leaves_the_others(broken_is_first, value):
-    found = [Update("fine", (3.0, 1.0)), Update("broken", (value, 1.0))]
+    found = [Spectral("fine", 2, (3.0, 1.0)), Spectral("broken", 2, (value, 1.0))]
     axes = Figure().subplots()
     viz.draw_spectra(axes, found[::-1] if broken_is_first else found)
     drawn = lines(axes)
