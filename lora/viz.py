@@ -55,7 +55,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
     """Describe the update of each layer by one adapter, or by the sum of all active ones.
 
     The update of LoRA is never formed. DoRA multiplies every row by a factor, so its dW can have
-    any rank, and is formed. A ValueError is raised if there is NaN or Inf in an update.
+    any rank, and is formed.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -81,10 +81,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
 def changed_layers(
     model: Module, adapter: str | None
 ) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
-    """List the layers that the adapter, or any active one, changes: name, layer, adapters.
-
-    A ValueError is raised if the model has no adapters, none of this name, or none that is active.
-    """
+    """List the layers that the adapter, or any active one, changes: name, layer, adapters."""
     layers = adapted_layers(model)
     if adapter is None:
         found = [(name, layer, layer.active) for name, layer in layers if layer.active]

@@ -202,25 +202,17 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
 
     Other leftovers are removed.
     """
-    found = None
-    for left in target.glob(f"{_SAVING}*"):
-        is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
-        lock = _take_over(left / _MANIFEST) if is_ours else None
-        if lock is None:
-            remove_dead(left, left / _MANIFEST)
-        found = found or lock
-    return found
-
-
-def _take_over(manifest: Path) -> BinaryIO | None:
-    """Lock and empty the manifest that a killed save has left; return None if there is none."""
+    ours, found = target / f"{_SAVING}{plan}", None
     with ExitStack() as stack, suppress(OSError):
-        lock = stack.enter_context(open(manifest, "r+b"))
-        if try_lock(lock):
+        lock = stack.enter_context(open(ours / _MANIFEST, "r+b"))
+        if not ours.is_symlink() and try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
-            return lock
-    return None
+            found = lock
+    for left in target.glob(f"{_SAVING}*"):
+        if left != ours or not found:
+            remove_dead(left, left / _MANIFEST)
+    return found
 
 
 def _files(folder: Path) -> list[str]:

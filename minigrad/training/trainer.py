@@ -251,10 +251,7 @@ class Trainer(TrainingStep):
     def _planned_steps(
         self, data: Rows | MicroBatches, epochs: int | None, steps: int | None
     ) -> int:
-        """Return how many steps `fit` will make: the lesser of the two limits that are given.
-
-        A ValueError is raised if the data have another length than those of the unfinished epoch.
-        """
+        """Return how many steps `fit` will make: the lesser of the two limits that are given."""
         left = len(data)
         if self._unfinished is not None:
             if len(self._unfinished.order) != len(data):
@@ -292,11 +289,11 @@ class Trainer(TrainingStep):
         if self._world.size == 1:
             return
         self._digests = ranks.digests_of_attributes(self.model, self.loss)
-        options = {
-            name: value
+        options = [
+            f"{name}={value}"
             for name, value in vars(self).items()
             if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
-        }
+        ]
         generators = self._generators()
         names = {id(p): name for name, p in self.model.named_parameters()}
         facts = {
@@ -313,14 +310,13 @@ class Trainer(TrainingStep):
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
         digests |= ranks.digests_of_model(self.model, self.loss, parameters, self._digests)
-        text = ",".join(f"{name}={value}" for name, value in options.items())
         groups = [
             f"{name} of group {number}={len(value) if name == 'params' else value}".replace(",", "")
             for number, group in enumerate(self.optimizer.param_groups)
             for name, value in group.items()
         ]
         texts = {
-            "the options of the trainer": text,
+            "the options of the trainer": ",".join(options),
             "the metrics": ",".join(self.metrics) or "none",
             "the optimiser": ",".join([type(self.optimizer).__name__, *groups]),
         }
