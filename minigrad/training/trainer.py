@@ -597,11 +597,12 @@ class Trainer(TrainingStep):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Load a state; if it does not fit, raise one of `_MISFITS`, perhaps half-way."""
-        for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
-            saved, own = state["classes"][name], _class_name(getattr(self, name))
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
+        for name, part in parts.items():
+            saved, own = state["classes"][name], _class_name(part)
             if saved != own:
                 raise ValueError(
-                    f"it was saved with {saved or f'no {title}'}, and this trainer has "
+                    f"it was saved with {saved or f'no {name}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
         generators = [generator.bit_generator for generator in self._generators()]
@@ -617,8 +618,8 @@ class Trainer(TrainingStep):
                     f"convert the model with astype first"
                 )
         self._set_weights(state["model"])
-        for name in ("optimizer", "scheduler", "ema"):
-            if (part := getattr(self, name)) is not None:
+        for name, part in parts.items():
+            if part is not None:
                 part.load_state_dict(state[name])
         for bits, saved in zip(generators, state["generators"], strict=True):
             bits.state = saved

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
 from minigrad.optim import Optimizer, grad_norm
+from minigrad.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -292,9 +293,9 @@ def plot_gradients(
         "is missing": remarks.count("none"),
     }
     found = ", ".join(f"{verb} in {count}" for verb, count in faults.items() if count)
-    headline = f"The gradient {found or 'neither vanishes nor explodes in any'} of {len(norms)}"
     what = gradients.by if isinstance(gradients, GradientRecorder) else "row"
-    figure.suptitle(f"{headline} {what}s", weight="bold")
+    which = f"{found or 'neither vanishes nor explodes in any'} of {counted(len(norms), what)}"
+    figure.suptitle(f"The gradient {which}", weight="bold")
     return figure.saved()
 
 
