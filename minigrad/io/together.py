@@ -38,17 +38,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from minigrad.io.atomic import (
-    create_locked,
-    flush,
-    flush_folder,
-    is_at_its_path,
-    keep_mode,
-    naming_full_disk,
-    remove,
-    remove_dead,
-    try_lock,
-)
+from minigrad.io import atomic
 
 PATIENCE = 10.0
 """How many seconds a save waits for another save that is replacing files in the same folder."""
@@ -87,8 +77,8 @@ def replacing_together(
     target.mkdir(parents=True, exist_ok=True)
     try:
         left = _stage_left(target, plan)
-        create = create_locked(lambda: _new_stage(target, plan) / _MANIFEST)
-        with left or create as manifest, naming_full_disk(folder):
+        create = atomic.create_locked(lambda: _new_stage(target, plan) / _MANIFEST)
+        with left or create as manifest, atomic.naming_full_disk(folder):
             stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # it cannot rename a folder with an open file
                 manifest.close()
@@ -98,8 +88,8 @@ def replacing_together(
                 _check(target, written, entry)
                 for file in written:
                     with open(stage / file, "rb+") as opened:
-                        flush(opened)
-                    keep_mode(target / file, stage / file)
+                        atomic.flush(opened)
+                    atomic.keep_mode(target / file, stage / file)
                 _take_turn(target, stage, written)
                 _swap(target, written, entry)
             except ChildProcessError:
@@ -205,13 +195,13 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
     ours, found = target / f"{_SAVING}{plan}", None
     with ExitStack() as stack, suppress(OSError):
         lock = stack.enter_context(open(ours / _MANIFEST, "r+b"))
-        if not ours.is_symlink() and try_lock(lock):
+        if not ours.is_symlink() and atomic.try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
             found = lock
     for left in target.glob(f"{_SAVING}*"):
         if left != ours or not found:
-            remove_dead(left, left / _MANIFEST)
+            atomic.remove_dead(left, left / _MANIFEST)
     return found
 
 
@@ -290,10 +280,10 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         return
     with open(saved / _MANIFEST, "r+b") as lock:
         try:
-            is_free = try_lock(lock)
+            is_free = atomic.try_lock(lock)
         except OSError:  # without locks, after such a long time, assume that it was killed
             is_old = os.fstat(lock.fileno()).st_mtime < time.time() - PATIENCE
-            is_free = is_old and is_at_its_path(lock)
+            is_free = is_old and atomic.is_at_its_path(lock)
         if is_free:
             _give_up_turn(target, [*unfinished(target)])
 
@@ -304,7 +294,7 @@ def _give_up_turn(target: Path, valid: Sequence[str]) -> None:
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
     with suppress(OSError):  # the next save does it
-        remove(rest)
+        atomic.remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
@@ -314,9 +304,9 @@ def _swap(target: Path, written: Sequence[str], entry: str) -> None:
     manifest = {file: (_identity(target, file), _identity(saved, file)) for file in files}
     with open(saved / _MANIFEST, "r+b") as opened:
         opened.write(json.dumps(manifest).encode())
-        flush(opened)
-    flush_folder(saved)
-    flush_folder(target)
+        atomic.flush(opened)
+    atomic.flush_folder(saved)
+    atomic.flush_folder(target)
     _move(target, files)
 
 
@@ -330,7 +320,7 @@ def _move(target: Path, files: Sequence[str]) -> None:
     for source, path in moves:
         os.replace(source, path)
     for folder in {path.parent for _, path in moves}:
-        flush_folder(folder)
+        atomic.flush_folder(folder)
 
 
 def _end(target: Path, stage: Path) -> None:
@@ -347,4 +337,4 @@ def _end(target: Path, stage: Path) -> None:
                 _move(target, left)
         os.rename(target / SAVED, stage)
     with suppress(OSError):  # the next save does it
-        remove(stage)
+        atomic.remove(stage)
