@@ -161,11 +161,9 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     An update whose norm is not finite has no line; the legend says so. Of many updates, the legend
     names the first and the last.
     """
-    import matplotlib
-
     from minigrad.viz.figure import SIZES, short_names, ticks_at_integers
 
-    shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
+    shades = SIZES(np.linspace(0, 0.8, len(found)))
     spectra = [update.singular_values if math.isfinite(update.norm) else () for update in found]
     top = max(map(max, filter(None, spectra)), default=0.0)
     for i, (update, spectrum, shade) in enumerate(zip(found, spectra, shades, strict=True)):
@@ -278,8 +276,6 @@ def plot_change(
 
     Arguments and errors are as in `plot_singular_values`, but all updates may be 0.
     """
-    import matplotlib
-
     from minigrad.viz.figure import SIZES, Picture, name_rows
 
     found = updates(model, adapter)
@@ -287,7 +283,7 @@ def plot_change(
     figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4), path)
     axes = figure.subplots()
     top = float(np.nanmax(shares, initial=0.0)) or 1.0
-    colours = matplotlib.colormaps[SIZES].with_extremes(bad="white")
+    colours = SIZES.with_extremes(bad="white")
     image = axes.imshow(100 * shares, cmap=colours, vmin=0, vmax=100 * top, aspect="auto")
     if shares.size <= _MOST_CELLS:
         for row, column in np.argwhere(~np.isnan(shares)):

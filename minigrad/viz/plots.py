@@ -306,7 +306,6 @@ def _within_scales(norms: ArrayLike) -> Array:
 
 
 def _draw_heat(axes: Axes, norms: Array) -> None:
-    import matplotlib
     from matplotlib.patches import Patch
 
     from minigrad.viz.figure import INK, SIZES, VERMILLION, ticks_at_integers
@@ -320,7 +319,7 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     if high < FAR * low:  # otherwise unimportant differences would fill the scale
         middle, reach = np.sqrt(low) * np.sqrt(high), np.sqrt(FAR)
         low, high = middle / reach, middle * reach
-    colours = matplotlib.colormaps[SIZES].with_extremes(under="black", over=VERMILLION, bad="white")
+    colours = SIZES.with_extremes(under="black", over=VERMILLION, bad="white")
     image = axes.imshow(
         np.select([shown == 0, np.isinf(shown)], [low / 2, 2 * high], shown),
         cmap=colours,
