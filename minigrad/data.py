@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import check_flag, check_positive
+from minigrad.checks import check_flag, check_number, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
@@ -121,10 +121,7 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
-    try:
-        test_size = float(test_size)  # float16 could not hold a number of rows
-    except (TypeError, ValueError):
-        raise TypeError(f"test_size must be a number, not {test_size!r:.60}") from None
+    test_size = check_number("test_size", test_size)  # a float16 could not hold a number of rows
     if not 0 < test_size < 1:
         raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
     n_test = round(n * test_size)
