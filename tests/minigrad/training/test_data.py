@@ -445,7 +445,7 @@ def test_a_share_may_be_float16():
     assert [len(part) for part in parts] == [75_000, 25_000]
     with pytest.raises(TypeError, match="test_size must be a number, not 'a'"):
         train_test_split(np.zeros(4), test_size="a")
-    with pytest.raises(TypeError, match="test_size must be a number, not '0.25'"):
+    with pytest.raises(TypeError, match=r"test_size must be a number, not '0\.25'"):
         train_test_split(np.zeros(4), test_size="0.25")
 
 
