@@ -194,8 +194,9 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
     """
     ours, found = target / f"{_SAVING}{plan}", None
     with ExitStack() as stack, suppress(OSError):
-        lock = stack.enter_context(open(ours / _MANIFEST, "r+b"))
-        if not ours.is_symlink() and atomic.try_lock(lock):
+        is_link = ours.is_symlink()  # no save has made it
+        lock = None if is_link else stack.enter_context(open(ours / _MANIFEST, "r+b"))
+        if lock and atomic.try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
             found = lock

@@ -222,7 +222,8 @@ class GradientRecorder(Observer):
     def on_step(self, optimizer: Optimizer) -> None:
         """Record a step of an optimiser that trains some of the model's parameters."""
         ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        stepped = {n: [p for p in ps if id(p) in ids] for n, ps in self._groups.items()}
+        groups = self._groups.items()
+        stepped = {name: [p for p in group if id(p) in ids] for name, group in groups}
         if any(stepped.values()):
             self._record(stepped)
 
