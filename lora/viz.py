@@ -55,7 +55,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
     """Describe the update of each layer by one adapter, or by the sum of all active ones.
 
     The update of LoRA is never formed. DoRA multiplies every row by a factor, so its dW can have
-    any rank, and is formed. A ValueError is raised if there is NaN or Inf in an update.
+    any rank, and is formed.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -81,10 +81,7 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
 def changed_layers(
     model: Module, adapter: str | None
 ) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
-    """List the layers that the adapter, or any active one, changes: name, layer, adapters.
-
-    A ValueError is raised if the model has no adapters, none of this name, or none that is active.
-    """
+    """List the layers that the adapter, or any active one, changes: name, layer, adapters."""
     layers = adapted_layers(model)
     if adapter is None:
         found = [(name, layer, layer.active) for name, layer in layers if layer.active]
@@ -164,11 +161,9 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     An update whose norm is not finite has no line; the legend says so. Of many updates, the legend
     names the first and the last.
     """
-    import matplotlib
-
     from minigrad.viz.figure import SIZES, short_names, ticks_at_integers
 
-    shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
+    shades = SIZES(np.linspace(0, 0.8, len(found)))
     spectra = [update.singular_values if math.isfinite(update.norm) else () for update in found]
     top = max(map(max, filter(None, spectra)), default=0.0)
     for i, (update, spectrum, shade) in enumerate(zip(found, spectra, shades, strict=True)):
@@ -281,8 +276,6 @@ def plot_change(
 
     Arguments and errors are as in `plot_singular_values`, but all updates may be 0.
     """
-    import matplotlib
-
     from minigrad.viz.figure import SIZES, Picture, name_rows
 
     found = updates(model, adapter)
@@ -290,7 +283,7 @@ def plot_change(
     figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4), path)
     axes = figure.subplots()
     top = float(np.nanmax(shares, initial=0.0)) or 1.0
-    colours = matplotlib.colormaps[SIZES].with_extremes(bad="white")
+    colours = SIZES.with_extremes(bad="white")
     image = axes.imshow(100 * shares, cmap=colours, vmin=0, vmax=100 * top, aspect="auto")
     if shares.size <= _MOST_CELLS:
         for row, column in np.argwhere(~np.isnan(shares)):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import check_flag, check_positive
+from minigrad.checks import check_flag, check_number, check_positive
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
 from minigrad.random import Rng, generator
@@ -121,10 +121,7 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
-    try:
-        test_size = float(test_size)  # float16 could not hold a number of rows
-    except (TypeError, ValueError):
-        raise TypeError(f"test_size must be a number, not {test_size!r:.60}") from None
+    test_size = check_number("test_size", test_size)  # a float16 could not hold a number of rows
     if not 0 < test_size < 1:
         raise ValueError(f"test_size is a share of the rows, between 0 and 1, not {test_size!r}")
     n_test = round(n * test_size)
@@ -183,28 +180,22 @@ class Standardizer:
         Raises:
             ValueError: if the columns are not those of `fit`.
         """
-        values = self._checked("transform", x)
-        return _in_floats_of(values, (values.astype(np.float64) - self.mean) / self.scale)
+        return self._mapped("transform", x, lambda rows: (rows - self.mean) / self.scale)
 
     def inverse(self, z: Any) -> Arrays:
         """Return z scale + mean: the inverse of `transform`, with the same errors."""
-        values = self._checked("inverse", z)
-        return _in_floats_of(values, values.astype(np.float64) * self.scale + self.mean)
+        return self._mapped("inverse", z, lambda rows: rows * self.scale + self.mean)
 
-    def _checked(self, name: str, x: Any) -> Arrays:
-        """Return x, rows or one row, as an array; a ValueError if its columns are not as in fit."""
+    def _mapped(self, name: str, x: Any, function: Callable[[Arrays], Arrays]) -> Arrays:
+        """Apply a function to x, rows or one row, in float64; return floats in the dtype of x."""
         values, row = as_array(x, how=f"Standardizer.{name}()"), np.shape(self.mean)
         if row and row not in (values.shape, values.shape[1:]):
             raise ValueError(
                 f"Standardizer.{name}: a row has the shape {row}, as in fit, and the array has the "
                 f"shape {values.shape}"
             )
-        return values
-
-
-def _in_floats_of(given: Arrays, result: Arrays) -> Arrays:
-    """Convert a float64 result to the dtype of `given`, if this is a float dtype."""
-    return result.astype(given.dtype) if given.dtype.kind == "f" else result
+        result = function(values.astype(np.float64))
+        return result.astype(values.dtype) if values.dtype.kind == "f" else result
 
 
 def batches(

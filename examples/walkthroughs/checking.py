@@ -179,7 +179,7 @@ def array_differences(value: Any, right: Any, tolerance: float, reveal: bool) ->
     what = f"an array of shape {right.shape}" if right.ndim else "a number"
     try:
         found = numbers(value)
-    except (OverflowError, TypeError, ValueError):
+    except Exception:  # another library's object may refuse with any error to become an array
         yield f"{what.capitalize()} is expected, and this is {described(value)}."
         return
     if found.shape != right.shape:

@@ -42,9 +42,12 @@ UNFINISHED = (
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
-    """The update s B A of one layer, without DoRA's magnitude: as in `Spectral`, and more.
+    """The update s B A of one layer, without DoRA's magnitude.
 
     Attributes:
+        name: the name of the layer.
+        rank: the largest rank that B A can have.
+        singular_values: the singular values of s B A, in descending order.
         kind: the kind of the layer, the groups of a convolution if it has several, and "DoRA" if
             the update has a magnitude.
         d_in: the size of an input; for an embedding, the number of vectors.

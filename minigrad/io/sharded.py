@@ -70,8 +70,7 @@ class TensorSet(Tensors):
 
     def raw(self, name: str) -> Iterator[bytes]:
         """Read the bytes of a tensor, in parts; see `Tensors.raw`."""
-        self.info(name)
-        return self._owners[name].raw(name)
+        return self._owners[self.info(name).name].raw(name)
 
 
 @named_errors

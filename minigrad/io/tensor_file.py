@@ -194,7 +194,7 @@ class TensorFile(Tensors):
         self._lock = Lock()  # of the position of the file, where the system has no preadv
         with ExitStack() as stack:  # closes the file if there is an error
             self._file = stack.enter_context(open(self.path, "rb"))
-            header, data = self._header()
+            header, self._data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self._checksum = self.metadata.pop(CHECKSUM, None)
             self.has_checksum = self._checksum is not None
@@ -202,10 +202,9 @@ class TensorFile(Tensors):
             self._has_right_header = of_header is None or (
                 of_header == digest_of_header(header, self.metadata)
             )
-            self._data = data
             self.tensors, self._offsets = {}, {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                self._offsets[name] = data + entry["data_offsets"][0]
+                self._offsets[name] = self._data + entry["data_offsets"][0]
                 dtype = NAMES.get(entry["dtype"], entry["dtype"])
                 self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
             self._stack = stack.pop_all()
@@ -341,16 +340,13 @@ class TensorWriter:
             raise ValueError(f"names of tensors are repeated: {', '.join(twice)}")
         if "__metadata__" in self._tensors:
             raise ValueError("no tensor can be called '__metadata__', the name of the metadata")
-        facts = dict(metadata or {})
-        for key in (CHECKSUM, CHECKSUM_OF_HEADER):
-            facts.pop(key, None)  # of another file
-        entries: dict[str, Any] = {}
+        of_other_file = CHECKSUM, CHECKSUM_OF_HEADER
+        facts = {key: v for key, v in (metadata or {}).items() if key not in of_other_file}
+        self._entries = entries = dict[str, Any]()
         self._written: dict[str, list[range]] = {name: [] for name in self._tensors}  # of bytes
-        self._starts: dict[str, int] = {}
         end = 0
         for tensor in sorted(listed, key=lambda t: (-bits_of(t.dtype), t.name)):
             begin, end = end, end + tensor.nbytes
-            self._starts[tensor.name] = begin
             entries[tensor.name] = {
                 "dtype": CODES.get(tensor.dtype, tensor.dtype),
                 "shape": list(tensor.shape),
@@ -426,7 +422,7 @@ class TensorWriter:
         for other in self._written[name]:
             if span.start < other.stop and other.start < span.stop:
                 raise ValueError(f"{name} has been written already, in part or completely")
-        self._file.seek(self._data + self._starts[name] + span.start)
+        self._file.seek(self._data + self._entries[name]["data_offsets"][0] + span.start)
 
     def _announced(self, name: str) -> TensorInfo:
         if name not in self._tensors:

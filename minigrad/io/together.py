@@ -38,17 +38,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from minigrad.io.atomic import (
-    create_locked,
-    flush,
-    flush_folder,
-    is_at_its_path,
-    keep_mode,
-    naming_full_disk,
-    remove,
-    remove_dead,
-    try_lock,
-)
+from minigrad.io import atomic
 
 PATIENCE = 10.0
 """How many seconds a save waits for another save that is replacing files in the same folder."""
@@ -87,8 +77,8 @@ def replacing_together(
     target.mkdir(parents=True, exist_ok=True)
     try:
         left = _stage_left(target, plan)
-        create = create_locked(lambda: _new_stage(target, plan) / _MANIFEST)
-        with left or create as manifest, naming_full_disk(folder):
+        create = atomic.create_locked(lambda: _new_stage(target, plan) / _MANIFEST)
+        with left or create as manifest, atomic.naming_full_disk(folder):
             stage, is_kept = Path(manifest.name).parent, False
             if os.name == "nt":  # it cannot rename a folder with an open file
                 manifest.close()
@@ -98,8 +88,8 @@ def replacing_together(
                 _check(target, written, entry)
                 for file in written:
                     with open(stage / file, "rb+") as opened:
-                        flush(opened)
-                    keep_mode(target / file, stage / file)
+                        atomic.flush(opened)
+                    atomic.keep_mode(target / file, stage / file)
                 _take_turn(target, stage, written)
                 _swap(target, written, entry)
             except ChildProcessError:
@@ -202,25 +192,18 @@ def _stage_left(target: Path, plan: str | None) -> BinaryIO | None:
 
     Other leftovers are removed.
     """
-    found = None
-    for left in target.glob(f"{_SAVING}*"):
-        is_ours = left.name == f"{_SAVING}{plan}" and not left.is_symlink()
-        lock = _take_over(left / _MANIFEST) if is_ours else None
-        if lock is None:
-            remove_dead(left, left / _MANIFEST)
-        found = found or lock
-    return found
-
-
-def _take_over(manifest: Path) -> BinaryIO | None:
-    """Lock and empty the manifest that a killed save has left; return None if there is none."""
+    ours, found = target / f"{_SAVING}{plan}", None
     with ExitStack() as stack, suppress(OSError):
-        lock = stack.enter_context(open(manifest, "r+b"))
-        if try_lock(lock):
+        is_link = ours.is_symlink()  # no save has made it
+        lock = None if is_link else stack.enter_context(open(ours / _MANIFEST, "r+b"))
+        if lock and atomic.try_lock(lock):
             lock.truncate()  # the killed save may have written it
             stack.pop_all()
-            return lock
-    return None
+            found = lock
+    for left in target.glob(f"{_SAVING}*"):
+        if left != ours or not found:
+            atomic.remove_dead(left, left / _MANIFEST)
+    return found
 
 
 def _files(folder: Path) -> list[str]:
@@ -298,10 +281,10 @@ def _complete(target: Path, written: Sequence[str]) -> None:
         return
     with open(saved / _MANIFEST, "r+b") as lock:
         try:
-            is_free = try_lock(lock)
+            is_free = atomic.try_lock(lock)
         except OSError:  # without locks, after such a long time, assume that it was killed
             is_old = os.fstat(lock.fileno()).st_mtime < time.time() - PATIENCE
-            is_free = is_old and is_at_its_path(lock)
+            is_free = is_old and atomic.is_at_its_path(lock)
         if is_free:
             _give_up_turn(target, [*unfinished(target)])
 
@@ -312,7 +295,7 @@ def _give_up_turn(target: Path, valid: Sequence[str]) -> None:
     rest = target / f"{_SAVING}{secrets.token_hex(4)}"
     os.rename(target / SAVED, rest)
     with suppress(OSError):  # the next save does it
-        remove(rest)
+        atomic.remove(rest)
 
 
 def _swap(target: Path, written: Sequence[str], entry: str) -> None:
@@ -322,9 +305,9 @@ def _swap(target: Path, written: Sequence[str], entry: str) -> None:
     manifest = {file: (_identity(target, file), _identity(saved, file)) for file in files}
     with open(saved / _MANIFEST, "r+b") as opened:
         opened.write(json.dumps(manifest).encode())
-        flush(opened)
-    flush_folder(saved)
-    flush_folder(target)
+        atomic.flush(opened)
+    atomic.flush_folder(saved)
+    atomic.flush_folder(target)
     _move(target, files)
 
 
@@ -338,7 +321,7 @@ def _move(target: Path, files: Sequence[str]) -> None:
     for source, path in moves:
         os.replace(source, path)
     for folder in {path.parent for _, path in moves}:
-        flush_folder(folder)
+        atomic.flush_folder(folder)
 
 
 def _end(target: Path, stage: Path) -> None:
@@ -355,4 +338,4 @@ def _end(target: Path, stage: Path) -> None:
                 _move(target, left)
         os.rename(target / SAVED, stage)
     with suppress(OSError):  # the next save does it
-        remove(stage)
+        atomic.remove(stage)

@@ -44,10 +44,7 @@ def evaluation_mode(model: Module) -> Iterator[None]:
 def prediction(
     model: Module, x: NDArray[Any], batch_size: int, generators: Generators
 ) -> NDArray[Any]:
-    """Return a model's prediction for the rows of `x`, on all ranks, in C order.
-
-    Errors are those of `Trainer.predict`.
-    """
+    """Return a model's prediction for the rows of `x`, on all ranks, in C order."""
     given = list(batches([x], batch_size, shuffle=False))
     ranks = world()
     own = []
@@ -69,10 +66,7 @@ def prediction(
 def mean_loss(
     model: Module, loss: Callable[[Any, Any], Any], data: MicroBatches, generators: Generators
 ) -> float:
-    """Return the mean of the losses of micro-batches, weighted by their counts, on all ranks.
-
-    Errors are those of `Trainer.evaluate`.
-    """
+    """Return the mean of the losses of micro-batches, weighted by their counts, on all ranks."""
     ranks = world()
     own = []  # the mean loss and the count of each micro-batch
     digests = []

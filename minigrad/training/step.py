@@ -210,8 +210,8 @@ class TrainingStep:
     def _correction(self, total: float) -> float:
         """Return the factor that converts shares of all rows to shares of the total count.
 
-        A ValueError is raised if this count is 0. (It names `history`, which `_make_step` must not
-        name itself: `capture` would compare it before each run.)
+        It names `history`, which `_make_step` must not do: `capture` would compare it before each
+        run.
         """
         if not total:
             raise ValueError(
@@ -223,10 +223,7 @@ class TrainingStep:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others, in one message.
-
-        A ValueError is raised if ranks have drawn other random numbers, or have other data.
-        """
+        """Add the sums and the facts of this rank to those of the others, in one message."""
         ranks = self._world
         marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
         own_marks = [float(mark % 2**53) for mark in marks.values()]
@@ -302,10 +299,7 @@ def rows_of(target: Any) -> float:
 
 
 def count_or_rows(count: float | None, target: Any) -> float:
-    """Return the count of a loss, or if it returned only a mean, the number of rows.
-
-    A TypeError is raised if there is no count, and the target has no rows.
-    """
+    """Return the count of a loss, or if it returned only a mean, the number of rows."""
     found = rows_of(target) if count is None else count
     if math.isnan(found):
         raise TypeError(

@@ -251,10 +251,7 @@ class Trainer(TrainingStep):
     def _planned_steps(
         self, data: Rows | MicroBatches, epochs: int | None, steps: int | None
     ) -> int:
-        """Return how many steps `fit` will make: the lesser of the two limits that are given.
-
-        A ValueError is raised if the data have another length than those of the unfinished epoch.
-        """
+        """Return how many steps `fit` will make: the lesser of the two limits that are given."""
         left = len(data)
         if self._unfinished is not None:
             if len(self._unfinished.order) != len(data):
@@ -292,11 +289,11 @@ class Trainer(TrainingStep):
         if self._world.size == 1:
             return
         self._digests = ranks.digests_of_attributes(self.model, self.loss)
-        options = {
-            name: value
+        options = [
+            f"{name}={value}"
             for name, value in vars(self).items()
             if isinstance(value, (int, float, type(None))) and name[0] != "_" and name != "progress"
-        }
+        ]
         generators = self._generators()
         names = {id(p): name for name, p in self.model.named_parameters()}
         facts = {
@@ -313,14 +310,13 @@ class Trainer(TrainingStep):
         }
         digests = {name: digest([fact]) for name, fact in facts.items()}
         digests |= ranks.digests_of_model(self.model, self.loss, parameters, self._digests)
-        text = ",".join(f"{name}={value}" for name, value in options.items())
         groups = [
             f"{name} of group {number}={len(value) if name == 'params' else value}".replace(",", "")
             for number, group in enumerate(self.optimizer.param_groups)
             for name, value in group.items()
         ]
         texts = {
-            "the options of the trainer": text,
+            "the options of the trainer": ",".join(options),
             "the metrics": ",".join(self.metrics) or "none",
             "the optimiser": ",".join([type(self.optimizer).__name__, *groups]),
         }
@@ -601,11 +597,12 @@ class Trainer(TrainingStep):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Load a state; if it does not fit, raise one of `_MISFITS`, perhaps half-way."""
-        for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
-            saved, own = state["classes"][name], _class_name(getattr(self, name))
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
+        for name, part in parts.items():
+            saved, own = state["classes"][name], _class_name(part)
             if saved != own:
                 raise ValueError(
-                    f"it was saved with {saved or f'no {title}'}, and this trainer has "
+                    f"it was saved with {saved or f'no {name}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
         generators = [generator.bit_generator for generator in self._generators()]
@@ -621,8 +618,8 @@ class Trainer(TrainingStep):
                     f"convert the model with astype first"
                 )
         self._set_weights(state["model"])
-        for name in ("optimizer", "scheduler", "ema"):
-            if (part := getattr(self, name)) is not None:
+        for name, part in parts.items():
+            if part is not None:
                 part.load_state_dict(state[name])
         for bits, saved in zip(generators, state["generators"], strict=True):
             bits.state = saved

@@ -134,7 +134,7 @@ def _inside(
         if inner.parent is group:
             kind = type(inner.module).__name__
             yield f"{margin}subgraph cluster_{i} {{"
-            label = _quoted(f"{name}: {kind}" if name else kind)
+            label = _quoted(kind if name in ("", kind) else f"{name}: {kind}")
             yield f'{margin}  label={label}; style=rounded; color="#999999"; fontsize=10;'
             yield from _inside(graph, inner, ids, f"{margin}  ")
             yield f"{margin}}}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from minigrad.io.atomic import check_target, write_atomically
 
 try:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.backend_bases import RendererBase
@@ -35,7 +36,7 @@ SIGNED = LinearSegmentedColormap.from_list(
 )
 """Dark blue below 0, grey at 0, light yellow above; without colours, dark, medium and light."""
 
-SIZES = "cividis"
+SIZES = colormaps["cividis"]
 """Dark for small and light for large numbers; the lightness increases evenly."""
 
 MOST_NAMES = 60  # the most rows that all have their names; of more rows, only some have

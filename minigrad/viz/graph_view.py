@@ -158,22 +158,18 @@ class Names:
         known = [(name, v) for name, v in variables.items() if not name.startswith("_")]
         tensors = [(name, v) for name, v in known if isinstance(v, Tensor)]
         modules = [(name, v) for name, v in known if isinstance(v, Module)]
-        # The names of modules, by their id: the name of a variable, or of the class, with a number
-        # if several roots without a variable have the same class.
-        self.of_module = {id(module): name for name, module in reversed(modules)}
-        unnamed = [root for root in roots if id(root) not in self.of_module]
+        # A root without a variable has the name of its class, and a number if others have it too.
+        unnamed = [root for root in roots if all(root is not module for _, module in modules)]
         total, so_far = Counter(type(root).__name__ for root in unnamed), Counter[str]()
         for root in unnamed:
             name = type(root).__name__
-            if total[name] > 1:
-                so_far[name] += 1
-                self.of_module[id(root)] = f"{name} #{so_far[name]}"
+            so_far[name] += 1
+            modules.append((f"{name} #{so_far[name]}" if total[name] > 1 else name, root))
+        self.of_module = {id(module): name for name, module in reversed(modules)}
         named = [] if model is None else [("", model)]
         if len(roots) == 1:
             named.append(("", roots[0]))
-        named += modules
-        named += [(self.of_module.get(id(root), type(root).__name__), root) for root in unnamed]
-        for prefix, module in named:
+        for prefix, module in [*named, *modules]:
             tensors += module.named_parameters(prefix)
         self.of_node: dict[Node, str] = {}
         self._of_memory: dict[Any, tuple[str, Tensor]] = {}
@@ -201,11 +197,11 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
     tensors = [value for value in values if issubclass(type(value), Tensor)]
     found = [(getattr(x, "node", None), getattr(x, "_data", None)) for x in tensors]
     for node in nodes:
-        saved = _saved_by_node(node)
-        found.append((node, saved.get("out")))
-        for edge in node.edges or ():
-            assert node.op is not None
-            found.append((edge[0], saved.get(node.op.input_name(edge[1]))))
+        if node.op is not None:
+            edges = node.edges or ()
+            saved = dict(node.op.saved_values(node, edges))
+            found.append((node, saved.get("out")))
+            found += [(edge[0], saved.get(node.op.input_name(edge[1]))) for edge in edges]
     wanted = {node: (node.shape, node.dtype) for node in nodes}
     return {
         node: value
@@ -214,14 +210,9 @@ def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[
     }
 
 
-def _saved_by_node(node: Node) -> dict[str, Any]:
-    """Return the residuals of a node, by name."""
-    return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
-
-
 def known_arguments(view: NodeView, op: OpLike) -> dict[str, Any]:
     """Return the arguments of an op's call by name, as far as they are on the tape or residuals."""
-    saved = _saved_by_node(view.node)
+    saved = dict(op.saved_values(view.node, view.node.edges or ()))
     known = {name: value for name, value in saved.items() if name not in NOT_INPUTS}
     if view.call is not None:
         known |= {op.input_name(i): value for i, value in enumerate(view.call.inputs)}

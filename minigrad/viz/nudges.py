@@ -84,11 +84,7 @@ def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) ->
 
 
 class _Rerun:
-    """Runs the part of a graph again that depends on a leaf.
-
-    Raises:
-        _UnknownError: if a value that is needed is not saved.
-    """
+    """Runs the part of a graph again that depends on a leaf."""
 
     def __init__(self, graph: GraphView) -> None:
         self.values: dict[Node, Array] = {}

@@ -252,16 +252,13 @@ def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]
     """
     links = graph.nodes[node].links
     inputs = {link.source for link in links}
-    watched = [each for each in {node, *inputs} if each.watched]
-    watcher = _Watcher()
-    for each in watched:
-        each.watched = False
+    watcher, is_watched = _Watcher(), node.watched
+    node.watched = False  # and at its inputs, where it stops, the pass calls no hook
     try:
         with unobserved(grad_enabled=False), observe(watcher):
             propagate({node: gradient}, wanted=inputs, stop=inputs, retain_graph=True)
     finally:
-        for each in watched:
-            each.watched = True
+        node.watched = is_watched
     found = zip(links, watcher.results, watcher.gradients, strict=True)
     sent = [Sent(link, np.asarray(result), g) for link, result, g in found]
     return [[each] for each in sent] if node.op is None or node.op.plain else [sent]

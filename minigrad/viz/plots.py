@@ -6,7 +6,7 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
 from minigrad.optim import Optimizer, grad_norm
+from minigrad.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,12 +208,11 @@ class GradientRecorder(Observer):
 
     def record(self) -> None:
         """Record the current gradients as one step; call it after `backward()`."""
-        self._record({id(p) for group in self._groups.values() for p in group})
+        self._record(self._groups)
 
-    def _record(self, used: Container[int]) -> None:
-        """Record the gradients of the parameters with these ids as one step."""
-        for name, group in self._groups.items():
-            parameters = [p for p in group if id(p) in used]
+    def _record(self, groups: Mapping[str, Sequence[Parameter]]) -> None:
+        """Record the gradients of these parameters, by name, as one step."""
+        for name, parameters in groups.items():
             norm = math.nan
             if any(parameter.grad is not None for parameter in parameters):
                 norm = grad_norm(parameters)
@@ -221,8 +221,10 @@ class GradientRecorder(Observer):
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Record a step of an optimiser that trains some of the model's parameters."""
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(id(p) in stepped for group in self._groups.values() for p in group):
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        groups = self._groups.items()
+        stepped = {name: [p for p in group if id(p) in ids] for name, group in groups}
+        if any(stepped.values()):
             self._record(stepped)
 
 
@@ -292,9 +294,9 @@ def plot_gradients(
         "is missing": remarks.count("none"),
     }
     found = ", ".join(f"{verb} in {count}" for verb, count in faults.items() if count)
-    headline = f"The gradient {found or 'neither vanishes nor explodes in any'} of {len(norms)}"
     what = gradients.by if isinstance(gradients, GradientRecorder) else "row"
-    figure.suptitle(f"{headline} {what}s", weight="bold")
+    which = f"{found or 'neither vanishes nor explodes in any'} of {counted(len(norms), what)}"
+    figure.suptitle(f"The gradient {which}", weight="bold")
     return figure.saved()
 
 
@@ -305,25 +307,22 @@ def _within_scales(norms: ArrayLike) -> Array:
 
 
 def _draw_heat(axes: Axes, norms: Array) -> None:
-    import matplotlib
     from matplotlib.patches import Patch
 
     from minigrad.viz.figure import INK, SIZES, VERMILLION, ticks_at_integers
 
     steps = norms.shape[1]
     width = -(-steps // _COLUMNS)
-    # -1 means no gradient: any number in the same column replaces it.
     starts = np.arange(0, steps, width)
-    shown = np.maximum.reduceat(np.where(np.isnan(norms), -1.0, norms), starts, axis=1)
+    shown = np.fmax.reduceat(norms, starts, axis=1)  # a number has priority over nan
     usual = shown[(shown > 0) & np.isfinite(shown)]
     low, high = (usual.min(), usual.max()) if usual.size else (0.1, 10.0)
     if high < FAR * low:  # otherwise unimportant differences would fill the scale
         middle, reach = np.sqrt(low) * np.sqrt(high), np.sqrt(FAR)
         low, high = middle / reach, middle * reach
-    colours = matplotlib.colormaps[SIZES].with_extremes(under="black", over=VERMILLION, bad="white")
-    drawn = np.where(shown == -1, np.nan, np.where(shown == 0, low / 2, shown))
+    colours = SIZES.with_extremes(under="black", over=VERMILLION, bad="white")
     image = axes.imshow(
-        np.where(np.isinf(drawn), 2 * high, drawn),
+        np.select([shown == 0, np.isinf(shown)], [low / 2, 2 * high], shown),
         cmap=colours,
         norm="log",
         vmin=low,
@@ -338,7 +337,7 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     signs = {
         "0": (shown == 0, Patch(facecolor="black")),
         "not finite": (np.isinf(shown), Patch(facecolor=VERMILLION, hatch="xx", edgecolor="white")),
-        "no gradient": (shown == -1, Patch(facecolor="white", edgecolor=INK)),
+        "no gradient": (np.isnan(shown), Patch(facecolor="white", edgecolor=INK)),
     }
     found = [(patch, label) for label, (where, patch) in signs.items() if where.any()]
     if found:

@@ -16,12 +16,7 @@ _STEP = re.compile(r"\.step_group\(\w+, (\w+), \[(.*)\]\)")  # the parameters an
 
 
 class ProgramView:
-    """The program of a captured step.
-
-    Raises:
-        TypeError: if `captured` is not a captured step.
-        CaptureError: if the step has no program yet.
-    """
+    """The program of a captured step; a CaptureError if the step has no program yet."""
 
     def __init__(self, captured: Captured[..., Any]) -> None:
         if not isinstance(captured, Captured):

@@ -39,8 +39,6 @@ def source_of(function: Any) -> Source | None:
     if isinstance(definition, ast.Lambda):
         return Source(_segment(text, definition.body), _in_a_line(text, definition.body))
     body = definition.body[ast.get_docstring(definition) is not None :]
-    if not body:
-        return Source("...")
     lines = text.splitlines()[body[0].lineno - 1 : definition.end_lineno]
     shown = textwrap.dedent("\n".join(lines)).strip()
     first, *more = body

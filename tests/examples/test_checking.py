@@ -155,6 +155,18 @@ def test_wrong_answers_and_what_is_said(number, answer, message):
     assert any(part in verdict.message for part in message.split("|")), verdict.message
 
 
+class UnreadableTensor:
+    """An object that refuses to become an array, as a tensor of PyTorch with a graph does."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("call detach() first")
+
+
+def test_what_refuses_to_become_an_array_is_a_wrong_answer():
+    message = "An array of shape (2, 3) is expected, and this is an object of the type"
+    assert check(6, UnreadableTensor()).message.startswith(message)
+
+
 def test_the_value_that_is_right_is_not_given_away():
     assert "0.25" not in check(2, 0.3).message
     assert "float64" not in check(3, "int").message

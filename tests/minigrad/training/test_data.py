@@ -445,6 +445,8 @@ def test_a_share_may_be_float16():
     assert [len(part) for part in parts] == [75_000, 25_000]
     with pytest.raises(TypeError, match="test_size must be a number, not 'a'"):
         train_test_split(np.zeros(4), test_size="a")
+    with pytest.raises(TypeError, match=r"test_size must be a number, not '0\.25'"):
+        train_test_split(np.zeros(4), test_size="0.25")
 
 
 def test_a_deviation_of_a_standardizer_is_never_0():

@@ -351,7 +351,7 @@ def test_no_step_of_a_long_run_is_lost():
 
 def test_nothing_but_zeros_can_be_drawn(tmp_path):
     figure = viz.plot_gradients({"a": [0.0, 0.0]}, tmp_path / "zeros.png")
-    assert figure.get_suptitle() == "The gradient vanishes in 1 of 1 rows"
+    assert figure.get_suptitle() == "The gradient vanishes in 1 of 1 row"
 
 
 @pytest.mark.full
