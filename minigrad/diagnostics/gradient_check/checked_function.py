@@ -438,11 +438,11 @@ class Inputs:
         found: list[Leaf] = []
         self._structures: list[Structure] = []
         for x, name in zip(inputs, names_of_inputs(f, len(inputs)), strict=True):
+            first = len(found)
+            structure = flatten(x, name, found)
             if is_numbers(x):
-                self._structures.append(len(found))
-                found.append(Leaf(x, name))
-            else:
-                self._structures.append(flatten(x, name, found))
+                found[first:], structure = [Leaf(x, name)], first
+            self._structures.append(structure)
         self.leaves = [leaf.value for leaf in found]
         self.names = [leaf.path for leaf in found]
         models = [leaf.path for leaf in found if leaf.stays]
