@@ -807,7 +807,7 @@ FRAME_KINDS = ("solid", "dotted")
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
     page = page_of(square, X)
-    assert page.count('role="img"') == 2 * 3  # analytic and numeric; 3 operands
+    assert page.count('role="img"') == 3 * 3  # analytic, numeric, difference; 3 operands
     assert "gradcheck of square: disagree" in page
     assert 'aria-label="x: analytic"' in page
     assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)<br>full colour: " in page
@@ -823,9 +823,11 @@ def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones(
     (shown,) = report.comparisons
     assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
     assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
-    assert framed(page) == {"solid": 2 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    difference = shown.analytic - shown.numeric
+    assert texts[12:18] == [f"{value:.4g}" for value in difference.ravel()]
+    assert framed(page) == {"solid": 3 * ["[0, 0]", "[1, 1]"], "dotted": []}
     kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
-    assert framed(kinked) == {"solid": [], "dotted": 2 * ["[0, 1]"]}
+    assert framed(kinked) == {"solid": [], "dotted": 3 * ["[0, 1]"]}
 
 
 def test_the_picture_has_indices_and_the_largest_number():
@@ -833,18 +835,18 @@ def test_the_picture_has_indices_and_the_largest_number():
     (largest,) = re.findall(r"full colour: ([\d.]+)", page)
     numbers = [abs(float(title.rpartition(" ")[2])) for _, title, _ in cells_of(page)]
     assert float(largest) == pytest.approx(max(numbers), rel=0.01)
-    assert page.count("<span>2</span>") == 2  # the last of 3 columns
-    assert page.count("<span>1&nbsp;</span>") == 2  # the last of 2 rows
+    assert page.count("<span>2</span>") == 3  # the last of 3 columns
+    assert page.count("<span>1&nbsp;</span>") == 3  # the last of 2 rows
     assert "full colour: 1<" in page_of(lambda x: 0.0 * x, X, order=1)
     large = page_of(minigrad.tanh, np.full((20, 40), 0.5), order=1)
-    assert large.count("<span>15&nbsp;</span>") == 2
-    assert large.count("<span>30</span>") == 2
+    assert large.count("<span>15&nbsp;</span>") == 3
+    assert large.count("<span>30</span>") == 3
 
 
 def test_colours_show_sign_and_size():
     page = page_of(lambda x: x * np.array([-2.0, 0.0, 1.0]), np.ones(3), order=1)
     sizes = []
-    for style, title, _ in cells_of(page):
+    for style, title, _ in cells_of(page)[:6]:  # of the analytic and the numeric gradient
         value = float(title.rpartition(" ")[2])
         colour, share = re.search(r"(#\w+) (\d+)%", style).groups()
         sizes.append(int(share))
@@ -855,10 +857,10 @@ def test_colours_show_sign_and_size():
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
     page = page_of(minigrad.tanh, x, samples=5, order=1)
-    assert len(cells_of(page)) == 2 * 32 * 32
+    assert len(cells_of(page)) == 3 * 32 * 32
     assert "a cell: the number furthest from 0 of up to 4 x 3" in page
     assert "grey: not compared" in page
-    assert page.count("#8883") == 32 * 32 - 5
+    assert page.count("#8883") == 2 * (32 * 32 - 5)
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
         assert "agree" in page_of(minigrad.tanh, x)
     assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
@@ -868,9 +870,9 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     fault = np.zeros(100)
     fault[77] = 1.0
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
-    assert len(cells_of(page)) == 2 * 100
-    assert framed(page)["solid"] == 2 * ["[77]"]
-    assert page.count("<span>64&nbsp;</span>") == 2
+    assert len(cells_of(page)) == 3 * 100
+    assert framed(page)["solid"] == 3 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 3
 
 
 @pytest.mark.full
@@ -879,7 +881,7 @@ def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
     fault[41, 7] = 1.0
     x = np.ones((64, 64))
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
-    assert framed(page)["solid"] == 2 * ["[40, 6]"]
+    assert framed(page)["solid"] == 3 * ["[40, 6]"]
 
 
 def test_a_report_is_saved_as_a_page(tmp_path):
