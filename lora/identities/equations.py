@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora.frozen import Array
-from lora.identities.trial import DOUBLE, FEW, Agreement, LayerTrial, Run
+from lora.identities.trial import DOUBLE, FEW, Agreement, LayerTrial, Run, gamma
 from minigrad.nn import Parameter
 
 
@@ -23,9 +23,9 @@ def inner_products(trial: LayerTrial) -> Agreement:
     """Compare dA A^T with B^T dB, (rank, rank): both are s B^T G^T X A^T."""
     a, b = trial.layer.lora_a.data, trial.layer.lora_b.data
     found = trial.trained()
-    size, bounds = trial.rounding.size, trial.bounds()
+    size, bounds = trial.size, trial.bounds()
     left, right = found["A"] @ a.T, b.T @ found["B"]
-    products = trial.rounding.gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW)
+    products = gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW, trial.dtype)
     bound = size(bounds["A"], a.T) + size(b.T, bounds["B"])
     bound += products * (size(found["A"], a.T) + size(b.T, found["B"]))
     return Agreement.of(left, right, bound, left)
@@ -33,7 +33,7 @@ def inner_products(trial: LayerTrial) -> Agreement:
 
 def change_of_basis(trial: LayerTrial) -> Agreement:
     """Check that (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T."""
-    layer, size = trial.layer, trial.rounding.size
+    layer, size = trial.layer, trial.size
     a, b = layer.lora_a.data.copy(), layer.lora_b.data.copy()
     # C is neither diagonal nor orthogonal, and its inverse has no rounding error.
     powers = np.where(np.arange(layer.rank) % 2, 0.5, 2.0)
@@ -74,12 +74,12 @@ def first_output(trial: LayerTrial) -> Agreement:
     """Check that at B = 0 the output equals the base's output in every bit, for any A."""
     a, none = trial.layer.lora_a.data.copy(), np.zeros_like(trial.layer.lora_b.data)
     trial.set(a, none)
-    found, base, bound = trial.trained()["y"], trial.base(), np.zeros(())
+    found, base = trial.trained()["y"], trial.base()
     trial.set(2 * a[:, ::-1], none)
     other = trial.trained()["y"]
     # If the base output is zero, nonzero x still shows that the update adds nothing.
     evidence = np.concatenate([base, trial.x], axis=1)
-    parts = Agreement.of(found, other, bound, a), Agreement.of(found, base, bound, evidence)
+    parts = Agreement.of(found, other, 0.0, a), Agreement.of(found, base, 0.0, evidence)
     return Agreement.worst(parts)
 
 
@@ -87,7 +87,7 @@ def first_gradients(trial: LayerTrial) -> Agreement:
     """Check that at B = 0, dA is exactly 0, and dB is not 0."""
     trial.set(trial.layer.lora_a.data, np.zeros_like(trial.layer.lora_b.data))
     found, right = trial.trained(), trial.composed()["B"]
-    comparison = Agreement.of(found["A"], 0 * found["A"], np.zeros(()), found["B"])
+    comparison = Agreement.of(found["A"], 0 * found["A"], 0.0, found["B"])
     if comparison.verdict != "fails" and not found["B"].any():
         # dB = 0 is wrong if the right value exceeds its rounding bound.
         missing = Agreement.of(found["B"], right, trial.bounds()["B"], right)
@@ -106,7 +106,7 @@ def frozen_base(trial: LayerTrial) -> Agreement:
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])
-    parts = [Agreement.of(found[name], 0 * found[name], np.zeros(()), trained) for name in frozen]
+    parts = [Agreement.of(found[name], 0 * found[name], 0.0, trained) for name in frozen]
     return Agreement.worst(parts)
 
 
@@ -132,4 +132,4 @@ def unmerging(trial: LayerTrial) -> Agreement:
         trial.plain()
         layer.unmerge()
     pairs = [*zip([p.data for p in parameters], values, strict=True), (trial.plain(), before)]
-    return Agreement.worst([Agreement.of(*pair, np.zeros(()), evidence) for pair in pairs])
+    return Agreement.worst([Agreement.of(*pair, 0.0, evidence) for pair in pairs])

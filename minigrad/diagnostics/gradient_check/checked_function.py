@@ -142,8 +142,16 @@ class CheckedFunction(ABC):
         """Return an array of the framework, on the device of `like`."""
         return x
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
         """Return a gradient or None by each leaf; the graph is retained."""
+        by = [leaf for leaf in leaves if leaf.requires_grad]
+        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
+        with self._recording(True):
+            found = iter(self._autograd(results, by, seeds, **options))
+        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
+        """Call the function of the framework that backpropagates through a graph."""
         raise NotImplementedError
 
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:

@@ -178,13 +178,8 @@ class TensorFunction(FrameworkFunction):
     def _recording(self, enabled: bool) -> grad_mode:
         return grad_mode(enabled)
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
-        """Return a gradient by each leaf that requires one; it may be zeros."""
-        by = [leaf for leaf in leaves if leaf.requires_grad]
-        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
-        with grad_mode(True):
-            found = iter(grad(results, by, seeds, **options))
-        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
+        return grad(results, by, seeds, **options)
 
     def outline(self, operands: Arrays) -> np.dtype[Any]:
         """Call f where a gradient is required, and find the dtypes and leaves of its graph."""
@@ -323,15 +318,12 @@ class TorchFunction(FrameworkFunction):
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
         return self.torch.set_grad_enabled(enabled)  # type: ignore[no-any-return]
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
         reached = [(y, g) for y, g in zip(results, seeds, strict=True) if y.requires_grad]
-        by = [x for x in leaves if x.requires_grad]
         if not reached:
-            return [None] * len(leaves)
+            return [None] * len(by)
         ends, given = zip(*reached, strict=True)
-        options = {"retain_graph": True, "create_graph": recorded, "allow_unused": True}
-        found = iter(self.torch.autograd.grad(ends, by, given, **options))
-        return [next(found) if x.requires_grad else None for x in leaves]
+        return self.torch.autograd.grad(ends, by, given, **options)  # type: ignore[no-any-return]
 
     def _refuses(self, error: Exception) -> bool:
         signs = "returned an invalid gradient", "returned an incorrect number", "Can't call numpy()"
