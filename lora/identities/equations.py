@@ -1,4 +1,4 @@
-"""The identities of a LoRA layer, each computed on one copy of it.
+"""The identities of a LoRA layer, each computed on a copy of the layer that only it may change.
 
 The layer computes y = x W^T + b + s (x A^T) B^T. Let X have a row for each input vector of the
 layer, and G a row for each gradient of the loss with respect to y. Then the derivatives are
@@ -43,7 +43,6 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     before, base, sizes = trial.trained(), trial.base(), trial.sizes()
     trial.set(c @ a, b @ inverse)
     after = trial.trained()
-    trial.set(a, b)
     sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
     bounds = trial.bounds(sizes, 2 * layer.rank)  # computing C A and B C^-1 rounds too
@@ -79,8 +78,9 @@ def first_output(trial: LayerTrial) -> Agreement:
     other = trial.trained()["y"]
     # If the base output is zero, nonzero x still shows that the update adds nothing.
     evidence = np.concatenate([base, trial.x], axis=1)
-    parts = Agreement.of(found, other, 0.0, a), Agreement.of(found, base, 0.0, evidence)
-    return Agreement.worst(parts)
+    return Agreement.worst(
+        [Agreement.of(found, other, 0.0, a), Agreement.of(found, base, 0.0, evidence)]
+    )
 
 
 def first_gradients(trial: LayerTrial) -> Agreement:
@@ -103,8 +103,6 @@ def frozen_base(trial: LayerTrial) -> Agreement:
     for parameter in frozen.values():
         parameter.requires_grad_()
     found = trial.trained(frozen)
-    for parameter in frozen.values():
-        parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])
     parts = [Agreement.of(found[name], 0 * found[name], 0.0, trained) for name in frozen]
     return Agreement.worst(parts)
@@ -115,9 +113,7 @@ def merging(trial: LayerTrial) -> Agreement:
     trial.layer.eval()  # a merged weight has no dropout
     bound, base, before = 2 * trial.bounds()["y"], trial.base(), trial.plain()
     trial.layer.merge()
-    merged = trial.plain()
-    trial.layer.unmerge()
-    return Agreement.of(merged, before, bound, before - base)
+    return Agreement.of(trial.plain(), before, bound, before - base)
 
 
 def unmerging(trial: LayerTrial) -> Agreement:

@@ -2,10 +2,6 @@
 
 All methods accept the operands as a list of float arrays, so that any operand can be perturbed.
 They return all results as one vector, whatever f returns, and a gradient as one array per operand.
-
-`CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
-with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX,
-and pairs of functions of arrays (all in the file functions).
 """
 
 from __future__ import annotations
@@ -53,8 +49,9 @@ class NoGradient(Exception):  # noqa: N818  # a finding, which the checker repor
 class CheckedFunction(ABC):
     """A function of float arrays, whose gradients are to be checked.
 
-    f itself is a function of arrays of a framework; `Any` is used for their type. Frameworks that
-    record a graph, such as minigrad and PyTorch, share the code that gets gradients.
+    f itself is a function of arrays of a framework; `Any` is used for their type. A subclass for
+    each kind of function calls f, and gets gradients (all in the file functions). Frameworks that
+    record a graph, such as minigrad and PyTorch, share the code for this.
 
     Attributes:
         checker: the function that the user called, for messages.

@@ -190,15 +190,14 @@ class Line:
             total = sum(c * np.where(fixed, 0.0, a - b) for c, a, b in terms)
             return float(np.dot(self.problem.weights, total)) / step
 
-        with np.errstate(all="ignore"):
-            moved = ~fixed & np.any([other != y for other in others], axis=0)
-            errors = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
-            noise, grain, hidden, unseen = (error / step for error in (*errors, self._unseen))
-            near, far = (right, left), (far_right, far_left)
-            value = slope((2 / 3, *near), (-1 / 12, *far))
-            correction = abs(slope((1 / 2, *near)) - slope((1 / 4, *far))) / 3
-            on_left = slope((2, y, left), (-1 / 2, y, far_left))
-            on_right = slope((2, right, y), (-1 / 2, far_right, y))
+        moved = ~fixed & np.any([other != y for other in others], axis=0)
+        errors = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
+        noise, grain, hidden, unseen = (error / step for error in (*errors, self._unseen))
+        near, far = (right, left), (far_right, far_left)
+        value = slope((2 / 3, *near), (-1 / 12, *far))
+        correction = abs(slope((1 / 2, *near)) - slope((1 / 4, *far))) / 3
+        on_left = slope((2, y, left), (-1 / 2, y, far_left))
+        on_right = slope((2, right, y), (-1 / 2, far_right, y))
         return Quotient(step, value, correction, noise, grain, hidden, unseen, on_left, on_right)
 
     def _rounding_errors(self, around: Vector, moved: NDArray[np.bool_]) -> list[float]:
