@@ -330,13 +330,14 @@ class CheckedFunction(ABC):
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
 
-        A backward function must not write to the gradient that it is given. And a write to a
-        gradient must not change other arrays.
+        A backward function must not write to the gradient that it is given, nor to the gradients
+        that it gave before. And a write to a gradient must not change other arrays.
         """
         results, pull = self._pulled_back(self.operands, range(len(self.operands)))
         seeds = self._seeds(cotangents, results)
         found = zip(self.names, pull(seeds, False), strict=True)
         gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
+        before = {name: g.copy() for name, g in gradients.items()}
         after = [self._to_numpy(seed) for seed in seeds]
         flaws = [
             (
@@ -346,8 +347,12 @@ class CheckedFunction(ABC):
             for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
             if not np.array_equal(seed, v.astype(seed.dtype))
         ]
+        pull(self._seeds([-2 * v for v in cotangents], results), False)
         operands = dict(zip(self.names, self.operands, strict=True))
         for name, gradient in gradients.items():
+            if not np.array_equal(gradient, before[name], equal_nan=is_float(gradient.dtype)):
+                used = "its gradient is kept in memory that the next call of backward writes to"
+                flaws.append((name, used))
             for other, array in self._others_memory(gradients, after).items():
                 if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
                     flaws.append((name, f"its gradient shares memory with {other}"))

@@ -514,21 +514,6 @@ class ArrayPair(CheckedFunction):
         """Return the operands: a gradient may be g itself, or that of another input too."""
         return dict(zip(self.names, self.operands, strict=True))
 
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find faults of gradients as arrays, also of those in memory that backward uses again."""
-        results, pull = self._pulled_back(self.operands)
-        gradients = pull(self._seeds(cotangents, results), False)
-        before = [g.copy() for g in gradients]
-        pull(self._seeds([-2 * v for v in cotangents], results), False)
-        reason = "its gradient is kept in memory that the next call of backward writes to"
-        kept = zip(self.names, gradients, before, strict=True)
-        used_again = [
-            (name, reason)
-            for name, g, same in kept
-            if not np.array_equal(g, same, equal_nan=is_float(g.dtype))
-        ]
-        return super().flaws(cotangents) + used_again
-
 
 def framework_of(f: Any, inputs: Sequence[Any]) -> type[TorchFunction | JaxFunction] | None:
     """Return the class for functions of the framework of f or of its inputs, or None."""
