@@ -49,9 +49,7 @@ class Cut:
     """A call at which the path of the gradient is cut, although the value is used further."""
 
     lost: Names  # the parameters that no gradient gets back to from there
-    # "no_grad", "integers", "read" (an op was given an array and not the Tensor), or the name of
-    # the method that took the value out of the graph, such as "detach()".
-    kind: str
+    reason: str  # in words
     call: CallRecord
 
 
@@ -135,9 +133,12 @@ class ForwardTrace(Recorder):
         elif any(isinstance(o, DryRun) and o.recorded for o in mode.observers):
             still = linked  # a checkpoint that runs now gets its node, and its graph, later
         if linked - still:
-            kind = "read" if is_grad_enabled() else "no_grad"
-            kind = kind if result.dtype.kind == "f" else "integers"
-            cuts |= {self._cut(linked - still, kind, call)}
+            reason = "was handed the bare value, without its node in the graph"
+            if result.dtype.kind != "f":
+                reason = "gives integers or booleans, which have no gradient"
+            elif not is_grad_enabled():
+                reason = "ran under no_grad()"
+            cuts |= {self._cut(linked - still, f"`{op.name}` {reason}", call)}
         if used:
             self.used |= used
             self._last.pop(used, None)  # moves it to the end
@@ -164,7 +165,8 @@ class ForwardTrace(Recorder):
             return
         self.used |= trace.used
         if trace.linked:
-            cut = self._cut(trace.linked, how, self.record(how))
+            reason = f"{how} takes the value out of the graph"
+            cut = self._cut(trace.linked, reason, self.record(how))
             trace = replace(trace, linked=EMPTY, cuts=trace.cuts | {cut})
             if isinstance(value, Tensor):
                 self._values[value] = trace
@@ -211,8 +213,8 @@ class ForwardTrace(Recorder):
         """Return the last call of an op on something computed from a parameter."""
         return next((call for used, call in reversed(self._last.items()) if name in used), None)
 
-    def _cut(self, lost: Names, kind: str, call: CallRecord) -> Cut:
-        self.cuts.append(Cut(lost, kind, call))
+    def _cut(self, lost: Names, reason: str, call: CallRecord) -> Cut:
+        self.cuts.append(Cut(lost, reason, call))
         return self.cuts[-1]
 
 
