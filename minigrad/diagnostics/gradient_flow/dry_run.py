@@ -14,7 +14,6 @@ was copied without an op, the trace loses it.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -336,7 +335,9 @@ def run_step(
                 wanted = {p.node for _, p in named if p.node is not None}
                 with observe(backward):  # the graph is retained: part of it may be the user's
                     arrived = propagate(seeds, wanted=wanted, retain_graph=True)
-    norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
+    # `hypot`, because the squares might be too large or too small for a float.
+    found = ((name, arrived[p.node].ravel()) for name, p in named if p.node in arrived)
+    norms = {name: float(np.hypot.reduce(g, dtype=np.float64)) for name, g in found}
     return StepRun(parameters, loss, forward, backward, forward_cuts, norms, frozen)
 
 
@@ -377,13 +378,3 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
     return found
-
-
-def _norm(gradient: NDArray[Any]) -> float:
-    """Compute the Euclidean norm, also if squares are too large or too small for a float."""
-    values = gradient.astype(np.float64)
-    largest = float(np.abs(values).max(initial=0))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two, so division does not round
-    return scale * float(np.linalg.norm(values / scale))
