@@ -19,10 +19,8 @@ import numpy as np
 
 from minigrad.containers import Leaf, flatten
 from minigrad.core.backward import grad
-from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import grad_mode, unobserved
 from minigrad.core.node import Node, reachable
-from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
@@ -46,7 +44,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_float, least_exact
 from minigrad.errors import op_error
 from minigrad.nn.module import Module
-from minigrad.transforms import hvp
+from minigrad.transforms import hvp, jvp
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
@@ -206,27 +204,22 @@ class TensorFunction(FrameworkFunction):
         The result is None if f cannot run in forward mode because it differentiates by its inputs
         itself. No observer watches, because only then an op uses its own rule for tangents.
         """
+        moving = list(directions) if weights is None else range(len(operands))
 
-        def total(*inputs: Tensor) -> Tensor:
-            results = self._call(inputs)
+        def total(*moved: Tensor) -> Tensor:
+            inputs = dict(enumerate(map(Tensor, operands))) | dict(zip(moving, moved, strict=True))
+            results = self._call(list(inputs.values()))
             seeds = self._seeds(cotangents, results)
             parts: list[Tensor] = [(v * y).sum() for v, y in zip(seeds, results, strict=True)]
             return sum(parts[1:], parts[0])
 
-        inputs = [Tensor(x) for x in operands]
-        moves = [directions.get(i, np.zeros(x.shape)) for i, x in enumerate(operands)]
-        vs = [Tensor(v.astype(x.dtype)) for v, x in zip(moves, operands, strict=True)]
+        point = [operands[i] for i in moving]
+        vs = [directions.get(i, np.zeros(operands[i].shape)) for i in moving]
         with unobserved(False), suppress(RuntimeError):
-            if weights is not None:
-                products = hvp(total, inputs, vs)
-                return float(np.dot(flat(weights), flat(x._data for x in products)))
-            forward = ForwardMode(1)
-            for i in directions:
-                inputs[i] = forward.start(inputs[i], [vs[i]])
-            with observe(forward):
-                results = self._call(inputs)
-            tangents = [forward.tangents(x)[0]._data for x in results]
-            return float(np.dot(flat(cotangents), flat(tangents)))
+            if weights is None:
+                return float(jvp(total, point, vs).tangent.item())
+            products = hvp(total, point, vs)
+            return float(np.dot(flat(weights), flat(x._data for x in products)))
         return None
 
     def gradients_by_path(
