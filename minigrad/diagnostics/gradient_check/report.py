@@ -292,9 +292,8 @@ def _matrix(values: Array) -> Array:
     if values.ndim > 1:
         return values.reshape(math.prod(values.shape[: _axes_down(values.shape)]), -1)
     width = 1 if values.size <= ROWS else MOST
-    matrix = np.full((-(-values.size // width), width), np.nan)
-    matrix.flat[: values.size] = values
-    return matrix
+    unused = 0, -values.size % width
+    return np.pad(values.ravel(), unused, constant_values=np.nan).reshape(-1, width)
 
 
 def _blocks(matrix: Array) -> tuple[Array, list[Array]]:
