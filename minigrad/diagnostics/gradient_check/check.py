@@ -67,7 +67,8 @@ def gradcheck(
 
     Args:
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of Tensors; or a
-            Module, whose trainable parameters are operands too.
+            Module, whose trainable parameters are operands too. It may differentiate by its inputs
+            itself, as for a gradient penalty.
         inputs: one or several tensors, arrays or numbers; they are copied. Inputs that are not of
             floats are constants. Containers of them (dicts, lists, tuples, dataclasses) are allowed
             at any depth; a list of plain numbers is an array. If any of PyTorch's tensors requires

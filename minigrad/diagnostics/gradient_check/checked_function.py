@@ -58,6 +58,7 @@ class CheckedFunction(ABC):
         framework: the framework of f, for messages.
         layout: the name of another memory layout for a cotangent, and the function that makes it.
         selects: whether a gradient by only some of the operands can be computed.
+        needs_graph: whether f differentiates by its inputs itself, as for a gradient penalty.
         given_as: the form of the inputs when f is called, for messages.
         name: the name of the function.
         names: the names of the operands.
@@ -72,7 +73,8 @@ class CheckedFunction(ABC):
     checker: ClassVar[str] = "gradcheck"
     framework: ClassVar[str]
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
-    selects: ClassVar[bool] = False
+    selects: bool = False
+    needs_graph: bool = False
     given_as: ClassVar[str] = ""
 
     def __init__(self, f: Callable[..., Any]) -> None:
@@ -168,9 +170,16 @@ class CheckedFunction(ABC):
         return Draws().put_back()
 
     def values(self, operands: Arrays) -> Vector:
-        """Compute all results as one vector, without a graph."""
-        with self._recording(False):
-            return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
+        """Compute all results as one vector, without a graph unless f needs one."""
+        if not self.needs_graph:
+            try:
+                with self._recording(False):
+                    return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
+            except RuntimeError:
+                if self.shapes or not self.selects:  # f was called like this, or there is no graph
+                    raise
+            self.needs_graph, self.selects = True, False
+        return flat(map(self._to_numpy, self._required(operands)[1]))
 
     def vjp(
         self, operands: Arrays, needed: Sequence[int] | None = None

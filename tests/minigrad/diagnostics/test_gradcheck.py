@@ -277,6 +277,27 @@ def test_works_under_no_grad():
         assert not gradcheck(square_with_vjp(WRONG["wrong sign"]), X)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_function_may_differentiate_by_its_inputs_itself(dtype):
+    def gradients(x, y):
+        return minigrad.grad((x**3 * y.sin()).sum(), [x, y], create_graph=True)
+
+    inputs = [X.astype(dtype), (X + 1).astype(dtype)]
+    assert gradcheck(gradients, inputs)
+    report = gradcheck(lambda x: minigrad.grad((x**3).sum(), x), inputs[:1], order=1)
+    assert report.verdict == "disagree"  # without create_graph the result is a constant
+
+
+def test_an_error_of_f_is_raised_as_it_is_though_f_is_called_once_more():
+    def failing(x):
+        raise RuntimeError("no device is there")
+
+    with pytest.raises(RuntimeError, match="no device is there") as caught:
+        gradcheck(failing, X)
+    assert caught.value.__context__ is None
+    assert len(caught.value.__notes__) == 1
+
+
 def test_cotangents_come_from_rng_and_are_the_same_each_time_without():
     square = square_with_vjp(lambda g, x: 2.002 * g * x)
     wrong = gradcheck(square, X).wrong

@@ -218,6 +218,25 @@ def test_hidden_faults_are_found(torch, name, reason):
     assert reason in reasons(report)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_and_modules_may_differentiate_by_their_inputs(torch, dtype):
+    class Penalty(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.critic = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+
+        def forward(self, x):
+            (slope,) = torch.autograd.grad(self.critic(x).sum(), x, create_graph=True)
+            return (slope.norm(dim=1) - 1).square().mean()
+
+    x = torch.tensor(X, dtype=getattr(torch, dtype))
+    assert gradcheck(Penalty().to(x.dtype), x)
+    force = lambda x, y: torch.autograd.grad((x**3 * y).sum(), x, create_graph=True)[0]
+    assert gradcheck(force, [x, x + 1], order=2)
+    constant = lambda x: torch.autograd.grad((x**3).sum(), x)[0]
+    assert gradcheck(constant, x).verdict == "disagree"
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
