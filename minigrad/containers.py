@@ -56,22 +56,27 @@ class Container(NamedTuple):
 Structure = int | None | Container
 
 
-def flatten(value: Any, path: str, leaves: list[Leaf], stays: bool = False) -> Structure:
+def flatten(value: Any, path: str, leaves: list[Leaf], around: tuple[Any, ...] = ()) -> Structure:
     """Append the leaves in `value` to `leaves`, and return the structure of `value`.
 
-    `path` is the path of `value`; `stays` is whether it is a parameter of an Owner.
+    `path` is the path of `value`, and `around` are the containers that it is in.
+
+    Raises:
+        ValueError: if a container contains itself.
     """
     if value is None:
         return None
     opened = _open(value)
     if opened is None:
-        leaves.append(Leaf(value, path, stays))
+        leaves.append(Leaf(value, path, bool(around) and isinstance(around[-1], Owner)))
         return len(leaves) - 1
+    if any(value is outer for outer in around):
+        raise ValueError(f"{path} is a container that contains itself, so it has no end")
     kind, items, make, owner = opened
     if isinstance(value, dict) and getattr(value, "__dict__", None):
         make = partial(_refuse, f"{path} is of type {type(value).__name__}", ", ".join(vars(value)))
     contents = {
-        key: flatten(item, _at(path, key, kind, owner), leaves, owner is not None)
+        key: flatten(item, _at(path, key, kind, owner), leaves, (*around, value))
         for key, item in items.items()
     }
     return Container(kind, contents, make, owner)

@@ -1,4 +1,4 @@
-"""The identities of a LoRA layer, each computed on one copy of it.
+"""The identities of a LoRA layer, each computed on a copy of the layer that only it may change.
 
 The layer computes y = x W^T + b + s (x A^T) B^T. Let X have a row for each input vector of the
 layer, and G a row for each gradient of the loss with respect to y. Then the derivatives are
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora.frozen import Array
-from lora.identities.trial import DOUBLE, FEW, Agreement, LayerTrial, Run
+from lora.identities.trial import DOUBLE, FEW, Agreement, LayerTrial, Run, gamma
 from minigrad.nn import Parameter
 
 
@@ -23,9 +23,9 @@ def inner_products(trial: LayerTrial) -> Agreement:
     """Compare dA A^T with B^T dB, (rank, rank): both are s B^T G^T X A^T."""
     a, b = trial.layer.lora_a.data, trial.layer.lora_b.data
     found = trial.trained()
-    size, bounds = trial.rounding.size, trial.bounds()
+    size, bounds = trial.size, trial.bounds()
     left, right = found["A"] @ a.T, b.T @ found["B"]
-    products = trial.rounding.gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW)
+    products = gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW, trial.dtype)
     bound = size(bounds["A"], a.T) + size(b.T, bounds["B"])
     bound += products * (size(found["A"], a.T) + size(b.T, found["B"]))
     return Agreement.of(left, right, bound, left)
@@ -33,7 +33,7 @@ def inner_products(trial: LayerTrial) -> Agreement:
 
 def change_of_basis(trial: LayerTrial) -> Agreement:
     """Check that (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T."""
-    layer, size = trial.layer, trial.rounding.size
+    layer, size = trial.layer, trial.size
     a, b = layer.lora_a.data.copy(), layer.lora_b.data.copy()
     # C is neither diagonal nor orthogonal, and its inverse has no rounding error.
     powers = np.where(np.arange(layer.rank) % 2, 0.5, 2.0)
@@ -43,7 +43,6 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     before, base, sizes = trial.trained(), trial.base(), trial.sizes()
     trial.set(c @ a, b @ inverse)
     after = trial.trained()
-    trial.set(a, b)
     sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
     bounds = trial.bounds(sizes, 2 * layer.rank)  # computing C A and B C^-1 rounds too
@@ -74,20 +73,21 @@ def first_output(trial: LayerTrial) -> Agreement:
     """Check that at B = 0 the output equals the base's output in every bit, for any A."""
     a, none = trial.layer.lora_a.data.copy(), np.zeros_like(trial.layer.lora_b.data)
     trial.set(a, none)
-    found, base, bound = trial.trained()["y"], trial.base(), np.zeros(())
+    found, base = trial.trained()["y"], trial.base()
     trial.set(2 * a[:, ::-1], none)
     other = trial.trained()["y"]
     # If the base output is zero, nonzero x still shows that the update adds nothing.
     evidence = np.concatenate([base, trial.x], axis=1)
-    parts = Agreement.of(found, other, bound, a), Agreement.of(found, base, bound, evidence)
-    return Agreement.worst(parts)
+    return Agreement.worst(
+        [Agreement.of(found, other, 0.0, a), Agreement.of(found, base, 0.0, evidence)]
+    )
 
 
 def first_gradients(trial: LayerTrial) -> Agreement:
     """Check that at B = 0, dA is exactly 0, and dB is not 0."""
     trial.set(trial.layer.lora_a.data, np.zeros_like(trial.layer.lora_b.data))
     found, right = trial.trained(), trial.composed()["B"]
-    comparison = Agreement.of(found["A"], 0 * found["A"], np.zeros(()), found["B"])
+    comparison = Agreement.of(found["A"], 0 * found["A"], 0.0, found["B"])
     if comparison.verdict != "fails" and not found["B"].any():
         # dB = 0 is wrong if the right value exceeds its rounding bound.
         missing = Agreement.of(found["B"], right, trial.bounds()["B"], right)
@@ -103,10 +103,8 @@ def frozen_base(trial: LayerTrial) -> Agreement:
     for parameter in frozen.values():
         parameter.requires_grad_()
     found = trial.trained(frozen)
-    for parameter in frozen.values():
-        parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])
-    parts = [Agreement.of(found[name], 0 * found[name], np.zeros(()), trained) for name in frozen]
+    parts = [Agreement.of(found[name], 0 * found[name], 0.0, trained) for name in frozen]
     return Agreement.worst(parts)
 
 
@@ -115,9 +113,7 @@ def merging(trial: LayerTrial) -> Agreement:
     trial.layer.eval()  # a merged weight has no dropout
     bound, base, before = 2 * trial.bounds()["y"], trial.base(), trial.plain()
     trial.layer.merge()
-    merged = trial.plain()
-    trial.layer.unmerge()
-    return Agreement.of(merged, before, bound, before - base)
+    return Agreement.of(trial.plain(), before, bound, before - base)
 
 
 def unmerging(trial: LayerTrial) -> Agreement:
@@ -132,4 +128,4 @@ def unmerging(trial: LayerTrial) -> Agreement:
         trial.plain()
         layer.unmerge()
     pairs = [*zip([p.data for p in parameters], values, strict=True), (trial.plain(), before)]
-    return Agreement.worst([Agreement.of(*pair, np.zeros(()), evidence) for pair in pairs])
+    return Agreement.worst([Agreement.of(*pair, 0.0, evidence) for pair in pairs])

@@ -42,32 +42,11 @@ FEW = 16  # roundings of one term outside of its sums: scale, bias, dropout, fin
 _SURE = 8.0  # the L of the formula
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """The rounding errors of computations in one dtype."""
-
-    dtype: np.dtype[Any]
-
-    def gamma(self, roundings: int) -> float:
-        """Bound the relative error after this many roundings."""
-        u = float(np.finfo(self.dtype).eps) / 2
-        likely = _SURE * math.sqrt(roundings) * u + roundings * u * u / (1 - u)
-        return math.expm1(min(likely, roundings * math.log1p(u)))
-
-    def size(self, *factors: Array, scale: float = 1.0) -> Array:
-        """Multiply the absolute values of matrices: rounding errors are relative to this product.
-
-        Each element is at least the least normal number, because below it the error is absolute.
-        This is so before and after the product with `scale`, because a kernel may multiply by it at
-        any point.
-        """
-        tiny = float(np.finfo(self.dtype).tiny)
-        product = np.abs(factors[0].astype(np.float64))
-        least = np.zeros_like(product)
-        for factor in factors[1:]:
-            absolute = np.abs(factor.astype(np.float64))
-            product, least = product @ absolute + tiny, least @ absolute + tiny
-        return scale * product + (least if scale < 1 else 0.0)
+def gamma(roundings: int, dtype: np.dtype[Any]) -> float:
+    """Bound the relative error after this many roundings in a dtype."""
+    u = float(np.finfo(dtype).eps) / 2
+    likely = _SURE * math.sqrt(roundings) * u + roundings * u * u / (1 - u)
+    return math.expm1(min(likely, roundings * math.log1p(u)))
 
 
 @dataclass(frozen=True)
@@ -81,18 +60,16 @@ class Agreement:
     verdict: Verdict
 
     @classmethod
-    def of(cls, found: Array, expected: Array, bound: Array, evidence: Array) -> Agreement:
+    def of(cls, found: Array, expected: Array, bound: Array | float, evidence: Array) -> Agreement:
         """Compare two arrays; there is no verdict if all of `evidence` is below the bound."""
         if not found.size:
             return NOTHING
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+        difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         limit = np.broadcast_to(bound, difference.shape)
         if not np.isfinite(difference).all():
             decided = np.isfinite(expected).all() and np.isfinite(bound).all()
             return cls(math.nan, math.nan, "fails" if decided else "cannot tell")
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            share = np.where(difference == 0, 0.0, difference / limit)
+        share = np.where(difference == 0, 0.0, difference / limit)
         worst = np.unravel_index(np.argmax(share), share.shape)
         verdict: Verdict = "holds"
         if share[worst] > 1:
@@ -130,7 +107,7 @@ class LayerTrial:
         self.layer.base_weight.data = np.array(layer.base_weight._data, order="K")
         if self.layer.lora_a.dtype != dtype:
             self.layer.astype(dtype)
-        self.rounding = Rounding(dtype)
+        self.dtype = dtype
         self.uses = [(x.astype(dtype), g.astype(dtype)) for x, g in uses]
         self.draws = draws
         self.rows = sum(x[..., 0].size for x, _ in uses)
@@ -216,9 +193,24 @@ class LayerTrial:
         p: float = self.layer.dropout if self.dropout else 0.0
         return abs(float(self.layer.scale)) * (1 / (1 - p) if p < 1 else 0.0)
 
+    def size(self, *factors: Array, scale: float = 1.0) -> Array:
+        """Multiply the absolute values of matrices: rounding errors are relative to this product.
+
+        Each element is at least the least normal number, because below it the error is absolute.
+        This is so before and after the product with `scale`, because a kernel may multiply by it at
+        any point.
+        """
+        tiny = float(np.finfo(self.dtype).tiny)
+        product = np.abs(factors[0].astype(np.float64))
+        least = np.zeros_like(product)
+        for factor in factors[1:]:
+            absolute = np.abs(factor.astype(np.float64))
+            product, least = product @ absolute + tiny, least @ absolute + tiny
+        return scale * product + (least if scale < 1 else 0.0)
+
     def sizes(self) -> dict[str, Array]:
         """Sum the absolute values of the terms of y, dA, dB and dx; errors are relative to them."""
-        layer, size = self.layer, self.rounding.size
+        layer, size = self.layer, self.size
         a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
         s = self.strength
         bias = 0.0 if layer.bias is None else np.abs(layer.bias.data)
@@ -235,11 +227,11 @@ class LayerTrial:
         Overflow is not an error of the layer, but would look like one.
         """
         a, b = self.layer.lora_a.data, self.layer.lora_b.data
-        size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
-        sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
+        strength = max(self.strength, 1.0)  # as in `size`
+        sizes = [self.size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
         sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
         largest = max(float(each.max(initial=0.0)) for each in sizes)
-        return largest < float(np.finfo(self.rounding.dtype).max) / 2
+        return largest < float(np.finfo(self.dtype).max) / 2
 
     def bounds(self, sizes: Mapping[str, Array] | None = None, more: int = 0) -> dict[str, Array]:
         """Bound the errors of y, dA, dB and dx, with `more` roundings of each term than usual."""
@@ -250,8 +242,9 @@ class LayerTrial:
             "B": layer.d_in + self.rows + layer.rank + FEW,
             "x": layer.d_out + layer.rank + FEW,
         }
-        gamma = self.rounding.gamma
-        return {name: gamma(count + more) * sizes[name] for name, count in roundings.items()}
+        return {
+            name: gamma(count + more, self.dtype) * sizes[name] for name, count in roundings.items()
+        }
 
 
 def stacked(arrays: Sequence[Array], width: int) -> Array:

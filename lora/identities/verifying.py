@@ -275,15 +275,10 @@ def _obstacle(layer: AdaptedLayer, uses: Sequence[Use]) -> str:
     if not uses:
         return "the loss does not use it"
     values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}
-    arrays: dict[str, list[Any]] = {
-        **{name: [value._data] for name, value in values.items() if value is not None},
-        "x": [x for x, _ in uses],
-        "the gradient that arrives": [g for _, g in uses],
-    }
-    for name, each in arrays.items():
-        if not all(np.isfinite(array).all() for array in each):
-            return f"{name} is not finite"
-    return ""
+    named = [(name, value._data) for name, value in values.items() if value is not None]
+    named += [("x", x) for x, _ in uses] + [("the gradient that arrives", g) for _, g in uses]
+    broken = next((name for name, array in named if not np.isfinite(array).all()), "")
+    return f"{broken} is not finite" if broken else ""
 
 
 def _compare(

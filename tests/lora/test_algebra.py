@@ -12,7 +12,7 @@ import lora
 import minigrad
 from lora import LoRAConfig, LoRAScaling
 from lora.attachment.state import required_attachment
-from lora.identities.trial import Rounding
+from lora.identities.trial import gamma
 from lora.peft import AdapterFolder
 from lora.spectra import Approximation
 from minigrad.nn import Embedding, Linear, Module
@@ -27,7 +27,7 @@ from tests.lora.models import (
 )
 
 LAYERS = ["table", "q", "v", "head"]
-GAMMA = Rounding(np.dtype(np.float64)).gamma
+GAMMA = gamma(64, np.dtype(np.float64))
 
 
 def made(rng, dtype=np.float64, **options):
@@ -76,7 +76,7 @@ def expected(net, terms):
             total[place] = total[place] + weight * dense
             bound[place] = bound[place] + abs(weight) * size
     # Products of up to 24 terms on either side, a weight, a scale, and a few additions.
-    return total, {place: GAMMA(64) * size + 1e-300 for place, size in bound.items()}
+    return total, {place: GAMMA * size + 1e-300 for place, size in bound.items()}
 
 
 def assert_is_sum(net, name, terms):
@@ -307,7 +307,7 @@ def test_nothing_is_lost_at_the_full_rank_of_the_layer(model, data):
     for row in combined(net, terms, "full", rank=5).layers:
         total, bound = expected(net, terms)
         # The decomposition's own rounding is one of the norm, not of each element.
-        small = 1e-13 * np.linalg.norm(bound[row.name]) / GAMMA(64)
+        small = 1e-13 * np.linalg.norm(bound[row.name]) / GAMMA
         assert abs(update(net, "full")[row.name] - total[row.name]).max() <= small
         assert row.error <= small
 

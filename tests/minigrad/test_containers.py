@@ -149,6 +149,30 @@ def test_the_same_object_in_two_places_is_two_leaves():
     assert paths == ["value[0][0]", 'value[1]["again"][0]']
 
 
+def test_a_container_that_contains_itself_is_refused():
+    outer = {"x": X, "inner": []}
+    outer["inner"].append(outer)
+    message = r'\["inner"\]\[0\] is a container that contains itself, so it has no end'
+    calls = [
+        lambda: parts(outer),
+        lambda: value_and_grad(lambda d: d["x"].sum())(outer),
+        lambda: jvp(lambda d: d["x"], outer, outer),
+        lambda: vjp(lambda x: outer, X),
+        lambda: grad(minigrad.tensor(X, requires_grad=True).sum(), outer),
+        lambda: minigrad.gradcheck(lambda d: d["x"], outer),
+        lambda: minigrad.gradcheck(lambda x: outer, X),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    nested = [1.0]
+    nested.append(nested)
+    with pytest.raises(ValueError, match=r"argument 0\[1\] is a container that contains itself"):
+        gradient(lambda values: values[0])(nested)
+    with pytest.raises(ValueError, match=r"values\[1\] is a container that contains itself"):
+        minigrad.gradcheck(lambda values: values[0], [nested])
+
+
 STRUCTURE = parts({"a": [1, None], "b": Pair(2, 3)})[2]
 
 

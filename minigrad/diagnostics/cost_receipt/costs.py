@@ -83,10 +83,10 @@ class _Sketch(NDArrayOperatorsMixin, StandIn):
     def astype(self, dtype: Any, copy: bool = True) -> _Sketch:
         return self.made(self.shape, dtype)
 
-    def copy(self) -> _Sketch:
+    def copy(self, *_: Any, **__: Any) -> _Sketch:
         return self.made(self.shape)
 
-    view = copy
+    view = roll = copy
 
     def item(self) -> bool:
         """Return the truth of a condition, because nothing else is known of an element."""
@@ -119,7 +119,7 @@ class _Sketch(NDArrayOperatorsMixin, StandIn):
         """Return the result of an elementwise function of this array and further arguments."""
         return self._elementwise([self], self.dtype)
 
-    round = clip
+    round = around = clip
 
     def cumsum(self, axis: int | None = None) -> _Sketch:
         """Compute the cumulative sum along `axis`, or of all elements in a row."""
@@ -150,8 +150,10 @@ class _Sketch(NDArrayOperatorsMixin, StandIn):
     ) -> Any:
         if function in _VIEWS:
             return args[0]._moved(function, *args[1:], **options)
-        if function in _METHODS:
-            return _METHODS[function](*args, **options)
+        if function is np.shape:
+            return args[0].shape
+        if callable(method := getattr(_Sketch, function.__name__, None)):
+            return method(*args, **options)
         if function is np.where:
             return self._elementwise(args, next(x.dtype for x in args[1:] if hasattr(x, "dtype")))
         if function is np.concatenate:
@@ -184,19 +186,9 @@ def _spread(sketch: _Sketch) -> Any:
     return np.broadcast_to(np.zeros((), sketch.dtype), sketch.shape)
 
 
-_VIEWS = {
-    np.broadcast_to, np.expand_dims, np.flip, np.moveaxis, np.ravel, np.reshape, np.squeeze,
-    np.swapaxes, np.transpose,
-}  # fmt: skip
-
-_METHODS: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), _Sketch.sum),
-    **dict.fromkeys((np.cumsum, np.cumprod), _Sketch.cumsum),
-    **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
-    np.shape: lambda x: x.shape,
-    **dict.fromkeys((np.clip, np.round, np.around), _Sketch.clip),
-    np.mean: _Sketch.mean,
-}
+_VIEWS = (
+    np.broadcast_to, np.expand_dims, np.flip, np.moveaxis, np.ravel, np.squeeze, np.swapaxes
+)  # fmt: skip
 
 
 def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:

@@ -177,11 +177,11 @@ class _ReceiptRecorder(Recorder):
                 return
         self.saved.add(phase, op, inputs, result)
         call = SketchedCall(op, inputs, result)
-        unknown = (
+        what = (
             f"call of {op.name}, an op that does not compute only with functions of numpy whose "
             f"FLOPs are known; @op(cost=...) makes it count"
         )
-        self._count(phase, op.name, "", call.flops(), unknown)
+        self._receipt.count(phase, op.name, "", call.flops(), what=what)
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
             self._calls[node.order] = call
@@ -241,7 +241,7 @@ class _ReceiptRecorder(Recorder):
         call = self._calls.get(node.order)
         if call is None:
             outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
-            self._count("backward", op.name, "", None, outside)
+            self._receipt.count("backward", op.name, "", None, what=outside)
             return
         _, argnum, vjp, *saved = edge
         before, running.needed = running.needed, [*running.needed, name]
@@ -251,11 +251,12 @@ class _ReceiptRecorder(Recorder):
             after = call.joint_vjp_flops(vjp, running.needed, saved)
             first = call.joint_vjp_flops(vjp, before, saved)
             shared = None if after is None or first is None else after - first
-        unknown = (
+        what = (
             f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside the "
             f"VJP makes it count"
         )
-        self._count("backward", op.name, name, None if shared is None else flops, unknown)
+        known = None if shared is None else flops
+        self._receipt.count("backward", op.name, name, known, what=what)
         if flops is not None and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
@@ -278,15 +279,8 @@ class _ReceiptRecorder(Recorder):
             for group in optimizer.param_groups:
                 each = cost(group) + bool(group["maximize"])
                 flops += each * sum(p.size for p in group["params"] if p.grad is not None)
-        unknown = f"step of {name}, which STEP_COSTS does not have"
-        self._count("optimizer", name, "", flops, unknown)
+        what = f"step of {name}, which STEP_COSTS does not have"
+        self._receipt.count("optimizer", name, "", flops, what=what)
         self._steps[optimizer] += 1
         self._receipt.steps = max(self._steps.values())
         self._receipt.optimizer_bytes = sum(each.state_bytes() for each in self._steps)
-
-    def _count(self, phase: Phase, op: str, name: str, flops: int | None, unknown: str) -> None:
-        """Add FLOPs to a row; if they are not known, add to `uncounted`."""
-        if flops is None:
-            self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1
-        else:
-            self._receipt.count(phase, op, name, flops)

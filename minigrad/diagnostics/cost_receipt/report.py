@@ -69,8 +69,20 @@ class Receipt:
     interrupted_by: str | None = None
     _counts: dict[tuple[Phase, str, str], tuple[int, int]] = field(default_factory=dict)
 
-    def count(self, phase: Phase, op: str, input: str, flops: int, calls: int = 1) -> None:
-        """Add to a row; used by the observer that fills the receipt."""
+    def count(
+        self,
+        phase: Phase,
+        op: str,
+        input: str,
+        flops: int | None,
+        calls: int = 1,
+        *,
+        what: str = "",
+    ) -> None:
+        """Add FLOPs to a row; if they are not known, add `what` to `uncounted`."""
+        if flops is None:
+            self.uncounted[what] = self.uncounted.get(what, 0) + 1
+            return
         known_calls, known = self._counts.get((phase, op, input), (0, 0))
         self._counts[phase, op, input] = known_calls + calls, known + flops
 

@@ -67,7 +67,8 @@ def gradcheck(
 
     Args:
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of Tensors; or a
-            Module, whose trainable parameters are operands too.
+            Module, whose trainable parameters are operands too. It may differentiate by its inputs
+            itself, as for a gradient penalty.
         inputs: one or several tensors, arrays or numbers; they are copied. Inputs that are not of
             floats are constants. Containers of them (dicts, lists, tuples, dataclasses) are allowed
             at any depth; a list of plain numbers is an array. If any of PyTorch's tensors requires
@@ -456,9 +457,9 @@ class _Comparison:
         is_wrong = judgement.verdict == "disagree"
         if judgement.verdict == "agree" or (only_sure and (not is_wrong or judgement.kink)):
             return
+        cut = self.problem.function.unreached.get(move.name, "") if is_wrong else ""
+        reason = "; ".join(filter(None, (judgement.reason, cut)))
         about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
-        entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
-        cut = self.problem.function.unreached.get(move.name)
-        if cut and is_wrong:
-            entry = replace(entry, reason="; ".join(filter(None, (judgement.reason, cut))))
-        (self.report.wrong if is_wrong else self.report.undecided).append(entry)
+        about |= {"order": self.problem.order, "analytic": analytic, "reason": reason}
+        entries = self.report.wrong if is_wrong else self.report.undecided
+        entries.append(replace(judgement, **about))

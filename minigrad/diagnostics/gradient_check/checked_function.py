@@ -2,10 +2,6 @@
 
 All methods accept the operands as a list of float arrays, so that any operand can be perturbed.
 They return all results as one vector, whatever f returns, and a gradient as one array per operand.
-
-`CheckedFunction` has the code that all kinds of functions share. A subclass for each kind calls f
-with arrays of its framework, and gets gradients from it: functions of minigrad, PyTorch and JAX,
-and pairs of functions of arrays (all in the file functions).
 """
 
 from __future__ import annotations
@@ -53,14 +49,16 @@ class NoGradient(Exception):  # noqa: N818  # a finding, which the checker repor
 class CheckedFunction(ABC):
     """A function of float arrays, whose gradients are to be checked.
 
-    f itself is a function of arrays of a framework; `Any` is used for their type. Frameworks that
-    record a graph, such as minigrad and PyTorch, share the code that gets gradients.
+    f itself is a function of arrays of a framework; `Any` is used for their type. A subclass for
+    each kind of function calls f, and gets gradients (all in the file functions). Frameworks that
+    record a graph, such as minigrad and PyTorch, share the code for this.
 
     Attributes:
         checker: the function that the user called, for messages.
         framework: the framework of f, for messages.
         layout: the name of another memory layout for a cotangent, and the function that makes it.
         selects: whether a gradient by only some of the operands can be computed.
+        needs_graph: whether f differentiates by its inputs itself, as for a gradient penalty.
         given_as: the form of the inputs when f is called, for messages.
         name: the name of the function.
         names: the names of the operands.
@@ -75,7 +73,8 @@ class CheckedFunction(ABC):
     checker: ClassVar[str] = "gradcheck"
     framework: ClassVar[str]
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
-    selects: ClassVar[bool] = False
+    selects: bool = False
+    needs_graph: bool = False
     given_as: ClassVar[str] = ""
 
     def __init__(self, f: Callable[..., Any]) -> None:
@@ -142,8 +141,16 @@ class CheckedFunction(ABC):
         """Return an array of the framework, on the device of `like`."""
         return x
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
+    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
         """Return a gradient or None by each leaf; the graph is retained."""
+        by = [leaf for leaf in leaves if leaf.requires_grad]
+        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
+        with self._recording(True):
+            found = iter(self._autograd(results, by, seeds, **options))
+        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
+        """Call the function of the framework that backpropagates through a graph."""
         raise NotImplementedError
 
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
@@ -163,9 +170,16 @@ class CheckedFunction(ABC):
         return Draws().put_back()
 
     def values(self, operands: Arrays) -> Vector:
-        """Compute all results as one vector, without a graph."""
-        with self._recording(False):
-            return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
+        """Compute all results as one vector, without a graph unless f needs one."""
+        if not self.needs_graph:
+            try:
+                with self._recording(False):
+                    return flat(map(self._to_numpy, self._call(self._to_arrays(operands))))
+            except RuntimeError:
+                if self.shapes or not self.selects:  # f was called like this, or there is no graph
+                    raise
+            self.needs_graph, self.selects = True, False
+        return flat(map(self._to_numpy, self._required(operands)[1]))
 
     def vjp(
         self, operands: Arrays, needed: Sequence[int] | None = None
@@ -325,13 +339,14 @@ class CheckedFunction(ABC):
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find faults of gradients as arrays: pairs of an operand or cotangent, and a reason.
 
-        A backward function must not write to the gradient that it is given. And a write to a
-        gradient must not change other arrays.
+        A backward function must not write to the gradient that it is given, nor to the gradients
+        that it gave before. And a write to a gradient must not change other arrays.
         """
         results, pull = self._pulled_back(self.operands, range(len(self.operands)))
         seeds = self._seeds(cotangents, results)
         found = zip(self.names, pull(seeds, False), strict=True)
         gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
+        before = {name: g.copy() for name, g in gradients.items()}
         after = [self._to_numpy(seed) for seed in seeds]
         flaws = [
             (
@@ -341,8 +356,12 @@ class CheckedFunction(ABC):
             for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
             if not np.array_equal(seed, v.astype(seed.dtype))
         ]
+        pull(self._seeds([-2 * v for v in cotangents], results), False)
         operands = dict(zip(self.names, self.operands, strict=True))
         for name, gradient in gradients.items():
+            if not np.array_equal(gradient, before[name], equal_nan=is_float(gradient.dtype)):
+                used = "its gradient is kept in memory that the next call of backward writes to"
+                flaws.append((name, used))
             for other, array in self._others_memory(gradients, after).items():
                 if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
                     flaws.append((name, f"its gradient shares memory with {other}"))
@@ -438,11 +457,11 @@ class Inputs:
         found: list[Leaf] = []
         self._structures: list[Structure] = []
         for x, name in zip(inputs, names_of_inputs(f, len(inputs)), strict=True):
+            first = len(found)
+            structure = flatten(x, name, found)
             if is_numbers(x):
-                self._structures.append(len(found))
-                found.append(Leaf(x, name))
-            else:
-                self._structures.append(flatten(x, name, found))
+                found[first:], structure = [Leaf(x, name)], first
+            self._structures.append(structure)
         self.leaves = [leaf.value for leaf in found]
         self.names = [leaf.path for leaf in found]
         models = [leaf.path for leaf in found if leaf.stays]

@@ -127,7 +127,7 @@ class Line:
         self.failure = ""  # an error of f at some point, where y counts as not finite
         noise, unseen = (problem.noise, problem.unseen) if dtype is None else (0.0, 0.0)
         self._noise = np.abs(problem.weights) * noise
-        self._unseen = _norm(np.abs(problem.weights) * unseen)
+        self._unseen = float(np.hypot.reduce(problem.weights * unseen))
         self._known: dict[float, Vector] = {0.0: problem.here} if point is None else {}
 
     def at(self, t: float) -> Vector:
@@ -190,15 +190,14 @@ class Line:
             total = sum(c * np.where(fixed, 0.0, a - b) for c, a, b in terms)
             return float(np.dot(self.problem.weights, total)) / step
 
-        with np.errstate(all="ignore"):
-            moved = ~fixed & np.any([other != y for other in others], axis=0)
-            errors = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
-            noise, grain, hidden, unseen = (error / step for error in (*errors, self._unseen))
-            near, far = (right, left), (far_right, far_left)
-            value = slope((2 / 3, *near), (-1 / 12, *far))
-            correction = abs(slope((1 / 2, *near)) - slope((1 / 4, *far))) / 3
-            on_left = slope((2, y, left), (-1 / 2, y, far_left))
-            on_right = slope((2, right, y), (-1 / 2, far_right, y))
+        moved = ~fixed & np.any([other != y for other in others], axis=0)
+        errors = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
+        noise, grain, hidden, unseen = (error / step for error in (*errors, self._unseen))
+        near, far = (right, left), (far_right, far_left)
+        value = slope((2 / 3, *near), (-1 / 12, *far))
+        correction = abs(slope((1 / 2, *near)) - slope((1 / 4, *far))) / 3
+        on_left = slope((2, y, left), (-1 / 2, y, far_left))
+        on_right = slope((2, right, y), (-1 / 2, far_right, y))
         return Quotient(step, value, correction, noise, grain, hidden, unseen, on_left, on_right)
 
     def _rounding_errors(self, around: Vector, moved: NDArray[np.bool_]) -> list[float]:
@@ -218,15 +217,9 @@ class Line:
         largest_moved = several * float(np.max(sizes, initial=0.0, where=known & moved))
         largest = float(np.max(sizes, initial=1.0, where=known))
         largest *= tolerances.ROUNDING_UNITS * eps
-        return [_norm(units[moved]), max(largest_moved, _norm(units[known & ~moved])), largest]
-
-
-def _norm(sizes: Vector) -> float:
-    """Return the root of the sum of the squares, of which none overflows or becomes 0."""
-    largest = float(np.max(sizes, initial=0.0))
-    if not 0 < largest < math.inf:
-        return largest
-    return largest * math.sqrt(np.sum(np.square(sizes / largest)))
+        # The root of the sum of the squares, of which none overflows or becomes 0.
+        of_moved, of_others = (np.hypot.reduce(units[each]) for each in (moved, known & ~moved))
+        return [float(of_moved), max(largest_moved, float(of_others)), largest]
 
 
 def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:

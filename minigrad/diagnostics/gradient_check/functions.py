@@ -19,10 +19,8 @@ import numpy as np
 
 from minigrad.containers import Leaf, flatten
 from minigrad.core.backward import grad
-from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import grad_mode, unobserved
 from minigrad.core.node import Node, reachable
-from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
@@ -46,7 +44,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, finfo, is_float, least_exact
 from minigrad.errors import op_error
 from minigrad.nn.module import Module
-from minigrad.transforms import hvp
+from minigrad.transforms import hvp, jvp
 
 # Methods of PyTorch's tensors whose results depend on the tensor but have no gradient.
 CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
@@ -178,13 +176,8 @@ class TensorFunction(FrameworkFunction):
     def _recording(self, enabled: bool) -> grad_mode:
         return grad_mode(enabled)
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> Foreign:
-        """Return a gradient by each leaf that requires one; it may be zeros."""
-        by = [leaf for leaf in leaves if leaf.requires_grad]
-        options = {"create_graph": recorded, "retain_graph": True, "allow_unused": True}
-        with grad_mode(True):
-            found = iter(grad(results, by, seeds, **options))
-        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
+        return grad(results, by, seeds, **options)
 
     def outline(self, operands: Arrays) -> np.dtype[Any]:
         """Call f where a gradient is required, and find the dtypes and leaves of its graph."""
@@ -211,27 +204,22 @@ class TensorFunction(FrameworkFunction):
         The result is None if f cannot run in forward mode because it differentiates by its inputs
         itself. No observer watches, because only then an op uses its own rule for tangents.
         """
+        moving = list(directions) if weights is None else range(len(operands))
 
-        def total(*inputs: Tensor) -> Tensor:
-            results = self._call(inputs)
+        def total(*moved: Tensor) -> Tensor:
+            inputs = dict(enumerate(map(Tensor, operands))) | dict(zip(moving, moved, strict=True))
+            results = self._call(list(inputs.values()))
             seeds = self._seeds(cotangents, results)
             parts: list[Tensor] = [(v * y).sum() for v, y in zip(seeds, results, strict=True)]
             return sum(parts[1:], parts[0])
 
-        inputs = [Tensor(x) for x in operands]
-        moves = [directions.get(i, np.zeros(x.shape)) for i, x in enumerate(operands)]
-        vs = [Tensor(v.astype(x.dtype)) for v, x in zip(moves, operands, strict=True)]
+        point = [operands[i] for i in moving]
+        vs = [directions.get(i, np.zeros(operands[i].shape)) for i in moving]
         with unobserved(False), suppress(RuntimeError):
-            if weights is not None:
-                products = hvp(total, inputs, vs)
-                return float(np.dot(flat(weights), flat(x._data for x in products)))
-            forward = ForwardMode(1)
-            for i in directions:
-                inputs[i] = forward.start(inputs[i], [vs[i]])
-            with observe(forward):
-                results = self._call(inputs)
-            tangents = [forward.tangents(x)[0]._data for x in results]
-            return float(np.dot(flat(cotangents), flat(tangents)))
+            if weights is None:
+                return float(jvp(total, point, vs).tangent.item())
+            products = hvp(total, point, vs)
+            return float(np.dot(flat(weights), flat(x._data for x in products)))
         return None
 
     def gradients_by_path(
@@ -323,15 +311,12 @@ class TorchFunction(FrameworkFunction):
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
         return self.torch.set_grad_enabled(enabled)  # type: ignore[no-any-return]
 
-    def _grad(self, results: Foreign, leaves: Foreign, seeds: Foreign, recorded: bool) -> list[Any]:
+    def _autograd(self, results: Foreign, by: Foreign, seeds: Foreign, **options: bool) -> Foreign:
         reached = [(y, g) for y, g in zip(results, seeds, strict=True) if y.requires_grad]
-        by = [x for x in leaves if x.requires_grad]
         if not reached:
-            return [None] * len(leaves)
+            return [None] * len(by)
         ends, given = zip(*reached, strict=True)
-        options = {"retain_graph": True, "create_graph": recorded, "allow_unused": True}
-        found = iter(self.torch.autograd.grad(ends, by, given, **options))
-        return [next(found) if x.requires_grad else None for x in leaves]
+        return self.torch.autograd.grad(ends, by, given, **options)  # type: ignore[no-any-return]
 
     def _refuses(self, error: Exception) -> bool:
         signs = "returned an invalid gradient", "returned an incorrect number", "Can't call numpy()"
@@ -521,21 +506,6 @@ class ArrayPair(CheckedFunction):
     def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
         """Return the operands: a gradient may be g itself, or that of another input too."""
         return dict(zip(self.names, self.operands, strict=True))
-
-    def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
-        """Find faults of gradients as arrays, also of those in memory that backward uses again."""
-        results, pull = self._pulled_back(self.operands)
-        gradients = pull(self._seeds(cotangents, results), False)
-        before = [g.copy() for g in gradients]
-        pull(self._seeds([-2 * v for v in cotangents], results), False)
-        reason = "its gradient is kept in memory that the next call of backward writes to"
-        kept = zip(self.names, gradients, before, strict=True)
-        used_again = [
-            (name, reason)
-            for name, g, same in kept
-            if not np.array_equal(g, same, equal_nan=is_float(g.dtype))
-        ]
-        return super().flaws(cotangents) + used_again
 
 
 def framework_of(f: Any, inputs: Sequence[Any]) -> type[TorchFunction | JaxFunction] | None:

@@ -58,12 +58,9 @@ class GradientProblem:
 
     Attributes:
         operands: the point, in float64 if f can be computed in float64.
-        names: the names of the operands.
-        cotangents: the cotangents of the results of f.
         weights: the factors of the values in the sum that is differentiated.
         paths: the gradients of that sum by each path other than `grad`.
         dtype: the least exact dtype in which f computes.
-        tolerance: the relative tolerance in float64.
         in_forward_mode: whether forward mode is compared too.
     """
 

@@ -198,7 +198,8 @@ class GradcheckReport:
         return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
-        rows = ["".join(f"<th>{name}</th>" for name in ("operand", "analytic", "numeric"))]
+        names = "operand", "analytic", "numeric", "difference"
+        rows = ["".join(f"<th>{name}</th>" for name in names)]
         for c in self.comparisons:
             if not c.analytic.size:
                 continue
@@ -207,9 +208,11 @@ class GradcheckReport:
             facts.append(f"full colour: {largest:.3g}")
             facts += ["grey: not compared"] if np.isnan(c.doubt).any() else []
             cells = [f"<b>{escape(c.operand)}</b><br><small>{'<br>'.join(facts)}</small>"]
+            with np.errstate(invalid="ignore"):  # both may be infinite
+                maps = c.analytic, c.numeric, c.analytic - c.numeric
             cells += [
                 _heat_map(array, c.doubt, largest, f"{c.operand}: {name}")
-                for name, array in (("analytic", c.analytic), ("numeric", c.numeric))
+                for name, array in zip(names[1:], maps, strict=True)
             ]
             style = "text-align:left;vertical-align:top"
             rows.append("".join(f'<td style="{style}">{cell}</td>' for cell in cells))
@@ -289,9 +292,8 @@ def _matrix(values: Array) -> Array:
     if values.ndim > 1:
         return values.reshape(math.prod(values.shape[: _axes_down(values.shape)]), -1)
     width = 1 if values.size <= ROWS else MOST
-    matrix = np.full((-(-values.size // width), width), np.nan)
-    matrix.flat[: values.size] = values
-    return matrix
+    unused = 0, -values.size % width
+    return np.pad(values.ravel(), unused, constant_values=np.nan).reshape(-1, width)
 
 
 def _blocks(matrix: Array) -> tuple[Array, list[Array]]:

@@ -14,7 +14,6 @@ was copied without an op, the trace loses it.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,9 +48,7 @@ class Cut:
     """A call at which the path of the gradient is cut, although the value is used further."""
 
     lost: Names  # the parameters that no gradient gets back to from there
-    # "no_grad", "integers", "read" (an op was given an array and not the Tensor), or the name of
-    # the method that took the value out of the graph, such as "detach()".
-    kind: str
+    reason: str  # in words
     call: CallRecord
 
 
@@ -135,9 +132,12 @@ class ForwardTrace(Recorder):
         elif any(isinstance(o, DryRun) and o.recorded for o in mode.observers):
             still = linked  # a checkpoint that runs now gets its node, and its graph, later
         if linked - still:
-            kind = "read" if is_grad_enabled() else "no_grad"
-            kind = kind if result.dtype.kind == "f" else "integers"
-            cuts |= {self._cut(linked - still, kind, call)}
+            reason = "was handed the bare value, without its node in the graph"
+            if result.dtype.kind != "f":
+                reason = "gives integers or booleans, which have no gradient"
+            elif not is_grad_enabled():
+                reason = "ran under no_grad()"
+            cuts |= {self._cut(linked - still, f"`{op.name}` {reason}", call)}
         if used:
             self.used |= used
             self._last.pop(used, None)  # moves it to the end
@@ -164,7 +164,8 @@ class ForwardTrace(Recorder):
             return
         self.used |= trace.used
         if trace.linked:
-            cut = self._cut(trace.linked, how, self.record(how))
+            reason = f"{how} takes the value out of the graph"
+            cut = self._cut(trace.linked, reason, self.record(how))
             trace = replace(trace, linked=EMPTY, cuts=trace.cuts | {cut})
             if isinstance(value, Tensor):
                 self._values[value] = trace
@@ -211,8 +212,8 @@ class ForwardTrace(Recorder):
         """Return the last call of an op on something computed from a parameter."""
         return next((call for used, call in reversed(self._last.items()) if name in used), None)
 
-    def _cut(self, lost: Names, kind: str, call: CallRecord) -> Cut:
-        self.cuts.append(Cut(lost, kind, call))
+    def _cut(self, lost: Names, reason: str, call: CallRecord) -> Cut:
+        self.cuts.append(Cut(lost, reason, call))
         return self.cuts[-1]
 
 
@@ -334,7 +335,9 @@ def run_step(
                 wanted = {p.node for _, p in named if p.node is not None}
                 with observe(backward):  # the graph is retained: part of it may be the user's
                     arrived = propagate(seeds, wanted=wanted, retain_graph=True)
-    norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
+    # `hypot`, because the squares might be too large or too small for a float.
+    found = ((name, arrived[p.node].ravel()) for name, p in named if p.node in arrived)
+    norms = {name: float(np.hypot.reduce(g, dtype=np.float64)) for name, g in found}
     return StepRun(parameters, loss, forward, backward, forward_cuts, norms, frozen)
 
 
@@ -375,13 +378,3 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
     return found
-
-
-def _norm(gradient: NDArray[Any]) -> float:
-    """Compute the Euclidean norm, also if squares are too large or too small for a float."""
-    values = gradient.astype(np.float64)
-    largest = float(np.abs(values).max(initial=0))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two, so division does not round
-    return scale * float(np.linalg.norm(values / scale))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor, assigned
-from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, run_step, zero_by_construction
+from minigrad.diagnostics.gradient_flow.dry_run import StepRun, run_step, zero_by_construction
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
@@ -143,7 +143,7 @@ class _Judge:
             if name not in forward.used:
                 return "unused", "no op was called on it", None
             if (cut := forward.cut_of(name, run.loss)) is not None:
-                return _cut_at(cut)
+                return "cut", cut.reason, cut.call
             reason = "the loss is computed without what came of it here"
             return "cut", reason, forward.last_use(name)
         if not math.isfinite(norm):
@@ -159,7 +159,7 @@ class _Judge:
             return "zero by construction", self._multiplied(self.causes[name], ""), call
         for cut in () if stop.inside else forward.cuts[run.forward_cuts :]:
             if name in cut.lost:
-                return _cut_at(cut)
+                return "cut", cut.reason, cut.call
         zeros = forward.zero_factors(stop)
         for zero in zeros:
             if others := zero.parameters - {name}:
@@ -187,13 +187,3 @@ class _Judge:
         if len(names) == 1:
             return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
         return f"{' and '.join(names)} are all zeros,{more} and multiply it"
-
-
-def _cut_at(cut: Cut) -> Finding:
-    reasons = {
-        "no_grad": "`{}` ran under no_grad()",
-        "integers": "`{}` gives integers or booleans, which have no gradient",
-        "read": "`{}` was handed the bare value, without its node in the graph",
-    }
-    reason = reasons.get(cut.kind, "{} takes the value out of the graph")
-    return "cut", reason.format(cut.call.name), cut.call

@@ -277,6 +277,27 @@ def test_works_under_no_grad():
         assert not gradcheck(square_with_vjp(WRONG["wrong sign"]), X)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_function_may_differentiate_by_its_inputs_itself(dtype):
+    def gradients(x, y):
+        return minigrad.grad((x**3 * y.sin()).sum(), [x, y], create_graph=True)
+
+    inputs = [X.astype(dtype), (X + 1).astype(dtype)]
+    assert gradcheck(gradients, inputs)
+    report = gradcheck(lambda x: minigrad.grad((x**3).sum(), x), inputs[:1], order=1)
+    assert report.verdict == "disagree"  # without create_graph the result is a constant
+
+
+def test_an_error_of_f_is_raised_as_it_is_though_f_is_called_once_more():
+    def failing(x):
+        raise RuntimeError("no device is there")
+
+    with pytest.raises(RuntimeError, match="no device is there") as caught:
+        gradcheck(failing, X)
+    assert caught.value.__context__ is None
+    assert len(caught.value.__notes__) == 1
+
+
 def test_cotangents_come_from_rng_and_are_the_same_each_time_without():
     square = square_with_vjp(lambda g, x: 2.002 * g * x)
     wrong = gradcheck(square, X).wrong
@@ -807,7 +828,7 @@ FRAME_KINDS = ("solid", "dotted")
 def test_the_report_is_a_picture_too():
     square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
     page = page_of(square, X)
-    assert page.count('role="img"') == 2 * 3  # analytic and numeric; 3 operands
+    assert page.count('role="img"') == 3 * 3  # analytic, numeric, difference; 3 operands
     assert "gradcheck of square: disagree" in page
     assert 'aria-label="x: analytic"' in page
     assert "<b>x</b><br><small>order 1, float64<br>shape (2, 3)<br>full colour: " in page
@@ -823,9 +844,11 @@ def test_the_picture_has_each_number_of_a_small_array_and_frames_the_wrong_ones(
     (shown,) = report.comparisons
     assert texts[:6] == [f"{value:.4g}" for value in shown.analytic.ravel()]
     assert texts[6:12] == [f"{value:.4g}" for value in shown.numeric.ravel()]
-    assert framed(page) == {"solid": 2 * ["[0, 0]", "[1, 1]"], "dotted": []}
+    difference = shown.analytic - shown.numeric
+    assert texts[12:18] == [f"{value:.4g}" for value in difference.ravel()]
+    assert framed(page) == {"solid": 3 * ["[0, 0]", "[1, 1]"], "dotted": []}
     kinked = page_of(minigrad.relu, np.array([[1.0, 0.0]]), order=1)
-    assert framed(kinked) == {"solid": [], "dotted": 2 * ["[0, 1]"]}
+    assert framed(kinked) == {"solid": [], "dotted": 3 * ["[0, 1]"]}
 
 
 def test_the_picture_has_indices_and_the_largest_number():
@@ -833,18 +856,18 @@ def test_the_picture_has_indices_and_the_largest_number():
     (largest,) = re.findall(r"full colour: ([\d.]+)", page)
     numbers = [abs(float(title.rpartition(" ")[2])) for _, title, _ in cells_of(page)]
     assert float(largest) == pytest.approx(max(numbers), rel=0.01)
-    assert page.count("<span>2</span>") == 2  # the last of 3 columns
-    assert page.count("<span>1&nbsp;</span>") == 2  # the last of 2 rows
+    assert page.count("<span>2</span>") == 3  # the last of 3 columns
+    assert page.count("<span>1&nbsp;</span>") == 3  # the last of 2 rows
     assert "full colour: 1<" in page_of(lambda x: 0.0 * x, X, order=1)
     large = page_of(minigrad.tanh, np.full((20, 40), 0.5), order=1)
-    assert large.count("<span>15&nbsp;</span>") == 2
-    assert large.count("<span>30</span>") == 2
+    assert large.count("<span>15&nbsp;</span>") == 3
+    assert large.count("<span>30</span>") == 3
 
 
 def test_colours_show_sign_and_size():
     page = page_of(lambda x: x * np.array([-2.0, 0.0, 1.0]), np.ones(3), order=1)
     sizes = []
-    for style, title, _ in cells_of(page):
+    for style, title, _ in cells_of(page)[:6]:  # of the analytic and the numeric gradient
         value = float(title.rpartition(" ")[2])
         colour, share = re.search(r"(#\w+) (\d+)%", style).groups()
         sizes.append(int(share))
@@ -855,10 +878,10 @@ def test_colours_show_sign_and_size():
 def test_pictures_of_large_and_odd_arrays_are_small():
     x = np.random.default_rng(0).standard_normal((100, 70))
     page = page_of(minigrad.tanh, x, samples=5, order=1)
-    assert len(cells_of(page)) == 2 * 32 * 32
+    assert len(cells_of(page)) == 3 * 32 * 32
     assert "a cell: the number furthest from 0 of up to 4 x 3" in page
     assert "grey: not compared" in page
-    assert page.count("#8883") == 32 * 32 - 5
+    assert page.count("#8883") == 2 * (32 * 32 - 5)
     for x in (np.array(0.5), np.zeros((0, 3)), np.ones((2, 3, 4))):
         assert "agree" in page_of(minigrad.tanh, x)
     assert "axes [0, 1] down, [2] across" in page_of(minigrad.tanh, np.ones((2, 3, 4)), order=1)
@@ -868,9 +891,9 @@ def test_a_long_vector_fills_rows_and_its_wrong_element_is_found_in_them():
     fault = np.zeros(100)
     fault[77] = 1.0
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), np.ones(100), order=1)
-    assert len(cells_of(page)) == 2 * 100
-    assert framed(page)["solid"] == 2 * ["[77]"]
-    assert page.count("<span>64&nbsp;</span>") == 2
+    assert len(cells_of(page)) == 3 * 100
+    assert framed(page)["solid"] == 3 * ["[77]"]
+    assert page.count("<span>64&nbsp;</span>") == 3
 
 
 @pytest.mark.full
@@ -879,7 +902,7 @@ def test_the_wrong_element_is_framed_in_its_block_whatever_is_beside_it():
     fault[41, 7] = 1.0
     x = np.ones((64, 64))
     page = page_of(square_with_vjp(lambda g, x: 2 * g * x + fault), x, order=1)
-    assert framed(page)["solid"] == 2 * ["[40, 6]"]
+    assert framed(page)["solid"] == 3 * ["[40, 6]"]
 
 
 def test_a_report_is_saved_as_a_page(tmp_path):

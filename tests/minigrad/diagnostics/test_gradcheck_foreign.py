@@ -159,7 +159,7 @@ def test_a_wrong_backward_is_found(torch, dtype, factor):
 
 def fault(torch, name):
     """The backward of a square, and of a product, that is wrong in some cases only."""
-    seen = []
+    seen, scratch = [], {}
 
     def remembering(ctx, g, x):
         return 2 * g * seen[-1]
@@ -170,6 +170,9 @@ def fault(torch, name):
 
     def writing(ctx, g, x):
         return g.mul_(2 * x)
+
+    def reusing(ctx, g, x):
+        return torch.mul(2 * x, g, out=scratch.setdefault(x.dtype, torch.empty_like(x)))
 
     def alone(ctx, g, x, y):
         return g * y * (1 if all(ctx.needs_input_grad) else 2), g * x
@@ -183,6 +186,7 @@ def fault(torch, name):
         "in float32 only": (None, lambda ctx, g, x: g * x * (2 + (g.dtype == torch.float32) / 9)),
         "remembers": (forward, remembering),
         "writes": (None, writing),
+        "uses memory again": (None, reusing),
         "for one alone": (torch.multiply, alone),
         "reads memory": (None, flat),
         "ignores strides of 0": (None, lambda ctx, g, x: 2 * g * x * (1 + (0 in g.stride()))),
@@ -197,6 +201,7 @@ def fault(torch, name):
         ("in float32 only", ""),
         ("remembers", "by a pass behind another call of f"),
         ("writes", "writes to the gradient that it is given"),
+        ("uses memory again", "in memory that the next call of backward writes to"),
         ("for one alone", "by a pass for it alone"),
         ("reads memory", "by cotangents in transposed memory"),
         ("ignores strides of 0", "for a cotangent that is broadcast, as behind a sum"),
@@ -211,6 +216,25 @@ def test_hidden_faults_are_found(torch, name, reason):
     report = gradcheck(f, [x, x + 1] if forward is torch.multiply else [x])
     assert report.verdict == "disagree"
     assert reason in reasons(report)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_and_modules_may_differentiate_by_their_inputs(torch, dtype):
+    class Penalty(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.critic = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+
+        def forward(self, x):
+            (slope,) = torch.autograd.grad(self.critic(x).sum(), x, create_graph=True)
+            return (slope.norm(dim=1) - 1).square().mean()
+
+    x = torch.tensor(X, dtype=getattr(torch, dtype))
+    assert gradcheck(Penalty().to(x.dtype), x)
+    force = lambda x, y: torch.autograd.grad((x**3 * y).sum(), x, create_graph=True)[0]
+    assert gradcheck(force, [x, x + 1], order=2)
+    constant = lambda x: torch.autograd.grad((x**3).sum(), x)[0]
+    assert gradcheck(constant, x).verdict == "disagree"
 
 
 @pytest.mark.parametrize("seed", range(3))

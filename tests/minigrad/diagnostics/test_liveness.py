@@ -72,7 +72,7 @@ def test_each_live_parameter_has_the_norm_of_its_gradient(batch, rng):
     assert report.loss == loss.item()
     for name, parameter in model.named_parameters():
         expected = np.linalg.norm(parameter.grad.data.astype(np.float64))
-        assert report[name].norm == expected
+        assert report[name].norm == pytest.approx(expected, rel=1e-12)
         assert report[name].shape == parameter.shape
     assert report.verdict == "This model trains: 4 parameters get a gradient."
 
