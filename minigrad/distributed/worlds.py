@@ -51,11 +51,7 @@ class World:
         return [self.broadcast(value)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
-        """Return the value of rank 0 on each rank: an array, or a value that JSON can represent.
-
-        Raises:
-            TypeError, RuntimeError: as in `gather`.
-        """
+        """Return the value of rank 0 on each rank; values and errors are those of `gather`."""
         if isinstance(value, np.ndarray):  # do not copy an array, which may be large
             check_array(value)
             # numpy adds in the order of memory; from another rank, an array has one of these two.
@@ -66,9 +62,7 @@ class World:
         """Call a function only on rank 0, for example to write a file; return its result on all.
 
         If it raises an error, all ranks raise it; on other ranks it has the nearest built-in class.
-
-        Raises:
-            TypeError, RuntimeError: as in `gather`.
+        Other errors are those of `gather`.
         """
         return self.broadcast(function())
 

@@ -26,9 +26,7 @@ class ReLU(FunctionModule):
 class LeakyReLU(FunctionModule):
     """x where x > 0, and `negative_slope` x elsewhere (Maas et al., 2013).
 
-    Raises:
-        ValueError: if `negative_slope` is infinite or nan.
-        TypeError: if it is not a number.
+    A ValueError is raised if the slope is infinite or nan, and a TypeError if it is not a number.
     """
 
     function = ops.leaky_relu
@@ -39,9 +37,7 @@ class LeakyReLU(FunctionModule):
 class ELU(FunctionModule):
     """x where x > 0, and `alpha` (e^x - 1) elsewhere (Clevert et al., 2016).
 
-    Raises:
-        ValueError: if `alpha` is infinite or nan.
-        TypeError: if it is not a number.
+    A ValueError is raised if `alpha` is infinite or nan, and a TypeError if it is not a number.
     """
 
     function = ops.elu
@@ -53,10 +49,7 @@ class GELU(FunctionModule):
     """x Phi(x), with the normal distribution function Phi (Hendrycks and Gimpel, 2016).
 
     With `approximate="tanh"` it is the approximation that GPT-2 uses; `minigrad.gelu` has the
-    formula.
-
-    Raises:
-        ValueError: when called, if `approximate` is not "none" or "tanh".
+    formula. With other values than "none" and "tanh", a call raises a ValueError.
     """
 
     function = ops.gelu
@@ -76,9 +69,7 @@ class SiLU(FunctionModule):
 class Softplus(FunctionModule):
     """log(1 + e^(beta x)) / beta, a smooth max(x, 0).
 
-    Raises:
-        ValueError: if `beta` is not positive.
-        TypeError: if `beta` is not a number.
+    A ValueError is raised if `beta` is not positive, and a TypeError if it is not a number.
     """
 
     function = ops.softplus
@@ -99,22 +90,14 @@ class Sigmoid(FunctionModule):
 
 
 class Softmax(FunctionModule):
-    """e^x / sum(e^x) along `axis`.
-
-    Raises:
-        ValueError: when called, if x does not have this axis.
-    """
+    """e^x / sum(e^x) along `axis`; a call raises a ValueError if x does not have this axis."""
 
     function = ops.softmax
     axis: Axis = -1
 
 
 class LogSoftmax(FunctionModule):
-    """x - log(sum(e^x)) along `axis`.
-
-    Raises:
-        ValueError: when called, if x does not have this axis.
-    """
+    """x - log(sum(e^x)) along `axis`; a call raises a ValueError if x does not have this axis."""
 
     function = ops.log_softmax
     axis: Axis = -1

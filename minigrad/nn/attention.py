@@ -323,10 +323,8 @@ class TransformerBlock(Module):
 
         Args:
             x: the sequence.
-            attn_mask: as in `MultiHeadAttention.forward`; with `causal`, both are applied.
-
-        Raises:
-            ValueError, TypeError: as in `MultiHeadAttention.forward`.
+            attn_mask: as in `MultiHeadAttention.forward`, whose errors are raised; with `causal`,
+                both are applied.
         """
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)

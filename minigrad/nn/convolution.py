@@ -100,8 +100,7 @@ class Conv2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x.
 
-        Raises:
-            ValueError: if the shape of x does not match, or a filter is larger than the padded x.
+        A ValueError is raised if its shape does not match, or a filter is larger than the padded x.
         """
         options = self.stride, self.padding, self.dilation, self.groups
         return self._convolve(x, self.weight, self.bias, *options)
@@ -117,11 +116,8 @@ class Conv2d(Module):
 class Conv1d(Conv2d):
     """A convolution of sequences: `(N, C, L)` or `(C, L)` -> `(N, O, L')` or `(O, L')`.
 
-    Arguments and attributes are as in `Conv2d`, but each option is one number, and the weight is
-    `(O, C / groups, l)`.
-
-    Raises:
-        ValueError, TypeError: as in `Conv2d`.
+    Arguments, attributes and errors are as in `Conv2d`, but each option is one number, and the
+    weight is `(O, C / groups, l)`.
     """
 
     _axes, _convolve = 1, staticmethod(functional.conv1d)

@@ -141,10 +141,7 @@ def kaiming_normal_(
 ) -> Tensor:
     """Fill with normal values of standard deviation gain / sqrt(fan) (He et al., 2015).
 
-    Arguments are as in `kaiming_uniform_`.
-
-    Raises:
-        ValueError, TypeError: as in `kaiming_uniform_`.
+    Arguments and errors are as in `kaiming_uniform_`.
     """
     std = calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
     return normal_(tensor, 0.0, std, rng=rng)
@@ -167,10 +164,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Te
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out)).
 
-    From Glorot and Bengio, 2010.
-
-    Raises:
-        ValueError, TypeError: as in `xavier_uniform_`.
+    From Glorot and Bengio, 2010. Errors are as in `xavier_uniform_`.
     """
     check_range("gain", gain, 0, math.inf)
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
@@ -287,39 +281,26 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
 def eye_(tensor: Tensor) -> Tensor:
     """Fill a matrix with 1 on its diagonal and 0 elsewhere: the identity, if it is square.
 
-    Raises:
-        ValueError: if the tensor is not a matrix.
+    A ValueError is raised if the tensor is not a matrix.
     """
     return tensor.copy_(np.eye(*_matrix(tensor)))
 
 
 @_filling
 def constant_(tensor: Tensor, value: float) -> Tensor:
-    """Fill with one value.
-
-    Raises:
-        TypeError: if the tensor is not a Tensor, or the value is not a number.
-    """
+    """Fill with one value; a TypeError if it is not a number, or the tensor is not a Tensor."""
     return tensor.copy_(np.full(tensor.shape, value))
 
 
 @_filling
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with zeros.
-
-    Raises:
-        TypeError: if the tensor is not a Tensor.
-    """
+    """Fill with zeros; a TypeError if the tensor is not a Tensor."""
     return tensor.copy_(np.zeros(tensor.shape))
 
 
 @_filling
 def ones_(tensor: Tensor) -> Tensor:
-    """Fill with ones.
-
-    Raises:
-        TypeError: if the tensor is not a Tensor.
-    """
+    """Fill with ones; a TypeError if the tensor is not a Tensor."""
     return tensor.copy_(np.ones(tensor.shape))
 
 

@@ -69,11 +69,7 @@ class Linear(Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x W^T + b.
-
-        Raises:
-            ValueError: if the last axis of x does not have the size `in_features`.
-        """
+        """Return x W^T + b; a ValueError is raised unless x ends in an axis of `in_features`."""
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -201,8 +197,7 @@ class Flatten(FunctionModule):
 class Sequential(Module):
     """Modules, or functions of one tensor, called one after the other and named "0", "1", ...
 
-    Raises:
-        TypeError: if a layer cannot be called.
+    A TypeError is raised if a layer cannot be called.
     """
 
     def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:

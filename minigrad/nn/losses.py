@@ -24,8 +24,7 @@ class Loss(FunctionModule):
 class MSELoss(Loss):
     """The squared error (prediction - target)^2: its mean, its sum, or each value, as `mse`.
 
-    Raises:
-        ValueError: if the reduction is unknown; when called, as by `mse`.
+    Errors are those of `mse`; for the reduction alone, when the loss is made.
     """
 
     function = functional.mse
@@ -34,8 +33,7 @@ class MSELoss(Loss):
 class L1Loss(Loss):
     """The absolute error |prediction - target|: its mean, its sum, or each value, as `l1`.
 
-    Raises:
-        ValueError: if the reduction is unknown; when called, as by `l1`.
+    Errors are those of `l1`; for the reduction alone, when the loss is made.
     """
 
     function = functional.l1
@@ -44,10 +42,7 @@ class L1Loss(Loss):
 class HuberLoss(Loss):
     """0.5 d^2 if the error |d| is at most `delta`, else delta (|d| - 0.5 delta) (Huber, 1964).
 
-    Raises:
-        ValueError: if `delta` is not positive, or the reduction is unknown; when called, as by
-            `huber`.
-        TypeError: if `delta` is not a number.
+    Errors are those of `huber`; for an option alone, when the loss is made.
     """
 
     function = functional.huber
@@ -64,9 +59,8 @@ class BCEWithLogitsLoss(Loss):
         pos_weight: a factor for the first term, broadcast. If it is above 1, a missed positive
             costs more.
 
-    Raises:
-        ValueError: if the reduction is unknown; when called, as by
-            `binary_cross_entropy_with_logits`.
+    Errors are those of `binary_cross_entropy_with_logits`; for the reduction alone, when the loss
+    is made.
     """
 
     function = functional.binary_cross_entropy_with_logits
@@ -84,10 +78,7 @@ class CrossEntropyLoss(Loss):
         ignore_index: targets of this value have no loss, and do not count in the mean.
         label_smoothing: the share of the probability that is spread evenly over all classes.
 
-    Raises:
-        ValueError: if `label_smoothing` is not in [0, 1], or the reduction is unknown.
-        TypeError: if `label_smoothing` is not a number, or `ignore_index` is not an integer. When
-            called, both errors are raised as by `cross_entropy`.
+    Errors are those of `cross_entropy`; for an option other than `weight`, when the loss is made.
     """
 
     function = functional.cross_entropy
@@ -106,10 +97,7 @@ class NLLLoss(Loss):
     """-log_probabilities[target]: together with `LogSoftmax`, the same as `CrossEntropyLoss`.
 
     `reduction`, `weight` and `ignore_index` are as in `CrossEntropyLoss`; targets are class
-    indices.
-
-    Raises:
-        ValueError, TypeError: as in `CrossEntropyLoss`; when called, as by `nll`.
+    indices. Errors are those of `nll`; for an option other than `weight`, when the loss is made.
     """
 
     function = functional.nll

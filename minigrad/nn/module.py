@@ -151,11 +151,7 @@ class Module(Owner):
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the output of the module; subclasses define it.
-
-        Raises:
-            NotImplementedError: if the subclass does not define it.
-        """
+        """Compute the output; a NotImplementedError if the subclass does not define it."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,25 +200,16 @@ class Module(Owner):
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """List all parameters, trainable or frozen, each once, with its dotted path.
 
-        Raises:
-            ValueError: if two parameters have the same name, as for the keys 1 and "1" of a dict.
+        A ValueError is raised if two have the same name, as for the keys 1 and "1" of a dict.
         """
         return self._named(Parameter, prefix)
 
     def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
-        """List all buffers, each once, with its dotted path.
-
-        Raises:
-            ValueError: as in `named_parameters`.
-        """
+        """List all buffers, each once, with its dotted path, as `named_parameters` does."""
         return self._named(Buffer, prefix)
 
     def named_state(self, prefix: str = "") -> Iterator[tuple[str, Parameter | Buffer]]:
-        """List the state, which is all parameters and buffers, each once, with its dotted path.
-
-        Raises:
-            ValueError: as in `named_parameters`.
-        """
+        """List the state, which is all parameters and buffers, as `named_parameters` does."""
         return self._named((Parameter, Buffer), prefix)
 
     def _named(self, kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -261,9 +248,7 @@ class Module(Owner):
 
         With `mode=False`, set them to evaluation. If the class of a module inside defines a
         `train` of its own, this is called instead, and decides about what is in that module too.
-
-        Raises:
-            TypeError: if `mode` is not True or False.
+        A TypeError is raised if `mode` is not True or False.
         """
         check_flag("train: mode", mode)
         seen: set[int] = set()
@@ -284,10 +269,8 @@ class Module(Owner):
     def freeze(self: M, frozen: bool = True) -> M:
         """Freeze all parameters (they require no gradient), or with False unfreeze all.
 
-        It returns the module. A frozen parameter has no `.grad`.
-
-        Raises:
-            TypeError: if `frozen` is not True or False.
+        It returns the module. A frozen parameter has no `.grad`. A TypeError is raised if `frozen`
+        is not True or False.
         """
         check_flag("freeze: frozen", frozen)
         for parameter in self.parameters():
@@ -304,10 +287,8 @@ class Module(Owner):
     def astype(self: M, dtype: DTypeLike) -> M:
         """Convert all float parameters and buffers to a float dtype; return the module.
 
-        A parameter whose dtype changes loses its gradient.
-
-        Raises:
-            TypeError: if `dtype` is not a float dtype.
+        A parameter whose dtype changes loses its gradient. A TypeError is raised if `dtype` is
+        not a float dtype.
         """
         target = None if dtype is None else as_dtype(dtype)  # numpy takes None for float64
         if target is None or target.kind != "f":
@@ -392,8 +373,7 @@ class FunctionModule(Module):
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of the tensors, with the options of this module.
 
-        Raises:
-            TypeError: if an option is given, which belongs in the call of the class.
+        A TypeError is raised if an option is given, which belongs in the call of the class.
         """
         options = {name: getattr(self, name) for name in self._options}
         return type(self).function(*tensors, **named, **options)

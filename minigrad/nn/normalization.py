@@ -66,11 +66,7 @@ class LayerNorm(Module):
         self.weight, self.bias = _affine_pair(shape, dtype, elementwise_affine, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `minigrad.layer_norm`.
-
-        Raises:
-            ValueError: if x does not end in `normalized_shape`.
-        """
+        """Return `layer_norm` of x; a ValueError if x does not end in `normalized_shape`."""
         return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
@@ -82,11 +78,8 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
 
-    Arguments and `weight` are as in `LayerNorm`; there is no bias. If `eps` is None, it is the
-    machine epsilon of the dtype of x.
-
-    Raises:
-        ValueError, TypeError: as in `LayerNorm`.
+    Arguments, `weight` and errors are as in `LayerNorm`; there is no bias. If `eps` is None, it is
+    the machine epsilon of the dtype of x.
     """
 
     def __init__(
@@ -105,11 +98,7 @@ class RMSNorm(Module):
         self.weight, _ = _affine_pair(self.normalized_shape, dtype, elementwise_affine, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `minigrad.rms_norm`.
-
-        Raises:
-            ValueError: if x does not end in `normalized_shape`.
-        """
+        """Return `rms_norm` of x; a ValueError if x does not end in `normalized_shape`."""
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     extra_repr = _described
@@ -204,8 +193,7 @@ class BatchNorm1d(Module):
 class BatchNorm2d(BatchNorm1d):
     """`BatchNorm1d` for images `(N, C, H, W)`: a channel has N H W elements.
 
-    Raises:
-        ValueError, TypeError: as in `BatchNorm1d`.
+    Arguments, attributes and errors are those of `BatchNorm1d`.
     """
 
     _axes = (4,)
@@ -262,11 +250,7 @@ class GroupNorm(Module):
         self.weight, self.bias = _affine_pair(num_channels, dtype, affine, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised by `minigrad.group_norm`.
-
-        Raises:
-            ValueError: if x does not have `num_channels` channels.
-        """
+        """Return `group_norm` of x; a ValueError if x does not have `num_channels` channels."""
         x = as_input(self, x)
         if x.shape[1:2] != (self.num_channels,):
             wanted = f"(N, C, ...) with C = {self.num_channels}"

@@ -30,8 +30,7 @@ class _Pool(FunctionModule):
 class MaxPool1d(_Pool):
     """The largest element of each window: `(N, C, L) -> (N, C, L')`, as `max_pool1d`.
 
-    Raises:
-        ValueError, TypeError: as `max_pool1d`; for an option alone, when the layer is made.
+    Errors are those of `max_pool1d`; for an option alone, when the layer is made.
     """
 
     function, _axes, _check = functional.max_pool1d, 1, max_options
@@ -46,10 +45,8 @@ class MaxPool1d(_Pool):
 class MaxPool2d(MaxPool1d):
     """The largest element of each window: `(N, C, H, W) -> (N, C, H', W')`, as `max_pool2d`.
 
-    Indices are not returned.
-
-    Raises:
-        ValueError, TypeError: as `max_pool2d`; for an option alone, when the layer is made.
+    Indices are not returned. Errors are those of `max_pool2d`; for an option alone, when the layer
+    is made.
     """
 
     function, _axes = functional.max_pool2d, 2
@@ -58,8 +55,7 @@ class MaxPool2d(MaxPool1d):
 class AvgPool1d(_Pool):
     """The mean of each window: `(N, C, L) -> (N, C, L')`, as `avg_pool1d`.
 
-    Raises:
-        ValueError, TypeError: as `avg_pool1d`; for an option alone, when the layer is made.
+    Errors are those of `avg_pool1d`; for an option alone, when the layer is made.
     """
 
     function, _axes, _check = functional.avg_pool1d, 1, mean_options
@@ -73,8 +69,7 @@ class AvgPool1d(_Pool):
 class AvgPool2d(AvgPool1d):
     """The mean of each window: `(N, C, H, W) -> (N, C, H', W')`, as `avg_pool2d`.
 
-    Raises:
-        ValueError, TypeError: as `avg_pool2d`; for an option alone, when the layer is made.
+    Errors are those of `avg_pool2d`; for an option alone, when the layer is made.
     """
 
     function, _axes = functional.avg_pool2d, 2
@@ -84,8 +79,7 @@ class AvgPool2d(AvgPool1d):
 class AdaptiveAvgPool1d(_Pool):
     """The means of `output_size` windows: `(N, C, L) -> (N, C, L')`, as `adaptive_avg_pool1d`.
 
-    Raises:
-        ValueError: as `adaptive_avg_pool1d`; for an option alone, when the layer is made.
+    Errors are those of `adaptive_avg_pool1d`; for an option alone, when the layer is made.
     """
 
     function, _axes, _check = functional.adaptive_avg_pool1d, 1, counts
@@ -95,10 +89,8 @@ class AdaptiveAvgPool1d(_Pool):
 class AdaptiveAvgPool2d(AdaptiveAvgPool1d):
     """The means of `output_size` windows, as `adaptive_avg_pool2d`.
 
-    Shapes: `(N, C, H, W) -> (N, C, H', W')`.
-
-    Raises:
-        ValueError: as `adaptive_avg_pool2d`; for an option alone, when the layer is made.
+    Shapes: `(N, C, H, W) -> (N, C, H', W')`. Errors are those of `adaptive_avg_pool2d`; for an
+    option alone, when the layer is made.
     """
 
     function, _axes = functional.adaptive_avg_pool2d, 2

@@ -258,15 +258,12 @@ class GRU(_Layers):
         r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)
         n = tanh(W_ih x + b_ih + r (W_hh h + b_hh)),    h = (1 - z) n + z h
 
-    Each gate has its own rows of the parameters. The arguments are those of `RNN`, without
+    Each gate has its own rows of the parameters. Arguments and errors are those of `RNN`, without
     `nonlinearity`.
 
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `3 H` rows: first
             those of r, then z, then n.
-
-    Raises:
-        ValueError, TypeError: as in `RNN`.
     """
 
     cell = "gru"
@@ -278,15 +275,12 @@ class LSTM(_Layers):
         i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh),    g = tanh(W_ih x + b_ih + W_hh h + b_hh)
         c = f c + i g,    h = o tanh(c)
 
-    Each gate has its own rows of the parameters. The arguments are those of `RNN`, without
+    Each gate has its own rows of the parameters. Arguments and errors are those of `RNN`, without
     `nonlinearity`. PyTorch's `proj_size` is not supported.
 
     Attributes:
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0: as in `RNN`, but with `4 H` rows: those
             of i, f, g and o, in this order.
-
-    Raises:
-        ValueError, TypeError: as in `RNN`.
     """
 
     cell = "lstm"
@@ -372,10 +366,7 @@ class RNNCell(_Cell):
 class GRUCell(_Cell):
     """One step of a `GRU` with one layer; the parameters have no ending: `weight_ih`.
 
-    The arguments are those of `RNNCell`, without `nonlinearity`.
-
-    Raises:
-        ValueError, TypeError: as in `RNNCell`.
+    Arguments and errors are those of `RNNCell`, without `nonlinearity`.
     """
 
     cell = "gru"
@@ -384,10 +375,7 @@ class GRUCell(_Cell):
 class LSTMCell(_Cell):
     """One step of an `LSTM` with one layer; the parameters have no ending: `weight_ih`.
 
-    The arguments are those of `RNNCell`, without `nonlinearity`.
-
-    Raises:
-        ValueError, TypeError: as in `RNNCell`.
+    Arguments and errors are those of `RNNCell`, without `nonlinearity`.
     """
 
     cell = "lstm"

@@ -181,10 +181,7 @@ class AdamW(Adam):
 
     Before each step, the weights decay: x <- x - lr weight_decay x. Nothing is added to the
     gradient. So `weight_decay` is not an L2 penalty here, and by default it is 0.01. All other
-    arguments are those of `Adam`.
-
-    Raises:
-        ValueError, TypeError: as in `Adam`.
+    arguments, and the errors, are those of `Adam`.
     """
 
     decoupled = True
@@ -209,7 +206,7 @@ class RMSprop(_Descent):
         v <- alpha v + (1 - alpha) g^2
         x <- x - lr g / (sqrt(v) + eps)            (momentum: b <- momentum b + g / ..., x - lr b)
 
-    `lr`, `eps`, `weight_decay` and `maximize` are as in `Adam`, but `lr` is 0.01 by default.
+    `lr`, `eps`, `weight_decay`, `maximize` and errors are as in `Adam`; by default, `lr` is 0.01.
 
     Args:
         params: tensors, or groups of tensors (see `Optimizer`).
@@ -217,9 +214,6 @@ class RMSprop(_Descent):
         momentum: the share of the velocity b that is kept in each step.
         centered: whether to divide by the root of the variance v - m^2, where m is the running mean
             of g. It cannot be switched on after the first step.
-
-    Raises:
-        ValueError, TypeError: as in `Adam`.
     """
 
     unused_names = frozenset({"grad_avg", "momentum_buffer"})
@@ -273,16 +267,13 @@ class Adagrad(_Descent):
         s <- s + g^2                               (s is initial_accumulator_value at first)
         x <- x - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
-    `lr`, `eps`, `weight_decay` and `maximize` are as in `Adam`, but by default `lr` is 0.01, and
-    `eps` is 1e-10.
+    `lr`, `eps`, `weight_decay`, `maximize` and errors are as in `Adam`, but by default `lr` is
+    0.01, and `eps` is 1e-10.
 
     Args:
         params: tensors, or groups of tensors (see `Optimizer`).
         lr_decay: how fast lr decreases with the number t of the step.
         initial_accumulator_value: the sum s before the first step.
-
-    Raises:
-        ValueError, TypeError: as in `Adam`.
     """
 
     def __init__(

@@ -137,11 +137,7 @@ class EMA:
             )
 
     def copy_to(self) -> None:
-        """Copy the averages to the parameters, for good.
-
-        Raises:
-            RuntimeError: inside `applied()`.
-        """
+        """Copy the averages to the parameters, for good; inside `applied()`, a RuntimeError."""
         observed(self._copy_to)
 
     def _copy_to(self) -> None:

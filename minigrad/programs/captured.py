@@ -99,21 +99,15 @@ class Captured(Generic[P, R]):
 
     @property
     def source(self) -> str:
-        """The source code of the program that was run or made last.
-
-        Raises:
-            CaptureError: if there is no program yet.
-        """
+        """The source code of the program that was run or made last; a CaptureError if none was."""
         return self._program().source
 
     @property
     def namespace(self) -> dict[str, Any]:
         """The functions and constants that the source code uses.
 
-        `exec(source, namespace)` defines the function `program`, from arrays to arrays.
-
-        Raises:
-            CaptureError: if there is no program yet.
+        `exec(source, namespace)` defines the function `program`, from arrays to arrays. A
+        CaptureError is raised if there is no program yet.
         """
         return self._program().namespace
 
