@@ -10,6 +10,8 @@ which picture it draws. `command_line` contains what all examples share, and the
 contains the pictures that they draw.
 """
 
+from __future__ import annotations  # so that an older Python reaches the error of `minigrad`
+
 import sys
 from types import TracebackType
 

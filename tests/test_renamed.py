@@ -408,6 +408,9 @@ ROWS = np.ones((4, 2), np.float32)
     ("call", "message"),
     [
         (lambda: minigrad.mean([ONE, ONE]), r"^mean: .*minigrad\.stack makes one tensor"),
+        (lambda: minigrad.sum([ONE, ONE]), r"^sum: .*minigrad\.stack makes one tensor"),
+        (lambda: minigrad.max(([ONE], [ONE])), r"^max: .*minigrad\.stack makes one tensor"),
+        (lambda: minigrad.add([ONE], 1.0), r"^add: .*minigrad\.stack makes one tensor"),
         (lambda: minigrad.tensor([ONE, ONE]), r"minigrad\.stack makes one tensor"),
         (lambda: minigrad.tensor([[1.0, ONE[0]]]), r"minigrad\.stack makes one tensor"),
         (lambda: ONE + [ONE] * 2, r"minigrad\.stack makes one tensor"),
@@ -416,7 +419,7 @@ ROWS = np.ones((4, 2), np.float32)
             r"numpy\.vdot does .*; use .*minigrad\.einsum, or",
         ),
         (lambda: minigrad.grad(lambda x: x, ONE), r"not a function; minigrad\.gradient\(f\)"),
-        (lambda: minigrad.grad(lambda x: x), r"not a function; minigrad\.gradient\(f\)"),
+        (lambda: minigrad.grad(lambda x: x), r"not a function; .*minigrad\.value_and_grad\(f\)"),
         (lambda: minigrad.grad(ONE.sum()), r"^grad: inputs are missing"),
         (
             lambda: minigrad.vjp(lambda x: float(x[0]), ONE),

@@ -25,7 +25,7 @@ from lora.peft.folder import AdapterFolder, StoredLayer, check_is_folder
 from lora.peft.keys import KEYS, MAGNITUDE, PREFIX, A, B
 from lora.spectra import Spectral, block_diagonal, singular_values
 from lora.viz import draw_spectra
-from minigrad.checks import check_positive
+from minigrad.checks import LONGEST_LINE, check_positive, shortened
 from minigrad.errors import named_errors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, counted, in_bytes
@@ -115,7 +115,8 @@ class Summary:
         for x in self.layers:
             norms = [f"{figure:.4g}" for figure in (x.scale, x.norm_a, x.norm_b, x.norm)]
             sizes = f"{x.d_in} -> {x.d_out}", str(x.rank)
-            rows.append((x.name, x.kind, *sizes, *norms, f"{x.effective_rank:.3g}"))
+            name = shortened(x.name, LONGEST_LINE)
+            rows.append((name, x.kind, *sizes, *norms, f"{x.effective_rank:.3g}"))
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
@@ -133,6 +134,7 @@ class Summary:
         if not self.has_checksum:
             lines.append("the tensors have no checksum")
         lines += [f"{name} {UNFINISHED}" for name in self.unfinished]
+        lines = [shortened(line, LONGEST_LINE) for line in lines]
         return "\n".join([*aligned(head, rows, left=3), *lines])
 
 
@@ -213,7 +215,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.where}: {self.what}"
+        return shortened(f"{self.level}: {self.where}: {self.what}", LONGEST_LINE)
 
 
 @dataclass(frozen=True, repr=False)

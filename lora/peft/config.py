@@ -27,6 +27,10 @@ from minigrad.io.tensor_file import parse_json
 CONFIG = "adapter_config.json"
 """The name of the file with the configuration, in the folder of an adapter."""
 
+# The largest sizes of a configuration, which are checked before its patterns are read:
+MOST_FIELDS = 500  # PEFT writes about 40
+MOST_PATTERNS = 1 << 14  # in a table, or in another list of expressions
+
 _WITHOUT_EFFECT = {
     *("revision", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
     *("runtime_config", "megatron_core"),
@@ -120,8 +124,13 @@ def _read(name: str, kind: Any, value: Any) -> Any:
         raise ValueError("indices of layers are integers from 0 on")
     if name in ("target_modules", "exclude_modules") and isinstance(value, str):
         patterns.check_expression(value)
-    for pattern in value if name in _LISTS_OF_EXPRESSIONS else ():
-        patterns.check_expression(pattern, patterns.END_OF_NAME)
+    if name in _LISTS_OF_EXPRESSIONS:
+        if len(value) > MOST_PATTERNS:
+            raise ValueError(
+                f"it has {len(value):,} patterns, and {MOST_PATTERNS:,} at most are read"
+            )
+        for pattern in value:
+            patterns.check_expression(pattern, patterns.END_OF_NAME)
     if name == "init_lora_weights" and isinstance(value, str):
         value = value.lower()
         if value.startswith(_INITS_OF_ANOTHER_BASE):
@@ -195,6 +204,8 @@ class PeftConfig:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
+        if len(content) > MOST_FIELDS:
+            raise ValueError(f"it has {len(content):,} fields, and {MOST_FIELDS} at most are read")
         if (method := content.get("peft_type", "LORA")) != "LORA":
             raise ValueError(
                 f"the configuration cannot be used: peft_type={method!r:.60}; only LORA is "

@@ -134,7 +134,8 @@ def grad(
     if not isinstance(outputs, Tensor) and callable(outputs):
         raise TypeError(
             "grad: it differentiates a tensor that was computed, not a function; "
-            "minigrad.gradient(f) makes a function of x that returns df/dx"
+            "minigrad.gradient(f) makes a function of x that returns df/dx, and "
+            "minigrad.value_and_grad(f) one that returns f(x) too"
         )
     if inputs is None:
         raise TypeError("grad: inputs are missing, the tensors to differentiate by")

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from minigrad.checks import native_dtype, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
-from minigrad.core.tensor import Tensor, as_array
+from minigrad.core.tensor import NUMBERS, Tensor, as_array, refuse_gradients
 from minigrad.errors import called_with, none_given, op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
@@ -276,10 +276,15 @@ def plain(value: Any, op: OpLike, argnum: int | None = None) -> Any:
 
     Raises:
         TypeError: if the array has a mask, or holds no numbers, or the value is None and the op
-            requires this input.
+            requires this input, or is a list with tensors that require a gradient.
     """
     if value is None and argnum is not None and op.is_required(argnum):
         raise op_error(TypeError, op.name, none_given(op.input_name(argnum)))
+    if argnum is not None and isinstance(value, (list, tuple)):
+        try:
+            refuse_gradients(value)
+        except TypeError as error:
+            raise op_error(TypeError, op.name, str(error)) from None
     return array_for(op, value) if isinstance(value, np.ndarray) else value
 
 
@@ -399,14 +404,6 @@ def as_floats(op: OpLike, value: Any) -> Any:
     """
     try:
         array: Any = value if isinstance(value, StandIn) else np.asarray(value)
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # the step is captured
-            raise
-        text = (
-            f"takes a Tensor, not a list of those that require a gradient; minigrad.stack makes "
-            f"one tensor of them, through which their gradients flow: {value!r:.80}"
-        )
-        raise op_error(TypeError, op.name, text) from error
     except ValueError as error:  # lists of different lengths
         raise op_error(ValueError, op.name, str(error)) from error
     if array.dtype.kind not in "biuf":
@@ -499,9 +496,6 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     return op_error(kind, op.name, text.rstrip("."), called_with(values))
 
 
-# The types of Python numbers, which adapt to the dtype of the array operand.
-NUMBERS = {float, int, bool}
-
 # The types of options that are or hold a list or dict, and the errors of numpy that are explained.
 LISTS = {list, tuple, dict}
 ERRORS = (IndexError, OverflowError, TypeError, ValueError)
@@ -518,6 +512,7 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 _NAMESPACE: dict[str, Any] = {f"_{name}": value for name, value in globals().items()} | {
     "_clock": clock,
     "_isinstance": isinstance,
+    "_NUMBERS": NUMBERS,
     "_ndarray": np.ndarray,
     "_new": object.__new__,
     "_next": next,

@@ -41,12 +41,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minigrad.core.backward import fit_to_input, propagate
-from minigrad.core.codegen import FLOAT32, NUMBERS, SequenceInputs, array_of, shape, without_vjp
+from minigrad.core.codegen import FLOAT32, SequenceInputs, array_of, shape, without_vjp
 from minigrad.core.grad_mode import grad_mode, mode, observed
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import VJP, Op, identity
-from minigrad.core.tensor import Tensor, as_array
+from minigrad.core.tensor import NUMBERS, Tensor, as_array
 from minigrad.versions import clock
 
 Tangents = list[Tensor | None]  # the tangents of one value, one per direction; None means zero

@@ -32,6 +32,9 @@ Array = Any
 
 Axis = int | Sequence[int] | None
 
+# The types of Python numbers, which adapt to the dtype of the array operand.
+NUMBERS = {float, int, bool}
+
 
 def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -> NDArray[Any]:
     """Return `data` as an array in native byte order; copy it only if it must be converted.
@@ -58,13 +61,9 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        except RuntimeError as error:
-            if not isinstance(data, (list, tuple)) or type(error) is not RuntimeError:
-                raise  # also if the step is captured
-            raise TypeError(
-                f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
-                f"them, through which their gradients flow: {data!r:.80}"
-            ) from None
+        except RuntimeError:
+            refuse_gradients(data)
+            raise
         if dtype is None and array.dtype.kind in "fi":
             given = [*_dtypes_in([data])]
             target: Any = array.dtype if given else np.int64
@@ -82,9 +81,22 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
     return array if array.dtype == target else observed(converted, array, target)
 
 
+def refuse_gradients(data: Any) -> None:
+    """Raise a TypeError if `data` is a list with tensors that require a gradient, also nested."""
+    if not isinstance(data, (list, tuple)) or NUMBERS.issuperset(map(type, data)):
+        return
+    for value in data:
+        if isinstance(value, Tensor) and value.node is not None:
+            raise TypeError(
+                f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
+                f"them, through which their gradients flow: {data!r:.80}"
+            )
+        refuse_gradients(value)
+
+
 def _dtypes_in(data: Sequence[Any]) -> Iterator[np.dtype[Any]]:
     """List the dtypes of the arrays, Tensors and numpy scalars in nested lists."""
-    if not {float, int, bool}.issuperset(map(type, data)):  # fast for long lists of numbers
+    if not NUMBERS.issuperset(map(type, data)):  # fast for long lists of numbers
         for value in data:
             if isinstance(value, (list, tuple)):
                 yield from _dtypes_in(value)

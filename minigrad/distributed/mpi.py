@@ -158,6 +158,11 @@ class MPIWorld(World):
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
 
+    def _transfer(self, start: Callable[[Array, int], Any], content: Array, rank: int) -> None:
+        """Send bytes to a rank, or receive them from it, in pieces; `start` is a method of MPI."""
+        for first in range(0, len(content), _PIECE):
+            self._wait(start(content[first : first + _PIECE], rank))
+
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
@@ -185,8 +190,7 @@ class MPIWorld(World):
 
     def _broadcast(self, content: Array, root: int) -> Array:
         """Send the bytes of rank `root` to all others, which receive them in `content`."""
-        for piece in _pieces(content):
-            self._wait(self._comm.Ibcast(piece, root))
+        self._transfer(self._comm.Ibcast, content, root)
         self.sent += len(content) if self.rank == root else 0
         return content
 
@@ -232,15 +236,13 @@ class MPIWorld(World):
             source = owner(middle, count, self.size)
             if source != left and self.rank == source:
                 content = message.packed(upper)
-                for piece in _pieces(content):
-                    self._wait(self._comm.Isend(piece, dest=left))
+                self._transfer(self._comm.Isend, content, left)
                 self.sent += len(content)
             if self.rank != left:
                 return []
             if source != left:
                 content = np.empty(message.size, np.uint8)
-                for piece in _pieces(content):
-                    self._wait(self._comm.Irecv(piece, source=source))
+                self._transfer(self._comm.Irecv, content, source)
                 upper = message.unpacked(content)
             return add_lists(lower, upper)
 
@@ -317,12 +319,6 @@ class MPIWorld(World):
         """End the heartbeats and MPI; if a rank does not end, tracebacks show this name."""
         self._heartbeat.close()
         self._mpi.Finalize()
-
-
-def _pieces(content: Array) -> Iterator[Array]:
-    """Yield parts of an array of bytes, to be sent one after the other."""
-    for first in range(0, len(content), _PIECE):
-        yield content[first : first + _PIECE]
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from minigrad.renamed import add_hints, hint_arguments, with_hints
 from minigrad.tables import counted
 from minigrad.versions import mark_written
 
-UNORDERED = set, frozenset  # their order differs from run to run, and a state is by number
 _memory, _writeable = attrgetter("_data"), attrgetter("flags.writeable")
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
@@ -120,12 +119,7 @@ class Optimizer(ABC):
         hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
-        wrong = Tensor, Module, *UNORDERED
-        if isinstance(params, wrong) or not isinstance(params, Iterable):
-            raise TypeError(
-                f"{type(self).__name__}: the parameters are a list of tensors, in the same order "
-                f"in each run, such as model.trainable_parameters(), not {shown(params)}"
-            )
+        _check_ordered(f"{type(self).__name__}: the parameters", params, (Tensor, Module))
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
@@ -195,11 +189,7 @@ class Optimizer(ABC):
                 f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
-        if isinstance(tensors, UNORDERED) or not isinstance(tensors, Iterable):
-            raise TypeError(
-                f"the parameters of group {i} are a list of tensors, in the same order in each "
-                f"run, such as model.trainable_parameters(), not {shown(tensors)}"
-            )
+        _check_ordered(f"the parameters of group {i}", tensors)
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
         for k, tensor in enumerate(tensors):
@@ -478,6 +468,16 @@ add_hints(Optimizer, "Optimizer")
 def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:
     """Return the dtype of the state of x: float32 for float16, where small squares would be 0."""
     return np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
+
+
+def _check_ordered(whose: str, params: Any, wrong: tuple[type, ...] = ()) -> None:
+    """Raise a TypeError unless `params` can be a list of tensors; `wrong` are further classes."""
+    # The order of a set differs from run to run, and a state is by number.
+    if isinstance(params, (set, frozenset, *wrong)) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"{whose} are a list of tensors, in the same order in each run, such as "
+            f"model.trainable_parameters(), not {shown(params)}"
+        )
 
 
 def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:

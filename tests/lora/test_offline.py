@@ -1785,6 +1785,18 @@ def hostile(tmp_path):
     return made
 
 
+def test_long_names_make_no_long_reports(hostile):
+    def change(arrays):
+        arrays |= {f"{PREFIX}{'x' * 10**6}.lora_{part}.weight": each for part, each in odd}
+        arrays[f"{PREFIX}{'y' * 10**6}.weight"] = np.ones(1, np.float32)
+
+    odd = (("A", np.ones((2, 4), np.float32)), ("B", np.ones((3, 2), np.float32)))
+    folder, base = hostile(change)
+    configure(folder, base_model_name_or_path="z" * 10**6, target_modules=["v" * 10**6])
+    for report in (summarise(folder), check_adapter(folder), check_adapter(folder, base)):
+        assert max(map(len, repr(report).splitlines())) < 2000
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [1e300, 3e38, 1e-45, 1e-300, 65504.0, np.inf, np.nan])
