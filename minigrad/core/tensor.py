@@ -37,7 +37,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
     Python floats become float32, Python ints become int64 (from 2^63 on uint64, or float32 if there
-    are negative ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
+    are smaller ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
     their dtype; in a list, those of floats determine the dtype of the floats beside them. Observers
     are told that the value of a Tensor leaves the graph by `how`.
 
