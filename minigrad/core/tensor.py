@@ -488,17 +488,11 @@ class Tensor:
         self.numpy()  # tells the observers that the value leaves the graph
         raise AttributeError("a tensor has no mask")
 
-    def __dlpack__(
-        self,
-        *,
-        stream: Any = None,
-        max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None,
-        copy: bool | None = None,
-    ) -> Any:
+    def __dlpack__(self, **options: Any) -> Any:
         """Hand the memory to another library, as in `torch.from_dlpack(tensor)`.
 
-        A graph does not notice what that library writes to the memory.
+        A graph does not notice what that library writes to the memory. The options are those of the
+        array's own `__dlpack__`.
 
         Raises:
             BufferError: if the tensor requires a gradient, or is a view with a negative stride or
@@ -515,9 +509,7 @@ class Tensor:
                 f"{self.describe()} has strides of {data.strides} bytes, which other libraries "
                 f"cannot take; .clone() makes a copy that they can"
             )
-        return data.__dlpack__(
-            stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
-        )
+        return data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()
