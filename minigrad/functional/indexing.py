@@ -227,8 +227,7 @@ def min_with_indices(x: Array, axis: int = -1, keepdims: bool = False) -> Values
     """The smallest elements along `axis`, and their indices, as in `max_with_indices`.
 
     Raises:
-        ValueError: if the axis is empty or does not exist.
-        TypeError: if `keepdims` is not True or False.
+        ValueError, TypeError: as in `max_with_indices`.
     """
     return _chosen(x, ops.argmin, axis, keepdims)
 

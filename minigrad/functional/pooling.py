@@ -183,15 +183,14 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window of H x W: `(N, C, H, W) -> (N, C, H', W')`.
 
-    H' and W' are as in `max_pool2d` with a dilation of 1.
+    H', W', `kernel_size` and `stride` are as in `max_pool2d` with a dilation of 1.
 
     Args:
         x: `(N, C, H, W)` or `(C, H, W)`.
-        kernel_size: the size of a window: one number, or a pair for H and W, as for all options.
-        stride: the distance from one window to the next; None for `kernel_size`.
+        kernel_size: the size of a window.
+        stride: the distance from one window to the next.
         padding: the number of zeros added at each end of H and W.
-        ceil_mode: whether H' and W' are rounded up, without a last window that would begin after
-            the end of the image. Positions beyond the padding never count as elements.
+        ceil_mode: as in `max_pool2d`. Positions beyond the padding never count as elements.
         count_include_pad: whether zeros of the padding count as elements.
         divisor_override: the divisor of each sum, instead of the number of elements.
 

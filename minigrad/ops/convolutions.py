@@ -112,12 +112,11 @@ def convolution_weight(
 ) -> Array:  # fmt: skip
     """The gradient of a convolution with respect to its weight, of height and width `size`.
 
-    `y` is the arriving gradient, with the shape of the result, `(N, O, H', W')`. The returned
-    gradient has the shape `(O, C / groups, *size)`. For the other arguments see `convolution`.
+    The returned gradient has the shape `(O, C / groups, *size)`. For `y` see `convolution_input`,
+    and for the other arguments `convolution`.
 
     Raises:
-        ValueError: if y does not have the shape of the result of the convolution, or as in
-            `convolution`.
+        ValueError: as in `convolution_input`.
     """
     sizes = for_each_axis("size", size, 2)
     check_positive("groups", groups)

@@ -21,6 +21,7 @@ from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
+from minigrad.ops.shape import check_shape
 
 Sizes = int | Sequence[int]
 
@@ -71,16 +72,10 @@ def rms_norm(
 ) -> Array:
     """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
 
-    Args:
-        x: `(..., *normalized_shape)`.
-        normalized_shape: the sizes of the axes over which the mean is computed.
-        weight: of shape `normalized_shape`, or None.
-        eps: a small number, added so that the root is not 0; None for the machine epsilon of the
-            dtype of x.
+    Arguments are as in `layer_norm`; with `eps=None`, eps is the machine epsilon of the dtype of x.
 
     Raises:
-        ValueError: if the shapes do not match, a row is empty, or eps is negative or infinite.
-        TypeError: if eps is not a number, or a size is not an integer.
+        ValueError, TypeError: as in `layer_norm`.
     """
     sizes = _checked_sizes(x, normalized_shape, 0.0 if eps is None else eps, weight)
     eps = _least(x) if eps is None else eps
@@ -185,6 +180,5 @@ def _checked_sizes(
     if np.shape(x)[-len(sizes) :] != sizes:
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for name, value in zip(("weight", "bias"), parameters, strict=False):
-        if value is not None and np.shape(value) != sizes:
-            raise ValueError(f"{name} must have shape {sizes}, but has {np.shape(value)}")
+        check_shape(name, value, sizes)
     return sizes
