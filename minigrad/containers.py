@@ -127,7 +127,8 @@ def is_container(value: Any) -> bool:
 def _open(value: Any) -> Container | None:
     """Return a container with its direct contents; None for a leaf."""
     kind: Any = type(value)
-    if kind is list or kind is tuple:
+    made_in_c = isinstance(value, tuple) and hasattr(kind, "n_sequence_fields")  # a named tuple
+    if kind is list or kind is tuple or made_in_c:
         return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if isinstance(value, dict):
         empty = copy.copy(value) if kind is not dict else {}  # keeps a defaultdict's factory
@@ -139,8 +140,6 @@ def _open(value: Any) -> Container | None:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         named = dict(zip(kind._fields, value, strict=True))
         return Container(kind, named, lambda new: kind._make(new.values()), None)
-    if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # a named tuple made in C
-        return Container(kind, dict(enumerate(value)), lambda new: kind(new.values()), None)
     if not hasattr(kind, "__dataclass_fields__"):
         return None
     fields: dict[str, Any] = {}

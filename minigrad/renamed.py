@@ -46,28 +46,19 @@ def instead(owner: str, name: str) -> str:
     text = elsewhere().get(owner, {}).get(name)
     if text is None and (home := elsewhere()["minigrad 0.1"].get(f"{owner}.{name}")):
         text = f"its contents are in {home} since minigrad 0.2"
-    homes = () if text is not None or name.startswith("_") else _HOMES.get(owner, ())
-    for home in homes:
-        if callable(vars(sys.modules.get(home)).get(name)):
-            text = f"use {home}.{name}"
-            break
-    for home in homes:
-        text = text or elsewhere().get(home, {}).get(name)
+    if text is None and not name.startswith("_") and owner in _MAY_BE_ELSEWHERE:
+        homes = [home for home in _HOMES if home != owner]
+        found = [home for home in homes if callable(vars(sys.modules.get(home)).get(name))]
+        known = (elsewhere().get(home, {}).get(name) for home in homes)
+        text = f"use {found[0]}.{name}" if found else next(filter(None, known), None)
     return "" if text is None else f"; {text}"
 
 
-# For each owner, the modules in which a missing name may be found.
-_HOMES = {
-    "Tensor": ("minigrad",),
-    "minigrad": tuple(
-        f"minigrad.{name}" for name in ("nn", "optim", "io", "data", "viz", "metrics", "sampling")
-    ),
-    "minigrad.data": ("minigrad",),
-    "minigrad.functional": ("minigrad",),
-    "minigrad.io": ("minigrad",),
-    "minigrad.nn": ("minigrad", "minigrad.optim"),
-    "minigrad.optim": ("minigrad",),
-}
+# The owners whose missing names may be found in another module, and the modules to search.
+_MAY_BE_ELSEWHERE = {"Tensor", "minigrad", "minigrad.functional"}
+_MAY_BE_ELSEWHERE |= {f"minigrad.{name}" for name in ("data", "io", "nn", "optim")}
+_HOMES = ["minigrad", "minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data"]
+_HOMES += ["minigrad.viz", "minigrad.metrics", "minigrad.sampling"]
 
 
 def missing(owner: str, name: str, asked: Any) -> AttributeError:

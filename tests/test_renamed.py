@@ -253,6 +253,14 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
             lambda: nn.MultiHeadAttention(8, 2)(minigrad.ones(1, 3, 8), key_padding_mask=ONE),
             r"MultiHeadAttention.forward: .*; use attn_mask=mask\[:, None, None, :\]",
         ),
+        (
+            lambda: nn.MultiHeadAttention(8, 2)(minigrad.ones(1, 3, 8), mask=ONE),
+            "MultiHeadAttention.forward: .*'mask'; in attention it is attn_mask, which is True",
+        ),
+        (
+            lambda: minigrad.scaled_dot_product_attention(ONE, ONE, ONE, causal=True),
+            "scaled_dot_product_attention: .*'causal'; in attention it is is_causal",
+        ),
         (lambda: optim.Adam([ONE], fused=True), "Adam: .*'fused'; leave it out"),
         (
             lambda: optim.StepLR(optim.SGD([ONE]), 3, last_epoch=2),
@@ -294,6 +302,10 @@ def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message
             "gradcheck: .*'eps'; leave it out",
         ),
         (lambda: minigrad.gradcheck(minigrad.exp, ONE, atol=1e-3), "gradcheck: .*; .* tolerance"),
+        (
+            lambda: minigrad.gradcheck(minigrad.exp, ONE, raise_exception=True),
+            "gradcheck: .*'raise_exception'; here it is raise_on_failure",
+        ),
     ],
 )
 def test_an_argument_that_another_library_takes_gives_what_to_do_here(call, message):

@@ -40,7 +40,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
     """Return `data` as an array in native byte order; copy it only if it must be converted.
 
     Python floats become float32, Python ints become int64 (from 2^63 on uint64, or float32 if there
-    are negative ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
+    are smaller ints beside them), and bools stay bools. Arrays, Tensors and numpy scalars keep
     their dtype; in a list, those of floats determine the dtype of the floats beside them. Observers
     are told that the value of a Tensor leaves the graph by `how`.
 
@@ -500,17 +500,11 @@ class Tensor:
         self.numpy()  # tells the observers that the value leaves the graph
         raise AttributeError("a tensor has no mask")
 
-    def __dlpack__(
-        self,
-        *,
-        stream: Any = None,
-        max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None,
-        copy: bool | None = None,
-    ) -> Any:
+    def __dlpack__(self, **options: Any) -> Any:
         """Hand the memory to another library, as in `torch.from_dlpack(tensor)`.
 
-        A graph does not notice what that library writes to the memory.
+        A graph does not notice what that library writes to the memory. The options are those of the
+        array's own `__dlpack__`.
 
         Raises:
             BufferError: if the tensor requires a gradient, or is a view with a negative stride or
@@ -527,9 +521,7 @@ class Tensor:
                 f"{self.describe()} has strides of {data.strides} bytes, which other libraries "
                 f"cannot take; .clone() makes a copy that they can"
             )
-        return data.__dlpack__(
-            stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
-        )
+        return data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()

@@ -19,7 +19,6 @@ from minigrad.functional.neural import *
 from minigrad.functional.normalization import *
 from minigrad.functional.pooling import *
 from minigrad.functional.shape import *
-from minigrad.functional.statistics import *
 
 if not TYPE_CHECKING:  # a type checker finds the functions in the modules above
     __all__ = ["SVD", "Eigh", "Slogdet", "ValuesAndIndices", *sorted(COMPOSITIONS)]

@@ -64,9 +64,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
 def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, negative_slope * g)
-    return kernels.activation.leaky_relu_gradient(
-        g, x, check_number("negative_slope", negative_slope)
-    )
+    return kernels.activation.leaky_relu_gradient(g, x, float(negative_slope))
 
 
 @op(elementwise=True, floats=True, cost=1)
@@ -85,7 +83,7 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
 def _elu_x(g: Array, x: Array, alpha: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x)))
-    return kernels.activation.elu_gradient(g, x, check_number("alpha", alpha))
+    return kernels.activation.elu_gradient(g, x, float(alpha))
 
 
 @op(elementwise=True, floats=True, cost=1)

@@ -21,6 +21,7 @@ from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
+from minigrad.ops.shape import check_shape
 
 Sizes = int | Sequence[int]
 
@@ -185,6 +186,5 @@ def _checked_sizes(
     if np.shape(x)[-len(sizes) :] != sizes:
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for name, value in zip(("weight", "bias"), parameters, strict=False):
-        if value is not None and np.shape(value) != sizes:
-            raise ValueError(f"{name} must have shape {sizes}, but has {np.shape(value)}")
+        check_shape(name, value, sizes)
     return sizes

@@ -193,21 +193,7 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         RuntimeError: as in `value_and_grad`, or, if columns need several runs of f because x has
             more than 64 elements, if these runs give different results.
     """
-    checked_argnums("jacobian", argnums)
-
-    def transformed(*args: Any, **kwargs: Any) -> Any:
-        """Return the Jacobian of the named function: its results' structure, then argnums'."""
-        call = Call("jacobian", f, argnums, args, kwargs)
-        run = Run(call)
-        outs, structure = run.results()
-        if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
-            blocks, structure = _columns(call)
-        else:
-            record = run.can_be_differentiated(*outs)
-            blocks = [run.rows(out, record) for out in outs]
-        return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
-
-    return _named(transformed, "jacobian", f)
+    return _jacobian("jacobian", f, argnums)
 
 
 def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
@@ -219,15 +205,30 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
     Raises:
         TypeError, ValueError, RuntimeError: as in `jacobian`.
     """
-    checked_argnums("jacfwd", argnums)
+    return _jacobian("jacfwd", f, argnums)
+
+
+def _jacobian(name: str, f: Function, argnums: Argnums) -> Function:
+    checked_argnums(name, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         """Return the Jacobian of the named function: its results' structure, then argnums'."""
-        call = Call("jacfwd", f, argnums, args, kwargs)
-        blocks, structure = _columns(call)
+        call = Call(name, f, argnums, args, kwargs)
+        rows = _rows(call) if name == "jacobian" else None
+        blocks, structure = rows or _columns(call)
         return rebuild(structure, [call.arranged(of_one) for of_one in blocks])
 
-    return _named(transformed, "jacfwd", f)
+    return _named(transformed, name, f)
+
+
+def _rows(call: Call) -> tuple[list[list[Tensor]], Structure] | None:
+    """Compute the Jacobian as `_columns` does, but by rows; None if there are more rows."""
+    run = Run(call)
+    outs, structure = run.results()
+    if sum(out.size for out in outs) > ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+        return None
+    record = run.can_be_differentiated(*outs)
+    return [run.rows(out, record) for out in outs], structure
 
 
 def _columns(call: Call) -> tuple[list[list[Tensor]], Structure]:

@@ -60,7 +60,7 @@ MUTANTS: list[Mutant] = [
         "norm: 0/0 at 0",
         "at zero",
         minigrad.sqrt,
-        lambda op: edited(functional.statistics.root, ("zero = x == 0", "zero = x != x")),
+        lambda op: edited(functional.normalization.root, ("zero = x == 0", "zero = x != x")),
         np.zeros(3),
         f=lambda x: minigrad.norm(x) ** 4,  # which has no kink
     ),

@@ -59,6 +59,7 @@ def gradcheck(
     nondet_tol: float = 0.0,
     rng: np.random.Generator | None = None,
     progress: bool = True,
+    raise_on_failure: bool = False,
 ) -> GradcheckReport:
     """Compare the gradients of `f` with finite differences, for every element of every operand.
 
@@ -86,8 +87,11 @@ def gradcheck(
             than 1e-12 cannot be judged.
         rng: the random generator for cotangents and samples; the default has a fixed seed.
         progress: show a progress bar if the check takes longer than a second or two.
+        raise_on_failure: raise an error unless the verdict is "agree".
 
     Raises:
+        GradientError: if `raise_on_failure`; it is an AssertionError, with the report as its
+            message.
         TypeError: if `f` is not a function, no input is of floats, no result is a Tensor of floats,
             or `rng` is not a generator.
         ValueError: for another order, a tolerance that is not between 0 and 1, samples that are not
@@ -99,7 +103,10 @@ def gradcheck(
     function: CheckedFunction = (framework or TensorFunction)(f, given)
     if order is None:
         order = 2 if framework is None else 1
-    return _checked(function, order, tolerance, samples, nondet_tol, rng, progress)
+    report = _checked(function, order, tolerance, samples, nondet_tol, rng, progress)
+    if raise_on_failure:
+        _raise_unless(report)
+    return report
 
 
 def check_vjp(
@@ -170,7 +177,7 @@ def assert_gradients(
         GradientError: if the verdict is "disagree" or "cannot tell"; it is an AssertionError.
         TypeError, ValueError: as in `gradcheck`.
     """
-    _raise_unless(gradcheck(f, inputs, order, **options))
+    gradcheck(f, inputs, order, raise_on_failure=True, **options)
 
 
 def assert_vjp(

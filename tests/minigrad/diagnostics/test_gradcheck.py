@@ -349,6 +349,9 @@ def test_assert_gradients_raises_with_the_report_as_message():
         assert_gradients(square, X)
     assert str(caught.value) == repr(gradcheck(square, X))
     assert isinstance(caught.value, AssertionError)
+    with pytest.raises(GradientError, match=r"^gradcheck of square: disagree"):
+        gradcheck(square, X, raise_on_failure=True)
+    assert gradcheck(minigrad.multiply, (X, Y), raise_on_failure=True).verdict == "agree"
     assert_gradients(minigrad.multiply, X, Y)
     assert_gradients(square, X, tolerance=0.51, order=1)
 
