@@ -41,13 +41,8 @@ class CaptureError(RuntimeError):
         refused.text = str(self)
 
 
-class _Refused(threading.local):
-    """The text of the last CaptureError of a thread: the step may have caught the error."""
-
-    text = ""
-
-
-refused = _Refused()
+refused = threading.local()
+"""Its `text` is that of the last CaptureError of a thread, because a step may have caught it."""
 
 
 class StepMadeError(CaptureError):
