@@ -281,7 +281,7 @@ def test_nothing_is_written_outside_the_output(m, k, n, count, dtype, parallel, 
     out = buffer[border:-border].reshape(count, m, n)
     batch = [(count, x.strides[0], y.strides[0])]
     multiply_batch = PRODUCTS[np.dtype(dtype)].multiply_batch
-    multiply_batch(x[0], y[0], out[0], False, count * m * n * k, count, batch)
+    multiply_batch(x[0], y[0], out[0], False, count * m * n * k, count, tuple(batch))
     assert_product(x, y, out)
     assert (buffer[:border] == canary).all()
     assert (buffer[-border:] == canary).all()
