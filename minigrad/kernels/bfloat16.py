@@ -29,6 +29,7 @@ from minigrad.kernels.narrow import (
     strips,
 )
 from minigrad.kernels.vector import Emitter, address_of, instruction
+from minigrad.packages import package
 
 SECONDS = 1e-10  # approximate seconds of an element
 AHEAD = 2048  # bytes: how far ahead rows are prefetched for one row x, which waits for memory
@@ -71,9 +72,10 @@ class BFloat16Matrix(NarrowMatrix):
             ImportError: if ml_dtypes is not installed.
         """
         check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
+        dtype = package("ml_dtypes").bfloat16
         # A number beyond the range becomes Inf, and a NaN that signals becomes one that does not.
         with np.errstate(over="ignore", invalid="ignore"):
-            return cls(array.astype(_dtype(), order="C", copy=False).view(np.uint16))
+            return cls(array.astype(dtype, order="C", copy=False).view(np.uint16))
 
     def array(self) -> Array:
         """Return the matrix as a read-only array of `ml_dtypes.bfloat16`, without a copy.
@@ -81,7 +83,7 @@ class BFloat16Matrix(NarrowMatrix):
         Raises:
             ImportError: if ml_dtypes is not installed.
         """
-        found: Array = self.bits.view(_dtype())
+        found: Array = self.bits.view(package("ml_dtypes").bfloat16)
         return found.T if self.is_transposed else found
 
     def __repr__(self) -> str:
@@ -109,16 +111,6 @@ class BFloat16Matrix(NarrowMatrix):
             return False
         _dots_loop[SINGLE](self.size * SECONDS, x, self.bits, out)
         return True
-
-
-def _dtype() -> Any:
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError(
-            'rounding to bfloat16 takes ml_dtypes; python -m pip install "minigrad-lora[text]"'
-        ) from error
-    return ml_dtypes.bfloat16
 
 
 def widen(bits: Array, out: Array) -> None:
