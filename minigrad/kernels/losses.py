@@ -19,9 +19,7 @@ from minigrad.kernels import vector_math
 from minigrad.kernels.fused import CURVE, LINE, elementwise, rows_of
 from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
-from minigrad.kernels.reduction import STRETCH, sum_of, sum_of_exponentials
-from minigrad.kernels.softmax import SECONDS
-from minigrad.kernels.vector import greatest_of
+from minigrad.kernels.reduction import SECONDS, STRETCH, greatest_and_log, sum_of
 
 Labels = Annotated[Read.D1, types.int64]
 Sums = Annotated[Written.D1, types.float64]
@@ -130,8 +128,7 @@ def _cross_entropy_loop(
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row = logits[i]
-        highest = greatest_of(row)
-        log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
+        highest, log = greatest_and_log(row)
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
         if weights[i] != 0:  # because 0 times an infinite loss would be nan
