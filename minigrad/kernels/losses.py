@@ -172,15 +172,15 @@ def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: S
         sums[i] = _sum_of_squares(x[stretch], y[stretch])
 
 
-@elementwise(LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), double=True)
+@elementwise(LINE, reference=lambda x, y, factor: (x - y) * factor, double=True)
 def scaled_difference(x: Any, y: Any, factor: float) -> Any:
     """Compute (x - y) factor, which is the gradient of `squared_error` by x if factor is 2 g."""
     return (x - y) * factor
 
 
-def _logistic_loss(x: Array, t: Array) -> Array:
+def _logistic_loss(x: Array, t: Array) -> Any:
     tail = np.log1p(np.exp(-np.abs(x)))
-    return np.asarray(t * (np.maximum(-x, 0) + tail) + (1 - t) * (np.maximum(x, 0) + tail))
+    return t * (np.maximum(-x, 0) + tail) + (1 - t) * (np.maximum(x, 0) + tail)
 
 
 @elementwise(CURVE, reference=_logistic_loss)
@@ -191,10 +191,10 @@ def logistic_loss(x: Any, t: Any) -> Any:
     return t * (below + tail) + (_ONE - t) * (above + tail)
 
 
-def _logistic_slope(x: Array, t: Array) -> Array:
+def _logistic_slope(x: Array, t: Array) -> Any:
     e = np.exp(-np.abs(x))
     of_x, of_minus_x = np.where(x < 0, (e, np.ones_like(e)), (np.ones_like(e), e)) / (1 + e)
-    return np.asarray((1 - t) * of_x - t * of_minus_x)
+    return (1 - t) * of_x - t * of_minus_x
 
 
 @elementwise(CURVE, reference=_logistic_slope)

@@ -114,11 +114,7 @@ def _logsumexp_loop(piece: int, pieces: int, x: Read.D2, out: Written.D1) -> Non
         out[i] = highest + log
 
 
-def _cumsum(x: Array) -> Array:
-    return np.cumsum(x, -1, np.float64).astype(x.dtype)
-
-
-@rowwise(10 * LINE, reference=_cumsum)
+@rowwise(10 * LINE, reference=lambda x: np.cumsum(x, -1, np.float64).astype(x.dtype))
 def cumsum(row: Any, result: Any) -> None:
     """Compute the cumulative sums along the last axis, in float64, and round them at the end."""
     total = 0.0
@@ -134,10 +130,10 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
         out[j] = vector_math.exp_below(row[j] - highest)
 
 
-def _softmax(x: Array, axis: Any = -1) -> Array:
+def _softmax(x: Array, axis: Any = -1) -> Any:
     e = np.exp(x - np.max(x, axis=axis, keepdims=True))
     e /= np.sum(e, axis=axis, keepdims=True)
-    return np.asarray(e)
+    return e
 
 
 @rowwise(SECONDS, reference=_softmax)
@@ -154,11 +150,7 @@ def softmax(row: Any, result: Any) -> None:
         result[j] *= factor
 
 
-def _softmax_gradient(g: Array, out: Array) -> Array:
-    return np.asarray(out * (g - np.sum(g * out, axis=-1, keepdims=True)))
-
-
-@rowwise(SECONDS, reference=_softmax_gradient)
+@rowwise(SECONDS, reference=lambda g, out: out * (g - np.sum(g * out, -1, keepdims=True)))
 def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute out (g - sum(g out)) along the last axis."""
     total = 0.0
@@ -170,10 +162,10 @@ def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
         result[j] = row[j] * (flow[j] - mean)
 
 
-def _log_softmax(x: Array, axis: Any = -1) -> Array:
+def _log_softmax(x: Array, axis: Any = -1) -> Any:
     shifted = x - np.max(x, axis=axis, keepdims=True)
     shifted -= np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
-    return np.asarray(shifted)
+    return shifted
 
 
 @rowwise(SECONDS, reference=_log_softmax)
@@ -184,11 +176,7 @@ def log_softmax(row: Any, result: Any) -> None:
         result[j] = (row[j] - highest) - log
 
 
-def _log_softmax_gradient(g: Array, out: Array) -> Array:
-    return np.asarray(g - np.exp(out) * np.sum(g, axis=-1, keepdims=True))
-
-
-@rowwise(SECONDS, reference=_log_softmax_gradient)
+@rowwise(SECONDS, reference=lambda g, out: g - np.exp(out) * np.sum(g, -1, keepdims=True))
 def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute g - e^out sum(g) along the last axis."""
     total = np.float32(sum_of_row(flow, 0))
