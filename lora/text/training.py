@@ -320,8 +320,8 @@ class _Schedule:
     batches: list[Batch]
     total: int  # the number of steps of the whole run
     save_every: int
-    held_out: list[Batch] | None = None  # the micro-batches of a validation, if there are any
-    validate_every: int | None = None
+    held_out: list[Batch] | None  # the micro-batches of a validation, if there are any
+    validate_every: int | None
 
     @classmethod
     def of(cls, rows: Mapping[str, Dataset], options: Any, rng: np.random.Generator) -> _Schedule:
@@ -331,10 +331,8 @@ class _Schedule:
         per_epoch = math.ceil(len(batches) / options["accumulation_steps"])
         total = options["steps"] or options["epochs"] * per_epoch
         save_every = options["save_every"] or math.ceil(total / _CHECKPOINTS)
-        if not every:
-            return cls(batches, total, save_every)
-        held_out = micro_batches(rows["valid"], size, np.random.default_rng(0))
-        return cls(batches, total, save_every, held_out, every)
+        held_out = micro_batches(rows["valid"], size, np.random.default_rng(0)) if every else None
+        return cls(batches, total, save_every, held_out, every or None)
 
     def validated(self, done: int) -> int:
         """Return the number of tokens in all validations after step `done`."""

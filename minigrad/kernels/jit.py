@@ -235,16 +235,11 @@ def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
     return intrinsic(typed)
 
 
-def processor() -> str:
-    """Return LLVM's name of the processor that kernels are compiled for."""
-    _, name, _ = cpu_target.target_context.codegen().magic_tuple()
-    return str(name)
-
-
-def instructions() -> str:
-    """Return LLVM's names of the instruction sets that kernels may use, separated by commas."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return ",".join(part for part in str(features).split(",") if part.startswith("+"))
+def target() -> tuple[str, str, list[str]]:
+    """Return LLVM's names of the system, processor and instruction sets that kernels may use."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    sets = [part.removeprefix("+") for part in str(features).split(",") if part.startswith("+")]
+    return str(triple), str(name), sets
 
 
 # --------------------------------------------------------------------------------------------------

@@ -46,13 +46,13 @@ from minigrad.kernels.narrow import (
     read_only,
     strips,
 )
-from minigrad.kernels.vector import I32, Emitter, address_of, has_feature, instruction, keep_alive
+from minigrad.kernels.vector import FEATURES, I32, Emitter, address_of, instruction, keep_alive
 
 SECONDS = 1.5e-10  # approximate seconds of an element
 SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
 # The most rows of x for which the matrix is decoded in registers. It is decoded again for every
 # `HEIGHT` rows, which takes too long if the machine cannot permute lanes.
-MOST = FEW if has_feature("avx2") else HEIGHT
+MOST = FEW if "avx2" in FEATURES else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes that are decoded at once: 8 bytes
 
