@@ -133,30 +133,23 @@ def softplus_gradient(g: Any, x: Any, beta: float) -> Any:
     return g * vector_math.sigmoid(beta * x)
 
 
+_ROOT_HALF = math.sqrt(0.5)
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def _erf_of_double(x: Any) -> Any:
-    return math.erf(x)
-
-
-@elementwise(CURVE, reference=lambda x: _erf(x).astype(x.dtype), double=_erf_of_double)
+@elementwise(CURVE, reference=lambda x: _erf(x).astype(x.dtype), double=lambda x: math.erf(x))
 def erf(x: Any) -> Any:
     """Compute the error function."""
     return vector_math.erf(x)
 
 
-def _normal_cdf(x: Array) -> Any:
-    return (0.5 * _erfc(x.astype(np.float64) * -math.sqrt(0.5))).astype(x.dtype)
-
-
-def _normal_cdf_of_double(x: Any) -> Any:
-    # erfc keeps the relative accuracy of the left tail, where 1 + erf would round to 0
-    return 0.5 * math.erfc(-x * 0.7071067811865476)
-
-
-@elementwise(CURVE, reference=_normal_cdf, double=_normal_cdf_of_double)
+# erfc keeps the relative accuracy of the left tail, where 1 + erf would round to 0.
+@elementwise(
+    CURVE,
+    reference=lambda x: (0.5 * _erfc(x.astype(np.float64) * -_ROOT_HALF)).astype(x.dtype),
+    double=lambda x: 0.5 * math.erfc(-x * _ROOT_HALF),
+)
 def normal_cdf(x: Any) -> Any:
     """Compute Phi(x), the distribution function of the standard normal."""
     return vector_math.normal_cdf(x)

@@ -54,7 +54,7 @@ class Fused:
         self._kernels: dict[np.dtype[Any], Kernel] = {}
         for dtype, f in (SINGLE, function), (DOUBLE, function if double is True else double):
             if f:
-                loop = _loop_over(f, self._operands, options, by_rows)
+                loop = _loop_over(function.__name__, f, self._operands, options, by_rows)
                 self._kernels |= for_each_dtype(dtype)(loop)
 
     def reference(self, *arguments: Any) -> Array:
@@ -102,9 +102,9 @@ def rowwise(seconds: float, *, reference: Function) -> Callable[[Function], Fuse
 
 
 def _loop_over(
-    function: Function, operands: int, options: int, by_rows: bool
+    name: str, function: Function, operands: int, options: int, by_rows: bool
 ) -> Callable[..., None]:
-    """Return the loop that applies a function to each element or row, named after it."""
+    """Return the loop that applies a function with this name to each element or row."""
     arrays, numbers = ([f"{x}{i}" for i in range(n)] for x, n in (("x", operands), ("c", options)))
     elements = ", ".join(f"{x}[i]" for x in arrays)
     if by_rows:
@@ -122,8 +122,8 @@ def _loop_over(
     read, written = (Read.D2, Written.D2) if by_rows else (Read.D1, Written.D1)
     operands_and_options = {**dict.fromkeys(arrays, read), **dict.fromkeys(numbers, Number)}
     parameters = {"piece": int, "pieces": int, **operands_and_options, "out": written}
-    name, f = f"{function.__name__}_loop", jit(inline="always")(function)
-    return function_from(name, parameters, body, __name__, f=f, part=part, span=span)
+    f = jit(inline="always")(function)
+    return function_from(f"{name}_loop", parameters, body, __name__, f=f, part=part, span=span)
 
 
 def rows_of(x: Array, size: int | None = None) -> Array:

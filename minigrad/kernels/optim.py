@@ -28,7 +28,7 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, Written, jit, nothing
+from minigrad.kernels.jit import SINGLE, Array, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.unboxing import array_at, items_of, word_at
 from minigrad.kernels.vector import elements, flushed
@@ -135,7 +135,7 @@ class MultiTensor:
     def _run(self, columns: list[Column], options: Numbers, own: Numbers | list[Any]) -> bool:
         """Update all rows by a kernel; return False, and change nothing, if none accepts them."""
         dtype = columns[1][0].dtype
-        kernel = self._kernels.get(dtype) if JIT_ENABLED else None
+        kernel = self._kernels.get(dtype)
         table = None if kernel is None else table_of(columns, dtype)
         if kernel is None or table is None:
             return False

@@ -206,12 +206,11 @@ class Emitter:
 
     def for_range(
         self, first: Any, end: Any, step: int, values: list[Any],
-        body: Callable[[Any, list[Any]], list[Any]], *, may_be_empty: bool = True,
+        body: Callable[[Any, list[Any]], list[Any]],
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
-        `body` emits one iteration, given a number and the values, and returns the next values. With
-        `may_be_empty=False` the loop needs one comparison less.
+        `body` emits one iteration, given a number and the values, and returns the next values.
         """
 
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
@@ -222,8 +221,6 @@ class Emitter:
         def rounds() -> list[Any]:
             return self.loop([first, *values], emit)[1:]
 
-        if not may_be_empty:
-            return rounds()
         return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
 
     def unrolled(
