@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _announce(name: str, module: str, signature: str) -> None:
-    """Show that a kernel is about to be compiled."""
+    """Show that the first kernel is about to be compiled."""
     from minigrad.kernels import first_run  # imports numba
 
     first_run.announce(name, module, signature)

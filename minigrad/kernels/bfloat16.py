@@ -14,20 +14,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from minigrad.kernels import narrow
 from minigrad.kernels.gemm.skinny import rows_apart
 from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written
 from minigrad.kernels.launch import for_each_dtype, part, span
-from minigrad.kernels.narrow import (
-    HEIGHT,
-    LANES,
-    WIDTH,
-    NarrowMatrix,
-    Vectors,
-    check_matrix,
-    emit_tile,
-    read_only,
-    strips,
-)
+from minigrad.kernels.narrow import HEIGHT, LANES, WIDTH, NarrowMatrix, Vectors
 from minigrad.kernels.vector import Emitter, address_of, instruction
 from minigrad.packages import package
 
@@ -55,8 +46,8 @@ class BFloat16Matrix(NarrowMatrix):
     is_transposed: bool = False
 
     def __post_init__(self) -> None:
-        check_matrix("BFloat16Matrix", self.bits, "uint16")
-        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
+        narrow.check_matrix("BFloat16Matrix", self.bits, "uint16")
+        bits = narrow.read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
         object.__setattr__(self, "bits", bits)
 
     @classmethod
@@ -71,7 +62,7 @@ class BFloat16Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, or is empty.
             ImportError: if ml_dtypes is not installed.
         """
-        check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
+        narrow.check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
         dtype = package("ml_dtypes").bfloat16
         # A number beyond the range becomes Inf, and a NaN that signals becomes one that does not.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -98,9 +89,8 @@ class BFloat16Matrix(NarrowMatrix):
 
     def is_finite(self) -> bool:
         """Return whether all numbers are finite."""
-        return not any(
-            ((self.bits[a:b] & INFINITE) == INFINITE).any() for a, b in strips(*self.stored_shape)
-        )
+        exponents = (self.bits[a:b] & INFINITE for a, b in narrow.strips(*self.stored_shape))
+        return not any((each == INFINITE).any() for each in exponents)
 
     def _read(self, start: int, out: Array) -> None:
         widen(self.bits[start:][: len(out)], out)
@@ -157,7 +147,7 @@ def _tile(
             ws.append([builder.bitcast(upper, e.vector)])
         return xs, ws
 
-    emit_tile(e, height, count, read, target, target_row, apart)
+    narrow.emit_tile(e, height, count, read, target, target_row, apart)
 
 
 @for_each_dtype(SINGLE)

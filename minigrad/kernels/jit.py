@@ -33,7 +33,6 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
-import llvmlite.binding as llvm
 import numba
 import numba.extending
 import numpy as np
@@ -185,10 +184,6 @@ class External:
         """Return whether the machine code for these types is in this process or on disk."""
         kept = self._dispatcher._cache
         return kept.symbol(kinds) in cache.SYMBOLS or kept.has(kinds)
-
-    def address(self, kinds: tuple[Any, ...]) -> int:
-        """Return the address of the machine code for these types."""
-        return int(llvm.address_of_symbol(self.symbol(kinds)))
 
 
 EXTERNALS: dict[Any, External] = {}

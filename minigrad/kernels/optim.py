@@ -20,7 +20,6 @@ all elements of all rows, one row after another; threads share equal pieces of i
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -39,8 +38,6 @@ Numbers = tuple[float, ...]
 SECONDS = 1e-9  # approximate seconds of an element
 OPTIONS, OWN = 6, 2  # how many numbers all rows can share, and how many each row has for itself
 Table = Annotated[Written.D2, types.int64]
-
-_size = operator.attrgetter("size")
 
 
 def table_of(columns: list[Column], dtype: np.dtype[Any]) -> Array | None:
@@ -118,7 +115,7 @@ class MultiTensor:
         """
         if not columns[1] or self._run(columns, options, own):
             return
-        sizes = [[*map(_size, column)] for column in columns]
+        sizes = [[x.size for x in column] for column in columns]
         for others in sizes[1:]:
             if others != sizes[0]:
                 raise ValueError(f"arrays of sizes {sizes[0]} do not go with those of {others}")
