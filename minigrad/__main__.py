@@ -31,6 +31,7 @@ from minigrad.console import print_error, printing
 from minigrad.diagnostics import check_vjp, gradcheck
 from minigrad.diagnostics.gradient_check.functions import framework_of
 from minigrad.kernels.start import load_numba
+from minigrad.packages import package
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -128,18 +129,6 @@ def arrays_of(f: Any, arrays: list[Any], framework: str | None, dtype: str) -> l
         jax = package("jax").numpy
         return [jax.asarray(x, dtype=jax.result_type(x)) for x in arrays]
     return arrays
-
-
-def package(name: str) -> Any:
-    """Import a package, or raise a ModuleNotFoundError that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            wanted = "'minigrad-lora[text]'" if name == "ml_dtypes" else name
-            text = f"{name} is not installed; python -m pip install {wanted}"
-            raise ModuleNotFoundError(text, name=name) from None
-        raise
 
 
 def load(target: str) -> Any:

@@ -33,7 +33,6 @@ def config() -> dict[str, str]:
     from minigrad.kernels import cache, jit, threads, vector
     from minigrad.kernels.gemm import microkernel, prepacked
 
-    width, registers = vector.vector_registers()
     tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
     try:
         layer = threads.threading_layer()
@@ -43,8 +42,8 @@ def config() -> dict[str, str]:
         "minigrad": installed_version("minigrad-lora"),
         "Python": f"{platform.python_version()} on {platform.platform()}",
         **{name: installed_version(name) for name in ("numpy", "numba", "llvmlite")},
-        "processor": jit.processor(),
-        "vectors": f"{width} bytes, {registers} registers",
+        "processor": jit.target()[1],
+        "vectors": f"{vector.VECTOR} bytes, {vector.REGISTERS} registers",
         "tile": ", ".join(f"{tile.MR} x {tile.NR} {name}" for name, tile in tiles.items()),
         "compiled": "yes" if jit.JIT_ENABLED else "no: NUMBA_DISABLE_JIT is set, numpy computes",
         "threads": f"{threads.get_num_threads()} of {threads.get_max_threads()}",

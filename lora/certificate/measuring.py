@@ -157,7 +157,7 @@ class MergeCertificate:
         worst = []
         for dtype in self.dtypes:
             lost = self.worst(dtype).lost
-            worst.append(f"{lost:.1g} in {dtype}" if lost < 1 else f"all in {dtype}")
+            worst.append(f"{lost:.2g} in {dtype}" if lost < 1 else f"all in {dtype}")
         return (
             f"Merging {counted(len(self.layers), 'layer')} loses at most this part of the update: "
             f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."

@@ -30,11 +30,11 @@ from lora.peft.folder import AdapterFolder, check_no_model, check_tensors, write
 from lora.peft.keys import MAGNITUDE, A, B, by_key
 from lora.text.architecture import ModelConfig, config_from_json, expected_shapes, model_json
 from lora.text.gguf_file import GGUFFile, gguf_names, read_config, swap_heads
-from lora.text.packages import package
 from minigrad.checks import check_problems
 from minigrad.errors import named_errors
 from minigrad.io import replacing
 from minigrad.io.tensor_info import CODES, to_stored
+from minigrad.packages import package
 from minigrad.tables import counted
 
 EMBEDDING = "model.embed_tokens"

@@ -28,7 +28,7 @@ from minigrad.checks import check_problems
 from minigrad.errors import named_errors
 from minigrad.io import TensorInfo, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
-from minigrad.kernels.vector import vector_registers
+from minigrad.kernels.vector import REGISTERS, VECTOR
 from minigrad.tables import counted, in_bytes
 
 
@@ -185,7 +185,7 @@ def merge_files(
             paths = ((name, file.path) for name, file in tensors.files.items())
             inputs = [(None, find(adapter, WEIGHTS)), *paths]
             hashes = list(pool.map(_digest, inputs, "hash of the inputs", "file"))
-            computing = __version__, np.__version__, vector_registers()
+            computing = __version__, np.__version__, (VECTOR, REGISTERS)
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
             plan = sha256(repr(facts).encode()).hexdigest()
             folder = stack.enter_context(staging_set(target, shards, sidecars, plan))

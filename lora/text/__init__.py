@@ -15,7 +15,6 @@ In reading order:
     run_folder                     the folder of a training run: options, checkpoint, adapter
     estimating, samples            memory and time before a run; a picture and answers after it
     commands                       `python -m lora train`, `generate` and `eval`
-    packages                       import the packages of the extra "text" at their first use
 """
 
 from lora.text.data import read_rows

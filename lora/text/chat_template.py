@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from lora.text.packages import package
+from minigrad.packages import package
 
 MOST_STEPS = 250_000
 """The largest number of passes of loops and calls, together, while a template makes a text."""

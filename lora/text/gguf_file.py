@@ -33,10 +33,10 @@ from lora.text.architecture import (
     expected_shapes,
     rotary_frequencies,
 )
-from lora.text.packages import package
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
 from minigrad.io.tensor_file import bounds
+from minigrad.packages import package
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The types of numbers in metadata, as format characters of `struct`."""

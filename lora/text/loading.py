@@ -16,7 +16,6 @@ from lora.peft import CONFIG
 from lora.text.architecture import FLOAT8, ModelConfig, check_shapes, expected_shapes, read_config
 from lora.text.gguf_file import GGUFFile, GGUFTensors, check_is_model
 from lora.text.model import LanguageModel, TiedHead
-from lora.text.packages import package
 from lora.text.tokenization import Tokenizer
 from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
@@ -25,6 +24,7 @@ from minigrad.heap import physical_memory
 from minigrad.io import find, open_tensors
 from minigrad.io.tensor_file import Tensors
 from minigrad.nn import Linear, Module, init
+from minigrad.packages import package
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from lora.text.architecture import json_table
 from lora.text.chat_template import render
-from lora.text.packages import package
 from minigrad.io import find
+from minigrad.packages import package
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"

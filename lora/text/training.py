@@ -37,7 +37,7 @@ from lora.peft import save
 from lora.text.data import Dataset, data_files, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.loading import check_model
-from lora.text.micro_batches import Batch, micro_batches, without_padding
+from lora.text.micro_batches import micro_batches, without_padding
 from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
@@ -202,7 +202,7 @@ def train(
     check_agreement(ranks, facts["data"])
     ranks.on_first(lambda: folder.check(facts), "train")
     rng = np.random.default_rng(seed)
-    schedule = _Schedule.of(rows, options, rng)
+    schedule = _Schedule(rows, options, rng)
     check_ranks(ranks, len(schedule.batches), accumulation_steps)
     done = ranks.on_first(folder.steps_done, "train")
     if progress:
@@ -313,28 +313,20 @@ def _facts(
     }
 
 
-@dataclass(frozen=True)
 class _Schedule:
     """The micro-batches of a run, and the steps at which it ends, validates and saves."""
 
-    batches: list[Batch]
-    total: int  # the number of steps of the whole run
-    save_every: int
-    held_out: list[Batch] | None = None  # the micro-batches of a validation, if there are any
-    validate_every: int | None = None
-
-    @classmethod
-    def of(cls, rows: Mapping[str, Dataset], options: Any, rng: np.random.Generator) -> _Schedule:
+    def __init__(self, rows: Mapping[str, Dataset], options: Any, rng: np.random.Generator) -> None:
         """Plan a run by the options of `train`; `rng` shuffles the rows."""
         size, every = options["batch_size"], options["validate_every"]
-        batches = micro_batches(rows["train"], size, rng)
-        per_epoch = math.ceil(len(batches) / options["accumulation_steps"])
-        total = options["steps"] or options["epochs"] * per_epoch
-        save_every = options["save_every"] or math.ceil(total / _CHECKPOINTS)
-        if not every:
-            return cls(batches, total, save_every)
-        held_out = micro_batches(rows["valid"], size, np.random.default_rng(0))
-        return cls(batches, total, save_every, held_out, every)
+        self.batches = micro_batches(rows["train"], size, rng)
+        per_epoch = math.ceil(len(self.batches) / options["accumulation_steps"])
+        # The number of steps of the whole run.
+        self.total: int = options["steps"] or options["epochs"] * per_epoch
+        self.save_every = options["save_every"] or math.ceil(self.total / _CHECKPOINTS)
+        self.validate_every: int | None = every or None
+        another = np.random.default_rng(0)  # `rng` draws the same with a validation and without
+        self.held_out = micro_batches(rows["valid"], size, another) if every else None
 
     def validated(self, done: int) -> int:
         """Return the number of tokens in all validations after step `done`."""

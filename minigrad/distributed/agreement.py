@@ -53,6 +53,7 @@ def facts_of_process() -> dict[str, str]:
 
     from minigrad.kernels import jit
 
+    _, processor, instructions = jit.target()
     numpy: Any = np  # it has no public name for its choice of instructions
     chosen = numpy._core._multiarray_umath
     used = [name for name in chosen.__cpu_dispatch__ if chosen.__cpu_features__[name]]
@@ -62,7 +63,7 @@ def facts_of_process() -> dict[str, str]:
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{name: installed_version(name) for name in packages},
         # With the same instructions, LLVM may choose other vectors for another processor.
-        f"instructions of kernels ({_SAME})": f"{jit.processor()},{jit.instructions()}",
+        f"instructions of kernels ({_SAME})": ",".join([processor, *instructions]),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "how numba compiles": f"NUMBA_DISABLE_JIT={config.DISABLE_JIT},NUMBA_OPT={int(config.OPT)}",
         "the script": _digest_of_files([script]),

@@ -15,9 +15,9 @@ Where to read:
 * `launch` has the class `Kernel`: a loop that is compiled once, and run by one thread or shared by
   several. Its parameters are annotated with their types, which `jit` lists; `unboxing` reads the
   arrays that Python passes for them.
-* `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as in
-  `softmax`); `reduction` has the sums of rows, and `optim` makes a kernel from an update of many
-  tensors.
+* `fused` makes a kernel from a function of one element (as in `activation`) or of one row (as
+  softmax in `reduction`, which also has the sums of rows); `optim` makes a kernel from an update of
+  many tensors.
 * `gemm` is the matrix product; its docstring explains its files. `lora` uses it.
 * `convolution` has such a docstring too; `pooling`, `channel_norm` and `recurrent` have the other
   loops for images and sequences.
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from minigrad.kernels import recurrent as recurrent
     from minigrad.kernels import reduction as reduction
     from minigrad.kernels import rope as rope
-    from minigrad.kernels import softmax as softmax
     from minigrad.kernels import threads as threads
 
 
@@ -69,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _announce(name: str, module: str, signature: str) -> None:
-    """Show that a kernel is about to be compiled."""
+    """Show that the first kernel is about to be compiled."""
     from minigrad.kernels import first_run  # imports numba
 
     first_run.announce(name, module, signature)

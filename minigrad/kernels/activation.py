@@ -23,7 +23,7 @@ from minigrad.kernels.jit import Array
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@elementwise(LINE, reference=lambda x: np.asarray(np.maximum(x, 0)), double=True)
+@elementwise(LINE, reference=lambda x: np.maximum(x, 0), double=True)
 def relu(x: Any) -> Any:
     """Compute max(x, 0)."""
     return _ZERO if x <= 0 else x
@@ -47,11 +47,9 @@ def leaky_relu_gradient(g: Any, x: Any, slope: float) -> Any:
     return g if x > 0 else slope * g
 
 
-def _elu(x: Array, alpha: float) -> Array:
-    return np.asarray(np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0)))
-
-
-@elementwise(CURVE, reference=_elu)
+@elementwise(
+    CURVE, reference=lambda x, alpha: np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0))
+)
 def elu(x: Any, alpha: float) -> Any:
     """Return x above 0, else alpha (e^x - 1)."""
     negative = _ZERO if x > 0 else x
@@ -59,20 +57,19 @@ def elu(x: Any, alpha: float) -> Any:
     return x if x > 0 else below
 
 
-def _elu_gradient(g: Array, x: Array, alpha: float) -> Array:
-    return where(x > 0, g, alpha * g * np.exp(np.minimum(x, 0)))
-
-
-@elementwise(CURVE, reference=_elu_gradient)
+@elementwise(
+    CURVE,
+    reference=lambda g, x, alpha: where(x > 0, g, alpha * g * np.exp(np.minimum(x, 0))),
+)
 def elu_gradient(g: Any, x: Any, alpha: float) -> Any:
     """Return g where x is above 0, else alpha g e^x."""
     below = g * (alpha * vector_math.exp_below(x))
     return g if x > 0 else below
 
 
-def _sigmoid(x: Array) -> Array:
+def _sigmoid(x: Array) -> Any:
     with np.errstate(over="ignore"):  # 1 / inf is 0, as it should be
-        return np.asarray(1.0 / (1.0 + np.exp(-x)))
+        return 1.0 / (1.0 + np.exp(-x))
 
 
 @elementwise(CURVE, reference=_sigmoid)
@@ -81,27 +78,27 @@ def sigmoid(x: Any) -> Any:
     return vector_math.sigmoid(x)
 
 
-@elementwise(LINE, reference=lambda g, out: np.asarray(g * out * (1 - out)), double=True)
+@elementwise(LINE, reference=lambda g, out: g * out * (1 - out), double=True)
 def sigmoid_gradient(g: Any, out: Any) -> Any:
     """Compute g s (1 - s) from the result s."""
     return g * out * (_ONE - out)
 
 
-@elementwise(LINE, reference=lambda g, out: np.asarray(g * (1 - out * out)), double=True)
+@elementwise(LINE, reference=lambda g, out: g * (1 - out * out), double=True)
 def tanh_gradient(g: Any, out: Any) -> Any:
     """Compute g (1 - t^2) from the result t."""
     return g * (_ONE - out * out)
 
 
-@elementwise(CURVE, reference=lambda x: np.asarray(x * _sigmoid(x)))
+@elementwise(CURVE, reference=lambda x: x * _sigmoid(x))
 def silu(x: Any) -> Any:
     """Compute x s with s = sigmoid(x)."""
     return x * vector_math.sigmoid(x)
 
 
-def _silu_gradient(g: Array, x: Array) -> Array:
+def _silu_gradient(g: Array, x: Array) -> Any:
     s = _sigmoid(x)
-    return np.asarray(g * (s * (1 + x * (1 - s))))
+    return g * (s * (1 + x * (1 - s)))
 
 
 @elementwise(CURVE, reference=_silu_gradient)
@@ -111,15 +108,15 @@ def silu_gradient(g: Any, x: Any) -> Any:
     return g * (s * (_ONE + x * (_ONE - s)))
 
 
-def _times(beta: float, x: Array) -> Array:
+def _times(beta: float, x: Array) -> Any:
     """Compute beta x without a warning, because infinities have the right softplus."""
     with np.errstate(over="ignore"):
         return beta * x
 
 
-def _softplus(x: Array, beta: float) -> Array:
+def _softplus(x: Array, beta: float) -> Any:
     z = _times(beta, x)
-    return np.asarray(np.where(z < 0, 0, x) + np.log1p(np.exp(-np.abs(z))) / beta)
+    return np.where(z < 0, 0, x) + np.log1p(np.exp(-np.abs(z))) / beta
 
 
 @elementwise(CURVE, reference=_softplus)
@@ -130,36 +127,29 @@ def softplus(x: Any, beta: float) -> Any:
     return above + vector_math.log1p_series(vector_math.exp_below(-abs(z))) / beta
 
 
-@elementwise(CURVE, reference=lambda g, x, beta: np.asarray(g * _sigmoid(_times(beta, x))))
+@elementwise(CURVE, reference=lambda g, x, beta: g * _sigmoid(_times(beta, x)))
 def softplus_gradient(g: Any, x: Any, beta: float) -> Any:
     """Compute g sigmoid(beta x)."""
     return g * vector_math.sigmoid(beta * x)
 
 
+_ROOT_HALF = math.sqrt(0.5)
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def _erf_of_double(x: Any) -> Any:
-    return math.erf(x)
-
-
-@elementwise(CURVE, reference=lambda x: np.asarray(_erf(x)).astype(x.dtype), double=_erf_of_double)
+@elementwise(CURVE, reference=lambda x: _erf(x).astype(x.dtype), double=lambda x: math.erf(x))
 def erf(x: Any) -> Any:
     """Compute the error function."""
     return vector_math.erf(x)
 
 
-def _normal_cdf(x: Array) -> Array:
-    return np.asarray(0.5 * _erfc(x.astype(np.float64) * -math.sqrt(0.5))).astype(x.dtype)
-
-
-def _normal_cdf_of_double(x: Any) -> Any:
-    # erfc keeps the relative accuracy of the left tail, where 1 + erf would round to 0
-    return 0.5 * math.erfc(-x * 0.7071067811865476)
-
-
-@elementwise(CURVE, reference=_normal_cdf, double=_normal_cdf_of_double)
+# erfc keeps the relative accuracy of the left tail, where 1 + erf would round to 0.
+@elementwise(
+    CURVE,
+    reference=lambda x: (0.5 * _erfc(x.astype(np.float64) * -_ROOT_HALF)).astype(x.dtype),
+    double=lambda x: 0.5 * math.erfc(-x * _ROOT_HALF),
+)
 def normal_cdf(x: Any) -> Any:
     """Compute Phi(x), the distribution function of the standard normal."""
     return vector_math.normal_cdf(x)
@@ -181,10 +171,10 @@ def gelu(x: Any) -> Any:
     return x * vector_math.normal_cdf(x)
 
 
-def _gelu_gradient(g: Array, x: Array) -> Array:
+def _gelu_gradient(g: Array, x: Array) -> Any:
     wide = x.astype(np.float64)
     bell = np.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
-    return np.asarray((g * (normal_cdf(wide) + wide * bell)).astype(x.dtype))
+    return (g * (normal_cdf(wide) + wide * bell)).astype(x.dtype)
 
 
 @elementwise(CURVE, reference=_gelu_gradient)
@@ -196,10 +186,7 @@ def gelu_gradient(g: Any, x: Any) -> Any:
     return g * (slope if x < 0 else _ONE - slope)
 
 
-@elementwise(
-    CURVE,
-    reference=lambda x: np.asarray(0.5 * x * (1 + np.tanh(_SLOPE * (x + _CUBIC * x * x * x)))),
-)
+@elementwise(CURVE, reference=lambda x: 0.5 * x * (1 + np.tanh(_SLOPE * (x + _CUBIC * x * x * x))))
 def gelu_tanh(x: Any) -> Any:
     """Compute x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     # (1 + tanh u) / 2 is sigmoid(2 u), which loses no digits by cancellation
@@ -209,10 +196,10 @@ def gelu_tanh(x: Any) -> Any:
 _FAR = np.float32(20)  # from here on tanh u is 1, and the slope constant; x^2 could overflow
 
 
-def _gelu_tanh_gradient(g: Array, x: Array) -> Array:
+def _gelu_tanh_gradient(g: Array, x: Array) -> Any:
     x = np.clip(x, -_FAR, _FAR)
     t = np.tanh(_SLOPE * (x + _CUBIC * x * x * x))
-    return np.asarray(g * 0.5 * (1 + t + x * (1 - t * t) * _SLOPE * (1 + 3 * _CUBIC * x * x)))
+    return g * 0.5 * (1 + t + x * (1 - t * t) * _SLOPE * (1 + 3 * _CUBIC * x * x))
 
 
 @elementwise(CURVE, reference=_gelu_tanh_gradient)

@@ -14,21 +14,13 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from minigrad.kernels import narrow
 from minigrad.kernels.gemm.skinny import rows_apart
 from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written
 from minigrad.kernels.launch import for_each_dtype, part, span
-from minigrad.kernels.narrow import (
-    HEIGHT,
-    LANES,
-    WIDTH,
-    NarrowMatrix,
-    Vectors,
-    check_matrix,
-    emit_tile,
-    read_only,
-    strips,
-)
+from minigrad.kernels.narrow import HEIGHT, LANES, WIDTH, NarrowMatrix, Vectors
 from minigrad.kernels.vector import Emitter, address_of, instruction
+from minigrad.packages import package
 
 SECONDS = 1e-10  # approximate seconds of an element
 AHEAD = 2048  # bytes: how far ahead rows are prefetched for one row x, which waits for memory
@@ -54,8 +46,8 @@ class BFloat16Matrix(NarrowMatrix):
     is_transposed: bool = False
 
     def __post_init__(self) -> None:
-        check_matrix("BFloat16Matrix", self.bits, "uint16")
-        bits = read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
+        narrow.check_matrix("BFloat16Matrix", self.bits, "uint16")
+        bits = narrow.read_only("BFloat16Matrix: bits", self.bits, np.uint16, self.bits.shape)
         object.__setattr__(self, "bits", bits)
 
     @classmethod
@@ -70,10 +62,11 @@ class BFloat16Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, or is empty.
             ImportError: if ml_dtypes is not installed.
         """
-        check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
+        narrow.check_matrix("BFloat16Matrix.of", array, "float16", "float32", "float64", "bfloat16")
+        dtype = package("ml_dtypes").bfloat16
         # A number beyond the range becomes Inf, and a NaN that signals becomes one that does not.
         with np.errstate(over="ignore", invalid="ignore"):
-            return cls(array.astype(_dtype(), order="C", copy=False).view(np.uint16))
+            return cls(array.astype(dtype, order="C", copy=False).view(np.uint16))
 
     def array(self) -> Array:
         """Return the matrix as a read-only array of `ml_dtypes.bfloat16`, without a copy.
@@ -81,7 +74,7 @@ class BFloat16Matrix(NarrowMatrix):
         Raises:
             ImportError: if ml_dtypes is not installed.
         """
-        found: Array = self.bits.view(_dtype())
+        found: Array = self.bits.view(package("ml_dtypes").bfloat16)
         return found.T if self.is_transposed else found
 
     def __repr__(self) -> str:
@@ -96,9 +89,8 @@ class BFloat16Matrix(NarrowMatrix):
 
     def is_finite(self) -> bool:
         """Return whether all numbers are finite."""
-        return not any(
-            ((self.bits[a:b] & INFINITE) == INFINITE).any() for a, b in strips(*self.stored_shape)
-        )
+        exponents = (self.bits[a:b] & INFINITE for a, b in narrow.strips(*self.stored_shape))
+        return not any((each == INFINITE).any() for each in exponents)
 
     def _read(self, start: int, out: Array) -> None:
         widen(self.bits[start:][: len(out)], out)
@@ -109,16 +101,6 @@ class BFloat16Matrix(NarrowMatrix):
             return False
         _dots_loop[SINGLE](self.size * SECONDS, x, self.bits, out)
         return True
-
-
-def _dtype() -> Any:
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError(
-            'rounding to bfloat16 takes ml_dtypes; python -m pip install "minigrad-lora[text]"'
-        ) from error
-    return ml_dtypes.bfloat16
 
 
 def widen(bits: Array, out: Array) -> None:
@@ -165,7 +147,7 @@ def _tile(
             ws.append([builder.bitcast(upper, e.vector)])
         return xs, ws
 
-    emit_tile(e, height, count, read, target, target_row, apart)
+    narrow.emit_tile(e, height, count, read, target, target_row, apart)
 
 
 @for_each_dtype(SINGLE)

@@ -91,7 +91,7 @@ class Announcement:
     def _count_missing(self) -> int:
         return sum(not kernel.is_compiled() for kernel in self._kernels)
 
-    def show(self, name: str) -> None:
+    def show(self, name: str, *_: str) -> None:
         """Show the name of the function that is about to be compiled."""
         if self._bar is None:
             self._bar = progress_bar(
@@ -110,19 +110,17 @@ class Announcement:
             self._bar = None
 
 
-_announcement: Announcement | None = None
-
-
 def announce(name: str, module: str, signature: str) -> None:
-    """Show that a function is about to be compiled; the caller must hold numba's compiler lock."""
-    global _announcement
-    if _announcement is None:
-        if may_start_a_process():
-            with suppress(OSError, ValueError):  # there may be too many processes
-                start_second_process(module)
-        _announcement = Announcement("float64" in signature and "float32" not in signature)
-        start.after_compiling = _announcement.hide
-    _announcement.show(name)
+    """Announce the first compilation of this process, and let later ones be shown like it.
+
+    The caller must hold numba's compiler lock.
+    """
+    if may_start_a_process():
+        with suppress(OSError, ValueError):  # there may be too many processes
+            start_second_process(module)
+    announcement = Announcement("float64" in signature and "float32" not in signature)
+    start.before_compiling, start.after_compiling = announcement.show, announcement.hide
+    announcement.show(name)
 
 
 def may_start_a_process() -> bool:

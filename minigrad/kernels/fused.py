@@ -35,21 +35,18 @@ class Fused:
     """A function of one or two arrays, and of options that are numbers, in one pass over memory.
 
     `elementwise` and `rowwise` make one, and describe its arguments.
-
-    Attributes:
-        reference: the same function in numpy, which is also used if there is no kernel.
     """
 
     def __init__(
         self,
         function: Function,
         seconds: float,
-        reference: Callable[..., Array],
+        reference: Function,
         double: Function | bool = False,
         by_rows: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
-        self.reference = reference
+        self._reference = reference
         self._seconds = seconds
         options = list(get_type_hints(function).values()).count(float)
         self._operands = function.__code__.co_argcount - options - by_rows
@@ -57,8 +54,12 @@ class Fused:
         self._kernels: dict[np.dtype[Any], Kernel] = {}
         for dtype, f in (SINGLE, function), (DOUBLE, function if double is True else double):
             if f:
-                loop = _loop_over(f, self._operands, options, by_rows)
+                loop = _loop_over(function.__name__, f, self._operands, options, by_rows)
                 self._kernels |= for_each_dtype(dtype)(loop)
+
+    def reference(self, *arguments: Any) -> Array:
+        """Apply the function in numpy, which is also done if there is no kernel."""
+        return np.asarray(self._reference(*arguments))
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
@@ -77,7 +78,7 @@ class Fused:
 
 
 def elementwise(
-    seconds: float, *, reference: Callable[..., Array], double: Function | bool = False
+    seconds: float, *, reference: Function, double: Function | bool = False
 ) -> Callable[[Function], Fused]:
     """Make a function of arrays from a function of an element: first operands, then options.
 
@@ -85,13 +86,13 @@ def elementwise(
 
     Args:
         seconds: the approximate time of an element.
-        reference: the function of arrays in numpy.
+        reference: the function of arrays in numpy, which may return a scalar for 0 axes.
         double: whether there is a kernel for float64 too, or the function of a float64 for it.
     """
     return lambda function: Fused(function, seconds, reference, double)
 
 
-def rowwise(seconds: float, *, reference: Callable[..., Array]) -> Callable[[Function], Fused]:
+def rowwise(seconds: float, *, reference: Function) -> Callable[[Function], Fused]:
     """Make a function of arrays from a function of a row, which writes to a row of the result.
 
     Rows run along the last axis. The arguments are those of `elementwise`; the function has no
@@ -101,9 +102,9 @@ def rowwise(seconds: float, *, reference: Callable[..., Array]) -> Callable[[Fun
 
 
 def _loop_over(
-    function: Function, operands: int, options: int, by_rows: bool
+    name: str, function: Function, operands: int, options: int, by_rows: bool
 ) -> Callable[..., None]:
-    """Return the loop that applies a function to each element or row, named after it."""
+    """Return the loop that applies a function with this name to each element or row."""
     arrays, numbers = ([f"{x}{i}" for i in range(n)] for x, n in (("x", operands), ("c", options)))
     elements = ", ".join(f"{x}[i]" for x in arrays)
     if by_rows:
@@ -121,8 +122,8 @@ def _loop_over(
     read, written = (Read.D2, Written.D2) if by_rows else (Read.D1, Written.D1)
     operands_and_options = {**dict.fromkeys(arrays, read), **dict.fromkeys(numbers, Number)}
     parameters = {"piece": int, "pieces": int, **operands_and_options, "out": written}
-    name, f = f"{function.__name__}_loop", jit(inline="always")(function)
-    return function_from(name, parameters, body, __name__, f=f, part=part, span=span)
+    f = jit(inline="always")(function)
+    return function_from(f"{name}_loop", parameters, body, __name__, f=f, part=part, span=span)
 
 
 def rows_of(x: Array, size: int | None = None) -> Array:

@@ -33,7 +33,6 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
-import llvmlite.binding as llvm
 import numba
 import numba.extending
 import numpy as np
@@ -186,10 +185,6 @@ class External:
         kept = self._dispatcher._cache
         return kept.symbol(kinds) in cache.SYMBOLS or kept.has(kinds)
 
-    def address(self, kinds: tuple[Any, ...]) -> int:
-        """Return the address of the machine code for these types."""
-        return int(llvm.address_of_symbol(self.symbol(kinds)))
-
 
 EXTERNALS: dict[Any, External] = {}
 """The external functions, by their `intrinsic`, which compiled code calls."""
@@ -235,16 +230,11 @@ def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
     return intrinsic(typed)
 
 
-def processor() -> str:
-    """Return LLVM's name of the processor that kernels are compiled for."""
-    _, name, _ = cpu_target.target_context.codegen().magic_tuple()
-    return str(name)
-
-
-def instructions() -> str:
-    """Return LLVM's names of the instruction sets that kernels may use, separated by commas."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return ",".join(part for part in str(features).split(",") if part.startswith("+"))
+def target() -> tuple[str, str, list[str]]:
+    """Return LLVM's names of the system, processor and instruction sets that kernels may use."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    sets = [part.removeprefix("+") for part in str(features).split(",") if part.startswith("+")]
+    return str(triple), str(name), sets
 
 
 # --------------------------------------------------------------------------------------------------

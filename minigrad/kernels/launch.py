@@ -283,7 +283,7 @@ class Kernel:
             # LLVM calls Python back, which loses an interrupt and the machine code with it.
             # No fork may copy a lock of LLVM while it is held.
             with interrupts_held_back(), global_compiler_lock:
-                code = self._external.address(self._types)
+                code = llvm.address_of_symbol(self._external.symbol(self._types))
                 launching = launcher(min(pieces, get_max_threads())) if on_threads else 0
                 first = (0, launching) if self.shares else (launching, 0)
                 how = np.array([*first, pieces, code])

@@ -19,9 +19,7 @@ from minigrad.kernels import vector_math
 from minigrad.kernels.fused import CURVE, LINE, elementwise, rows_of
 from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
-from minigrad.kernels.reduction import STRETCH, sum_of, sum_of_exponentials
-from minigrad.kernels.softmax import SECONDS
-from minigrad.kernels.vector import greatest_of
+from minigrad.kernels.reduction import SECONDS, STRETCH, greatest_and_log, sum_of
 
 Labels = Annotated[Read.D1, types.int64]
 Sums = Annotated[Written.D1, types.float64]
@@ -130,8 +128,7 @@ def _cross_entropy_loop(
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row = logits[i]
-        highest = greatest_of(row)
-        log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
+        highest, log = greatest_and_log(row)
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
         if weights[i] != 0:  # because 0 times an infinite loss would be nan
@@ -175,15 +172,15 @@ def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: S
         sums[i] = _sum_of_squares(x[stretch], y[stretch])
 
 
-@elementwise(LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), double=True)
+@elementwise(LINE, reference=lambda x, y, factor: (x - y) * factor, double=True)
 def scaled_difference(x: Any, y: Any, factor: float) -> Any:
     """Compute (x - y) factor, which is the gradient of `squared_error` by x if factor is 2 g."""
     return (x - y) * factor
 
 
-def _logistic_loss(x: Array, t: Array) -> Array:
+def _logistic_loss(x: Array, t: Array) -> Any:
     tail = np.log1p(np.exp(-np.abs(x)))
-    return np.asarray(t * (np.maximum(-x, 0) + tail) + (1 - t) * (np.maximum(x, 0) + tail))
+    return t * (np.maximum(-x, 0) + tail) + (1 - t) * (np.maximum(x, 0) + tail)
 
 
 @elementwise(CURVE, reference=_logistic_loss)
@@ -194,10 +191,10 @@ def logistic_loss(x: Any, t: Any) -> Any:
     return t * (below + tail) + (_ONE - t) * (above + tail)
 
 
-def _logistic_slope(x: Array, t: Array) -> Array:
+def _logistic_slope(x: Array, t: Array) -> Any:
     e = np.exp(-np.abs(x))
     of_x, of_minus_x = np.where(x < 0, (e, np.ones_like(e)), (np.ones_like(e), e)) / (1 + e)
-    return np.asarray((1 - t) * of_x - t * of_minus_x)
+    return (1 - t) * of_x - t * of_minus_x
 
 
 @elementwise(CURVE, reference=_logistic_slope)

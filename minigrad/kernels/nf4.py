@@ -32,27 +32,17 @@ from llvmlite import ir
 from numba import types
 
 from minigrad.checks import check_positive
+from minigrad.kernels import narrow
 from minigrad.kernels.jit import SINGLE, WORD, Array, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, span
-from minigrad.kernels.narrow import (
-    FEW,
-    HEIGHT,
-    LANES,
-    WIDTH,
-    NarrowMatrix,
-    Vectors,
-    check_matrix,
-    emit_tile,
-    read_only,
-    strips,
-)
-from minigrad.kernels.vector import I32, Emitter, address_of, has_feature, instruction, keep_alive
+from minigrad.kernels.narrow import FEW, HEIGHT, LANES, WIDTH, NarrowMatrix, Vectors
+from minigrad.kernels.vector import FEATURES, I32, Emitter, address_of, instruction, keep_alive
 
 SECONDS = 1.5e-10  # approximate seconds of an element
 SECONDS_OF_DOTS = 5e-11  # the same in a product of one row
 # The most rows of x for which the matrix is decoded in registers. It is decoded again for every
 # `HEIGHT` rows, which takes too long if the machine cannot permute lanes.
-MOST = FEW if has_feature("avx2") else HEIGHT
+MOST = FEW if "avx2" in FEATURES else HEIGHT
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes that are decoded at once: 8 bytes
 
@@ -119,7 +109,7 @@ class NF4Matrix(NarrowMatrix):
             ("absmax", np.int8 if double else np.float32, (count,)),
             *((name, np.float32, groups) for name in ("offset", "scale") if double),
         ):
-            view = read_only(f"NF4Matrix: {name}", getattr(self, name), dtype, shape)
+            view = narrow.read_only(f"NF4Matrix: {name}", getattr(self, name), dtype, shape)
             object.__setattr__(self, name, view)
 
     @classmethod
@@ -143,13 +133,13 @@ class NF4Matrix(NarrowMatrix):
             ValueError: if `array` is not a matrix, is empty, or has NaN, Inf or a value beyond the
                 range of float32; or if the block size is not a positive integer.
         """
-        check_matrix("NF4Matrix.of", array, "float16", "float32", "float64")
+        narrow.check_matrix("NF4Matrix.of", array, "float16", "float32", "float64")
         check_positive("NF4Matrix.of: block_size", block_size)
         rows, cols = array.shape
         starts = range(0, cols, block_size)
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
-        parts = list(strips(rows, 4 * cols))  # smaller strips, because several are in float64
+        parts = list(narrow.strips(rows, 4 * cols))  # smaller ones, as several are in float64
         for a, b in parts:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             most, limit = largest.max(), np.finfo(np.float32).max
@@ -416,7 +406,7 @@ def _tile(
             ws.append([e.look_up(levels, half, factor) for half in halves])
         return xs, ws
 
-    emit_tile(e, height, count, read, target, target_row, WORD(1))
+    narrow.emit_tile(e, height, count, read, target, target_row, WORD(1))
 
 
 @for_each_dtype(SINGLE, fastmath=())  # not fused, so that absmax is rounded as in `absmax_of`

@@ -20,7 +20,6 @@ all elements of all rows, one row after another; threads share equal pieces of i
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, Written, jit, nothing
+from minigrad.kernels.jit import SINGLE, Array, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.unboxing import array_at, items_of, word_at
 from minigrad.kernels.vector import elements, flushed
@@ -39,8 +38,6 @@ Numbers = tuple[float, ...]
 SECONDS = 1e-9  # approximate seconds of an element
 OPTIONS, OWN = 6, 2  # how many numbers all rows can share, and how many each row has for itself
 Table = Annotated[Written.D2, types.int64]
-
-_size = operator.attrgetter("size")
 
 
 def table_of(columns: list[Column], dtype: np.dtype[Any]) -> Array | None:
@@ -118,7 +115,7 @@ class MultiTensor:
         """
         if not columns[1] or self._run(columns, options, own):
             return
-        sizes = [[*map(_size, column)] for column in columns]
+        sizes = [[x.size for x in column] for column in columns]
         for others in sizes[1:]:
             if others != sizes[0]:
                 raise ValueError(f"arrays of sizes {sizes[0]} do not go with those of {others}")
@@ -135,7 +132,7 @@ class MultiTensor:
     def _run(self, columns: list[Column], options: Numbers, own: Numbers | list[Any]) -> bool:
         """Update all rows by a kernel; return False, and change nothing, if none accepts them."""
         dtype = columns[1][0].dtype
-        kernel = self._kernels.get(dtype) if JIT_ENABLED else None
+        kernel = self._kernels.get(dtype)
         table = None if kernel is None else table_of(columns, dtype)
         if kernel is None or table is None:
             return False

@@ -1,9 +1,18 @@
-"""Sums, cumulative sums and logsumexp along rows, each in one pass over memory.
+"""Sums, cumulative sums, logsumexp and softmax along rows, each in one pass over memory.
 
 Elements are added up in float32 over a stretch of a row, and the sums of stretches in float64. So
 the rounding error of a sum does not grow with its length.
 
-float32 has loops. The functions return None if there is none for an array, and numpy computes.
+A row is short enough to stay in the level-1 cache. So for a softmax it comes from memory once and
+is read three times: for the largest element, for the sum of exponentials, and for the result. With
+h the largest element of a row and z = sum(e^(x - h)):
+
+    softmax = e^(x - h) / z         dx = out (g - sum(g out))
+    log_softmax = x - h - log z     dx = g - e^out sum(g)
+
+The result of a row with a nan or inf, or of a row with only -inf, is nan in every element, as in
+numpy. float32 has loops, and numpy computes float64. `sum_rows` and `logsumexp` return None if
+there is no loop for an array.
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ from minigrad.kernels.jit import SINGLE, Array, Read, Written, jit
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.vector import greatest_of
 
+SECONDS = 4e-10  # approximate seconds of an element of a softmax
 STRETCH = 2048  # elements that are added up in float32; their sums are added up in float64
 
 # LLVM may split a sum into as many sums as a vector has lanes. It adds these up at the end, in an
@@ -54,7 +64,15 @@ def sum_of(term: Callable[[Any, Any, int], Any]) -> tuple[Any, Any]:
 
 
 sum_of_stretch, sum_of_row = sum_of(lambda x, _y, _j: x)
-_, sum_of_exponentials = sum_of(lambda x, highest, _: vector_math.exp_below(x - highest))
+_, _sum_of_exponentials = sum_of(lambda x, highest, _: vector_math.exp_below(x - highest))
+_sum_of_products, _ = sum_of(lambda x, row, j: x * row[j])
+
+
+@jit(inline="always")
+def greatest_and_log(row: Any) -> tuple[Any, Any]:
+    """Return the largest element h of a row, and log(sum(e^(x - h)))."""
+    highest = greatest_of(row)
+    return highest, vector_math.log(np.float32(_sum_of_exponentials(row, highest)))
 
 
 def sum_rows(x: Array) -> Array | None:
@@ -92,19 +110,75 @@ def logsumexp(x: Array) -> Array | None:
 @for_each_dtype(SINGLE)
 def _logsumexp_loop(piece: int, pieces: int, x: Read.D2, out: Written.D1) -> None:
     for i in span(piece, pieces, len(x)):
-        highest = greatest_of(x[i])
-        total = np.float32(sum_of_exponentials(x[i], highest))
-        out[i] = highest + vector_math.log(total)
+        highest, log = greatest_and_log(x[i])
+        out[i] = highest + log
 
 
-def _cumsum(x: Array) -> Array:
-    return np.cumsum(x, -1, np.float64).astype(x.dtype)
-
-
-@rowwise(10 * LINE, reference=_cumsum)
+@rowwise(10 * LINE, reference=lambda x: np.cumsum(x, -1, np.float64).astype(x.dtype))
 def cumsum(row: Any, result: Any) -> None:
     """Compute the cumulative sums along the last axis, in float64, and round them at the end."""
     total = 0.0
     for j in range(row.size):
         total += row[j]
         result[j] = total
+
+
+@jit(fastmath={"contract"})
+def _exponentials(row: Any, highest: Any, out: Any) -> None:
+    """Write e^(x - highest) to `out`."""
+    for j in range(row.size):
+        out[j] = vector_math.exp_below(row[j] - highest)
+
+
+def _softmax(x: Array, axis: Any = -1) -> Any:
+    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    e /= np.sum(e, axis=axis, keepdims=True)
+    return e
+
+
+@rowwise(SECONDS, reference=_softmax)
+def softmax(row: Any, result: Any) -> None:
+    """Compute e^x / sum(e^x) along the last axis; the reference takes any axes."""
+    highest = greatest_of(row)
+    total = 0.0
+    for start in range(0, row.size, STRETCH):
+        stretch = slice(start, start + STRETCH)
+        _exponentials(row[stretch], highest, result[stretch])
+        total += sum_of_stretch(result[stretch], 0)
+    factor = np.float32(1.0 / total)
+    for j in range(row.size):
+        result[j] *= factor
+
+
+@rowwise(SECONDS, reference=lambda g, out: out * (g - np.sum(g * out, -1, keepdims=True)))
+def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
+    """Compute out (g - sum(g out)) along the last axis."""
+    total = 0.0
+    for start in range(0, row.size, STRETCH):
+        stretch = slice(start, start + STRETCH)
+        total += _sum_of_products(flow[stretch], row[stretch])
+    mean = np.float32(total)
+    for j in range(row.size):
+        result[j] = row[j] * (flow[j] - mean)
+
+
+def _log_softmax(x: Array, axis: Any = -1) -> Any:
+    shifted = x - np.max(x, axis=axis, keepdims=True)
+    shifted -= np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+    return shifted
+
+
+@rowwise(SECONDS, reference=_log_softmax)
+def log_softmax(row: Any, result: Any) -> None:
+    """Compute x - log(sum(e^x)) along the last axis; the reference takes any axes."""
+    highest, log = greatest_and_log(row)
+    for j in range(row.size):
+        result[j] = (row[j] - highest) - log
+
+
+@rowwise(SECONDS, reference=lambda g, out: g - np.exp(out) * np.sum(g, -1, keepdims=True))
+def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
+    """Compute g - e^out sum(g) along the last axis."""
+    total = np.float32(sum_of_row(flow, 0))
+    for j in range(row.size):
+        result[j] = flow[j] - vector_math.exp_below(row[j]) * total

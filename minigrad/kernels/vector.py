@@ -19,32 +19,22 @@ from typing import Any, Concatenate, ParamSpec, cast
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.core.registry import cpu_target
 from numba.extending import overload
 
-from minigrad.kernels.jit import WORD, intrinsic, jit
+from minigrad.kernels.jit import WORD, intrinsic, jit, target
 
 P = ParamSpec("P")
 
 I32, F32 = ir.IntType(32), ir.FloatType()
 
 
-def has_feature(name: str) -> bool:
-    """Return whether the machine that numba targets has the feature with this name in LLVM."""
-    return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+_SYSTEM, _, FEATURES = target()
+"""The instruction sets of the machine that numba targets, by LLVM's names."""
 
-
-def vector_registers() -> tuple[int, int]:
-    """Return the bytes of a vector register, and the number of registers, of numba's target."""
-    if has_feature("avx512f"):
-        return 64, 32
-    if has_feature("avx"):
-        return 32, 16
-    triple, *_ = cpu_target.target_context.codegen().magic_tuple()
-    return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
-
-
-VECTOR, REGISTERS = vector_registers()
+VECTOR, REGISTERS = 16, 32 if _SYSTEM.startswith(("aarch64", "arm64")) else 16
+if "avx" in FEATURES:
+    VECTOR, REGISTERS = (64, 32) if "avx512f" in FEATURES else (32, 16)
+"""The bytes of a vector register, and the number of registers."""
 
 MASKS_ARE_CHEAP = VECTOR >= 32
 """Whether the machine can load or store a part of a vector in one instruction."""
@@ -166,7 +156,7 @@ class Emitter:
         result, because LLVM can move this out of a loop.
         """
         builder, lanes = self.builder, 16 if VECTOR == 64 else 8
-        if lanes == 16 or has_feature("avx2"):
+        if lanes == 16 or "avx2" in FEATURES:
             e, found = self.of_lanes(lanes), []
             name = "llvm.x86.avx512.permvar.sf.512" if lanes == 16 else "llvm.x86.avx2.permps"
             parts = [ir.Constant(e.vector, table[i : i + lanes]) for i in range(0, 16, lanes)]
@@ -216,12 +206,11 @@ class Emitter:
 
     def for_range(
         self, first: Any, end: Any, step: int, values: list[Any],
-        body: Callable[[Any, list[Any]], list[Any]], *, may_be_empty: bool = True,
+        body: Callable[[Any, list[Any]], list[Any]],
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
-        `body` emits one iteration, given a number and the values, and returns the next values. With
-        `may_be_empty=False` the loop needs one comparison less.
+        `body` emits one iteration, given a number and the values, and returns the next values.
         """
 
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
@@ -232,8 +221,6 @@ class Emitter:
         def rounds() -> list[Any]:
             return self.loop([first, *values], emit)[1:]
 
-        if not may_be_empty:
-            return rounds()
         return self.choose([(self.builder.icmp_signed("<", first, end), rounds)], lambda: values)
 
     def unrolled(

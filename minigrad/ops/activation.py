@@ -175,14 +175,14 @@ def softmax(x: Array, axis: Axis = -1) -> Array:
         ValueError: if an axis does not exist or is repeated.
         TypeError: if an axis is not an integer.
     """
-    return _by_rows(kernels.softmax.softmax, x, axis)
+    return _by_rows(kernels.reduction.softmax, x, axis)
 
 
 @softmax.vjp("x")
 def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not is_last(axis, out):
         return out * (g - sum(g * out, axis, keepdims=True))
-    return kernels.softmax.softmax_gradient(g, out)
+    return kernels.reduction.softmax_gradient(g, out)
 
 
 softmax.jvp(lambda tangents, axis, out: _softmax_x(tangents[0], axis, out))  # J is symmetric
@@ -199,14 +199,14 @@ def log_softmax(x: Array, axis: Axis = -1) -> Array:
     Raises:
         ValueError, TypeError: as in `softmax`.
     """
-    return _by_rows(kernels.softmax.log_softmax, x, axis)
+    return _by_rows(kernels.reduction.log_softmax, x, axis)
 
 
 @log_softmax.vjp("x")
 def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not is_last(axis, out):
         return g - exp(out) * sum(g, axis, keepdims=True)
-    return kernels.softmax.log_softmax_gradient(g, out)
+    return kernels.reduction.log_softmax_gradient(g, out)
 
 
 @log_softmax.jvp
@@ -241,7 +241,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = reduced(x.shape, axis, keepdims=True)
     if isinstance(x, np.ndarray) and is_last(axis, x) and np.isfinite(out).all():
-        return reshape(g, shape) * kernels.softmax.softmax(x)
+        return reshape(g, shape) * kernels.reduction.softmax(x)
     weights = exp(x - reshape(out, shape))
     # For a large x, the weights do not sum to 1, because `out` is rounded. Next to an infinite x,
     # they are 0, and their sum is nan.
@@ -250,7 +250,7 @@ def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 
 def _by_rows(function: Any, x: Array, axis: Axis) -> Array:
-    """Apply a function of `kernels.softmax` along an axis; the result is empty where x is."""
+    """Apply a function of `kernels.reduction` along an axis; the result is empty where x is."""
     if x.size and is_last(axis, x):
         return function(x)
     normalize_axes(axis, x.ndim)

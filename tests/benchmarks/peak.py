@@ -21,9 +21,9 @@ from minigrad.kernels.threads import get_num_threads
 from minigrad.kernels.vector import (
     DTYPE,
     I32,
+    VECTOR,
     Emitter,
     instruction,
-    vector_registers,
 )
 from tests.benchmarks.workload import Run
 
@@ -81,7 +81,7 @@ def multiply_adds(dtype: str, count: int) -> Run:
 
 def adds_of_a_turn(dtype: str) -> int:
     """How many multiply-adds one turn of the loop does."""
-    return CHAINS * vector_registers()[0] // np.dtype(dtype).itemsize
+    return CHAINS * VECTOR // np.dtype(dtype).itemsize
 
 
 def reads(size: int, total: int) -> Run:

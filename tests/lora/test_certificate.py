@@ -774,6 +774,7 @@ def test_a_few_layers_have_a_line_for_each_dtype():
     assert len(lines) == 2 + 4
     assert "2 layers loses at most this part of the update: 0.1 in float32, all in" in lines[0]
     assert "|x| <= 2" in lines[0]
+    assert "at most this part of the update: 0.15 in float32" in repr(some(0.149, 0.003))
     assert lines[1].split() == ["layer", "stored", "in", "absorbed", "lost", "ulp", "bound"]
     assert lines[2].split() == ["layer0", "float32", "25", "%", "0.1", "3", "0.5"]
 

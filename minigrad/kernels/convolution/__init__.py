@@ -110,7 +110,7 @@ def weight_gradient(g: Array, x: Array, size: Shape, geometry: Geometry) -> Arra
     kernel = kernel_for(sums_of_taps if is_fast else weight_sums, g, x)
     shape = g.shape[1], x.shape[1] // geometry.groups, *size
     if kernel is None:
-        windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped_planes(g, geometry.groups)
+        windows, gs = _windows(x, size, g.shape[2:], geometry), _grouped(g, geometry.groups, 1)
         products: Array = np.einsum("ngcyxij,ngoyx->gocij", windows, gs)
         return products.reshape(shape)
     depth = math.prod(shape[1:])
@@ -166,7 +166,7 @@ def _add_to_windows(g: Array, weight: Array, size: Shape, geometry: Geometry) ->
     images, (rows, cols), channels = g.shape[0], g.shape[2:], weight.shape[1] * geometry.groups
     shape = images, channels, size[0] + 2 * top, size[1] + 2 * left
     padded = np.zeros(shape, np.result_type(g, weight))
-    filters, of_group = _grouped(weight, geometry.groups), _grouped_planes(g, geometry.groups)
+    filters, of_group = _grouped(weight, geometry.groups), _grouped(g, geometry.groups, 1)
     for i, j in np.ndindex(*weight.shape[2:]):
         seen = np.einsum("ngoyx,goc->ngcyx", of_group, filters[..., i, j])
         y, x = i * tall, j * wide
@@ -175,13 +175,9 @@ def _add_to_windows(g: Array, weight: Array, size: Shape, geometry: Geometry) ->
     return padded[..., top : top + size[0], left : left + size[1]]
 
 
-def _grouped(weight: Array, groups: int) -> Array:
-    """Return a weight as `(groups, O / groups, C / groups, h, w)`."""
-    return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-
-
-def _grouped_planes(x: Array, groups: int) -> Array:
-    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+def _grouped(x: Array, groups: int, axis: int = 0) -> Array:
+    """Cut an axis into groups: axis 0 of a weight, or axis 1 of images."""
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
 
 
 def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
@@ -190,4 +186,4 @@ def _windows(x: Array, kernel: Shape, size: Shape, geometry: Geometry) -> Array:
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
     reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)
     seen = sliding_window_view(padded, reach, (2, 3))[:, :, ::down, ::right, ::tall, ::wide]
-    return _grouped_planes(seen[:, :, : size[0], : size[1]], geometry.groups)
+    return _grouped(seen[:, :, : size[0], : size[1]], geometry.groups, 1)

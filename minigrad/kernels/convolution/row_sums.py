@@ -103,10 +103,10 @@ def _tile_of_row_products(
 
         def sums_over(step: int, row: Callable[..., list[Any]]) -> list[Any]:
             def image(_image: Any, now: list[Any]) -> list[Any]:
-                g_at, _, *sums = e.for_range(zero, rows, step, now, row, may_be_empty=False)
+                g_at, _, *sums = e.for_range(zero, rows, step, now, row)
                 return [g_at, builder.add(now[1], lines_image), *sums]
 
-            return e.for_range(zero, images, 1, first, image, may_be_empty=False)[2:]
+            return e.for_range(zero, images, 1, first, image)[2:]
 
         is_short = builder.icmp_signed("<=", cols, WORD(half.lanes))
         sums = e.choose(

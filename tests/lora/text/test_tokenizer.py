@@ -258,9 +258,9 @@ def test_merges_that_crash_the_package_tokenizers_are_a_broken_file(tmp_path, mo
 def test_a_missing_package_is_no_broken_file(files, monkeypatch):
     folder, file = files
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match="need the package tokenizers; pip install"):
+    with pytest.raises(ImportError, match="tokenizers is not installed; python -m pip install"):
         Tokenizer.from_folder(folder)
-    with pytest.raises(ImportError, match="need the package tokenizers; pip install"):
+    with pytest.raises(ImportError, match="tokenizers is not installed; python -m pip install"):
         Tokenizer.from_gguf(file.metadata)
 
 

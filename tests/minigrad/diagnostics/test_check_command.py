@@ -209,7 +209,7 @@ def test_a_reader_may_close_the_pipe_before_it_prints(arguments):
     [
         (["--framework", "torch"], "torch", "torch"),
         (["--framework", "jax"], "jax", "jax"),
-        (["--dtype", "bfloat16"], "ml_dtypes", "'minigrad-lora[text]'"),
+        (["--dtype", "bfloat16"], "ml_dtypes", '"minigrad-lora[text]"'),
     ],
 )
 def test_a_package_that_is_missing_is_named_with_the_way_to_install_it(

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.kernels import activation, elementwise, losses, softmax
+from minigrad.kernels import activation, elementwise, losses, reduction
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.launch import KERNELS
 
@@ -265,7 +265,7 @@ def test_functions_written_for_speed_are_those_of_the_definition(function, refer
 # Memory
 # ------------------------------------------------------------------------------------------------
 
-MODULES = (activation, elementwise, losses, softmax)  # whose kernels are listed once imported
+MODULES = (activation, elementwise, losses, reduction)  # whose kernels are listed once imported
 FUSED = [kernel for kernel in KERNELS if kernel.function.__module__ == "minigrad.kernels.fused"]
 assert FUSED or not JIT_ENABLED
 

@@ -452,7 +452,7 @@ FUZZ = """
     from minigrad.kernels.gemm import PRODUCTS
     from minigrad.kernels.gemm.prepacked import packed_bytes
     from minigrad.kernels.gemm.products import gemm_packed, pack_all
-    from minigrad.kernels.vector import vector_registers
+    from minigrad.kernels.vector import REGISTERS, VECTOR
     from tests.guarded import guard_scratch, guarded
 
     rng = np.random.default_rng(int(sys.argv[2]))
@@ -505,7 +505,7 @@ FUZZ = """
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
         assert (abs(out - wide) <= bound).all(), (m, k, n, rank, dtype, x.strides, y.strides, add)
     assert in_kernels[0] > int(sys.argv[1])
-    print("done", *vector_registers())
+    print("done", VECTOR, REGISTERS)
 """
 
 

@@ -289,7 +289,7 @@ AT_THE_EDGE = """
     import numpy as np
     from minigrad.kernels.bfloat16 import BFloat16Matrix
     from minigrad.kernels.nf4 import NF4Matrix
-    from minigrad.kernels.vector import vector_registers
+    from minigrad.kernels.vector import VECTOR
     from tests.guarded import guarded_copy, new_arrays_guarded
 
     rng = np.random.default_rng(0)
@@ -313,7 +313,7 @@ AT_THE_EDGE = """
                 again = matrix.rows(0, rows)
             assert np.abs(found - right).max() < 1e-4, (i, matrix, n)  # sums of 150 terms
             assert (again == plain.dense()).all(), i
-    print("done", vector_registers()[0])
+    print("done", VECTOR)
 """
 
 

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad.functional.losses import label_cross_entropy, squared_error
-from minigrad.kernels import losses, softmax
+from minigrad.kernels import losses, reduction
 from minigrad.kernels.jit import JIT_ENABLED
 from tests.minigrad.kernels.oracle import in_numpy
 
@@ -17,7 +17,7 @@ SHAPES = [(1,), (7,), (64, 10), (3, 1), (2, 3, 33), (5, 2048), (4, 2049), (1, 10
 def both(name, *arrays):
     """What the loop makes of arrays, and the reference of the same in float64."""
     wide = [x.astype(np.float64) for x in arrays]
-    return getattr(softmax, name)(*arrays), getattr(softmax, name).reference(*wide)
+    return getattr(reduction, name)(*arrays), getattr(reduction, name).reference(*wide)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -167,10 +167,10 @@ def test_bits_do_not_depend_on_threads(same_on_threads, rng):
     _, sums = losses.cross_entropy(logits, labels, weights, 0.1)
 
     def results():
-        yield softmax.softmax(logits)
-        yield softmax.log_softmax(logits)
-        yield softmax.softmax_gradient(g, other)
-        yield softmax.log_softmax_gradient(g, -np.abs(other))
+        yield reduction.softmax(logits)
+        yield reduction.log_softmax(logits)
+        yield reduction.softmax_gradient(g, other)
+        yield reduction.log_softmax_gradient(g, -np.abs(other))
         yield from losses.cross_entropy(logits, labels, weights, 0.1)
         yield losses.cross_entropy_gradient(g[:, 0], logits, labels, weights, 0.1, sums)
         yield losses.squared_error(np.tile(g, (3, 1)), np.tile(other, (3, 1)))
