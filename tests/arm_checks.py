@@ -74,8 +74,8 @@ def wide(*arrays):
 
 
 def products(draw, eps):
-    """In every layout: an edge on both sides, several strips of rows, several blocks of k."""
-    for m, k, n in (37, 53, 29), (130, 1000, 33), (15, 2100, 23), (3, 7, 2):
+    """In every layout: an edge on both sides, several strips or blocks of k, few rows."""
+    for m, k, n in (37, 53, 29), (130, 1000, 33), (15, 2100, 23), (9, 70, 512), (3, 7, 2):
         for layout in "NN", "NT", "TN", "TT":
             x = draw(m, k) if layout[0] == "N" else draw(k, m).T
             y = draw(k, n) if layout[1] == "N" else draw(n, k).T
@@ -154,11 +154,11 @@ ALONE = {"_fill_table"}  # it has no form for threads, and neither have those of
 SMALL = {*ALONE, "_forward_loop", "_backward_loop"}
 PARTS = {  # each stage: what it does, and the kernels that run then, on all threads and on one
     "float32": {
-        "products": (products, {"gemm"}, set()),
+        "products": (products, {"gemm", "stream"}, set()),
         "LoRA, its frozen weight packed": (partial(training, 70, 130, 140), PACKED, ALONE),
     },
     "float64": {
-        "products": (products, {"gemm"}, set()),
+        "products": (products, {"gemm", "stream"}, set()),
         "LoRA, small": (partial(training, 40, 30, 24), LAYER, SMALL),
     },
     "activations": {
