@@ -46,8 +46,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     if isinstance(data, Tensor):
-        if mode.state[1]:
-            _announce(data, data._data, how)
+        _announce(data, data._data, how)
         data = data._data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
@@ -192,8 +191,7 @@ class Tensor:
         array = self.assignable(value)
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
-        if mode.state[1]:
-            _announce(self, None, ".data =")
+        _announce(self, None, ".data =")
         mark_written(self._data)
         self._data = writable(array)
         mark_written(self._data)
@@ -261,14 +259,12 @@ class Tensor:
                 f"{how} needs a tensor of one element, not {self.describe()}; reduce it, as "
                 f".any() and .all() do for booleans, and .sum() and .mean() for numbers"
             )
-        if mode.state[1]:
-            _announce(self, None, how)
+        _announce(self, None, how)
         return self._data.item()
 
     def tolist(self) -> Any:
         """Return the value as nested lists of Python numbers."""
-        if mode.state[1]:
-            _announce(self, None, "tolist()")
+        _announce(self, None, "tolist()")
         return self._data.tolist()
 
     # ----------------------------------------------------------------------------------------------
@@ -397,8 +393,7 @@ class Tensor:
                 f"{self.describe()} is the result of an op; copies and pickles take leaves only: "
                 f"copy or pickle .detach(), or use .clone() as a copy through which gradients flow"
             )
-        if mode.state[1]:
-            _announce(self, self._data, "a copy or a pickle")
+        _announce(self, self._data, "a copy or a pickle")
         state: Any = object.__getstate__(self)
         attributes, slots = state
         added = {name: slots[name] for name in slots.keys() - set(Tensor.__slots__)}

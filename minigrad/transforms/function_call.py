@@ -68,8 +68,7 @@ class Call:
                 )
         self.leaves = [as_tensor(leaf.value, leaf.path) for leaf in leaves]
         self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
-        if self._of_modules:
-            self._check_not_shared(leaves)
+        self._check_not_shared(leaves)
 
     def _check_not_shared(self, leaves: Sequence[Leaf]) -> None:
         """Check that no two Modules share a parameter: a parameter can be at only one node."""
