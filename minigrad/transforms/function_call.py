@@ -27,12 +27,7 @@ class Call:
     """A call of f: its arguments, and the leaves in them to differentiate."""
 
     def __init__(
-        self,
-        name: str,
-        f: Function,
-        argnums: Argnums,
-        args: Sequence[Any],
-        kwargs: Any = None,
+        self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
     ) -> None:
         if not callable(f):
             raise TypeError(
