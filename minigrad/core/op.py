@@ -405,16 +405,20 @@ class Op(OpLike, Generic[P]):
 
         Without these nodes, the second derivative would be wrong without an error.
         """
-        nodes = dict(() if self.takes_sequence else parents) | {len(self.parameters): node}
         linked: list[Any] = []
         for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
-            if slot == 0 and self.takes_sequence and not shape_only:
+            if shape_only:
+                linked.append(value)
+            elif slot == len(self.parameters):
+                linked.append(Tensor.at(value, node))
+            elif slot == 0 and self.takes_sequence:
                 linked.append(
                     [Tensor.at(v, parents[i]) if i in parents else v for i, v in enumerate(value)]
                 )
+            elif slot in parents and not self.takes_sequence:
+                linked.append(Tensor.at(value, parents[slot]))
             else:
-                is_linked = slot in nodes and not shape_only
-                linked.append(Tensor.at(value, nodes[slot]) if is_linked else value)
+                linked.append(value)
         return linked
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
