@@ -43,7 +43,13 @@ def check_number(name: str, value: Any) -> float:
 
 def check_above_0(name: str, value: Any) -> None:
     """Raise an error unless `value` is a number above 0; it may be infinite."""
-    if not check_number(name, value) > 0:
+    try:
+        is_number, is_above = not isinstance(value, bool), bool(value > 0)
+    except (TypeError, ValueError):  # a ValueError for an array of several numbers
+        is_number = is_above = False
+    if not is_number:
+        raise TypeError(f"{name} must be a number, not {value!r:.60}")
+    if not is_above:
         raise ValueError(f"{name} must be positive, not {value!r}")
 
 

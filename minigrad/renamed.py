@@ -47,8 +47,8 @@ def instead(owner: str, name: str) -> str:
     if text is None and (home := elsewhere()["minigrad 0.1"].get(f"{owner}.{name}")):
         text = f"its contents are in {home} since minigrad 0.2"
     if text is None and not name.startswith("_") and owner in _MAY_BE_ELSEWHERE:
-        homes = [home for home in _HOMES if home != owner]
-        found = [home for home in homes if callable(vars(sys.modules.get(home)).get(name))]
+        homes = [home for home in _HOMES if home != owner and home in sys.modules]
+        found = [home for home in homes if callable(vars(sys.modules[home]).get(name))]
         known = (elsewhere().get(home, {}).get(name) for home in homes)
         text = f"use {found[0]}.{name}" if found else next(filter(None, known), None)
     return "" if text is None else f"; {text}"

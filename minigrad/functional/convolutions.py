@@ -41,8 +41,17 @@ def conv2d(
     if x.ndim == 3:
         out = conv2d(reshape(x, (1, *x.shape)), weight, bias, stride, padding, dilation, groups)
         return reshape(out, out.shape[1:])
-    x, zeros = _padded(x, weight, stride, padding, dilation)
-    return convolution(x, weight, bias, stride, zeros, dilation, groups)
+    if not isinstance(padding, str):
+        return convolution(x, weight, bias, stride, padding, dilation, groups)
+    check_padding(padding, for_each_axis("stride", stride, 2))
+    if padding == "valid":
+        return convolution(x, weight, bias, stride, 0, dilation, groups)
+    between = for_each_axis("dilation", dilation, 2)
+    zeros = [d * (size - 1) for d, size in zip(between, weight.shape[2:], strict=True)]
+    if any(number % 2 for number in zeros):
+        x = pad(x, [(0, 0), (0, 0), *((0, number % 2) for number in zeros)])
+    halves = [number // 2 for number in zeros]
+    return convolution(x, weight, bias, stride, halves, dilation, groups)
 
 
 @composition
@@ -58,11 +67,14 @@ def conv1d(
         ValueError: as in `conv2d`.
     """
     _check_axes(x, weight, "sequences (N, C, L) or (C, L)", "l")
-    x, zeros = _padded(x, weight, stride, padding, dilation)
     x, weight = (reshape(v, (*v.shape[:-1], 1, v.shape[-1])) for v in (x, weight))
     steps = (1, *for_each_axis("stride", stride, 1))
     between = (1, *for_each_axis("dilation", dilation, 1))
-    out = conv2d(x, weight, bias, steps, (0, *zeros), between, groups)
+    if isinstance(padding, str):
+        check_padding(padding, steps[1:])
+    else:
+        padding = (0, *for_each_axis("padding", padding, 1, least=0))
+    out = conv2d(x, weight, bias, steps, padding, between, groups)
     return reshape(out, (*out.shape[:-2], out.shape[-1]))
 
 
@@ -72,23 +84,6 @@ def _check_axes(x: Array, weight: Array, images: str, kernel: str) -> None:
     if x.ndim not in (axes + 1, axes + 2) or weight.ndim != axes + 2:
         wanted = f"{images} and a weight (O, C / groups, {kernel})"
         raise ValueError(f"takes {wanted}; the shapes are {x.shape} and {weight.shape}")
-
-
-def _padded(
-    x: Array, weight: Array, stride: Sizes, padding: Sizes | str, dilation: Sizes
-) -> tuple[Array, tuple[int, ...]]:
-    """Return x and the padding; if "same" needs an odd number of zeros, x already has one more."""
-    axes = weight.ndim - 2
-    if not isinstance(padding, str):
-        return x, for_each_axis("padding", padding, axes, least=0)
-    check_padding(padding, for_each_axis("stride", stride, axes))
-    if padding == "valid":
-        return x, (0,) * axes
-    between = for_each_axis("dilation", dilation, axes)
-    zeros = [d * (size - 1) for d, size in zip(between, weight.shape[2:], strict=True)]
-    if any(number % 2 for number in zeros):
-        x = pad(x, [(0, 0)] * (x.ndim - axes) + [(0, number % 2) for number in zeros])
-    return x, tuple(number // 2 for number in zeros)
 
 
 def check_padding(padding: str, stride: tuple[int, ...]) -> None:

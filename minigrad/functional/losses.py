@@ -44,8 +44,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
         ValueError: if the shapes differ. They are not broadcast, because that is usually a mistake.
             Also if the reduction is unknown, or there is nothing to average.
     """
-    check_reduction("reduction", reduction)
-    wide, target = _alike(prediction, target)
+    wide, target = _alike(prediction, target, reduction)
     if reduction != "none" and wide.dtype in _FLOATS and wide.size:
         loss = squared_error(wide, target, float(wide.size) if reduction == "mean" else 1.0)
     else:
@@ -63,8 +62,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Raises:
         ValueError: as in `mse`.
     """
-    check_reduction("reduction", reduction)
-    wide, target = _alike(prediction, target)
+    wide, target = _alike(prediction, target, reduction)
     return narrowed(_reduced(ops.abs(wide - target), reduction), prediction)
 
 
@@ -80,9 +78,8 @@ def huber(
         ValueError: as in `mse`, or if `delta` is not positive.
         TypeError: if `delta` is not a number.
     """
-    check_reduction("reduction", reduction)
     check_above_0("delta", delta)
-    wide, target = _alike(prediction, target)
+    wide, target = _alike(prediction, target, reduction)
     d = wide - target
     near = ops.clip(d, -delta, delta)
     return narrowed(_reduced(near * (d - 0.5 * near), reduction), prediction)
@@ -133,7 +130,7 @@ def cross_entropy(
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
-        _, probabilities = _alike(logits, target)
+        _, probabilities = _alike(logits, target, reduction)
         observed(check_not_negative, as_array(target), _NEGATIVE_TARGETS)
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
@@ -280,8 +277,7 @@ def binary_cross_entropy_with_logits(
         ValueError: if the shapes differ, a weight is negative or cannot be broadcast to them, a
             target is not in [0, 1], the reduction is unknown, or there is nothing to average.
     """
-    check_reduction("reduction", reduction)
-    x, t = _alike(logits, target)
+    x, t = _alike(logits, target, reduction)
     observed(check_from_0_to_1, t._data if isinstance(t, Tensor) else t)
     weight, pos_weight = _factor("weight", weight, t), _factor("pos_weight", pos_weight, t)
     if pos_weight is None:
@@ -584,13 +580,14 @@ def _linear_label_cross_entropy_x(g: Array, divisor: float | None, residuals: Ar
 # --------------------------------------------------------------------------------------------------
 
 
-def _alike(prediction: Array, target: Array) -> tuple[Array, Array]:
-    """Check the target, and return both in the prediction's dtype, or in float64 for integers.
+def _alike(prediction: Array, target: Array, reduction: Reduction) -> tuple[Array, Array]:
+    """Check the arguments; return both arrays in the prediction's dtype, or float64 for integers.
 
     A float64 target would make a float32 model compute in float64, which is slower. If one is a
     Tensor without axes, the other becomes one too: beside a Tensor, an op makes a number of an
     array without axes, and the kernels of losses take only arrays.
     """
+    check_reduction("reduction", reduction)
     if target.shape != prediction.shape:
         shapes = f"{prediction.shape}, the target {target.shape}"
         raise ValueError(f"the prediction has shape {shapes}; they must be the same")

@@ -27,12 +27,7 @@ class Call:
     """A call of f: its arguments, and the leaves in them to differentiate."""
 
     def __init__(
-        self,
-        name: str,
-        f: Function,
-        argnums: Argnums,
-        args: Sequence[Any],
-        kwargs: Any = None,
+        self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
     ) -> None:
         if not callable(f):
             raise TypeError(
@@ -68,8 +63,7 @@ class Call:
                 )
         self.leaves = [as_tensor(leaf.value, leaf.path) for leaf in leaves]
         self._of_modules = {n: leaf.value for n, leaf in enumerate(leaves) if leaf.stays}
-        if self._of_modules:
-            self._check_not_shared(leaves)
+        self._check_not_shared(leaves)
 
     def _check_not_shared(self, leaves: Sequence[Leaf]) -> None:
         """Check that no two Modules share a parameter: a parameter can be at only one node."""
