@@ -236,13 +236,16 @@ def _narrow_linear_shape(x: Array, weight: Any) -> tuple[int, ...]:
     return (*x.shape[:-1], weight.shape[0])
 
 
-def _narrow_linear_cost(weight: Any, bias: Array, out: Array) -> int:
-    """The FLOPs of the product; in NF4, one more for each element of W: a level times an absmax."""
-    levels = weight.size if weight.format == "nf4" else 0
-    return int((2 * weight.shape[1] + (bias is not None)) * out.size + levels)
+def _bfloat16_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    return (2 * int(weight.shape[1]) + (bias is not None)) * int(out.size)
 
 
-@op(linear=("x",), cost=_narrow_linear_cost, shape=_narrow_linear_shape, product=True)
+def _nf4_linear_cost(weight: Any, bias: Array, out: Array) -> int:
+    """The FLOPs of the product, and one for each element of W: a level times an absmax."""
+    return _bfloat16_linear_cost(weight, bias, out) + int(weight.size)
+
+
+@op(linear=("x",), cost=_nf4_linear_cost, shape=_narrow_linear_shape, product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -261,7 +264,7 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
     return _narrow_linear(x, weight, bias, kernels.nf4.NF4Matrix)
 
 
-@op(linear=("x",), cost=_narrow_linear_cost, shape=_narrow_linear_shape, product=True)
+@op(linear=("x",), cost=_bfloat16_linear_cost, shape=_narrow_linear_shape, product=True)
 def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
     """x W^T + b with a frozen W in 16 bits per element (bfloat16); otherwise as `nf4_linear`.
 
