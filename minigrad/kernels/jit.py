@@ -83,11 +83,17 @@ def jit(*, fastmath: Iterable[str] = (), inline: str = "never") -> Callable[[F],
     return decorate
 
 
-def external(*, fastmath: Iterable[str] = ()) -> Callable[[F], F]:
-    """Decorate a long function, which is compiled once and called through a symbol."""
+def external(
+    *, fastmath: Iterable[str] = (), only: Callable[..., bool] | None = None
+) -> Callable[[F], F]:
+    """Decorate a long function, which is compiled once and called through a symbol.
+
+    `only` says of the types of arguments whether the function is needed: if not, it is not
+    compiled, and a call does nothing.
+    """
 
     def decorate(function: F) -> F:
-        return cast(F, External(function, fastmath).intrinsic) if JIT_ENABLED else function
+        return cast(F, External(function, fastmath, only).intrinsic) if JIT_ENABLED else function
 
     return decorate
 
@@ -154,11 +160,18 @@ class External:
         intrinsic: the function as compiled code calls it.
     """
 
-    def __init__(self, function: Callable[..., Any], fastmath: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        fastmath: Iterable[str] = (),
+        only: Callable[..., bool] | None = None,
+    ) -> None:
         self._dispatcher = dispatcher(function, fastmath)
 
         def typed(_typing: Any, *given: Any) -> Any:
             kinds = tuple(map(types.unliteral, given))
+            if only is not None and not only(*kinds):
+                return types.void(*kinds), lambda context, *_: context.get_dummy_value()
             symbol = self.symbol(kinds)
             result = cache.SYMBOLS[symbol].signature.return_type
 

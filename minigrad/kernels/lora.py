@@ -7,8 +7,8 @@ The forward pass has three products and the backward pass up to five. All but tw
 rows or columns. In a small layer, separate calls would take longer than the products, so one
 compiled function computes all. In a large layer, each product is a call of `gemm.matmul`; the
 second adds to the result of the first. If W is frozen, the layer may have packed panels of W
-(`minigrad.kernels.gemm.prepacked`). Then the bias and the update are added while a strip of the
-result is in a cache.
+(`minigrad.kernels.gemm.prepacked`). Then, and on a matrix unit, the bias and the update are added
+while a strip of the result is in a cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.macrokernel import NO_BIAS
-from minigrad.kernels.gemm.prepacked import find
+from minigrad.kernels.gemm.prepacked import multiply_and_update
 from minigrad.kernels.gemm.products import bias_of, multiply_run
 from minigrad.kernels.jit import Array, Integers, Strided, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for
@@ -45,8 +45,7 @@ def forward(
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
-    prepacked = None if few else find(weight)
-    out = None if prepacked is None else prepacked.matmul(x, True, h, lora_b.T, bias)
+    out = None if few else multiply_and_update(x, weight, True, h, lora_b.T, bias)
     if out is not None:
         return out, h
     y = gemm.matmul(x, weight.T, bias=bias)
@@ -77,9 +76,7 @@ def backward(
         d = gemm.matmul(g, lora_b)
         d *= scale
         if wants_x:
-            prepacked = find(weight)
-            if prepacked is not None:
-                dx = prepacked.matmul(g, False, d, lora_a)
+            dx = multiply_and_update(g, weight, False, d, lora_a)
             if dx is None:
                 dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
         if wants_a:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from minigrad.kernels.gemm.matrix_unit import BLOCK, SIDE
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.vector import VECTOR
 
@@ -22,6 +23,7 @@ USUAL = {  # the bytes of a vector: the assumed bytes of the level-2 and level-3
     16: (1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
 }
 TWO_PANELS = 48 * 4 * KIB  # 48 of the 64 to 96 pages in a core's first TLB; tiles of C need some
+UNIT_DEPTH = 576  # steps of k in a block for the matrix unit
 RUN = 256  # steps of k: as exact as BLAS; with 512, errors of float32 are a third larger
 
 
@@ -69,4 +71,12 @@ def block_sizes(itemsize: int) -> list[int]:
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)
     near = level2 // 8
-    return [*tile, MC, KC, NC, RUN, near]
+    return [*tile, MC, KC, NC, RUN, near, 0]
+
+
+def unit_block_sizes() -> list[int]:
+    """Return the sizes for products on the matrix unit, whose panels have SIDE rows or columns."""
+    level2, level3 = cache_sizes()
+    MC = SIDE * max(1, level2 // 4 // (UNIT_DEPTH // SIDE * BLOCK))
+    NC = SIDE * min(max(4, level3 // 8 // (UNIT_DEPTH // SIDE * BLOCK)), 4096 // SIDE)
+    return [SIDE, SIDE, SIDE // 2, SIDE, MC, UNIT_DEPTH, NC, SIDE, level2 // 8, 1]

@@ -27,9 +27,10 @@ from numpy import empty, ndarray
 
 from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
-from minigrad.kernels.gemm.blocking import block_sizes
+from minigrad.kernels.gemm.blocking import block_sizes, unit_block_sizes
+from minigrad.kernels.gemm.matrix_unit import is_available
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import Array, nothing
+from minigrad.kernels.jit import SINGLE, Array, nothing
 from minigrad.kernels.threads import get_num_threads
 from minigrad.kernels.vector import MASKS_ARE_CHEAP
 
@@ -45,6 +46,7 @@ PIECES = 24  # pieces of a batch: 2, 3, 4, 6, 8 or 12 threads get equal numbers 
 COLLIDING = 512  # bytes: rows at a distance that is a multiple of this share few cache lines
 DEEP = 512  # the least steps of k for which `dots` may be faster if columns fill a vector
 SPLIT = 1024  # the least steps of k in a piece of a long sum
+UNIT_FROM = 1 << 23  # multiply-adds from which packing three parts pays, on two threads as well
 PLANS = 256  # plans of batches that are kept, because making one takes as long as a small product
 
 Axes = tuple[tuple[int, int, int], ...]  # length and two steps for each axis, as `products` says
@@ -244,23 +246,28 @@ class Products:
         tile: the shape of the register tile.
         lanes: how many numbers a vector holds.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
+        has_unit: whether a matrix unit can compute products of this dtype.
+        unit_plans: the plans for a product on the matrix unit.
         no_bias: the bias of a product without one.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.tile = tile_shape(dtype.itemsize)
         self.lanes = self.tile.VL
-        self._sizes = block_sizes(dtype.itemsize)
+        self._itemsize = dtype.itemsize
         self._plan = lru_cache(PLANS)(self._new_plan)
         self.plans = [self._plan(add, 1, ()) for add in (False, True)]
+        self.has_unit = dtype == SINGLE and is_available()
+        self.unit_plans = [self._plan(add, 1, (), True) for add in (False, True)]
         self.no_bias = nothing(dtype)
         self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
         self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
-    def _new_plan(self, add: bool, count: int, axes: Axes) -> Array:
+    def _new_plan(self, add: bool, count: int, axes: Axes, unit: bool = False) -> Array:
         """Return a plan (see `products`): block sizes, and the positions of matrices in a batch."""
-        head = [*self._sizes, int(add), count]
+        sizes = unit_block_sizes() if unit else block_sizes(self._itemsize)
+        head = [*sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
     def multiply(
@@ -278,10 +285,20 @@ class Products:
             self._multiply_in_pieces(x, y, out, add, work)
         else:
             row = self.no_bias if bias is None else bias
-            self.gemm(work * SECONDS, x, y, row, out, self.plans[add])
+            plan = self.plans_of(self.suits_unit(m, n, k))[add]
+            self.gemm(work * SECONDS, x, y, row, out, plan)
             return
         if bias is not None:
             out += bias
+
+    def plans_of(self, on_unit: bool) -> list[Array]:
+        """Return the two plans of a product, on the matrix unit or not."""
+        return self.unit_plans if on_unit else self.plans
+
+    def suits_unit(self, m: int, n: int, k: int) -> bool:
+        """Return whether a product is faster on the matrix unit; on two threads, it may not be."""
+        is_large = m * n * k >= UNIT_FROM and m >= 32 <= k and n >= 2 * 32
+        return self.has_unit and is_large
 
     def _is_long(self, m: int, n: int, k: int) -> bool:
         """Return whether the sum is so long that threads share its pieces, and not parts of C."""
@@ -320,7 +337,8 @@ class Products:
         `x`, `y` and `out` are the first matrices; `axes` gives the positions of the others
         (`products.locate`).
         """
-        plan = self._plan(add, count, axes)
+        m, n = out.shape
+        plan = self._plan(add, count, axes, self.suits_unit(m, n, x.shape[1]))
         if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
             self.gemm(work * SECONDS, x, y, self.no_bias, out, plan)
         else:

@@ -39,22 +39,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.kernels.gemm.matrix_unit import multiply_split, panel_size, split_panels
 from minigrad.kernels.gemm.microkernel import (
     CACHE_LINE,
-    NO_LINES,
+    NO_BLOCK,
     UNROLLED,
-    NextLines,
+    NextBlock,
+    lines_from,
     tile_of_size,
     tile_packed,
 )
 from minigrad.kernels.gemm.packing import (
-    GROUP,
     BlockSizes,
     Matrix,
     pack,
-    pack_columns,
     pack_panels,
     part_of,
+    transposed,
 )
 from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
@@ -99,29 +100,17 @@ class Term(NamedTuple):
 class Extra(NamedTuple):
     """The terms added to a product: a bias, and a second product a b if `depth` is not 0.
 
-    There is a second product only if the panels of B are packed already.
+    There is a second product only if the panels of B are packed already, or on the matrix unit.
     """
 
     bias: Matrix  # of the shape of C, with all rows at the same address; or NO_BIAS
     depth: int
     a: Matrix
     b: Matrix
+    room: int  # the address of memory for the panels of b (`work_size`)
 
 
 NO_BIAS = Matrix(0, 0, 0)
-
-
-class NextBlock(NamedTuple):
-    """The memory that is read next, and prefetched meanwhile: rows of adjacent cache lines."""
-
-    at: int
-    step: int  # bytes from a row to the next
-    rows: int  # 0 if nothing is prefetched
-    lines: int  # cache lines in a row
-    share: int  # the most lines that are prefetched while a panel of B is multiplied
-
-
-NO_BLOCK = NextBlock(0, 0, 0, 0, 0)
 
 
 class PackingChoice(NamedTuple):
@@ -141,6 +130,33 @@ def block_depth(t: BlockSizes, k: int) -> int:
 
 
 @jit(inline="always")
+def group_size(t: BlockSizes) -> int:
+    """Return how many panels of B are packed together; a row of them is several cache lines."""
+    return 2 if t.split else 4
+
+
+@jit(inline="always")
+def bytes_of_panel(t: BlockSizes, width: int, depth: int) -> int:
+    """Return the bytes of a packed panel of `depth` steps of k."""
+    return panel_size(depth) if t.split else width * depth * t.item
+
+
+@external()
+def pack_columns(
+    piece: int, pieces: int, t: BlockSizes, b: Matrix, cols: int, depth: int, target: int
+) -> None:
+    """Pack a group of panels of a block of B; with one piece, all of them."""
+    group = group_size(t) if pieces > 1 else cols
+    j = piece * group * t.NR
+    at = target + piece * group * bytes_of_panel(t, t.NR, depth)
+    wide, block = min(group * t.NR, cols - j), part_of(b, 0, j)
+    if t.split:
+        split_panels(t, transposed(block), wide, depth, True, at)
+    else:
+        pack_panels(t, block, wide, depth, at)
+
+
+@jit(inline="always")
 def choose_packing(
     t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, prepacked: int
 ) -> PackingChoice:
@@ -148,6 +164,8 @@ def choose_packing(
 
     A matrix that is read only a few times is not packed, and a small matrix is not packed either.
     """
+    if t.split:
+        return PackingChoice(True, True)
     size = k * n * t.item
     wide, often, tall = n * t.item > WIDE, n * t.item >= OFTEN, m > 2 * t.MR
     # Numbers at a distance of a power of two lie in few sets of a cache, and evict each other. A
@@ -202,21 +220,6 @@ def next_panels(at: int, size: int, count: int) -> NextBlock:
     """Return `count` panels but the first; each is prefetched while the one before is used."""
     lines = size // CACHE_LINE
     return NextBlock(at + size, 0, 1, (count - 1) * lines, lines)
-
-
-@jit(inline="always")
-def lines_from(block: NextBlock, number: int, stop: int) -> NextLines:
-    """Return the lines of a block from line `number` on, if it is before `stop`."""
-    if number >= stop:
-        return NO_LINES
-    row = number // block.lines
-    done = number - row * block.lines
-    return NextLines(
-        block.at + row * block.step + done * CACHE_LINE,
-        block.lines - done,
-        block.lines,
-        block.step - (block.lines - 1) * CACHE_LINE,
-    )
 
 
 @external()
@@ -293,7 +296,7 @@ def multiply_panels(
 def work_size(t: BlockSizes, n: int, depth: int) -> int:
     """Return the bytes that `multiply` needs for panels with `depth` steps of k."""
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    size: int = CACHE_LINE + panels * t.NR * depth * t.item
+    size: int = CACHE_LINE + panels * bytes_of_panel(t, t.NR, depth)
     return size
 
 
@@ -316,7 +319,7 @@ def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
 @jit(inline="always")
 def rows_are_near(t: BlockSizes, m: int, depth: int) -> bool:
     """Return whether a block of A with all m rows takes less than half the level-2 cache."""
-    return depth > SHALLOW and m * depth * t.item < 4 * t.near
+    return (t.split != 0 or depth > SHALLOW) and m * depth * t.item < 4 * t.near
 
 
 @jit(inline="always")
@@ -329,13 +332,28 @@ def cut_rows(t: BlockSizes, m: int, n: int, depth: int, pieces: int, packs: bool
     packed several times. This extra work is small if each thread has many columns and A is in the
     level-2 cache; otherwise a strip has MC rows or more.
     """
-    if packs and rows_are_near(t, m, depth) and n >= 2 * GROUP * t.NR * pieces:
+    if packs and rows_are_near(t, m, depth) and n >= 2 * group_size(t) * t.NR * pieces:
         return 1
-    least = t.MC if packs else 4 * t.MR
+    least = t.MC if packs else min(4 * t.MR, 2 * t.NR)
     strips = min(pieces, max(1, m // least))
     while pieces % strips:
         strips -= 1
     return strips
+
+
+@jit(inline="always")
+def offset_of_block(t: BlockSizes, jc: int, pc: int, k: int, steps: int, panels: int) -> int:
+    """Return the bytes to the panels of B from column jc and step pc on, if all are packed.
+
+    Before them are complete columns of blocks, and in this one blocks with `steps` steps of k.
+    """
+    complete, last = k // steps, k % steps
+    column = complete * bytes_of_panel(t, t.NR, steps)
+    if last:
+        column += bytes_of_panel(t, t.NR, last)
+    before = pc // steps * bytes_of_panel(t, t.NR, steps)
+    offset: int = jc // t.NR * column + panels * before
+    return offset
 
 
 @external()
@@ -375,9 +393,8 @@ def multiply(
 ) -> None:  # fmt: skip
     """Compute C = A B, or +=, and add `more`: the loops around the macro-kernel.
 
-    `prepacked` is the address of all panels of B if they are packed already, or else 0. `room` is
-    the address of memory for packed panels (`work_size`): for those of B, or, if these are packed
-    already, for those of the second product.
+    `prepacked` is the address of all panels of B if they are packed already, or else 0; then `room`
+    is the address of memory for them (`work_size`).
     """
     steps = block_depth(t, k)
     most = min(k, steps)
@@ -389,24 +406,25 @@ def multiply(
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
         if more.depth:
-            pack_panels(t, part_of(more.b, 0, jc), cols, more.depth, room)
+            pack_columns(0, 1, t, part_of(more.b, 0, jc), cols, more.depth, more.room)
         for pc in range(0, k, steps):
             depth = min(steps, k - pc)
             source = part_of(b, pc, jc)
-            size = t.NR * depth * t.item
+            size = bytes_of_panel(t, t.NR, depth)
             B = Panels(room, t.item, t.NR * t.item, size, True)
             if prepacked:
-                at = prepacked + (jc * k + panels * t.NR * pc) * t.item
+                at = prepacked + offset_of_block(t, jc, pc, k, steps, panels)
                 B = Panels(at, t.item, t.NR * t.item, size, True)
             elif not choice.pack_b:  # read in place
                 B = Panels(source.at, b.col, b.row, t.NR * b.col, False)
             elif not packed_at_use:
-                groups = (panels + GROUP - 1) // GROUP
+                groups = (panels + group_size(t) - 1) // group_size(t)
                 share(launcher, groups, pack_columns, (t, source, cols, depth, room))
             last = pc + depth == k
             source = Matrix(source.at if packed_at_use else 0, b.row, b.col)
             main = Term(depth, part_of(a, 0, pc), B, choice.pack_a, source)
-            B2 = Panels(room, t.item, t.NR * t.item, t.NR * more.depth * t.item, True)
+            size = bytes_of_panel(t, t.NR, more.depth)
+            B2 = Panels(more.room, t.item, t.NR * t.item, size, True)
             second = Term(more.depth if last else 0, more.a, B2, False, Matrix(0, 0, 0))
             bias = part_of(more.bias, 0, jc) if more.bias.at and last else NO_BIAS
             spans = min(panels, pieces // strips)
@@ -432,18 +450,22 @@ def multiply_piece(
     j = first * t.NR
     cols = min(n, last * t.NR) - j
 
-    strip, group, group_size = strip_height(t, end - start, cols, main.depth), panels, 0
+    strip, group, group_bytes = strip_height(t, end - start, cols, main.depth), panels, 0
     if main.source.at:  # a group of panels is packed, and stays in a cache for all rows
-        strip, group, group_size = end - start, GROUP, GROUP * main.B.next
-    tile = 0 if C.col == t.item else t.MR * t.NR * t.item
-    rows = (strip + t.MR - 1) // t.MR * t.AR if main.pack else 0
-    work = np.empty(CACHE_LINE + tile + rows * main.depth * t.item + group_size, np.uint8)
+        strip, group = end - start, group_size(t)
+        group_bytes = group * main.B.next
+    tile = t.MR * t.NR * t.item if t.split or C.col != t.item else 0
+    tall = (strip + t.MR - 1) // t.MR  # panels of A
+    size = tall * bytes_of_panel(t, t.AR, main.depth) if main.pack else 0
+    size_of_more = tall * bytes_of_panel(t, t.AR, more.depth) if t.split else 0
+    work = np.empty(CACHE_LINE + tile + size + size_of_more + group_bytes, np.uint8)
     scratch_tile = first_line(work)
     packed_a = scratch_tile + tile
-    packed_b = packed_a + rows * main.depth * t.item
+    packed_more = packed_a + size
+    packed_b = packed_more + size_of_more
     for i in range(start, end, strip):
         high = min(strip, end - i)
-        for number in range(2):
+        for number in range(1 if t.split else 2):
             term, adds = main, add
             if number == 1:
                 term, adds = more, True
@@ -452,15 +474,20 @@ def multiply_piece(
             a = part_of(term.a, i, 0)
             A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
             if term.pack:
-                pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
-                A = Panels(packed_a, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
+                if t.split:
+                    split_panels(t, a, high, term.depth, False, packed_a)
+                    split_panels(t, part_of(more.a, i, 0), high, more.depth, False, packed_more)
+                else:
+                    pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
+                size = bytes_of_panel(t, t.AR, term.depth)
+                A = Panels(packed_a, t.item, t.AR * t.item, size, True)
             for g in range(first, last, group):
                 B, b, coming = term.B, term.source, NO_BLOCK
                 wide = min(n, min(last, g + group) * t.NR) - g * t.NR
                 at = B.at + g * B.next
                 if b.at:
                     at = packed_b
-                    pack_panels(t, part_of(b, 0, g * t.NR), wide, term.depth, at)
+                    pack_columns(0, 1, t, part_of(b, 0, g * t.NR), wide, term.depth, at)
                     after = (g + group) * t.NR
                     cols_after = min(min(n, last * t.NR) - after, group * t.NR)
                     if cols_after > 0:
@@ -469,9 +496,15 @@ def multiply_piece(
                     coming = next_panels(at, B.next, last - first)
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = part_of(C, i, g * t.NR)
-                macro_kernel(
-                    t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming
-                )
+                if t.split:
+                    multiply_split(
+                        t, high, wide, term.depth, A.at, at, more.depth, packed_more,
+                        more.B.at + g * more.B.next, corner, adds, scratch_tile, coming,
+                    )  # fmt: skip
+                else:
+                    macro_kernel(
+                        t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming
+                    )
                 if bias.at and number == 0:
                     add_bias(t, high, wide, part_of(bias, i, g * t.NR), corner)
     keep_alive(work)

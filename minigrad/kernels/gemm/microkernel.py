@@ -80,6 +80,34 @@ class NextLines(NamedTuple):
 NO_LINES = NextLines(0, 0, 0, 0)
 
 
+class NextBlock(NamedTuple):
+    """The memory that is read next, and prefetched meanwhile: rows of adjacent cache lines."""
+
+    at: int
+    step: int  # bytes from a row to the next
+    rows: int  # 0 if nothing is prefetched
+    lines: int  # cache lines in a row
+    share: int  # the most lines that are prefetched while a panel of B is multiplied
+
+
+NO_BLOCK = NextBlock(0, 0, 0, 0, 0)
+
+
+@jit(inline="always")
+def lines_from(block: NextBlock, number: int, stop: int) -> NextLines:
+    """Return the lines of a block from line `number` on, if it is before `stop`."""
+    if number >= stop:
+        return NO_LINES
+    row = number // block.lines
+    done = number - row * block.lines
+    return NextLines(
+        block.at + row * block.step + done * CACHE_LINE,
+        block.lines - done,
+        block.lines,
+        block.step - (block.lines - 1) * CACHE_LINE,
+    )
+
+
 class _Operands(NamedTuple):
     """The operands A and B of a tile and its target C, as values in the emitted code."""
 
@@ -160,7 +188,7 @@ def _emit_sums(
         b_now, a_now, rest = now[0], now[1 : 1 + len(bases)], now[1 + len(bases) :]
         sums, line = rest[:in_tile], rest[in_tile:]
         if later is not None and count == UNROLLED:
-            line = _emit_prefetch_of_line(e, later, *line)
+            line = emit_prefetch_of_line(e, later, *line)
         if ahead is not None:
             for panel, size in zip((b_now, a_now[0]), ahead, strict=True):
                 for byte in range(0, count * size, CACHE_LINE):
@@ -191,7 +219,7 @@ def _emit_sums(
     return e.choose([(nothing, partial(loop, None))], partial(loop, x.later))
 
 
-def _emit_prefetch_of_line(e: Emitter, later: NextLines, at: Any, left: Any) -> list[Any]:
+def emit_prefetch_of_line(e: Emitter, later: NextLines, at: Any, left: Any) -> list[Any]:
     """Emit a prefetch of a line, with `left` left in its row; return both for the next line."""
     e.prefetch(at, to_write=False, level=2)
     left = e.builder.sub(left, WORD(1))

@@ -27,7 +27,6 @@ from minigrad.kernels.jit import external, jit
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
 STEPS_NEAR = 32  # steps of k at a time: their columns stay in the level-1 cache for all panels
-GROUP = 4  # panels of B that are packed together, so that a row of them is several cache lines
 
 
 class BlockSizes(NamedTuple):
@@ -42,6 +41,7 @@ class BlockSizes(NamedTuple):
     NC: int  # columns of B packed at a time
     RUN: int  # steps of k that a tile adds up before it writes
     near: int  # bytes: a B of at most this size is read in place unless it has many columns
+    split: int  # 1 if blocks are packed for the matrix unit (`gemm.matrix_unit`), else 0
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
@@ -140,13 +140,3 @@ def _transpose_rows(
             if r < rows:
                 value = load(source.at + r * source.row + k * source.col, t.zero)
             store(panel + k * line + r * t.item, value)
-
-
-@external()
-def pack_columns(
-    piece: int, _pieces: int, t: BlockSizes, b: Matrix, cols: int, depth: int, target: int
-) -> None:
-    """Pack a group of panels of a block of B."""
-    j = piece * GROUP * t.NR
-    at = target + j * depth * t.item
-    pack_panels(t, part_of(b, 0, j), min(GROUP * t.NR, cols - j), depth, at)

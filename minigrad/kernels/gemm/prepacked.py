@@ -31,7 +31,9 @@ from minigrad.heap import physical_memory
 from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
+from minigrad.kernels.gemm.matrix_unit import BLOCK, SIDE
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.products import SIZES
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
 from minigrad.locks import renewed_in_child
@@ -41,6 +43,7 @@ MOST = 192_000_000  # bytes of all panels together, unless the user sets another
 ROWS = 16  # the least rows of the other operand for which packing pays
 SIZE = 1 << 14  # the least elements of W for which packing pays
 SECONDS = 5e-11  # seconds to pack a byte, approximately
+NO_PANELS = np.empty(0, np.uint8)
 
 _packing = renewed_in_child(sys.modules[__name__], "_packing", threading.RLock)
 _bytes = 0
@@ -80,7 +83,7 @@ class PrepackedMatrix:
 
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
-        self._packed: dict[bool, Array] = {}  # the panels; the key is whether they are of W^T
+        self._packed: dict[tuple[bool, bool], Array] = {}  # by the arguments of `panels`
 
     def __del__(self) -> None:
         if self._packed:  # then W is read-only
@@ -97,57 +100,43 @@ class PrepackedMatrix:
             _bytes -= sum(panels.nbytes for panels in self._packed.values())
             self._packed = {}
 
-    def matmul(
-        self, x: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
-    ) -> Array | None:
-        """Compute x W^T if `transpose`, else x W; plus `left @ right`, with a small k, and a bias.
+    def panels(self, transpose: bool, on_unit: bool) -> Array | None:
+        """Return the panels of W^T if `transpose`, or else of W; pack them if there are none.
 
-        Return None where panels cannot be used: for few rows, for arrays of several dtypes, if the
-        panels would exceed the limit, or if W cannot be made read-only.
+        Panels for the matrix unit have another order. The result is None if the panels would exceed
+        the limit, or if W cannot be made read-only.
         """
-        kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, bias)
-        if kernel is None or len(x) < ROWS:
-            return None
-        matrix = self.matrix.T if transpose else self.matrix
-        panels = self._packed.get(transpose)
-        if panels is None:
-            panels = self._pack(matrix, transpose)
-        if panels is None:
-            return None
-        k, n = matrix.shape
-        out = np.empty((len(x), n), x.dtype)
-        seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
-        bias = nothing(x.dtype) if bias is None else bias
-        plan = PRODUCTS[x.dtype].plans[False]
-        kernel(seconds, x, panels, n, left, right, bias, out, plan)
-        return out
+        known = self._packed.get((transpose, on_unit))
+        return known if known is not None else self._pack(transpose, on_unit)
 
-    def _pack(self, matrix: Array, transpose: bool) -> Array | None:
+    def _pack(self, transpose: bool, on_unit: bool) -> Array | None:
         global _bytes
-        size = packed_bytes(matrix)
+        matrix = self.matrix.T if transpose else self.matrix
+        plan = PRODUCTS[matrix.dtype].plans_of(on_unit)[False]
+        size = packed_bytes(matrix, plan)
         with _packing:
-            if transpose in self._packed:  # another thread has packed it in the meantime
-                return self._packed[transpose]
+            if (transpose, on_unit) in self._packed:  # by another thread in the meantime
+                return self._packed[transpose, on_unit]
             if _bytes + size > limit():
                 return None
             panels = np.empty(size, np.uint8)
             if not hold(self.matrix, self):
                 return None
             try:
-                plan = PRODUCTS[matrix.dtype].plans[False]
                 products.pack_all[matrix.dtype](SECONDS * size, matrix, panels, plan)
             except BaseException:
                 release(self.matrix)
                 raise
             _bytes += size
-            self._packed[transpose] = panels
+            self._packed[transpose, on_unit] = panels
         return panels
 
 
-def packed_bytes(matrix: Array) -> int:
-    """Return the bytes of the panels of a matrix `(k, n)`: complete panels and one cache line."""
-    (k, n), NR = matrix.shape, PRODUCTS[matrix.dtype].tile.NR
-    return int(-(-n // NR) * NR * k * matrix.itemsize + CACHE_LINE)
+def packed_bytes(matrix: Array, plan: Array) -> int:
+    """Return the bytes of the panels of a matrix `(k, n)`, and of one more cache line."""
+    (k, n), NR, KC, split = matrix.shape, plan[1], plan[5], plan[SIZES - 1]
+    panel = -(-k // SIDE) * BLOCK + -(-k // KC) * CACHE_LINE if split else NR * k * matrix.itemsize
+    return int(-(-n // NR) * panel + CACHE_LINE)
 
 
 _known: WeakValueDictionary[int, PrepackedMatrix] = WeakValueDictionary()
@@ -167,3 +156,33 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
 def find(matrix: Array) -> PrepackedMatrix | None:
     """Return the panels of a matrix, or None if no owner has any."""
     return _known.get(id(matrix))
+
+
+def multiply_and_update(
+    x: Array, weight: Array, transpose: bool, left: Array, right: Array, bias: Array | None = None
+) -> Array | None:
+    """Compute x W^T if `transpose`, else x W; plus `left @ right`, with a small k, and a bias.
+
+    Return None if no kernel computes all at once: for arrays of several dtypes, and, unless the
+    matrix unit computes, for few rows or if W has no panels. Whether there are panels does not
+    change a bit.
+    """
+    kernel = kernel_for(products.gemm_packed, weight, x, left, right, bias)
+    if kernel is None:
+        return None
+    matrix, compiled = weight.T if transpose else weight, PRODUCTS[x.dtype]
+    rows, (k, n) = len(x), matrix.shape
+    on_unit, owner = compiled.suits_unit(rows, n, k), find(weight)
+    panels = None
+    if owner is not None and (on_unit or rows >= ROWS):
+        panels = owner.panels(transpose, on_unit)
+    if panels is None:
+        if not on_unit:
+            return None
+        panels = NO_PANELS
+    out = np.empty((rows, n), x.dtype)
+    seconds = SECONDS_OF_MULTIPLY_ADD * rows * n * k
+    bias = nothing(x.dtype) if bias is None else bias
+    plan = compiled.plans_of(on_unit)[False]
+    kernel(seconds, x, matrix, panels, left, right, bias, out, plan)
+    return out

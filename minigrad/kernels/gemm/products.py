@@ -2,7 +2,7 @@
 
 A plan is one array of integers, because each further argument makes a call slower:
 
-    MR NR VL AR MC KC NC RUN near                the sizes that `gemm.blocking` finds
+    MR NR VL AR MC KC NC RUN near split          the sizes that `gemm.blocking` finds
     add                                          whether to add to what is there
     count                                        how many products, one after another in `out`
     length, step of x, step of y                 for each leading axis of a batch
@@ -25,24 +25,21 @@ from minigrad.kernels.gemm.macrokernel import (
     block_depth,
     choose_packing,
     first_line,
+    group_size,
     multiply,
     multiply_block,
+    offset_of_block,
+    pack_columns,
     work_size,
 )
-from minigrad.kernels.gemm.packing import (
-    GROUP,
-    BlockSizes,
-    Matrix,
-    pack_columns,
-    part_of,
-    transposed,
-)
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of, transposed
 from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 ROWS_OF_A_PIECE = 48  # the least rows for which a thread packs all of B for itself
-SIZES = 9  # block sizes at the head of a plan
+SIZES = 10  # block sizes at the head of a plan
 ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
 
@@ -52,7 +49,7 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8],
-        array.itemsize, array.dtype.type(0),
+        plan[9], array.itemsize, array.dtype.type(0),
     )  # fmt: skip
 
 
@@ -118,7 +115,7 @@ def multiply_run(
     choice = choose_packing(t, m, n, k, a, b, 0)
     # Matrices that fit in a level-2 cache together need no loops over blocks.
     one_block = max(m * k, k * n, m * n) * t.item <= 2 * t.near
-    one_block = one_block and k <= t.KC and n <= t.NC and C.col == t.item
+    one_block = one_block and not t.split and k <= t.KC and n <= t.NC and C.col == t.item
     # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
@@ -133,7 +130,7 @@ def multiply_run(
     room = first_line(work)
     for index in range(start, stop):
         A, B, target = operands_of(plan, index, operands, a, b, C, size)
-        more = Extra(bias, 0, a, b)
+        more = Extra(bias, 0, a, b, 0)
         multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)
     keep_alive(work)
 
@@ -171,27 +168,29 @@ def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: In
         count = (cols + t.NR - 1) // t.NR
         for pc in range(0, k, size):
             depth = min(size, k - pc)
-            at = first + (jc * k + count * t.NR * pc) * t.item
-            groups = (count + GROUP - 1) // GROUP
+            at = first + offset_of_block(t, jc, pc, k, size, count)
+            groups = (count + group_size(t) - 1) // group_size(t)
             share(launcher, groups, pack_columns, (t, part_of(b, pc, jc), cols, depth, at))
 
 
 @for_each_dtype(shares=True)
 def gemm_packed(
-    launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, panels: Bytes, x2: Strided.D2,
     y2: Strided.D2, bias: Strided.D1, out: Written.D2, plan: Integers,
 ) -> None:  # fmt: skip
     """Compute out = x y + x2 y2 + bias, where `panels` are those that `pack_all` made from y.
 
-    y has n columns. A bias of length 0 means no bias.
+    On the matrix unit, `panels` may have length 0; then y is packed here. A bias of length 0 means
+    no bias.
     """
-    m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
+    m, k, n, steps = x.shape[0], x.shape[1], y.shape[1], x2.shape[1]
     t = blocks_of(plan, x)
-    a, C = matrix_of(x), matrix_of(out)
-    prepacked = first_line(panels)
-    choice = choose_packing(t, m, n, k, a, a, prepacked)
-    work = np.empty(work_size(t, n, steps), np.uint8)
-    more = Extra(bias_of(bias), steps, matrix_of(x2), matrix_of(y2))
-    room = first_line(work)
-    multiply(launcher, pieces, t, m, n, k, a, a, C, False, choice, room, prepacked, more)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    prepacked = first_line(panels) if panels.size else 0
+    choice = choose_packing(t, m, n, k, a, b, prepacked)
+    size = work_size(t, n, steps)
+    work = np.empty(size + (0 if prepacked else work_size(t, n, block_depth(t, k))), np.uint8)
+    more = Extra(bias_of(bias), steps, matrix_of(x2), matrix_of(y2), first_line(work))
+    room = first_line(work) + size - CACHE_LINE
+    multiply(launcher, pieces, t, m, n, k, a, b, C, False, choice, room, prepacked, more)
     keep_alive(work)

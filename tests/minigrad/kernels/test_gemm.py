@@ -493,12 +493,16 @@ FUZZ = """
 
         rank = int(rng.integers(20))
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
-        room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
-        pack_all[np.dtype(dtype)](0.0, y, room, products.plans[False])
+        on_unit = products.has_unit and bool(rng.integers(2))
+        plan = products.plans_of(on_unit)[False]
+        room = guarded(packed_bytes(y, plan), np.uint8, rng.integers(2))
+        pack_all[np.dtype(dtype)](0.0, y, room, plan)
+        if on_unit and rng.integers(2):
+            room = room[:0]  # the product packs y itself
         out[...] = np.nan
         row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
         row[...] = rng.standard_normal(row.size)
-        operands = x, room, n, left, right, row, out, products.plans[False]
+        operands = x, y, room, left, right, row, out, plan
         gemm_packed[np.dtype(dtype)](long * 1e-6, *operands)
         wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
         wide += row if row.size else 0
@@ -545,7 +549,7 @@ def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
     if caches is not None:
         monkeypatch.setattr(blocking, "cache_sizes", lambda: blocking.Caches(*caches))
     tile = tile_shape(itemsize)
-    *head, MC, KC, NC, RUN, _near = blocking.block_sizes(itemsize)
+    *head, MC, KC, NC, RUN, _near, _split = blocking.block_sizes(itemsize)
     assert tuple(head) == tuple(tile)
     assert MC >= tile.MR
     assert NC >= tile.NR

@@ -14,7 +14,7 @@ import pytest
 import lora
 import minigrad
 from minigrad import kernels, nn, optim, readonly
-from minigrad.kernels.gemm import matmul, prepacked, products
+from minigrad.kernels.gemm import PRODUCTS, matmul, prepacked, products
 from minigrad.kernels.gemm.prepacked import PrepackedMatrix, prepack
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.readonly import hold, release, writable
@@ -101,7 +101,31 @@ def test_the_bias_of_a_layer_is_added_after_the_product(dtype, rows, has_panels,
     expected = matmul(x, weight.T)
     expected += bias
     matmul(h, b.T, out=expected, add=True)
+    if PRODUCTS[np.dtype(dtype)].suits_unit(rows, 160, 210):  # it adds the update before the bias
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
+        y, _ = kernels.lora.forward(x, weight, a, 0 * b, bias, 2.0)
+        expected = matmul(x, weight.T) + bias
     np.testing.assert_array_equal(y, expected)
+    del owner
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [3, 20, 60, 260])
+def test_panels_change_no_bit(dtype, rows, rng, packed):
+    x, weight, a, b, bias, g = (
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((rows, 210), (160, 210), (5, 210), (160, 5), 160, (rows, 160))
+    )
+
+    def both_passes():
+        y, h = kernels.lora.forward(x, weight, a, b, bias, 2.0)
+        return y, *kernels.lora.backward(g, x, weight, a, b, h, 2.0, True, True, True)
+
+    without = both_passes()
+    owner = prepack(weight)
+    for packed_one, other in zip(both_passes(), without, strict=True):
+        np.testing.assert_array_equal(packed_one, other)
+    assert (packed() > 0) == (rows >= 60)
     del owner
 
 

@@ -1,0 +1,398 @@
+"""Products of float32 on a matrix unit that multiplies bfloat16: Intel's AMX.
+
+Beside its vector units, a core may have a matrix unit. The one of AMX holds eight tiles of 1 KB. In
+16 cycles it multiplies a tile of 16 x 32 bfloat16 numbers with one of 32 x 16 and adds the product
+to a tile of 16 x 16 float32 numbers: 16 times as many multiply-adds as two vector units.
+
+A bfloat16 has 8 significant bits, and a float32 has 24. So a float32 is exactly the sum of three
+bfloat16, each of which has the next 8 bits (Henry, Tang and Heinecke, "Leveraging the bfloat16
+Artificial Intelligence Datatype for Higher-Precision Computations", 2019):
+
+    x = x0 + x1 + x2        x y = x0 y0 + (x0 y1 + x1 y0) + (x0 y2 + x1 y1 + x2 y0) + ...
+
+The three products that are left out are smaller than the rounding of a float32 product. The six
+others take six instructions, so the product is 16 / 6 = 2.7 times as fast as on vectors, and as
+exact: 32 products are added before the sum is rounded to float32.
+
+The parts are made when a block is packed. A block of a packed panel has 32 rows of A (or columns of
+B) and 32 steps of k, which are six tiles: two for each part. In a tile, the steps k and k + 16 of
+one row of A or column of B are adjacent, because the unit multiplies pairs of numbers:
+
+    a row of a tile of A: 16 pairs (a[i, k], a[i, k + 16]), one for each k
+    a row of a tile of B: 16 pairs (b[k, j], b[k + 16, j]), one for each column j
+
+The unit takes subnormal bfloat16 for 0, and 0 times infinity is NaN also where 0 is only a part of
+a number. So a panel with infinity, NaN or a number so small that its parts may be subnormal is
+marked, contains the numbers themselves, and is multiplied by vector instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from minigrad.kernels.gemm.microkernel import (
+    CACHE_LINE,
+    NextBlock,
+    NextLines,
+    emit_prefetch_of_line,
+    lines_from,
+    tile_of_size,
+)
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of, transposed
+from minigrad.kernels.jit import WORD, external, jit
+from minigrad.kernels.vector import (
+    FEATURES,
+    I32,
+    Emitter,
+    address_of,
+    copy_vector,
+    instruction,
+    keep_alive,
+    load,
+    store,
+)
+
+COMPILED = "amx-bf16" in FEATURES
+"""Whether kernels are compiled for a processor with such a unit."""
+
+SIDE = 32  # rows of a packed panel of A, columns of one of B, and steps of k in a block: two tiles
+PAIRS = SIDE // 2  # rows of a tile; pairs in a row
+ROW = 64  # bytes of a row of a tile
+TILE = PAIRS * ROW
+PART = 2 * TILE  # bytes of one of the three parts of a block
+BLOCK = 3 * PART
+LINE = SIDE * 4  # bytes of SIDE numbers of float32
+
+TERMS = ((2, 0), (1, 1), (1, 0), (0, 2), (0, 1), (0, 0))
+"""The parts of A and of B in the products that are added up, small products first."""
+
+LINES = 16  # cache lines that are prefetched in a block
+UPPER = 0xFFFF0000  # the bits of a float32 that are those of a bfloat16
+INFINITE = 0x7F800000  # the bits of infinity
+SMALLEST = (127 - 100) << 23  # the bits of 2^-100: the parts of a smaller number may be subnormal
+
+
+@cache
+def is_available() -> bool:
+    """Return whether this process may use the matrix unit; Linux has to be asked first."""
+    if not COMPILED or platform.system() != "Linux":
+        return False
+    system_call, request_permission, tile_data = 158, 0x1023, 18  # arch_prctl and its arguments
+    return not ctypes.CDLL(None, use_errno=True).syscall(system_call, request_permission, tile_data)
+
+
+def _is_split(t: Any, *_: Any) -> bool:
+    """Return whether kernels whose block sizes have this type can use the matrix unit."""
+    return COMPILED and t.types[-1] == types.float32
+
+
+@jit(inline="always")
+def panel_size(depth: int) -> int:
+    """Return the bytes of a packed panel of `depth` steps of k: blocks, and a line for the mark."""
+    return (depth + SIDE - 1) // SIDE * BLOCK + CACHE_LINE
+
+
+@instruction(types.intp)
+def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
+    """Write the parts of 16 rows of 16 pairs to three tiles; return whether a number is unusual.
+
+    The second numbers of the pairs of a row are `apart` bytes after the first ones.
+    """
+    builder, bits_of = e.builder, ir.VectorType(I32, PAIRS)
+
+    def constant(number: int) -> Any:
+        return ir.Constant(bits_of, [number] * PAIRS)
+
+    def chosen(condition: str, x: Any, y: Any) -> Any:
+        return builder.select(builder.icmp_unsigned(condition, x, y), x, y)
+
+    def split_row(_row: Any, now: list[Any]) -> list[Any]:
+        first, to, greatest, least = now
+        parts = []
+        for address in (first, builder.add(first, apart)):
+            rest = e.load(address, e.vector)
+            size = builder.and_(builder.bitcast(rest, bits_of), constant(0x7FFFFFFF))
+            greatest = chosen(">", size, greatest)
+            least = chosen("<", builder.sub(size, constant(1)), least)  # 0 becomes the greatest
+            each = []
+            for _ in range(3):
+                each.append(builder.and_(builder.bitcast(rest, bits_of), constant(UPPER)))
+                rest = builder.fsub(rest, builder.bitcast(each[-1], e.vector))
+            parts.append(each)
+        for i, (x, y) in enumerate(zip(*parts, strict=True)):
+            pair = builder.or_(builder.lshr(x, constant(16)), y)
+            e.store(pair, builder.add(to, WORD(i * PART)))
+        return [builder.add(first, row), builder.add(to, WORD(ROW)), greatest, least]
+
+    start = [source, target, constant(0), constant(0xFFFFFFFF)]
+    *_, greatest, least = e.for_range(WORD(0), WORD(PAIRS), 1, start, split_row)
+    unusual = builder.or_(
+        builder.icmp_unsigned(">=", greatest, constant(INFINITE)),
+        builder.icmp_unsigned("<", least, constant(SMALLEST - 1)),
+    )
+    return builder.zext(builder.bitcast(unusual, ir.IntType(PAIRS)), WORD)
+
+
+@instruction()
+def _join(e: Emitter, source: Any, first: Any, second: Any) -> None:
+    """Write 16 pairs of numbers, the sums of their parts in three tiles."""
+    builder, bits_of = e.builder, ir.VectorType(I32, PAIRS)
+    sums = [ir.Constant(e.vector, None)] * 2
+    for i in (2, 1, 0):
+        pair = e.load(builder.add(source, WORD(i * PART)), bits_of)
+        x = builder.shl(pair, ir.Constant(bits_of, [16] * PAIRS))
+        y = builder.and_(pair, ir.Constant(bits_of, [UPPER] * PAIRS))
+        parts = (builder.bitcast(bits, e.vector) for bits in (x, y))
+        sums = [builder.fadd(*each) for each in zip(sums, parts, strict=True)]
+    for total, address in zip(sums, (first, second), strict=True):
+        e.store(total, address)
+
+
+@jit(inline="always")
+def _copy_lines(source: int, source_row: int, target: int, target_row: int, zero: float) -> None:
+    """Copy SIDE rows of SIDE numbers."""
+    for line in range(SIDE):
+        here, there = source + line * source_row, target + line * target_row
+        copy_vector(here, there, zero)
+        copy_vector(here + ROW, there + ROW, zero)
+
+
+@external(only=_is_split)
+def split_panels(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, of_b: bool, target: int
+) -> None:
+    """Pack `rows` rows of `depth` numbers into panels of A, or of B, whose columns they are.
+
+    A panel with an unusual number is marked, and contains the numbers instead of their parts.
+    """
+    buffer = np.empty(CACHE_LINE + SIDE * LINE, np.uint8)
+    copied = (address_of(buffer) + CACHE_LINE - 1) & -CACHE_LINE
+    size = panel_size(depth)
+    for i in range(0, rows, SIDE):
+        panel, high = target + i // SIDE * size, min(SIDE, rows - i)
+        is_unusual = False
+        for _ in range(2):
+            marks = 0
+            for k in range(0, depth, SIDE):
+                block, count, length = part_of(source, i, k), high, min(SIDE, depth - k)
+                if of_b:
+                    block, count, length = transposed(block), length, count
+                at, row = block.at, block.row
+                is_complete = count == length == SIDE
+                if block.col != t.item or not is_complete:
+                    at, row = copied, LINE
+                    pack(t, transposed(block), length, count, SIDE, SIDE, at)
+                    for line in range(0 if is_complete else SIDE):
+                        for j in range(length if line < count else 0, SIDE):
+                            store(at + line * LINE + j * 4, t.zero)
+                to = panel + k // SIDE * BLOCK
+                if is_unusual:
+                    _copy_lines(at, row, to, LINE, t.zero)
+                    continue
+                half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
+                for j in range(2):
+                    marks |= _split(at + j * half, row, apart, to + j * TILE)
+            if not marks:
+                break
+            is_unusual = True
+        store(panel + size - CACHE_LINE, np.float32(is_unusual))
+    keep_alive(buffer)
+
+
+@instruction()
+def _begin(e: Emitter) -> None:
+    """Prepare the eight tiles of the unit: all have 16 rows of 64 bytes."""
+    columns, rows = [ROW, 0] * 8 + [0] * 16, [PAIRS] * 8 + [0] * 8
+    kind = ir.ArrayType(ir.IntType(8), 64)
+    palette = cgutils.alloca_once(e.builder, kind)
+    e.builder.store(ir.Constant(kind, [1, *[0] * 15, *columns, *rows]), palette)
+    pointer = e.builder.bitcast(palette, ir.IntType(8).as_pointer())
+    e.call("llvm.x86.ldtilecfg", ir.VoidType(), pointer)
+
+
+@instruction()
+def _end(e: Emitter) -> None:
+    """Release the tiles, so that the system need not save them when another process runs."""
+    e.call("llvm.x86.tilerelease", ir.VoidType())
+
+
+@instruction()
+def _tile(
+    e: Emitter, tall: Any, broad: Any, a: Any, b: Any, blocks: Any, a2: Any, b2: Any, blocks2: Any,
+    target: Any, row: Any, later: Any,
+) -> None:  # fmt: skip
+    """Write the products of panels, A B + A2 B2, to `target`, with `row` bytes in a row.
+
+    Unless it is `tall`, the product has 16 rows at most, and unless it is `broad`, 16 columns. The
+    tiles 0 to 3 are the sums, 4 and 5 a part of A, 6 and 7 a part of B.
+    """
+    builder, nothing, number = e.builder, ir.VoidType(), ir.IntType(8)
+    lines = NextLines(*(builder.extract_value(later, i) for i in range(4)))
+
+    def move(name: str, tile: int, address: Any, row: Any) -> None:
+        pointer = builder.inttoptr(address, number.as_pointer())
+        e.call(f"llvm.x86.{name}64", nothing, number(tile), pointer, row)
+
+    def emit(high: int, wide: int, prefetches: bool) -> list[Any]:
+        sums = [(i, j) for i in range(high) for j in range(wide)]
+        for i, j in sums:
+            e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
+
+        def step(block: Any, now: list[Any]) -> list[Any]:
+            last, (at_a, at_b, *line) = -1, now
+            for _ in range(LINES if prefetches else 0):
+                line = emit_prefetch_of_line(e, lines, *line)
+            for of_a, of_b in TERMS:
+                if of_a != last:
+                    for i in range(high):
+                        at = builder.add(at_a, WORD(of_a * PART + i * TILE))
+                        move("tileloadd", 4 + i, at, WORD(ROW))
+                    last = of_a
+                for j in range(wide):
+                    at = builder.add(at_b, WORD(of_b * PART + j * TILE))
+                    move("tileloadd", 6 + j, at, WORD(ROW))
+                for i, j in sums:
+                    tiles = number(2 * i + j), number(4 + i), number(6 + j)
+                    e.call("llvm.x86.tdpbf16ps", nothing, *tiles)
+            is_last = builder.icmp_signed("==", block, last_of_first)
+            pairs = ((a2, at_a), (b2, at_b))
+            then = [builder.select(is_last, x, builder.add(at, WORD(BLOCK))) for x, at in pairs]
+            return [*then, *line]
+
+        first = [a, b, lines.at, lines.left] if prefetches else [a, b]
+        e.for_range(WORD(0), builder.add(blocks, blocks2), 1, first, step)
+        for i, j in sums:
+            at = builder.add(e.step(target, row, i * PAIRS), WORD(j * ROW))
+            move("tilestored", 2 * i + j, at, row)
+        return []
+
+    is_tall, is_broad = (builder.icmp_signed("!=", x, WORD(0)) for x in (tall, broad))
+    both = builder.and_(is_tall, is_broad)
+    more = builder.icmp_signed("!=", lines.lines, WORD(0))
+    last_of_first = builder.sub(blocks, WORD(1))
+    cases = [
+        (builder.and_(both, more), lambda: emit(2, 2, True)),
+        (both, lambda: emit(2, 2, False)),
+        (is_tall, lambda: emit(2, 1, False)),
+        (is_broad, lambda: emit(1, 2, False)),
+    ]
+    e.choose(cases, lambda: emit(1, 1, False))
+
+
+@jit(inline="always")
+def _is_marked(panel: int, depth: int, zero: float) -> bool:
+    """Return whether a panel contains numbers instead of their parts."""
+    mark: float = load(panel + panel_size(depth) - CACHE_LINE, zero)
+    return mark > 0
+
+
+@jit(inline="always")
+def _read_panel(
+    panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
+) -> None:
+    """Write the numbers of a panel: rows of a block are `row` bytes apart, blocks `step` bytes."""
+    is_marked = _is_marked(panel, depth, zero)
+    half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
+    for block in range((depth + SIDE - 1) // SIDE):
+        source, to = panel + block * BLOCK, target + block * step
+        if is_marked:
+            _copy_lines(source, LINE, to, row, zero)
+            continue
+        for j in range(2):
+            for p in range(PAIRS):
+                first = to + j * half + p * row
+                _join(source + j * TILE + p * ROW, first, first + apart)
+
+
+@external(only=_is_split)
+def _multiply_unusual(t: BlockSizes, a: int, b: int, depth: int, target: int, add: bool) -> None:
+    """Do what `_tile` does, on vectors, for panels of which one is marked."""
+    steps = (depth + SIDE - 1) // SIDE * SIDE
+    work = np.empty((2, steps, SIDE), np.float32)
+    rows = address_of(work)
+    columns = rows + steps * LINE
+    _read_panel(a, depth, False, rows, steps * 4, LINE, t.zero)
+    _read_panel(b, depth, True, columns, LINE, SIDE * LINE, t.zero)
+    done = 0
+    while done < SIDE:
+        done += tile_of_size(
+            SIDE - done, t.NR, rows + done * steps * 4, steps * 4, 4, columns, LINE, steps,
+            target + done * LINE, LINE, add, False, t.zero,
+        )  # fmt: skip
+    keep_alive(work)
+
+
+@instruction()
+def _write_rows(
+    e: Emitter, source: Any, rows: Any, cols: Any, target: Any, target_row: Any, add: Any
+) -> None:
+    """Write `rows` rows of `cols` contiguous numbers, or add them to what is there."""
+    builder = e.builder
+    is_wide = builder.icmp_signed(">", cols, WORD(PAIRS))
+    rest = builder.select(is_wide, builder.sub(cols, WORD(PAIRS)), WORD(0))
+    masks = [e.first_lanes(cols), e.first_lanes(rest)]
+
+    def write_row(_row: Any, now: list[Any]) -> list[Any]:
+        numbers = [e.load(e.step(now[0], WORD(ROW), j), e.vector) for j in range(2)]
+        e.store_or_add(numbers, [e.step(now[1], WORD(ROW), j) for j in range(2)], add, masks)
+        return [builder.add(now[0], WORD(LINE)), builder.add(now[1], target_row)]
+
+    e.for_range(WORD(0), rows, 1, [source, target], write_row)
+
+
+@external(only=_is_split)
+def multiply_split(
+    t: BlockSizes, rows: int, cols: int, depth: int, a: int, b: int, depth2: int, a2: int, b2: int,
+    C: Matrix, add: bool, scratch_tile: int, coming: NextBlock,
+) -> None:  # fmt: skip
+    """Compute C[:rows, :cols] = A B + A2 B2, or +=, from panels that `split_panels` packed.
+
+    The operands are given by the addresses of their panels; A2 and B2 may have 0 steps of k.
+    Meanwhile, `coming` is prefetched.
+    """
+    size, blocks = panel_size(depth), (depth + SIDE - 1) // SIDE
+    size2, blocks2 = panel_size(depth2), (depth2 + SIDE - 1) // SIDE
+    line = stop = 0  # the next line of `coming` to prefetch, and where this panel of B stops
+    _begin()
+    for j in range(0, cols, SIDE):
+        B, B2, wide = b + j // SIDE * size, b2 + j // SIDE * size2, min(SIDE, cols - j)
+        stop = min(stop + coming.share, coming.rows * coming.lines)
+        line = max(line, stop - coming.share)
+        for i in range(0, rows, SIDE):
+            A, A2, high = a + i // SIDE * size, a2 + i // SIDE * size2, min(SIDE, rows - i)
+            is_unusual = _is_marked(A, depth, t.zero) or _is_marked(B, depth, t.zero)
+            if depth2:
+                is_unusual = is_unusual or _is_marked(A2, depth2, t.zero)
+                is_unusual = is_unusual or _is_marked(B2, depth2, t.zero)
+            corner = part_of(C, i, j)
+            later = lines_from(coming, line, stop)
+            line = min(stop, line + (blocks + blocks2) * LINES)
+            if is_unusual:
+                _multiply_unusual(t, A, B, depth, scratch_tile, False)
+                if depth2:
+                    _multiply_unusual(t, A2, B2, depth2, scratch_tile, True)
+            else:
+                is_direct = high == SIDE == wide and C.col == t.item and not add
+                target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
+                _tile(high > PAIRS, wide > PAIRS, A, B, blocks, A2, B2, blocks2, target, row, later)
+                if is_direct:
+                    continue
+            if C.col == t.item:
+                _write_rows(scratch_tile, high, wide, corner.at, corner.row, add)
+                continue
+            for r in range(high):
+                for c in range(wide):
+                    here = corner.at + r * C.row + c * C.col
+                    value = load(scratch_tile + r * LINE + c * 4, t.zero)
+                    if add:
+                        value += load(here, t.zero)
+                    store(here, value)
+    _end()
