@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,11 @@ LINE = SIDE * 4  # bytes of SIDE numbers of float32
 
 TERMS = ((2, 0), (1, 1), (1, 0), (0, 2), (0, 1), (0, 0))
 """The parts of A and of B in the products that are added up, small products first."""
+SHORT_TERMS = [term for term in TERMS if term[1] == 0]
+"""Those of the products whose B has numbers with one part."""
+
+ORDINARY, UNUSUAL, SHORT = 0, 1, 2
+"""The marks of a panel; in a short one, all numbers are bfloat16."""
 
 LINES = 16  # cache lines that are prefetched in a block
 UPPER = 0xFFFF0000  # the bits of a float32 that are those of a bfloat16
@@ -96,15 +102,16 @@ def _is_split(t: Any, *_: Any) -> bool:
 
 @jit(inline="always")
 def panel_size(depth: int) -> int:
-    """Return the bytes of a packed panel of `depth` steps of k: blocks, and a line for the mark."""
+    """Return the bytes of a packed panel of `depth` steps of k: blocks, and a line for a mark."""
     return (depth + SIDE - 1) // SIDE * BLOCK + CACHE_LINE
 
 
 @instruction(types.intp)
 def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
-    """Write the parts of 16 rows of 16 pairs to three tiles; return whether a number is unusual.
+    """Write the parts of 16 rows of 16 pairs to three tiles.
 
-    The second numbers of the pairs of a row are `apart` bytes after the first ones.
+    The second numbers of the pairs of a row are `apart` bytes after the first ones. The result has
+    lower 16 bits other than 0 if a number is unusual, and upper ones if one is not a bfloat16.
     """
     builder, bits_of = e.builder, ir.VectorType(I32, PAIRS)
 
@@ -115,11 +122,12 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
         return builder.select(builder.icmp_unsigned(condition, x, y), x, y)
 
     def split_row(_row: Any, now: list[Any]) -> list[Any]:
-        first, to, greatest, least = now
+        first, to, greatest, least, used = now
         parts = []
         for address in (first, builder.add(first, apart)):
             rest = e.load(address, e.vector)
-            size = builder.and_(builder.bitcast(rest, bits_of), constant(0x7FFFFFFF))
+            bits = builder.bitcast(rest, bits_of)
+            used, size = builder.or_(used, bits), builder.and_(bits, constant(0x7FFFFFFF))
             greatest = chosen(">", size, greatest)
             least = chosen("<", builder.sub(size, constant(1)), least)  # 0 becomes the greatest
             each = []
@@ -130,15 +138,18 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
         for i, (x, y) in enumerate(zip(*parts, strict=True)):
             pair = builder.or_(builder.lshr(x, constant(16)), y)
             e.store(pair, builder.add(to, WORD(i * PART)))
-        return [builder.add(first, row), builder.add(to, WORD(ROW)), greatest, least]
+        return [builder.add(first, row), builder.add(to, WORD(ROW)), greatest, least, used]
 
-    start = [source, target, constant(0), constant(0xFFFFFFFF)]
-    *_, greatest, least = e.for_range(WORD(0), WORD(PAIRS), 1, start, split_row)
+    start = [source, target, constant(0), constant(0xFFFFFFFF), constant(0)]
+    *_, greatest, least, used = e.for_range(WORD(0), WORD(PAIRS), 1, start, split_row)
     unusual = builder.or_(
         builder.icmp_unsigned(">=", greatest, constant(INFINITE)),
         builder.icmp_unsigned("<", least, constant(SMALLEST - 1)),
     )
-    return builder.zext(builder.bitcast(unusual, ir.IntType(PAIRS)), WORD)
+    lower = builder.and_(used, constant(~UPPER & 0xFFFFFFFF))
+    is_long = builder.icmp_unsigned("!=", lower, constant(0))
+    marks = e.shuffle(unusual, is_long, list(range(2 * PAIRS)))
+    return builder.zext(builder.bitcast(marks, I32), WORD)
 
 
 @instruction()
@@ -171,14 +182,14 @@ def split_panels(
 ) -> None:
     """Pack `rows` rows of `depth` numbers into panels of A, or of B, whose columns they are.
 
-    A panel with an unusual number is marked, and contains the numbers instead of their parts.
+    A panel with an unusual number contains the numbers instead of their parts.
     """
     buffer = np.empty(CACHE_LINE + SIDE * LINE, np.uint8)
     copied = (address_of(buffer) + CACHE_LINE - 1) & -CACHE_LINE
     size = panel_size(depth)
     for i in range(0, rows, SIDE):
         panel, high = target + i // SIDE * size, min(SIDE, rows - i)
-        is_unusual = False
+        mark = ORDINARY
         for _ in range(2):
             marks = 0
             for k in range(0, depth, SIDE):
@@ -194,16 +205,18 @@ def split_panels(
                         for j in range(length if line < count else 0, SIDE):
                             store(at + line * LINE + j * 4, t.zero)
                 to = panel + k // SIDE * BLOCK
-                if is_unusual:
+                if mark == UNUSUAL:
                     _copy_lines(at, row, to, LINE, t.zero)
                     continue
                 half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
                 for j in range(2):
                     marks |= _split(at + j * half, row, apart, to + j * TILE)
-            if not marks:
+            if not marks & 0xFFFF:
                 break
-            is_unusual = True
-        store(panel + size - CACHE_LINE, np.float32(is_unusual))
+            mark = UNUSUAL
+        if marks == 0 and mark == ORDINARY:
+            mark = SHORT
+        store(panel + size - CACHE_LINE, np.float32(mark))
     keep_alive(buffer)
 
 
@@ -226,13 +239,14 @@ def _end(e: Emitter) -> None:
 
 @instruction()
 def _tile(
-    e: Emitter, tall: Any, broad: Any, a: Any, b: Any, blocks: Any, a2: Any, b2: Any, blocks2: Any,
-    target: Any, row: Any, later: Any,
+    e: Emitter, tall: Any, broad: Any, short: Any, a: Any, b: Any, blocks: Any, a2: Any, b2: Any,
+    blocks2: Any, target: Any, row: Any, later: Any,
 ) -> None:  # fmt: skip
     """Write the products of panels, A B + A2 B2, to `target`, with `row` bytes in a row.
 
-    Unless it is `tall`, the product has 16 rows at most, and unless it is `broad`, 16 columns. The
-    tiles 0 to 3 are the sums, 4 and 5 a part of A, 6 and 7 a part of B.
+    Unless it is `tall`, the product has 16 rows at most, and unless it is `broad`, 16 columns. If
+    it is `short`, the numbers of B are bfloat16, so their other parts are 0 and can be left out.
+    The tiles 0 to 3 are the sums, 4 and 5 a part of A, 6 and 7 a part of B.
     """
     builder, nothing, number = e.builder, ir.VoidType(), ir.IntType(8)
     lines = NextLines(*(builder.extract_value(later, i) for i in range(4)))
@@ -241,57 +255,63 @@ def _tile(
         pointer = builder.inttoptr(address, number.as_pointer())
         e.call(f"llvm.x86.{name}64", nothing, number(tile), pointer, row)
 
-    def emit(high: int, wide: int, prefetches: bool) -> list[Any]:
+    def emit(high: int, wide: int) -> list[Any]:
         sums = [(i, j) for i in range(high) for j in range(wide)]
-        for i, j in sums:
-            e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
 
-        def step(block: Any, now: list[Any]) -> list[Any]:
-            last, (at_a, at_b, *line) = -1, now
-            for _ in range(LINES if prefetches else 0):
-                line = emit_prefetch_of_line(e, lines, *line)
-            for of_a, of_b in TERMS:
-                if of_a != last:
-                    for i in range(high):
+        def add_products(
+            terms: Iterable[tuple[int, int]], prefetches: bool, a: Any, b: Any, blocks: Any
+        ) -> list[Any]:
+            def step(_block: Any, now: list[Any]) -> list[Any]:
+                last, (at_a, at_b, *line) = -1, now
+                for _ in range(LINES if prefetches else 0):
+                    line = emit_prefetch_of_line(e, lines, *line)
+                for of_a, of_b in terms:
+                    for i in range(high if of_a != last else 0):
                         at = builder.add(at_a, WORD(of_a * PART + i * TILE))
                         move("tileloadd", 4 + i, at, WORD(ROW))
+                    for j in range(wide):
+                        at = builder.add(at_b, WORD(of_b * PART + j * TILE))
+                        move("tileloadd", 6 + j, at, WORD(ROW))
+                    for i, j in sums:
+                        tiles = number(2 * i + j), number(4 + i), number(6 + j)
+                        e.call("llvm.x86.tdpbf16ps", nothing, *tiles)
                     last = of_a
-                for j in range(wide):
-                    at = builder.add(at_b, WORD(of_b * PART + j * TILE))
-                    move("tileloadd", 6 + j, at, WORD(ROW))
-                for i, j in sums:
-                    tiles = number(2 * i + j), number(4 + i), number(6 + j)
-                    e.call("llvm.x86.tdpbf16ps", nothing, *tiles)
-            is_last = builder.icmp_signed("==", block, last_of_first)
-            pairs = ((a2, at_a), (b2, at_b))
-            then = [builder.select(is_last, x, builder.add(at, WORD(BLOCK))) for x, at in pairs]
-            return [*then, *line]
+                return [builder.add(at_a, WORD(BLOCK)), builder.add(at_b, WORD(BLOCK)), *line]
 
-        first = [a, b, lines.at, lines.left] if prefetches else [a, b]
-        e.for_range(WORD(0), builder.add(blocks, blocks2), 1, first, step)
+            first = [a, b, lines.at, lines.left] if prefetches else [a, b]
+            e.for_range(WORD(0), blocks, 1, first, step)
+            return []
+
+        for i, j in sums:
+            e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
+        kinds = (
+            [(short, SHORT_TERMS, True), (lines.lines, TERMS, True)] if high == wide == 2 else []
+        )
+        cases = [
+            (builder.icmp_signed("!=", flag, WORD(0)), partial(add_products, *kind, a, b, blocks))
+            for flag, *kind in kinds
+        ]
+        e.choose(cases, partial(add_products, TERMS, False, a, b, blocks))
+        add_products(TERMS, False, a2, b2, blocks2)
         for i, j in sums:
             at = builder.add(e.step(target, row, i * PAIRS), WORD(j * ROW))
             move("tilestored", 2 * i + j, at, row)
         return []
 
     is_tall, is_broad = (builder.icmp_signed("!=", x, WORD(0)) for x in (tall, broad))
-    both = builder.and_(is_tall, is_broad)
-    more = builder.icmp_signed("!=", lines.lines, WORD(0))
-    last_of_first = builder.sub(blocks, WORD(1))
     cases = [
-        (builder.and_(both, more), lambda: emit(2, 2, True)),
-        (both, lambda: emit(2, 2, False)),
-        (is_tall, lambda: emit(2, 1, False)),
-        (is_broad, lambda: emit(1, 2, False)),
+        (builder.and_(is_tall, is_broad), lambda: emit(2, 2)),
+        (is_tall, lambda: emit(2, 1)),
+        (is_broad, lambda: emit(1, 2)),
     ]
-    e.choose(cases, lambda: emit(1, 1, False))
+    e.choose(cases, lambda: emit(1, 1))
 
 
 @jit(inline="always")
-def _is_marked(panel: int, depth: int, zero: float) -> bool:
-    """Return whether a panel contains numbers instead of their parts."""
+def _mark_of(panel: int, depth: int, zero: float) -> float:
+    """Return the mark of a panel."""
     mark: float = load(panel + panel_size(depth) - CACHE_LINE, zero)
-    return mark > 0
+    return mark
 
 
 @jit(inline="always")
@@ -299,11 +319,11 @@ def _read_panel(
     panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
 ) -> None:
     """Write the numbers of a panel: rows of a block are `row` bytes apart, blocks `step` bytes."""
-    is_marked = _is_marked(panel, depth, zero)
+    is_unusual = _mark_of(panel, depth, zero) == UNUSUAL
     half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
     for block in range((depth + SIDE - 1) // SIDE):
         source, to = panel + block * BLOCK, target + block * step
-        if is_marked:
+        if is_unusual:
             _copy_lines(source, LINE, to, row, zero)
             continue
         for j in range(2):
@@ -314,7 +334,7 @@ def _read_panel(
 
 @external(only=_is_split)
 def _multiply_unusual(t: BlockSizes, a: int, b: int, depth: int, target: int, add: bool) -> None:
-    """Do what `_tile` does, on vectors, for panels of which one is marked."""
+    """Do what `_tile` does, on vectors, for panels of which one has unusual numbers."""
     steps = (depth + SIDE - 1) // SIDE * SIDE
     work = np.empty((2, steps, SIDE), np.float32)
     rows = address_of(work)
@@ -368,10 +388,11 @@ def multiply_split(
         line = max(line, stop - coming.share)
         for i in range(0, rows, SIDE):
             A, A2, high = a + i // SIDE * size, a2 + i // SIDE * size2, min(SIDE, rows - i)
-            is_unusual = _is_marked(A, depth, t.zero) or _is_marked(B, depth, t.zero)
+            mark = _mark_of(B, depth, t.zero)
+            is_unusual = mark == UNUSUAL or _mark_of(A, depth, t.zero) == UNUSUAL
             if depth2:
-                is_unusual = is_unusual or _is_marked(A2, depth2, t.zero)
-                is_unusual = is_unusual or _is_marked(B2, depth2, t.zero)
+                is_unusual = is_unusual or _mark_of(A2, depth2, t.zero) == UNUSUAL
+                is_unusual = is_unusual or _mark_of(B2, depth2, t.zero) == UNUSUAL
             corner = part_of(C, i, j)
             later = lines_from(coming, line, stop)
             line = min(stop, line + (blocks + blocks2) * LINES)
@@ -382,7 +403,10 @@ def multiply_split(
             else:
                 is_direct = high == SIDE == wide and C.col == t.item and not add
                 target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
-                _tile(high > PAIRS, wide > PAIRS, A, B, blocks, A2, B2, blocks2, target, row, later)
+                _tile(
+                    high > PAIRS, wide > PAIRS, mark == SHORT, A, B, blocks, A2, B2, blocks2,
+                    target, row, later,
+                )  # fmt: skip
                 if is_direct:
                     continue
             if C.col == t.item:
