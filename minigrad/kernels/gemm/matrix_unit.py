@@ -45,7 +45,6 @@ from minigrad.kernels.gemm.microkernel import (
     NextLines,
     emit_prefetch_of_line,
     lines_from,
-    tile_of_size,
 )
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of, transposed
 from minigrad.kernels.jit import WORD, external, jit
@@ -284,14 +283,13 @@ def _tile(
 
         for i, j in sums:
             e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
-        kinds = (
-            [(short, SHORT_TERMS, True), (lines.lines, TERMS, True)] if high == wide == 2 else []
-        )
+        is_short, more = (builder.icmp_signed("!=", x, WORD(0)) for x in (short, lines.lines))
         cases = [
-            (builder.icmp_signed("!=", flag, WORD(0)), partial(add_products, *kind, a, b, blocks))
-            for flag, *kind in kinds
+            (is_short, partial(add_products, SHORT_TERMS, True, a, b, blocks)),
+            (more, partial(add_products, TERMS, True, a, b, blocks)),
         ]
-        e.choose(cases, partial(add_products, TERMS, False, a, b, blocks))
+        otherwise = partial(add_products, TERMS, False, a, b, blocks)
+        e.choose(cases if high == wide == 2 else [], otherwise)
         add_products(TERMS, False, a2, b2, blocks2)
         for i, j in sums:
             at = builder.add(e.step(target, row, i * PAIRS), WORD(j * ROW))
@@ -314,7 +312,7 @@ def _mark_of(panel: int, depth: int, zero: float) -> float:
     return mark
 
 
-@jit(inline="always")
+@external()
 def _read_panel(
     panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
 ) -> None:
@@ -332,21 +330,34 @@ def _read_panel(
                 _join(source + j * TILE + p * ROW, first, first + apart)
 
 
+@instruction()
+def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any, add: Any) -> None:
+    """Compute a row of the product of `steps` numbers and as many rows of SIDE numbers."""
+    builder = e.builder
+
+    def step(_k: Any, now: list[Any]) -> list[Any]:
+        at_a, at_b, *sums = now
+        factor = e.broadcast(e.load(at_a, e.scalar))
+        row = [e.load(e.step(at_b, WORD(ROW), j), e.vector) for j in range(2)]
+        sums = [e.multiply_add(factor, *each) for each in zip(row, sums, strict=True)]
+        return [builder.add(at_a, WORD(4)), builder.add(at_b, WORD(LINE)), *sums]
+
+    zeros = [ir.Constant(e.vector, None)] * 2
+    sums = e.for_range(WORD(0), steps, 1, [a, b, *zeros], step)[2:]
+    e.store_or_add(sums, [e.step(target, WORD(ROW), j) for j in range(2)], add)
+
+
 @external(only=_is_split)
 def _multiply_unusual(t: BlockSizes, a: int, b: int, depth: int, target: int, add: bool) -> None:
     """Do what `_tile` does, on vectors, for panels of which one has unusual numbers."""
     steps = (depth + SIDE - 1) // SIDE * SIDE
-    work = np.empty((2, steps, SIDE), np.float32)
+    work = np.empty(2 * steps * LINE, np.uint8)
     rows = address_of(work)
     columns = rows + steps * LINE
     _read_panel(a, depth, False, rows, steps * 4, LINE, t.zero)
     _read_panel(b, depth, True, columns, LINE, SIDE * LINE, t.zero)
-    done = 0
-    while done < SIDE:
-        done += tile_of_size(
-            SIDE - done, t.NR, rows + done * steps * 4, steps * 4, 4, columns, LINE, steps,
-            target + done * LINE, LINE, add, False, t.zero,
-        )  # fmt: skip
+    for i in range(SIDE):
+        _multiply_row(rows + i * steps * 4, columns, steps, target + i * LINE, add)
     keep_alive(work)
 
 

@@ -72,6 +72,16 @@ def test_sums_of_integers_are_exact(rng):
     np.testing.assert_array_equal(product(x, y), exact)
 
 
+@needs_unit
+def test_parts_of_bfloat16_numbers_that_are_0_change_no_bit(rng):
+    x, y = operand(rng, 64, 96, "C"), operand(rng, 96, 64, "C")
+    y = (y.view(np.uint32) & np.uint32(matrix_unit.UPPER)).view(SINGLE)
+    short = product(x, y)
+    y[0, ::32] += np.float32(1e-6)  # so the panels have a number that is not a bfloat16
+    others = np.arange(64) % 32 != 0
+    np.testing.assert_array_equal(product(x, y)[:, others], short[:, others])
+
+
 UNUSUAL = [np.inf, -np.inf, np.nan, 1e-40, -1e-45, 2.0**-101, 1e-33]
 
 
