@@ -31,7 +31,7 @@ def config() -> dict[str, str]:
     # Imported here, because importing numba takes longer than importing everything else.
     load_numba()
     from minigrad.kernels import cache, jit, threads, vector
-    from minigrad.kernels.gemm import microkernel, prepacked
+    from minigrad.kernels.gemm import matrix_unit, microkernel, prepacked
 
     tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
     try:
@@ -44,6 +44,7 @@ def config() -> dict[str, str]:
         **{name: installed_version(name) for name in ("numpy", "numba", "llvmlite")},
         "processor": jit.target()[1],
         "vectors": f"{vector.VECTOR} bytes, {vector.REGISTERS} registers",
+        "matrix unit": "AMX" if matrix_unit.is_available() else "none",
         "tile": ", ".join(f"{tile.MR} x {tile.NR} {name}" for name, tile in tiles.items()),
         "compiled": "yes" if jit.JIT_ENABLED else "no: NUMBA_DISABLE_JIT is set, numpy computes",
         "threads": f"{threads.get_num_threads()} of {threads.get_max_threads()}",
@@ -57,9 +58,10 @@ def set_pack_limit(size: int | None) -> None:
     """Set the largest total size, in bytes, of packed copies of frozen weights; 0 for no copies.
 
     A frozen weight of an adapted layer has two packed copies, in the orders in which the products
-    x W^T and g W read it. None means the default: 192 MB, or a quarter of the machine's memory if
-    this is less. Without packed copies, a product with a hundred rows takes a tenth longer. If the
-    copies are larger than the new limit, they are deleted.
+    x W^T and g W read it. Each has the size of the weight, or 1.5 times that for a matrix unit.
+    None means the default: 192 MB, or a quarter of the machine's memory if this is less. Without
+    packed copies, a product with a hundred rows takes a tenth longer. If the copies are larger than
+    the new limit, they are deleted.
 
     Raises:
         ValueError: if `size` is not an integer of at least 0.

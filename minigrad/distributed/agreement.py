@@ -52,6 +52,7 @@ def facts_of_process() -> dict[str, str]:
     from numba import config
 
     from minigrad.kernels import jit
+    from minigrad.kernels.gemm import matrix_unit
 
     _, processor, instructions = jit.target()
     numpy: Any = np  # it has no public name for its choice of instructions
@@ -64,6 +65,7 @@ def facts_of_process() -> dict[str, str]:
         **{name: installed_version(name) for name in packages},
         # With the same instructions, LLVM may choose other vectors for another processor.
         f"instructions of kernels ({_SAME})": ",".join([processor, *instructions]),
+        "whether kernels use a matrix unit": str(matrix_unit.is_available()),
         f"instructions of numpy ({_SAME})": ",".join(used),
         "how numba compiles": f"NUMBA_DISABLE_JIT={config.DISABLE_JIT},NUMBA_OPT={int(config.OPT)}",
         "the script": _digest_of_files([script]),

@@ -31,6 +31,9 @@ change a bit.
 A matrix B that is multiplied with often may be packed already (`minigrad.kernels.gemm.prepacked`).
 A bias, and a second product with a small k, A2 B2, can be added while a strip of C is in a cache;
 in LoRA this is the low-rank update. Otherwise each of the two would cost a pass over C.
+
+On a matrix unit, both operands are packed by `split_panels`, and `multiply_split` takes the place
+of the macro-kernel.
 """
 
 from __future__ import annotations

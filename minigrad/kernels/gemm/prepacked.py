@@ -12,9 +12,9 @@ Panels that are out of date would give a wrong result without an error. So W is 
 has panels (`minigrad.readonly.hold`). Code that wants to write to W must release it first, which
 deletes the panels; the next product packs again.
 
-The panels of a weight take as much memory as the weight, for each layout. By default, all panels
-together may take 192 MB, or a quarter of the machine's memory if that is less;
-`minigrad.set_pack_limit` changes the limit.
+The panels of a weight take as much memory as the weight, for each layout, or 1.5 times as much for
+the matrix unit, which multiplies large operands. By default, all panels together may take 192 MB,
+or a quarter of the machine's memory if that is less; `minigrad.set_pack_limit` changes the limit.
 """
 
 from __future__ import annotations
