@@ -13,9 +13,9 @@ The shapes and the strides of the operands decide which loop runs (`Products.mul
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
     every other product                                           products.gemm
 
-Each loop in `skinny` also computes the transposed product. If the processor has a matrix unit, large
-products of float32 run on it (`gemm.matrix_unit`); the choice depends on the sizes alone, so that
-the number of threads cannot change a bit. For a matrix that is multiplied with often, see
+Each loop in `skinny` also computes the transposed product. If the processor has a matrix unit,
+large products of float32 run on it (`gemm.matrix_unit`); the choice depends on the sizes alone, so
+that the number of threads cannot change a bit. For a matrix that is multiplied with often, see
 `minigrad.kernels.gemm.prepacked`.
 """
 
