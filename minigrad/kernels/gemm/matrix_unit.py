@@ -5,14 +5,15 @@ Beside its vector units, a core may have a matrix unit. The one of AMX holds eig
 to a tile of 16 x 16 float32 numbers: 16 times as many multiply-adds as two vector units.
 
 A bfloat16 has 8 significant bits, and a float32 has 24. So a float32 is exactly the sum of three
-bfloat16, each of which has the next 8 bits (Henry, Tang and Heinecke, "Leveraging the bfloat16
-Artificial Intelligence Datatype for Higher-Precision Computations", 2019):
+bfloat16: the nearest one, the one nearest to the rest, and the rest of that (Henry, Tang and
+Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype for Higher-Precision
+Computations", 2019):
 
     x = x0 + x1 + x2        x y = x0 y0 + (x0 y1 + x1 y0) + (x0 y2 + x1 y1 + x2 y0) + ...
 
-The three products that are left out are smaller than the rounding of a float32 product. The six
-others take six instructions, so the product is 16 / 6 = 2.7 times as fast as on vectors, and as
-exact: 32 products are added before the sum is rounded to float32.
+The three products that are left out are at most 2^-24 of x y, like the rounding of a float32. The
+six others take six instructions, so the unit is 16 / 6 = 2.7 times as fast as vectors. The sum is
+as exact, because it is rounded less often: after 32 products.
 
 The parts are made when a block is packed. A block of a packed panel has 32 rows of A (or columns of
 B) and 32 steps of k, which are six tiles: two for each part. In a tile, the steps k and k + 16 of
@@ -22,8 +23,9 @@ one row of A or column of B are adjacent, because the unit multiplies pairs of n
     a row of a tile of B: 16 pairs (b[k, j], b[k + 16, j]), one for each column j
 
 The unit takes subnormal bfloat16 for 0, and 0 times infinity is NaN also where 0 is only a part of
-a number. So a panel with infinity, NaN or a number so small that its parts may be subnormal is
-marked, contains the numbers themselves, and is multiplied by vector instructions.
+a number. So a panel is marked if it has infinity, NaN, a number that would be rounded to infinity,
+or one so small that its parts may be subnormal. It contains the numbers themselves, and is
+multiplied by vector instructions.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ ORDINARY, UNUSUAL, SHORT = 0, 1, 2
 
 LINES = 16  # cache lines that are prefetched in a block
 UPPER = 0xFFFF0000  # the bits of a float32 that are those of a bfloat16
-INFINITE = 0x7F800000  # the bits of infinity
+HALF = 0x8000  # half of the last of these bits
+GREATEST = 0x7F7F8000  # the bits of the least number whose nearest bfloat16 is infinite
 SMALLEST = (127 - 100) << 23  # the bits of 2^-100: the parts of a smaller number may be subnormal
 
 
@@ -131,7 +134,8 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
             least = chosen("<", builder.sub(size, constant(1)), least)  # 0 becomes the greatest
             each = []
             for _ in range(3):
-                each.append(builder.and_(builder.bitcast(rest, bits_of), constant(UPPER)))
+                rounded = builder.add(builder.bitcast(rest, bits_of), constant(HALF))
+                each.append(builder.and_(rounded, constant(UPPER)))
                 rest = builder.fsub(rest, builder.bitcast(each[-1], e.vector))
             parts.append(each)
         for i, (x, y) in enumerate(zip(*parts, strict=True)):
@@ -142,7 +146,7 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
     start = [source, target, constant(0), constant(0xFFFFFFFF), constant(0)]
     *_, greatest, least, used = e.for_range(WORD(0), WORD(PAIRS), 1, start, split_row)
     unusual = builder.or_(
-        builder.icmp_unsigned(">=", greatest, constant(INFINITE)),
+        builder.icmp_unsigned(">=", greatest, constant(GREATEST)),
         builder.icmp_unsigned("<", least, constant(SMALLEST - 1)),
     )
     lower = builder.and_(used, constant(~UPPER & 0xFFFFFFFF))
@@ -285,7 +289,8 @@ def _tile(
             e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
         is_short, more = (builder.icmp_signed("!=", x, WORD(0)) for x in (short, lines.lines))
         cases = [
-            (is_short, partial(add_products, SHORT_TERMS, True, a, b, blocks)),
+            (builder.and_(is_short, more), partial(add_products, SHORT_TERMS, True, a, b, blocks)),
+            (is_short, partial(add_products, SHORT_TERMS, False, a, b, blocks)),
             (more, partial(add_products, TERMS, True, a, b, blocks)),
         ]
         otherwise = partial(add_products, TERMS, False, a, b, blocks)
@@ -307,8 +312,8 @@ def _tile(
 
 @jit(inline="always")
 def _mark_of(panel: int, depth: int, zero: float) -> float:
-    """Return the mark of a panel."""
-    mark: float = load(panel + panel_size(depth) - CACHE_LINE, zero)
+    """Return the mark of a panel; `SHORT` if it is empty."""
+    mark: float = SHORT if depth == 0 else load(panel + panel_size(depth) - CACHE_LINE, zero)
     return mark
 
 
@@ -386,8 +391,8 @@ def multiply_split(
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B + A2 B2, or +=, from panels that `split_panels` packed.
 
-    The operands are given by the addresses of their panels; A2 and B2 may have 0 steps of k.
-    Meanwhile, `coming` is prefetched.
+    The operands are given by the addresses of their panels; A2 and B2 may have 0 steps of k. Rows
+    of C are contiguous. Meanwhile, `coming` is prefetched.
     """
     size, blocks = panel_size(depth), (depth + SIDE - 1) // SIDE
     size2, blocks2 = panel_size(depth2), (depth2 + SIDE - 1) // SIDE
@@ -399,11 +404,10 @@ def multiply_split(
         line = max(line, stop - coming.share)
         for i in range(0, rows, SIDE):
             A, A2, high = a + i // SIDE * size, a2 + i // SIDE * size2, min(SIDE, rows - i)
-            mark = _mark_of(B, depth, t.zero)
-            is_unusual = mark == UNUSUAL or _mark_of(A, depth, t.zero) == UNUSUAL
-            if depth2:
-                is_unusual = is_unusual or _mark_of(A2, depth2, t.zero) == UNUSUAL
-                is_unusual = is_unusual or _mark_of(B2, depth2, t.zero) == UNUSUAL
+            mark, mark2 = _mark_of(B, depth, t.zero), _mark_of(B2, depth2, t.zero)
+            is_unusual = mark == UNUSUAL or mark2 == UNUSUAL
+            is_unusual = is_unusual or _mark_of(A, depth, t.zero) == UNUSUAL
+            is_unusual = is_unusual or _mark_of(A2, depth2, t.zero) == UNUSUAL
             corner = part_of(C, i, j)
             later = lines_from(coming, line, stop)
             line = min(stop, line + (blocks + blocks2) * LINES)
@@ -412,7 +416,7 @@ def multiply_split(
                 if depth2:
                     _multiply_unusual(t, A2, B2, depth2, scratch_tile, True)
             else:
-                is_direct = high == SIDE == wide and C.col == t.item and not add
+                is_direct = high == SIDE == wide and not add
                 target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
                 _tile(
                     high > PAIRS, wide > PAIRS, mark == SHORT, A, B, blocks, A2, B2, blocks2,
@@ -420,14 +424,5 @@ def multiply_split(
                 )  # fmt: skip
                 if is_direct:
                     continue
-            if C.col == t.item:
-                _write_rows(scratch_tile, high, wide, corner.at, corner.row, add)
-                continue
-            for r in range(high):
-                for c in range(wide):
-                    here = corner.at + r * C.row + c * C.col
-                    value = load(scratch_tile + r * LINE + c * 4, t.zero)
-                    if add:
-                        value += load(here, t.zero)
-                    store(here, value)
+            _write_rows(scratch_tile, high, wide, corner.at, C.row, add)
     _end()

@@ -108,7 +108,7 @@ def multiply_run(
     if n == 1:  # a column is contiguous, whatever the step to the next one would be
         b = Matrix(b.at, b.row, t.item)
     operands = (1, 2)
-    if 2 * n <= t.NR and n < m and a.row == t.item:
+    if 2 * n <= t.NR and n < m and a.row == t.item and not t.split:
         # Few columns, and columns of A are contiguous: in C^T = B^T A^T, rows of A^T fill tiles.
         m, n, operands = n, m, (2, 1)
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
