@@ -38,6 +38,7 @@ _LEFT = "an error"  # the name of the call of a rank that has an error
 _GRACE = 5.0  # seconds after which a rank that waits with an error reports it
 _PIECE = 2**20  # bytes that are sent at once; on a slow link, heartbeats wait for them
 _SPIN = 2e-4  # seconds of waiting before the first sleep
+_SLOWEST = 200e6  # bytes in a second of a transfer during which a rank does not sleep
 _LONGEST_SLEEP = 1e-3
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has no sched_yield
 _CALL = np.dtype([("number", np.int64), ("name", "S40")])  # what ranks exchange at a call
@@ -148,12 +149,12 @@ class MPIWorld(World):
         finally:
             self._calling.release()
 
-    def _wait(self, request: Any) -> None:
-        """Wait until a request is done, and sleep between checks."""
+    def _wait(self, request: Any, spin: float = _SPIN) -> None:
+        """Wait until a request is done; after `spin` seconds, sleep between checks."""
         started = time.monotonic()
         while not request.Test():
             elapsed = time.monotonic() - started
-            if elapsed < _SPIN:
+            if elapsed < spin:
                 _yield_core()
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
@@ -161,7 +162,9 @@ class MPIWorld(World):
     def _transfer(self, start: Callable[[Array, int], Any], content: Array, rank: int) -> None:
         """Send bytes to a rank, or receive them from it, in pieces; `start` is a method of MPI."""
         for first in range(0, len(content), _PIECE):
-            self._wait(start(content[first : first + _PIECE], rank))
+            piece = content[first : first + _PIECE]
+            # MPI moves some of the bytes at each check, so sleep would make a transfer slow.
+            self._wait(start(piece, rank), _SPIN + len(piece) / _SLOWEST)
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""

@@ -5,7 +5,8 @@
 measures the contenders in turn: our `Trainer` alone and under `mpiexec -n 2`, and the same model in
 PyTorch with DistributedDataParallel on gloo, also on one process and on two. A step has eight
 micro-batches. The models are that of `examples.charlm`, all of whose weights are trained, and that
-of `examples.minilm` with LoRA on query and value.
+of `examples.minilm` with LoRA on query and value. The first is also trained with `capture=True`;
+the second reads values in its forward pass, which a program cannot do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 MICRO_BATCHES = 8
 WARM, STEPS = 2, 6
 CHARACTERS, MINILM = "charlm, all weights", "MiniLM, LoRA"
-OURS, DDP = "minigrad", "torch DDP"
+OURS, CAPTURED, DDP = "minigrad", "minigrad, captured", "torch DDP"
 LETTERS, ROWS, CONTEXT, WIDTH, HEADS, DEPTH = 85, 8, 64, 128, 4, 2  # of charlm
 TEXTS, TOKENS, RANK = 16, 64, 8  # of MiniLM
 
@@ -41,7 +42,7 @@ def micro_batches(name: str) -> list[Any]:
     return [(each, np.ones(each.shape, np.bool_), np.arange(TEXTS // 2)) for each in ids]
 
 
-def train_ours(name: str) -> dict[str, Any]:
+def train_ours(name: str, capture: bool) -> dict[str, Any]:
     """Train by our Trainer, on the ranks of this world; return the seconds of steps."""
     import lora
     from examples.charlm.model import CharacterModel, Sizes
@@ -67,8 +68,10 @@ def train_ours(name: str) -> dict[str, Any]:
             return cross_entropy(vectors[::2] @ vectors[1::2].T * 20, right)
 
     trained = model.trainable_parameters()
-    options: dict[str, Any] = {"accumulation_steps": MICRO_BATCHES, "progress": False}
-    trainer = Trainer(model, optim.AdamW(trained), loss, **options, rng=rng)
+    trainer = Trainer(
+        model, optim.AdamW(trained), loss, accumulation_steps=MICRO_BATCHES, capture=capture,
+        progress=False, rng=rng,
+    )  # fmt: skip
     data = micro_batches(name)
     trainer.fit(data, steps=WARM)
     before = world().sent
@@ -171,7 +174,7 @@ def measured(contender: str, name: str, size: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.ranks", "--one", contender, name]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     here = {**os.environ, **threads}
-    if contender == OURS:
+    if contender != DDP:
         start = ["mpiexec", "-n", str(size)] if size > 1 else []
         commands = [([*start, *command], here)]
     else:
@@ -195,17 +198,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         contender, name = options.one
-        if found := (train_ours if contender == OURS else train_ddp)(name):
+        found = train_ddp(name) if contender == DDP else train_ours(name, contender == CAPTURED)
+        if found:
             print(json.dumps(found), flush=True)
         return
-    contenders = [OURS] + [DDP] * (find_spec("torch") is not None)
+    theirs = [DDP] * (find_spec("torch") is not None)
     for name in (CHARACTERS, MINILM):
         if name == MINILM and find_spec("peft") is None:
-            contenders = [OURS]
+            theirs = []
         seconds: dict[tuple[str, int], list[float]] = {}
         sent = 0.0
         for _ in range(options.rounds):
-            for contender in contenders:
+            for contender in [OURS, *[CAPTURED] * (name == CHARACTERS), *theirs]:
                 for size in (1, 2):
                     found = measured(contender, name, size)
                     seconds.setdefault((contender, size), []).append(median(found["seconds"]))
@@ -217,7 +221,7 @@ def main() -> None:
             ours = seconds[OURS, size]
             against = median(theirs / own for theirs, own in zip(times, ours, strict=True))
             print(
-                f"  {contender:10} {size} of 1 thread: {median(times) * 1e3:8.1f} ms a step, "
+                f"  {contender:18} {size} of 1 thread: {median(times) * 1e3:8.1f} ms a step, "
                 f"{faster:.2f} times its one process, {against:.2f} of ours"
             )
 
