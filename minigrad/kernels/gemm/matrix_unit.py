@@ -285,6 +285,9 @@ def _tile(
             e.for_range(WORD(0), blocks, 1, first, step)
             return []
 
+        for i in range(SIDE if high == wide == 2 else 0):  # lines of C arrive while the loop runs
+            for j in range(2):
+                e.prefetch(e.step(e.step(target, row, i), WORD(ROW), j), to_write=True)
         for i, j in sums:
             e.call("llvm.x86.tilezero", nothing, number(2 * i + j))
         is_short, more = (builder.icmp_signed("!=", x, WORD(0)) for x in (short, lines.lines))
