@@ -22,10 +22,11 @@ one row of A or column of B are adjacent, because the unit multiplies pairs of n
     a row of a tile of A: 16 pairs (a[i, k], a[i, k + 16]), one for each k
     a row of a tile of B: 16 pairs (b[k, j], b[k + 16, j]), one for each column j
 
-The unit takes subnormal bfloat16 for 0, and 0 times infinity is NaN also where 0 is only a part of
-a number. So a panel is marked if it has infinity, NaN, a number that would be rounded to infinity,
-or one so small that its parts may be subnormal. It contains the numbers themselves, and is
-multiplied by vector instructions.
+The unit takes subnormal bfloat16 for 0. So if a panel has a number so small that its parts may be
+subnormal, as gelu makes them, all its numbers are multiplied by a power of two, and the products
+are divided by it. And 0 times infinity is NaN also where 0 is only a part of a number. So a panel
+with infinity, NaN or a number that would be rounded to infinity contains the numbers themselves,
+and is multiplied by vector instructions.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from numba.core import cgutils
 
 from minigrad.kernels.gemm.microkernel import (
     CACHE_LINE,
+    NO_LINES,
     NextBlock,
     NextLines,
     emit_prefetch_of_line,
@@ -78,14 +80,18 @@ TERMS = ((2, 0), (1, 1), (1, 0), (0, 2), (0, 1), (0, 0))
 SHORT_TERMS = [term for term in TERMS if term[1] == 0]
 """Those of the products whose B has numbers with one part."""
 
-ORDINARY, UNUSUAL, SHORT = 0, 1, 2
-"""The marks of a panel; in a short one, all numbers are bfloat16."""
+PARTS, NUMBERS, SHORT = 0, 1, 2
+"""The marks of a panel: it contains parts, or numbers, or parts that are 0 except the first."""
 
 LINES = 16  # cache lines that are prefetched in a block
 UPPER = 0xFFFF0000  # the bits of a float32 that are those of a bfloat16
 HALF = 0x8000  # half of the last of these bits
 GREATEST = 0x7F7F8000  # the bits of the least number whose nearest bfloat16 is infinite
 SMALLEST = (127 - 100) << 23  # the bits of 2^-100: the parts of a smaller number may be subnormal
+HIGH = 127 + 40  # the exponent of the greatest number of a panel that is scaled: of 2^40
+MOST = 100  # the exponent of the greatest scale
+ONE: Any = np.float32(1)
+TINY, LONG = 1 << 32, 1 << 33  # what `_split` finds: a number below SMALLEST; one with three parts
 
 
 @cache
@@ -109,11 +115,11 @@ def panel_size(depth: int) -> int:
 
 
 @instruction(types.intp)
-def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
-    """Write the parts of 16 rows of 16 pairs to three tiles.
+def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any, scale: Any) -> Any:
+    """Write the parts of 16 rows of 16 pairs, times a scale, to three tiles.
 
     The second numbers of the pairs of a row are `apart` bytes after the first ones. The result has
-    lower 16 bits other than 0 if a number is unusual, and upper ones if one is not a bfloat16.
+    the bits of the greatest number in its lower 32 bits, and above them TINY and LONG.
     """
     builder, bits_of = e.builder, ir.VectorType(I32, PAIRS)
 
@@ -127,7 +133,7 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
         first, to, greatest, least, used = now
         parts = []
         for address in (first, builder.add(first, apart)):
-            rest = e.load(address, e.vector)
+            rest = builder.fmul(e.load(address, e.vector), e.broadcast(scale))
             bits = builder.bitcast(rest, bits_of)
             used, size = builder.or_(used, bits), builder.and_(bits, constant(0x7FFFFFFF))
             greatest = chosen(">", size, greatest)
@@ -145,19 +151,22 @@ def _split(e: Emitter, source: Any, row: Any, apart: Any, target: Any) -> Any:
 
     start = [source, target, constant(0), constant(0xFFFFFFFF), constant(0)]
     *_, greatest, least, used = e.for_range(WORD(0), WORD(PAIRS), 1, start, split_row)
-    unusual = builder.or_(
-        builder.icmp_unsigned(">=", greatest, constant(GREATEST)),
-        builder.icmp_unsigned("<", least, constant(SMALLEST - 1)),
-    )
+    word = builder.zext(e.call("llvm.vector.reduce.umax.v16i32", I32, greatest), WORD)
     lower = builder.and_(used, constant(~UPPER & 0xFFFFFFFF))
-    is_long = builder.icmp_unsigned("!=", lower, constant(0))
-    marks = e.shuffle(unusual, is_long, list(range(2 * PAIRS)))
-    return builder.zext(builder.bitcast(marks, I32), WORD)
+    found = [
+        (TINY, builder.icmp_unsigned("<", least, constant(SMALLEST - 1))),
+        (LONG, builder.icmp_unsigned("!=", lower, constant(0))),
+    ]
+    for flag, lanes in found:
+        bits = builder.bitcast(lanes, ir.IntType(PAIRS))
+        is_any = builder.icmp_unsigned("!=", bits, ir.IntType(PAIRS)(0))
+        word = builder.or_(word, builder.select(is_any, WORD(flag), WORD(0)))
+    return word
 
 
 @instruction()
-def _join(e: Emitter, source: Any, first: Any, second: Any) -> None:
-    """Write 16 pairs of numbers, the sums of their parts in three tiles."""
+def _join(e: Emitter, source: Any, first: Any, second: Any, factor: Any) -> None:
+    """Write 16 pairs of numbers: the sums of their parts in three tiles, times a factor."""
     builder, bits_of = e.builder, ir.VectorType(I32, PAIRS)
     sums = [ir.Constant(e.vector, None)] * 2
     for i in (2, 1, 0):
@@ -167,7 +176,7 @@ def _join(e: Emitter, source: Any, first: Any, second: Any) -> None:
         parts = (builder.bitcast(bits, e.vector) for bits in (x, y))
         sums = [builder.fadd(*each) for each in zip(sums, parts, strict=True)]
     for total, address in zip(sums, (first, second), strict=True):
-        e.store(total, address)
+        e.store(builder.fmul(total, e.broadcast(factor)), address)
 
 
 @jit(inline="always")
@@ -185,16 +194,16 @@ def split_panels(
 ) -> None:
     """Pack `rows` rows of `depth` numbers into panels of A, or of B, whose columns they are.
 
-    A panel with an unusual number contains the numbers instead of their parts.
+    At the end of a panel are its mark, and the inverse of its scale.
     """
     buffer = np.empty(CACHE_LINE + SIDE * LINE, np.uint8)
     copied = (address_of(buffer) + CACHE_LINE - 1) & -CACHE_LINE
     size = panel_size(depth)
     for i in range(0, rows, SIDE):
         panel, high = target + i // SIDE * size, min(SIDE, rows - i)
-        mark = ORDINARY
-        for _ in range(2):
-            marks = 0
+        mark, scale = PARTS, ONE
+        for attempt in range(2):
+            greatest = found = 0
             for k in range(0, depth, SIDE):
                 block, count, length = part_of(source, i, k), high, min(SIDE, depth - k)
                 if of_b:
@@ -208,18 +217,26 @@ def split_panels(
                         for j in range(length if line < count else 0, SIDE):
                             store(at + line * LINE + j * 4, t.zero)
                 to = panel + k // SIDE * BLOCK
-                if mark == UNUSUAL:
+                if mark == NUMBERS:
                     _copy_lines(at, row, to, LINE, t.zero)
                     continue
                 half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
                 for j in range(2):
-                    marks |= _split(at + j * half, row, apart, to + j * TILE)
-            if not marks & 0xFFFF:
+                    word = _split(at + j * half, row, apart, to + j * TILE, scale)
+                    greatest, found = max(greatest, word & 0xFFFFFFFF), found | word
+            if attempt == 1:
                 break
-            mark = UNUSUAL
-        if marks == 0 and mark == ORDINARY:
+            if greatest >= GREATEST:
+                mark = NUMBERS
+            elif found & TINY:
+                exponent = min(HIGH - max(greatest >> 23, 1), MOST)
+                scale = np.float32(2.0**exponent)
+            else:
+                break
+        if mark == PARTS and not found & LONG:
             mark = SHORT
         store(panel + size - CACHE_LINE, np.float32(mark))
+        store(panel + size - CACHE_LINE + 4, ONE / scale)
     keep_alive(buffer)
 
 
@@ -320,26 +337,40 @@ def _mark_of(panel: int, depth: int, zero: float) -> float:
     return mark
 
 
+@jit(inline="always")
+def _inverse_of(panel: int, depth: int, zero: float) -> float:
+    """Return the inverse of the scale of a panel."""
+    inverse: float = ONE if depth == 0 else load(panel + panel_size(depth) - CACHE_LINE + 4, zero)
+    return inverse
+
+
+@jit(inline="always")
+def _is_plain(panel: int, depth: int, zero: float) -> bool:
+    """Return whether a panel contains parts of numbers that are not scaled."""
+    return _mark_of(panel, depth, zero) != NUMBERS and _inverse_of(panel, depth, zero) == 1
+
+
 @external()
 def _read_panel(
     panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
 ) -> None:
     """Write the numbers of a panel: rows of a block are `row` bytes apart, blocks `step` bytes."""
-    is_unusual = _mark_of(panel, depth, zero) == UNUSUAL
+    has_numbers = _mark_of(panel, depth, zero) == NUMBERS
+    inverse = _inverse_of(panel, depth, zero)
     half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
     for block in range((depth + SIDE - 1) // SIDE):
         source, to = panel + block * BLOCK, target + block * step
-        if is_unusual:
+        if has_numbers:
             _copy_lines(source, LINE, to, row, zero)
             continue
         for j in range(2):
             for p in range(PAIRS):
                 first = to + j * half + p * row
-                _join(source + j * TILE + p * ROW, first, first + apart)
+                _join(source + j * TILE + p * ROW, first, first + apart, inverse)
 
 
 @instruction()
-def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any, add: Any) -> None:
+def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any) -> None:
     """Compute a row of the product of `steps` numbers and as many rows of SIDE numbers."""
     builder = e.builder
 
@@ -352,12 +383,13 @@ def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any, add: Any)
 
     zeros = [ir.Constant(e.vector, None)] * 2
     sums = e.for_range(WORD(0), steps, 1, [a, b, *zeros], step)[2:]
-    e.store_or_add(sums, [e.step(target, WORD(ROW), j) for j in range(2)], add)
+    for j, total in enumerate(sums):
+        e.store(total, e.step(target, WORD(ROW), j))
 
 
 @external(only=_is_split)
-def _multiply_unusual(t: BlockSizes, a: int, b: int, depth: int, target: int, add: bool) -> None:
-    """Do what `_tile` does, on vectors, for panels of which one has unusual numbers."""
+def _multiply_numbers(t: BlockSizes, a: int, b: int, depth: int, target: int) -> None:
+    """Do what `_tile` does, on vectors, for panels of which one contains numbers."""
     steps = (depth + SIDE - 1) // SIDE * SIDE
     work = np.empty(2 * steps * LINE, np.uint8)
     rows = address_of(work)
@@ -365,26 +397,56 @@ def _multiply_unusual(t: BlockSizes, a: int, b: int, depth: int, target: int, ad
     _read_panel(a, depth, False, rows, steps * 4, LINE, t.zero)
     _read_panel(b, depth, True, columns, LINE, SIDE * LINE, t.zero)
     for i in range(SIDE):
-        _multiply_row(rows + i * steps * 4, columns, steps, target + i * LINE, add)
+        _multiply_row(rows + i * steps * 4, columns, steps, target + i * LINE)
     keep_alive(work)
 
 
 @instruction()
 def _write_rows(
-    e: Emitter, source: Any, rows: Any, cols: Any, target: Any, target_row: Any, add: Any
-) -> None:
-    """Write `rows` rows of `cols` contiguous numbers, or add them to what is there."""
-    builder = e.builder
+    e: Emitter, source: Any, rows: Any, cols: Any, target: Any, target_row: Any, add: Any,
+    factor: Any, factor2: Any,
+) -> None:  # fmt: skip
+    """Write `rows` rows of `cols` numbers, times both factors, or add them to what is there."""
+    builder, factors = e.builder, [e.broadcast(x) for x in (factor, factor2)]
     is_wide = builder.icmp_signed(">", cols, WORD(PAIRS))
     rest = builder.select(is_wide, builder.sub(cols, WORD(PAIRS)), WORD(0))
     masks = [e.first_lanes(cols), e.first_lanes(rest)]
 
     def write_row(_row: Any, now: list[Any]) -> list[Any]:
         numbers = [e.load(e.step(now[0], WORD(ROW), j), e.vector) for j in range(2)]
+        for factor in factors:
+            numbers = [builder.fmul(number, factor) for number in numbers]
         e.store_or_add(numbers, [e.step(now[1], WORD(ROW), j) for j in range(2)], add, masks)
         return [builder.add(now[0], WORD(LINE)), builder.add(now[1], target_row)]
 
     e.for_range(WORD(0), rows, 1, [source, target], write_row)
+
+
+@external(only=_is_split)
+def _product(
+    _t: BlockSizes, tall: bool, broad: bool, short: bool, a: int, b: int, blocks: int, a2: int,
+    b2: int, blocks2: int, target: int, row: int, later: NextLines,
+) -> None:  # fmt: skip
+    _tile(tall, broad, short, a, b, blocks, a2, b2, blocks2, target, row, later)
+
+
+@external(only=_is_split)
+def _multiply_scaled(
+    t: BlockSizes, high: int, wide: int, depth: int, a: int, b: int, C: Matrix, add: bool,
+    scratch_tile: int,
+) -> None:  # fmt: skip
+    """Compute C[:high, :wide] = A B, or +=, from panels that may be scaled or contain numbers."""
+    zero = t.zero
+    if NUMBERS in (_mark_of(a, depth, zero), _mark_of(b, depth, zero)):
+        _multiply_numbers(t, a, b, depth, scratch_tile)
+        factor, factor2 = ONE, ONE
+    else:
+        blocks = (depth + SIDE - 1) // SIDE
+        _product(t, True, True, False, a, b, blocks, a, b, 0, scratch_tile, LINE, NO_LINES)
+        factor, factor2 = _inverse_of(a, depth, zero), _inverse_of(b, depth, zero)
+        if (factor < 1) != (factor2 < 1):  # one after the other, they might leave the range
+            factor, factor2 = factor * factor2, ONE
+    _write_rows(scratch_tile, high, wide, C.at, C.row, add, factor, factor2)
 
 
 @external(only=_is_split)
@@ -407,25 +469,24 @@ def multiply_split(
         line = max(line, stop - coming.share)
         for i in range(0, rows, SIDE):
             A, A2, high = a + i // SIDE * size, a2 + i // SIDE * size2, min(SIDE, rows - i)
-            mark, mark2 = _mark_of(B, depth, t.zero), _mark_of(B2, depth2, t.zero)
-            is_unusual = mark == UNUSUAL or mark2 == UNUSUAL
-            is_unusual = is_unusual or _mark_of(A, depth, t.zero) == UNUSUAL
-            is_unusual = is_unusual or _mark_of(A2, depth2, t.zero) == UNUSUAL
+            is_plain = _is_plain(A, depth, t.zero) and _is_plain(B, depth, t.zero)
+            is_plain = is_plain and _is_plain(A2, depth2, t.zero)
+            is_plain = is_plain and _is_plain(B2, depth2, t.zero)
             corner = part_of(C, i, j)
+            if not is_plain:
+                _multiply_scaled(t, high, wide, depth, A, B, corner, add, scratch_tile)
+                if depth2:
+                    _multiply_scaled(t, high, wide, depth2, A2, B2, corner, True, scratch_tile)
+                continue
             later = lines_from(coming, line, stop)
             line = min(stop, line + (blocks + blocks2) * LINES)
-            if is_unusual:
-                _multiply_unusual(t, A, B, depth, scratch_tile, False)
-                if depth2:
-                    _multiply_unusual(t, A2, B2, depth2, scratch_tile, True)
-            else:
-                is_direct = high == SIDE == wide and not add
-                target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
-                _tile(
-                    high > PAIRS, wide > PAIRS, mark == SHORT, A, B, blocks, A2, B2, blocks2,
-                    target, row, later,
-                )  # fmt: skip
-                if is_direct:
-                    continue
-            _write_rows(scratch_tile, high, wide, corner.at, C.row, add)
+            is_direct = high == SIDE == wide and not add
+            target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
+            short = _mark_of(B, depth, t.zero) == SHORT
+            _product(
+                t, high > PAIRS, wide > PAIRS, short, A, B, blocks, A2, B2, blocks2, target, row,
+                later,
+            )  # fmt: skip
+            if not is_direct:
+                _write_rows(scratch_tile, high, wide, corner.at, C.row, add, ONE, ONE)
     _end()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minigrad.kernels.gemm import PRODUCTS, matmul, matrix_unit
+from minigrad.kernels.gemm.prepacked import multiply_and_update
 from minigrad.kernels.jit import JIT_ENABLED, SINGLE, nothing
 from tests.hosts import HOSTS, on_x86
 
@@ -112,6 +113,28 @@ def test_a_tiny_number_counts_in_full_if_the_other_is_large():
     x, y = np.full((40, 40), 3e-39, SINGLE), np.full((40, 40), 7e35, SINGLE)
     np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
     np.testing.assert_allclose(product(y, x), product(y, x, on_unit=False), rtol=1e-6)
+
+
+@needs_unit
+@pytest.mark.parametrize("least", [-40, -126, -149])
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+def test_products_of_numbers_of_all_sizes_are_as_exact_as_others(least, sides, rng):
+    """Numbers as gelu makes them: some are so small that their parts would be subnormal."""
+
+    def numbers(rows, cols, has_small):
+        powers = rng.integers(least, 4, (rows, cols)) * (rng.random((rows, cols)) < 0.2)
+        return (rng.standard_normal((rows, cols)) * 2.0 ** (powers * has_small)).astype(SINGLE)
+
+    x, y = numbers(300, 256, sides[0]), numbers(256, 150, sides[1])
+    left, right = numbers(300, 7, sides[0]), numbers(7, 150, sides[1])
+    bias = rng.standard_normal(150).astype(SINGLE)
+    ours = multiply_and_update(x, y, False, left, right, bias)
+    pairs = [(a.astype(float), b.astype(float)) for a, b in ((x, y), (left, right))]
+    exact = sum(a @ b for a, b in pairs) + bias
+    size = sum(abs(a) @ abs(b) for a, b in pairs) + abs(bias)
+    assert (abs(ours - exact) <= 2 * 16 * np.finfo(SINGLE).eps * size).all()
+    np.testing.assert_array_equal(matmul(x, y), product(x, y))
+    assert (abs(product(x, y) - pairs[0][0] @ pairs[0][1]) <= 4e-6 * size).all()
 
 
 @needs_unit
