@@ -25,8 +25,8 @@ one row of A or column of B are adjacent, because the unit multiplies pairs of n
 The unit takes subnormal bfloat16 for 0. So if a panel has a number so small that its parts may be
 subnormal, as gelu makes them, all its numbers are multiplied by a power of two, and the products
 are divided by it. And 0 times infinity is NaN also where 0 is only a part of a number. So a panel
-with infinity, NaN or a number that would be rounded to infinity contains the numbers themselves,
-and is multiplied by vector instructions.
+with infinity, NaN, a number that would be rounded to infinity, or both tiny and large ones contains
+the numbers themselves, and is multiplied by vector instructions.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from minigrad.kernels.jit import WORD, external, jit
 from minigrad.kernels.vector import (
     FEATURES,
     I32,
+    VECTOR,
     Emitter,
     address_of,
     copy_vector,
@@ -64,8 +65,8 @@ from minigrad.kernels.vector import (
     store,
 )
 
-COMPILED = "amx-bf16" in FEATURES
-"""Whether kernels are compiled for a processor with such a unit."""
+COMPILED = "amx-bf16" in FEATURES and VECTOR == 64
+"""Whether kernels are compiled for a processor with such a unit, and vectors of 16 numbers."""
 
 SIDE = 32  # rows of a packed panel of A, columns of one of B, and steps of k in a block: two tiles
 PAIRS = SIDE // 2  # rows of a tile; pairs in a row
@@ -83,13 +84,14 @@ SHORT_TERMS = [term for term in TERMS if term[1] == 0]
 PARTS, NUMBERS, SHORT = 0, 1, 2
 """The marks of a panel: it contains parts, or numbers, or parts that are 0 except the first."""
 
+MARK, INVERSE, EXPONENT = 0, 4, 8  # bytes from the last line of a panel to what stands there
 LINES = 16  # cache lines that are prefetched in a block
 UPPER = 0xFFFF0000  # the bits of a float32 that are those of a bfloat16
 HALF = 0x8000  # half of the last of these bits
 GREATEST = 0x7F7F8000  # the bits of the least number whose nearest bfloat16 is infinite
 SMALLEST = (127 - 100) << 23  # the bits of 2^-100: the parts of a smaller number may be subnormal
-HIGH = 127 + 40  # the exponent of the greatest number of a panel that is scaled: of 2^40
-MOST = 100  # the exponent of the greatest scale
+HIGH = 127 + 50  # the exponent of the greatest number of a panel that is scaled: of 2^50
+LEAST, MOST = 23, 100  # the exponents of scales; from 23 on, the parts of no number are subnormal
 ONE: Any = np.float32(1)
 TINY, LONG = 1 << 32, 1 << 33  # what `_split` finds: a number below SMALLEST; one with three parts
 
@@ -194,7 +196,7 @@ def split_panels(
 ) -> None:
     """Pack `rows` rows of `depth` numbers into panels of A, or of B, whose columns they are.
 
-    At the end of a panel are its mark, and the inverse of its scale.
+    At the end of a panel are its mark, the inverse of its scale, and the greatest exponent.
     """
     buffer = np.empty(CACHE_LINE + SIDE * LINE, np.uint8)
     copied = (address_of(buffer) + CACHE_LINE - 1) & -CACHE_LINE
@@ -224,19 +226,19 @@ def split_panels(
                 for j in range(2):
                     word = _split(at + j * half, row, apart, to + j * TILE, scale)
                     greatest, found = max(greatest, word & 0xFFFFFFFF), found | word
-            if attempt == 1:
+            if attempt == 1 or not (greatest >= GREATEST or found & TINY):
                 break
-            if greatest >= GREATEST:
-                mark = NUMBERS
-            elif found & TINY:
-                exponent = min(HIGH - max(greatest >> 23, 1), MOST)
+            exponent = min(HIGH - max(greatest >> 23, 1), MOST)
+            if exponent >= LEAST:
                 scale = np.float32(2.0**exponent)
             else:
-                break
+                mark = NUMBERS
         if mark == PARTS and not found & LONG:
             mark = SHORT
-        store(panel + size - CACHE_LINE, np.float32(mark))
-        store(panel + size - CACHE_LINE + 4, ONE / scale)
+        end = panel + size - CACHE_LINE
+        store(end + MARK, np.float32(mark))
+        store(end + INVERSE, ONE / scale)
+        store(end + EXPONENT, np.float32((greatest >> 23) - 127))
     keep_alive(buffer)
 
 
@@ -331,23 +333,17 @@ def _tile(
 
 
 @jit(inline="always")
-def _mark_of(panel: int, depth: int, zero: float) -> float:
-    """Return the mark of a panel; `SHORT` if it is empty."""
-    mark: float = SHORT if depth == 0 else load(panel + panel_size(depth) - CACHE_LINE, zero)
-    return mark
-
-
-@jit(inline="always")
-def _inverse_of(panel: int, depth: int, zero: float) -> float:
-    """Return the inverse of the scale of a panel."""
-    inverse: float = ONE if depth == 0 else load(panel + panel_size(depth) - CACHE_LINE + 4, zero)
-    return inverse
+def _noted(panel: int, depth: int, what: int, zero: float) -> float:
+    """Return what stands at the end of a panel: its `MARK`, `INVERSE` or `EXPONENT`."""
+    found: float = load(panel + panel_size(depth) - CACHE_LINE + what, zero)
+    return found
 
 
 @jit(inline="always")
 def _is_plain(panel: int, depth: int, zero: float) -> bool:
-    """Return whether a panel contains parts of numbers that are not scaled."""
-    return _mark_of(panel, depth, zero) != NUMBERS and _inverse_of(panel, depth, zero) == 1
+    """Return whether a panel is empty, or contains parts of numbers that are not scaled."""
+    has_parts = depth == 0 or _noted(panel, depth, MARK, zero) != NUMBERS
+    return has_parts and (depth == 0 or _noted(panel, depth, INVERSE, zero) == 1)
 
 
 @external()
@@ -355,8 +351,8 @@ def _read_panel(
     panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
 ) -> None:
     """Write the numbers of a panel: rows of a block are `row` bytes apart, blocks `step` bytes."""
-    has_numbers = _mark_of(panel, depth, zero) == NUMBERS
-    inverse = _inverse_of(panel, depth, zero)
+    has_numbers = _noted(panel, depth, MARK, zero) == NUMBERS
+    inverse = _noted(panel, depth, INVERSE, zero)
     half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
     for block in range((depth + SIDE - 1) // SIDE):
         source, to = panel + block * BLOCK, target + block * step
@@ -437,15 +433,15 @@ def _multiply_scaled(
 ) -> None:  # fmt: skip
     """Compute C[:high, :wide] = A B, or +=, from panels that may be scaled or contain numbers."""
     zero = t.zero
-    if NUMBERS in (_mark_of(a, depth, zero), _mark_of(b, depth, zero)):
+    exponent = _noted(a, depth, EXPONENT, zero) + _noted(b, depth, EXPONENT, zero)
+    marks = _noted(a, depth, MARK, zero), _noted(b, depth, MARK, zero)
+    if NUMBERS in marks or exponent > MOST:  # with their scale, sums might become infinite
         _multiply_numbers(t, a, b, depth, scratch_tile)
         factor, factor2 = ONE, ONE
     else:
         blocks = (depth + SIDE - 1) // SIDE
         _product(t, True, True, False, a, b, blocks, a, b, 0, scratch_tile, LINE, NO_LINES)
-        factor, factor2 = _inverse_of(a, depth, zero), _inverse_of(b, depth, zero)
-        if (factor < 1) != (factor2 < 1):  # one after the other, they might leave the range
-            factor, factor2 = factor * factor2, ONE
+        factor, factor2 = _noted(a, depth, INVERSE, zero), _noted(b, depth, INVERSE, zero)
     _write_rows(scratch_tile, high, wide, C.at, C.row, add, factor, factor2)
 
 
@@ -482,7 +478,7 @@ def multiply_split(
             line = min(stop, line + (blocks + blocks2) * LINES)
             is_direct = high == SIDE == wide and not add
             target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
-            short = _mark_of(B, depth, t.zero) == SHORT
+            short = _noted(B, depth, MARK, t.zero) == SHORT
             _product(
                 t, high > PAIRS, wide > PAIRS, short, A, B, blocks, A2, B2, blocks2, target, row,
                 later,

@@ -113,16 +113,21 @@ def test_a_tiny_number_counts_in_full_if_the_other_is_large():
     x, y = np.full((40, 40), 3e-39, SINGLE), np.full((40, 40), 7e35, SINGLE)
     np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
     np.testing.assert_allclose(product(y, x), product(y, x, on_unit=False), rtol=1e-6)
+    x[...], y[...] = 2.0**-60, 2.0**120
+    x[:, ::2] = 2.0**-120  # so the panels of x are scaled, and those of y are not
+    np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
 
 
 @needs_unit
-@pytest.mark.parametrize("least", [-40, -126, -149])
+@pytest.mark.parametrize(
+    ("least", "most"), [(-40, 4), (-126, 4), (-149, 4), (-149, 25), (-149, 40)]
+)
 @pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
-def test_products_of_numbers_of_all_sizes_are_as_exact_as_others(least, sides, rng):
+def test_products_of_numbers_of_all_sizes_are_as_exact_as_others(least, most, sides, rng):
     """Numbers as gelu makes them: some are so small that their parts would be subnormal."""
 
     def numbers(rows, cols, has_small):
-        powers = rng.integers(least, 4, (rows, cols)) * (rng.random((rows, cols)) < 0.2)
+        powers = rng.integers(least, most, (rows, cols)) * (rng.random((rows, cols)) < 0.2)
         return (rng.standard_normal((rows, cols)) * 2.0 ** (powers * has_small)).astype(SINGLE)
 
     x, y = numbers(300, 256, sides[0]), numbers(256, 150, sides[1])
