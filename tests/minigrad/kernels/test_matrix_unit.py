@@ -113,6 +113,8 @@ def test_a_tiny_number_counts_in_full_if_the_other_is_large():
     x, y = np.full((40, 40), 3e-39, SINGLE), np.full((40, 40), 7e35, SINGLE)
     np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
     np.testing.assert_allclose(product(y, x), product(y, x, on_unit=False), rtol=1e-6)
+    x[...], y[...], x[0] = 2.0**60, 1.1, 3.3e-37  # too far apart for a scale
+    np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
     x[...], y[...] = 2.0**-60, 2.0**120
     x[:, ::2] = 2.0**-120  # so the panels of x are scaled, and those of y are not
     np.testing.assert_allclose(product(x, y), product(x, y, on_unit=False), rtol=1e-6)
