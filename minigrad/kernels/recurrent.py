@@ -28,8 +28,8 @@ import numpy as np
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rows_of
 from minigrad.kernels.gemm import PRODUCTS, matmul
-from minigrad.kernels.gemm.macrokernel import first_line, multiply_panels
-from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.macrokernel import multiply_panels
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_panels, transposed
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import Array, Integers, Read, Written, external, jit

@@ -31,8 +31,7 @@ from minigrad.kernels.convolution.lines import (
     pixel_offsets,
 )
 from minigrad.kernels.convolution.plan import Lines
-from minigrad.kernels.gemm.macrokernel import first_line
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, tile_shape
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, UNROLLED, first_line, tile_shape
 from minigrad.kernels.gemm.packing import BlockSizes, pack, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Read, Written, external, jit

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from minigrad.kernels.convolution.lines import NEAR, Block, copy_lines, image_size, lines_of
 from minigrad.kernels.convolution.plan import Lines
-from minigrad.kernels.gemm.macrokernel import first_line
+from minigrad.kernels.gemm.microkernel import first_line
 from minigrad.kernels.gemm.packing import BlockSizes, part_of
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.gemm.skinny import fold

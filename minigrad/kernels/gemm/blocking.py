@@ -77,6 +77,7 @@ def block_sizes(itemsize: int) -> list[int]:
 def unit_block_sizes() -> list[int]:
     """Return the sizes for products on the matrix unit, whose panels have SIDE rows or columns."""
     level2, level3 = cache_sizes()
-    MC = SIDE * max(1, level2 // 4 // (UNIT_DEPTH // SIDE * BLOCK))
-    NC = SIDE * min(max(4, level3 // 8 // (UNIT_DEPTH // SIDE * BLOCK)), 4096 // SIDE)
+    panel = UNIT_DEPTH // SIDE * BLOCK  # bytes
+    MC = SIDE * max(1, level2 // 4 // panel)
+    NC = SIDE * min(max(4, level3 // 8 // panel), 4096 // SIDE)
     return [SIDE, SIDE, SIDE // 2, SIDE, MC, UNIT_DEPTH, NC, SIDE, level2 // 8, 1]

@@ -38,7 +38,7 @@ of the macro-kernel.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from minigrad.kernels.gemm.microkernel import (
     NO_BLOCK,
     UNROLLED,
     NextBlock,
+    first_line,
     lines_from,
     tile_of_size,
     tile_packed,
@@ -65,7 +66,6 @@ from minigrad.kernels.launch import share
 from minigrad.kernels.vector import (
     MASKS_ARE_CHEAP,
     add_vector,
-    address_of,
     keep_alive,
     load,
     store,
@@ -185,13 +185,6 @@ def choose_packing(
     hard_to_read = rows_collide or steps_collide or steps_are_distant
     pack_a = (often or hard_to_read) and tall and pack_b
     return PackingChoice(pack_a, pack_b)
-
-
-@jit(inline="always")
-def first_line(work: Any) -> int:
-    """Return the address of the first complete cache line in an array of bytes."""
-    address: int = address_of(work)
-    return (address + CACHE_LINE - 1) & ~(CACHE_LINE - 1)
 
 
 @jit(inline="always")

@@ -48,6 +48,7 @@ from minigrad.kernels.gemm.microkernel import (
     NextBlock,
     NextLines,
     emit_prefetch_of_line,
+    first_line,
     lines_from,
 )
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, part_of, transposed
@@ -92,6 +93,7 @@ GREATEST = 0x7F7F8000  # the bits of the least number whose nearest bfloat16 is 
 SMALLEST = (127 - 100) << 23  # the bits of 2^-100: the parts of a smaller number may be subnormal
 HIGH = 127 + 50  # the exponent of the greatest number of a panel that is scaled: of 2^50
 LEAST, MOST = 23, 100  # the exponents of scales; from 23 on, the parts of no number are subnormal
+FINITE = 100  # the exponent of a product of scaled numbers up to which no sum becomes infinite
 ONE: Any = np.float32(1)
 TINY, LONG = 1 << 32, 1 << 33  # what `_split` finds: a number below SMALLEST; one with three parts
 
@@ -111,9 +113,15 @@ def _is_split(t: Any, *_: Any) -> bool:
 
 
 @jit(inline="always")
+def _blocks_of(depth: int) -> int:
+    """Return how many blocks have `depth` steps of k; the last may have fewer than SIDE."""
+    return (depth + SIDE - 1) // SIDE
+
+
+@jit(inline="always")
 def panel_size(depth: int) -> int:
     """Return the bytes of a packed panel of `depth` steps of k: blocks, and a line for a mark."""
-    return (depth + SIDE - 1) // SIDE * BLOCK + CACHE_LINE
+    return _blocks_of(depth) * BLOCK + CACHE_LINE
 
 
 @instruction(types.intp)
@@ -199,7 +207,7 @@ def split_panels(
     At the end of a panel are its mark, the inverse of its scale, and the greatest exponent.
     """
     buffer = np.empty(CACHE_LINE + SIDE * LINE, np.uint8)
-    copied = (address_of(buffer) + CACHE_LINE - 1) & -CACHE_LINE
+    copied = first_line(buffer)
     size = panel_size(depth)
     for i in range(0, rows, SIDE):
         panel, high = target + i // SIDE * size, min(SIDE, rows - i)
@@ -354,7 +362,7 @@ def _read_panel(
     has_numbers = _noted(panel, depth, MARK, zero) == NUMBERS
     inverse = _noted(panel, depth, INVERSE, zero)
     half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
-    for block in range((depth + SIDE - 1) // SIDE):
+    for block in range(_blocks_of(depth)):
         source, to = panel + block * BLOCK, target + block * step
         if has_numbers:
             _copy_lines(source, LINE, to, row, zero)
@@ -386,7 +394,7 @@ def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any) -> None:
 @external(only=_is_split)
 def _multiply_numbers(t: BlockSizes, a: int, b: int, depth: int, target: int) -> None:
     """Do what `_tile` does, on vectors, for panels of which one contains numbers."""
-    steps = (depth + SIDE - 1) // SIDE * SIDE
+    steps = _blocks_of(depth) * SIDE
     work = np.empty(2 * steps * LINE, np.uint8)
     rows = address_of(work)
     columns = rows + steps * LINE
@@ -423,6 +431,7 @@ def _product(
     _t: BlockSizes, tall: bool, broad: bool, short: bool, a: int, b: int, blocks: int, a2: int,
     b2: int, blocks2: int, target: int, row: int, later: NextLines,
 ) -> None:  # fmt: skip
+    """Do what `_tile` does; its callers share this machine code, which is long."""
     _tile(tall, broad, short, a, b, blocks, a2, b2, blocks2, target, row, later)
 
 
@@ -435,11 +444,11 @@ def _multiply_scaled(
     zero = t.zero
     exponent = _noted(a, depth, EXPONENT, zero) + _noted(b, depth, EXPONENT, zero)
     marks = _noted(a, depth, MARK, zero), _noted(b, depth, MARK, zero)
-    if NUMBERS in marks or exponent > MOST:  # with their scale, sums might become infinite
+    if NUMBERS in marks or exponent > FINITE:
         _multiply_numbers(t, a, b, depth, scratch_tile)
         factor, factor2 = ONE, ONE
     else:
-        blocks = (depth + SIDE - 1) // SIDE
+        blocks = _blocks_of(depth)
         _product(t, True, True, False, a, b, blocks, a, b, 0, scratch_tile, LINE, NO_LINES)
         factor, factor2 = _noted(a, depth, INVERSE, zero), _noted(b, depth, INVERSE, zero)
     _write_rows(scratch_tile, high, wide, C.at, C.row, add, factor, factor2)
@@ -455,8 +464,8 @@ def multiply_split(
     The operands are given by the addresses of their panels; A2 and B2 may have 0 steps of k. Rows
     of C are contiguous. Meanwhile, `coming` is prefetched.
     """
-    size, blocks = panel_size(depth), (depth + SIDE - 1) // SIDE
-    size2, blocks2 = panel_size(depth2), (depth2 + SIDE - 1) // SIDE
+    size, blocks = panel_size(depth), _blocks_of(depth)
+    size2, blocks2 = panel_size(depth2), _blocks_of(depth2)
     line = stop = 0  # the next line of `coming` to prefetch, and where this panel of B stops
     _begin()
     for j in range(0, cols, SIDE):

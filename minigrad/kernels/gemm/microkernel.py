@@ -38,6 +38,7 @@ from minigrad.kernels.vector import (
     REGISTERS,
     VECTOR,
     Emitter,
+    address_of,
     instruction,
 )
 
@@ -61,6 +62,13 @@ def tile_shape(itemsize: int) -> Tile:
     VL = VECTOR // itemsize
     MR = (REGISTERS - 2 * NV) // NV  # NV registers hold the row of B, and NV the next loads
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
+
+
+@jit(inline="always")
+def first_line(work: Any) -> int:
+    """Return the address of the first complete cache line in an array of bytes."""
+    address: int = address_of(work)
+    return (address + CACHE_LINE - 1) & ~(CACHE_LINE - 1)
 
 
 class NextLines(NamedTuple):

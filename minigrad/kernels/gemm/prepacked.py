@@ -43,7 +43,6 @@ MOST = 192_000_000  # bytes of all panels together, unless the user sets another
 ROWS = 16  # the least rows of the other operand for which packing pays
 SIZE = 1 << 14  # the least elements of W for which packing pays
 SECONDS = 5e-11  # seconds to pack a byte, approximately
-NO_PANELS = np.empty(0, np.uint8)
 
 _packing = renewed_in_child(sys.modules[__name__], "_packing", threading.RLock)
 _bytes = 0
@@ -179,7 +178,7 @@ def multiply_and_update(
     if panels is None:
         if not on_unit:
             return None
-        panels = NO_PANELS
+        panels = nothing(np.dtype(np.uint8))
     out = np.empty((rows, n), x.dtype)
     seconds = SECONDS_OF_MULTIPLY_ADD * rows * n * k
     bias = nothing(x.dtype) if bias is None else bias

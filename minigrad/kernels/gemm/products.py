@@ -24,7 +24,6 @@ from minigrad.kernels.gemm.macrokernel import (
     Extra,
     block_depth,
     choose_packing,
-    first_line,
     group_size,
     multiply,
     multiply_block,
@@ -32,7 +31,7 @@ from minigrad.kernels.gemm.macrokernel import (
     pack_columns,
     work_size,
 )
-from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of, transposed
 from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from minigrad.kernels.gemm.macrokernel import first_line
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_of_size
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line, tile_of_size
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
