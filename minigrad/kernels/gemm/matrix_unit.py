@@ -77,7 +77,7 @@ PART = 2 * TILE  # bytes of one of the three parts of a block
 BLOCK = 3 * PART
 LINE = SIDE * 4  # bytes of SIDE numbers of float32
 
-TERMS = ((2, 0), (1, 1), (1, 0), (0, 2), (0, 1), (0, 0))
+TERMS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 """The parts of A and of B in the products that are added up, small products first."""
 SHORT_TERMS = [term for term in TERMS if term[1] == 0]
 """Those of the products whose B has numbers with one part."""
@@ -292,20 +292,20 @@ def _tile(
             terms: Iterable[tuple[int, int]], prefetches: bool, a: Any, b: Any, blocks: Any
         ) -> list[Any]:
             def step(_block: Any, now: list[Any]) -> list[Any]:
-                last, (at_a, at_b, *line) = -1, now
+                last, (at_a, at_b, *line) = (-1, -1), now
                 for _ in range(LINES if prefetches else 0):
                     line = emit_prefetch_of_line(e, lines, *line)
                 for of_a, of_b in terms:
-                    for i in range(high if of_a != last else 0):
+                    for i in range(high if of_a != last[0] else 0):
                         at = builder.add(at_a, WORD(of_a * PART + i * TILE))
                         move("tileloadd", 4 + i, at, WORD(ROW))
-                    for j in range(wide):
+                    for j in range(wide if of_b != last[1] else 0):
                         at = builder.add(at_b, WORD(of_b * PART + j * TILE))
                         move("tileloadd", 6 + j, at, WORD(ROW))
                     for i, j in sums:
                         tiles = number(2 * i + j), number(4 + i), number(6 + j)
                         e.call("llvm.x86.tdpbf16ps", nothing, *tiles)
-                    last = of_a
+                    last = of_a, of_b
                 return [builder.add(at_a, WORD(BLOCK)), builder.add(at_b, WORD(BLOCK)), *line]
 
             first = [a, b, lines.at, lines.left] if prefetches else [a, b]
