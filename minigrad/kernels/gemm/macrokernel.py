@@ -225,10 +225,12 @@ def macro_kernel(
 ) -> None:  # fmt: skip
     """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
 
-    A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. A long sum
-    is more exact if it is cut into runs, each summed by itself; so a tile is added to C after every
-    RUN steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines
-    of C are prefetched. Packed tiles also prefetch what is read next from memory (`coming`).
+    A tile whose rows are not contiguous in C is computed in `scratch_tile` and copied. So is a tile
+    at an edge of C, if its operands are packed: panels have MR rows and NR columns everywhere, and
+    computing too many is faster than a smaller tile, which prefetches nothing. A long sum is more
+    exact if it is cut into runs, each summed by itself; so a tile is added to C after every RUN
+    steps. If C is `distant`, outside of the level-1 cache, or if the tile is packed, the lines of C
+    are prefetched. Packed tiles also prefetch what is read next from memory (`coming`).
 
     These are `while` loops because a `range` with a step that the compiler does not know needs a
     division, which takes a tenth of the time of a small tile.
@@ -247,15 +249,20 @@ def macro_kernel(
         i, panel = 0, A.at
         while i < rows:
             high, a, c = min(step, rows - i), panel, C.at + i * C.row + j * C.col
-            if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
+            if A.packed and B.packed and 2 * high > t.MR:
+                direct = straight and high == t.MR and wide == t.NR
+                target, row = (c, C.row) if direct else (scratch_tile, t.NR * t.item)
                 k = 0
                 while k < depth:
                     steps = min(t.RUN, depth - k)
                     a_now, b_now = a + k * A.along, b + k * B.along
                     later = lines_from(coming, line, stop)
-                    tile_packed(a_now, b_now, steps, c, C.row, add or k > 0, later, t.zero)
+                    adds = (add and direct) or k > 0
+                    tile_packed(a_now, b_now, steps, target, row, adds, later, t.zero)
                     line = min(stop, line + steps // UNROLLED)
                     k += t.RUN
+                if not direct:
+                    copy_corner(t, scratch_tile, high, wide, Matrix(c, C.row, C.col), add)
                 high = 0
             while high > 0:
                 target, row = (c, C.row) if straight else (scratch_tile, t.NR * t.item)
@@ -450,7 +457,7 @@ def multiply_piece(
     if main.source.at:  # a group of panels is packed, and stays in a cache for all rows
         strip, group = end - start, group_size(t)
         group_bytes = group * main.B.next
-    tile = t.MR * t.NR * t.item if t.split or C.col != t.item else 0
+    tile = t.MR * t.NR * t.item
     tall = (strip + t.MR - 1) // t.MR  # panels of A
     size = tall * bytes_of_panel(t, t.AR, main.depth) if main.pack else 0
     size_of_more = tall * bytes_of_panel(t, t.AR, more.depth) if t.split else 0
