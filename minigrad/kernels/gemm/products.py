@@ -35,9 +35,10 @@ from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of, transposed
 from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
-from minigrad.kernels.vector import address_of, keep_alive
+from minigrad.kernels.vector import VECTOR, address_of, keep_alive
 
 ROWS_OF_A_PIECE = 48  # the least rows for which a thread packs all of B for itself
+ALIGNED_FROM = 32  # panels of B for which it pays to begin with a few columns
 SIZES = 10  # block sizes at the head of a plan
 ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
@@ -92,6 +93,21 @@ def bias_of(row: Any) -> Matrix:
     return Matrix(address_of(row) if row.size else 0, 0, row.strides[0])
 
 
+@jit(inline="always")
+def columns_before_line(t: BlockSizes, n: int, k: int, C: Matrix) -> int:
+    """Return how many columns of C are computed by themselves, so that the others begin a line.
+
+    With few steps of k, writing C takes most of the time. If a vector is as long as a line, each
+    vector that does not begin a line is in two of them, and takes twice as long to write. Arrays of
+    numpy begin anywhere in a line.
+    """
+    pays = VECTOR == CACHE_LINE and k <= SHALLOW and n >= ALIGNED_FROM * t.NR
+    if not pays or C.col != t.item or C.row % CACHE_LINE:
+        return 0
+    count: int = (-C.at & (CACHE_LINE - 1)) // t.item
+    return count
+
+
 @external()
 def multiply_run(
     launcher: int, pieces: int, x: Any, y: Any, bias: Matrix, out: Any, plan: Any, start: int,
@@ -119,18 +135,24 @@ def multiply_run(
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
     add, size = plan[ADD] != 0, m * n * t.item
-    if one_block:
-        for index in range(start, stop):
-            A, B, target = operands_of(plan, index, operands, a, b, C, size)
-            arguments = t, m, n, k, A, B, target, add, choice.pack_b, bias
-            share(launcher, pieces, multiply_block, arguments)
-        return
-    work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if choice.pack_b else 0, np.uint8)
+    has_room = choice.pack_b and not one_block
+    work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if has_room else 0, np.uint8)
     room = first_line(work)
     for index in range(start, stop):
-        A, B, target = operands_of(plan, index, operands, a, b, C, size)
-        more = Extra(bias, 0, a, b, 0)
-        multiply(launcher, pieces, t, m, n, k, A, B, target, add, choice, room, 0, more)
+        A, matrix, target = operands_of(plan, index, operands, a, b, C, size)
+        first = columns_before_line(t, n, k, target)
+        j = 0
+        while j < n:
+            cols = first if j < first else n - j
+            B, part = part_of(matrix, 0, j), part_of(target, 0, j)
+            row = part_of(bias, 0, j) if bias.at else NO_BIAS
+            if one_block:
+                arguments = t, m, cols, k, A, B, part, add, choice.pack_b, row
+                share(launcher, pieces, multiply_block, arguments)
+            else:
+                more = Extra(row, 0, a, b, 0)
+                multiply(launcher, pieces, t, m, cols, k, A, B, part, add, choice, room, 0, more)
+            j += cols
     keep_alive(work)
 
 

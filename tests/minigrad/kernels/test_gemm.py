@@ -162,6 +162,30 @@ def test_a_streamed_product_may_begin_anywhere_in_a_cache_line(m, n, dtype, rng)
 
 @needs_jit
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("m", "k"), [(40, 9), (5, 40), (300, 100)])
+def test_a_wide_product_may_begin_anywhere_in_a_cache_line(m, k, dtype, rng):
+    """Of a product with few steps of k, the first columns are apart, as in a streamed one."""
+    kernel, n = PRODUCTS[np.dtype(dtype)], 1040
+    x, y = operands(m, k, n, "NN", dtype, rng)
+    lines = 64 // y.itemsize
+    memory = np.zeros(m * n + 2 * lines, dtype)
+    bits = {}
+    for first in range(lines):
+        out = memory[first : first + m * n].reshape(m, n)
+        for bias in (kernel.no_bias, rng.standard_normal(n).astype(dtype)):
+            for add in (False, True):
+                for pieces in (1, 3):
+                    memory[:] = 7
+                    kernel.gemm.shared(pieces, x, y, bias, out, kernel.plans[add])
+                    assert_close(out, x, y, 7 * add + (bias if bias.size else 0))
+                    if not bias.size:
+                        np.testing.assert_array_equal(out, bits.setdefault(add, out.copy()))
+                    out[:] = 7
+                    assert (memory == 7).all()
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(128, 128, 128), (200, 160, 96), (300, 200, 600)])
 def test_rows_at_any_distance_give_the_same_bits(shape, dtype, rng):
     """Rows at a distance of a power of two are packed, where others are read in place."""
@@ -472,7 +496,7 @@ FUZZ = """
         return view
 
     kinds = [(20, 20, 20), (70, 70, 70), (3, 900, 200), (200, 900, 3), (130, 40, 200),
-             (1, 300, 400), (400, 300, 1), (20, 3000, 20), (16, 26000, 16)]
+             (1, 300, 400), (400, 300, 1), (20, 3000, 20), (16, 26000, 16), (90, 700, 700)]
     for i in range(int(sys.argv[1])):
         dtype = (np.float32, np.float64)[i % 2]
         m, k, n = (int(rng.integers(1, most + 1)) for most in kinds[i // 2 % len(kinds)])
