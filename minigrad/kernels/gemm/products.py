@@ -94,18 +94,14 @@ def bias_of(row: Any) -> Matrix:
 
 
 @jit(inline="always")
-def columns_before_line(t: BlockSizes, n: int, k: int, C: Matrix) -> int:
-    """Return how many columns of C are computed by themselves, so that the others begin a line.
+def columns_before_line(t: BlockSizes, C: Matrix) -> int:
+    """Return the columns of C before the first one that begins a cache line, in all rows.
 
-    With few steps of k, writing C takes most of the time. If a vector is as long as a line, each
-    vector that does not begin a line is in two of them, and takes twice as long to write. Arrays of
-    numpy begin anywhere in a line.
+    It is 0 if the rows differ in this. Arrays of numpy begin anywhere in a line.
     """
-    pays = VECTOR == CACHE_LINE and k <= SHALLOW and n >= ALIGNED_FROM * t.NR
-    if not pays or C.col != t.item or C.row % CACHE_LINE:
+    if C.row % CACHE_LINE or C.col != t.item:
         return 0
-    count: int = (-C.at & (CACHE_LINE - 1)) // t.item
-    return count
+    return -C.at % CACHE_LINE // t.item
 
 
 @external()
@@ -134,14 +130,17 @@ def multiply_run(
     # For few steps of k, reading A in place takes no longer than packing it, even if steps collide.
     one_block = one_block and (k <= SHALLOW or not choice.pack_a)
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
+    # With few steps of k, writing C takes most of the time. If a vector is as long as a cache line,
+    # and does not begin one, it is in two of them, and takes twice as long to write. So the columns
+    # before a line are computed by themselves.
+    aligns = VECTOR == CACHE_LINE and k <= SHALLOW and n >= ALIGNED_FROM * t.NR
     add, size = plan[ADD] != 0, m * n * t.item
     has_room = choice.pack_b and not one_block
     work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if has_room else 0, np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         A, matrix, target = operands_of(plan, index, operands, a, b, C, size)
-        first = columns_before_line(t, n, k, target)
-        j = 0
+        first, j = columns_before_line(t, target) if aligns else 0, 0
         while j < n:
             cols = first if j < first else n - j
             B, part = part_of(matrix, 0, j), part_of(target, 0, j)

@@ -25,8 +25,8 @@ import numpy as np
 from llvmlite import ir
 
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line, tile_of_size
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix
-from minigrad.kernels.gemm.products import blocks_of, matrix_of
+from minigrad.kernels.gemm.packing import Matrix
+from minigrad.kernels.gemm.products import blocks_of, columns_before_line, matrix_of
 from minigrad.kernels.jit import WORD, Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
@@ -283,17 +283,6 @@ def inner(
         sum_of_products(a + p * item, b + p * item, depth, c, add or p > 0, zero)
 
 
-@jit(inline="always")
-def columns_before_line(t: BlockSizes, C: Matrix, cols: int) -> int:
-    """Return the columns of C before the first one that begins a cache line, in all rows.
-
-    It is 0 if the rows differ in this, or if C has few columns.
-    """
-    if C.row % CACHE_LINE or cols <= t.NR or not MASKS_ARE_CHEAP:
-        return 0
-    return -C.at % CACHE_LINE // t.item
-
-
 @for_each_dtype()
 def stream(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
@@ -308,7 +297,7 @@ def stream(
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
-    edge = columns_before_line(t, C, n)
+    edge = columns_before_line(t, C) if n > t.NR and MASKS_ARE_CHEAP else 0
     panels = (n - edge + t.NR - 1) // t.NR
     start = edge + piece * panels // pieces * t.NR if piece else 0
     stop = min(n, edge + (piece + 1) * panels // pieces * t.NR)
