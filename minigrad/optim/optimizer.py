@@ -281,7 +281,7 @@ class Optimizer(ABC):
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
         if not has_stepped:
-            check_gradients_left(p for group in self.param_groups for p in group["params"])
+            check_gradients_left(self._parameters())
         for observer in mode.observers:
             observer.on_step(self)
 
@@ -450,6 +450,7 @@ class Optimizer(ABC):
         self._states = states
 
     def _parameters(self) -> list[Tensor]:
+        """Return the parameters of all groups."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def __repr__(self) -> str:

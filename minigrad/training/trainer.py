@@ -296,11 +296,10 @@ class Trainer(TrainingStep):
         ]
         generators = self._generators()
         names = {id(p): name for name, p in self.model.named_parameters()}
+        trained = self.optimizer._parameters()
         facts = {
-            "the order of the optimiser's parameters": [
-                names.get(id(p)) for p in self._parameters()
-            ],
-            "which parameters require gradients": [p.requires_grad for p in self._parameters()],
+            "the order of the optimiser's parameters": [names.get(id(p)) for p in trained],
+            "which parameters require gradients": [p.requires_grad for p in trained],
             "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
             "the state of the optimiser": self.optimizer.state_dict()["state"],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
