@@ -273,10 +273,10 @@ class Trainer(TrainingStep):
         further = {
             "the length of fit": length,
             "the loss": loss,
-            "the data": digest(train.compared()),
+            "the data": digest(train.compared),
         }
         if held_out is not None:
-            further["the data for validation"] = digest(held_out.compared())
+            further["the data for validation"] = digest(held_out.compared)
         self._check_same(ranks.parameters_of(self.model, self.loss), further)
         count = math.ceil(len(train) / train.batch_size)
         ranks.check_ranks(self._world, count, self.accumulation_steps)
@@ -375,7 +375,7 @@ class Trainer(TrainingStep):
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            ranks.check_same_model(world(), self.model, given.compared(), self.loss)
+            ranks.check_same_model(world(), self.model, given.compared, self.loss)
         if isinstance(given, MicroBatches):
             return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
         output = prediction(self.model, given.x, self.batch_size, self._generators)
