@@ -677,15 +677,13 @@ class Trainer(TrainingStep):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
-        Ranks load the file that rank 0 sees.
+        Rank 0 reads the file, and sends the state to the others.
 
         Raises:
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
-        with ranks.file_of_first(world(), path) as file:
-            state = checkpoint_file.read(file)
-        self.load_state_dict(state, source=repr(os.fspath(path)))
+        self.load_state_dict(ranks.state_of_first(world(), path), source=repr(os.fspath(path)))
 
 
 def _positive_or_none(name: str, value: Any) -> int | None:
