@@ -18,7 +18,7 @@ from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.narrow import BFloat16Linear, NarrowLinear, NF4Linear
 from minigrad import kernels
-from minigrad.checks import check_flag, check_positive
+from minigrad.checks import check_choice, check_flag, check_positive
 from minigrad.errors import named_errors
 from minigrad.heap import give_back_memory
 from minigrad.kernels.start import interrupts_held_back
@@ -132,8 +132,7 @@ def quantize(
         )
     check_positive("block_size", block_size)
     check_flag("double_quant", double_quant)
-    if format not in ("nf4", "bfloat16"):
-        raise ValueError(f'there is no format {format!r}; take "nf4" or "bfloat16"')
+    check_choice("format", format, ("nf4", "bfloat16"))
     is_nf4 = format == "nf4"
     if not is_nf4 and (block_size != 64 or not double_quant):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import gt, is_
 from typing import Any
 
@@ -64,6 +64,13 @@ def check_flag(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, not {value!r:.60}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise a ValueError that lists the choices unless `value` is one of them."""
+    if not isinstance(value, str) or value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"{name} is {', '.join(most)} or {last}, not {value!r:.60}")
 
 
 def check_count(name: str, value: Any) -> int:

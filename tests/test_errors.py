@@ -67,7 +67,7 @@ PLAIN = nn.Linear(2, 2)
         (lambda: optim.grad_norm(3), "grad_norm: the parameters are tensors"),
         (lambda: optim.clip_grad_norm([X, 3], 1.0), "clip_grad_norm: the parameters are tensors"),
         (lambda: optim.clip_grad_value(X, "a"), "clip_grad_value: clip_value must be a number"),
-        (lambda: nn.init.calculate_gain("x"), "calculate_gain: nonlinearity is one of"),
+        (lambda: nn.init.calculate_gain("x"), "calculate_gain: nonlinearity is 'linear', "),
         (lambda: nn.init.kaiming_normal_(X, a="x"), "kaiming_normal_: a must be a number, not 'x'"),
         (lambda: nn.init.xavier_normal_(X, "x"), "xavier_normal_: gain must be a number, not 'x'"),
         (lambda: nn.init.orthogonal_(X, "x"), "orthogonal_: gain must be a number, not 'x'"),

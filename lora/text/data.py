@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
-from minigrad.checks import check_flag, check_positive, nearest
+from minigrad.checks import check_choice, check_flag, check_positive, nearest
 from minigrad.errors import named_errors
 from minigrad.io.tensor_file import parse_json
 from minigrad.progress import progress_bar
@@ -173,8 +173,7 @@ def read_rows(
         check_positive("max_length", max_length)
     check_flag("train_on_prompts", train_on_prompts)
     check_flag("as_chat", as_chat)
-    if long_rows not in ("cut", "refuse"):
-        raise ValueError(f"long_rows is 'cut' or 'refuse', not {long_rows!r:.60}")
+    check_choice("long_rows", long_rows, ("cut", "refuse"))
     largest = tokenizer.vocab_size if vocab_size is None else vocab_size
     name, digest = os.fspath(file), hashlib.sha256()
     render = partial(tokenizer.render, strftime_now=(now or datetime.now()).strftime)

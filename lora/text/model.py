@@ -51,6 +51,7 @@ class LanguageModel(Module):
     """
 
     task_type = "CAUSAL_LM"
+    _repr_format = "{self.config.architecture}"
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -123,10 +124,6 @@ class LanguageModel(Module):
         with mg.no_grad():  # the dtype of keys and values, also after `astype`
             dtype = self.model.norm(self.model.embed_tokens(np.zeros((1, 1), np.int64))).dtype
         return [KVCache(*sizes, dtype) for _ in range(c.num_hidden_layers)]
-
-    def extra_repr(self) -> str:
-        """Return the architecture."""
-        return self.config.architecture
 
 
 class TiedHead(Module):

@@ -36,6 +36,7 @@ class NarrowLinear(Module):
     A TypeError is raised if the weight has another class, a ValueError if the shapes do not match.
     """
 
+    _repr_format, _repr_defaults = Linear._repr_format, Linear._repr_defaults
     # Returns the class of the weight, which is imported only when it is needed.
     _kind: Callable[[], type[kernels.narrow.NarrowMatrix]]
 
@@ -87,11 +88,6 @@ class NarrowLinear(Module):
         """Compute x W^T + b, in the dtype of x."""
         x = x if isinstance(x, Tensor) else Tensor(x)
         return stored_linear(x, self.weight, frozen_bias(self.bias))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """Describe the sizes."""
-        bias = "" if self.bias is not None else ", bias=False"
-        return f"{self.in_features}, {self.out_features}{bias}"
 
 
 class NF4Linear(NarrowLinear):
@@ -177,6 +173,8 @@ class BFloat16Embedding(Module):
         ValueError: if the weight is a transpose.
     """
 
+    _repr_format = "{self.weight.shape[0]}, {self.weight.shape[1]}"
+
     def __init__(
         self, weight: kernels.bfloat16.BFloat16Matrix, dtype: DTypeLike = np.float32
     ) -> None:
@@ -191,10 +189,6 @@ class BFloat16Embedding(Module):
         found: Any = functional.embedding(indices, self.weight.bits)
         bits = found._data if isinstance(found, Tensor) else found
         return Tensor(observed(widened, bits, self.dtype))
-
-    def extra_repr(self) -> str:
-        """Describe the sizes."""
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 
 def is_narrow(module: Module) -> TypeGuard[NarrowLinear | BFloat16Embedding]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.checks import check_count, check_integer, check_positive, shown
+from minigrad.checks import check_choice, check_count, check_integer, check_positive, shown
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import none_given
@@ -156,8 +156,7 @@ def meshgrid(*xi: Array, indexing: str = "xy") -> list[Tensor]:
     Raises:
         ValueError: if `indexing` is unknown, or an array has more than one axis.
     """
-    if indexing not in ("xy", "ij"):
-        raise ValueError(f"indexing is 'xy' or 'ij', not {indexing!r}")
+    check_choice("indexing", indexing, ("xy", "ij"))
     if any(x.ndim > 1 for x in xi):
         raise ValueError(f"takes vectors, not arrays of shapes {[x.shape for x in xi]}")
     axes = list(range(len(xi)))
@@ -316,9 +315,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise ValueError(f"widths must not be negative, but are {pad_width!r}; use an index to cut")
     if not isinstance(constant_values, (int, float, np.number)):
         raise TypeError(f"constant_values is one number, not {constant_values!r:.60}")
-    modes = "constant", "edge", "reflect", "symmetric", "wrap"
-    if mode not in modes:
-        raise ValueError(f"mode is one of {', '.join(map(repr, modes))}, not {mode!r}")
+    check_choice("mode", mode, ("constant", "edge", "reflect", "symmetric", "wrap"))
     if mode != "constant" and constant_values != 0:
         raise ValueError(f"constant_values is for mode 'constant', not for {mode!r}")
     if mode == "constant":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_positive, check_probability
+from minigrad.checks import check_choice, check_flag, check_positive, check_probability
 from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor, as_array
@@ -309,11 +310,13 @@ class TransformerBlock(Module):
     ) -> None:
         check_positive("d_model", d_model)
         check_flag("causal", causal)
+        check_choice("norm", norm, ("layer", "rms"))
+        make_norm = partial(LayerNorm, bias=bias) if norm == "layer" else RMSNorm
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.causal = causal
-        self.norm1 = _norm(norm, d_model, bias, dtype)
+        self.norm1 = make_norm(d_model, dtype=dtype)
         self.attn = MultiHeadAttention(d_model, num_heads, bias, dropout, dtype=dtype, rng=rng)
-        self.norm2 = _norm(norm, d_model, bias, dtype)
+        self.norm2 = make_norm(d_model, dtype=dtype)
         self.mlp = MLP((d_model, d_ff, d_model), activation, dropout, bias, dtype=dtype, rng=rng)
         self.dropout = Dropout(dropout, rng=rng)
 
@@ -331,11 +334,3 @@ class TransformerBlock(Module):
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-def _norm(kind: str, size: int, bias: bool, dtype: DTypeLike) -> LayerNorm | RMSNorm:
-    if kind == "layer":
-        return LayerNorm(size, bias=bias, dtype=dtype)
-    if kind == "rms":
-        return RMSNorm(size, dtype=dtype)
-    raise ValueError(f"norm is 'layer' or 'rms', not {kind!r}")

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.checks import check_above_0, check_number, check_probability, check_range
+from minigrad.checks import check_above_0, check_choice, check_number, check_range
 from minigrad.core.tensor import Tensor
 from minigrad.creation import below
 from minigrad.errors import named_errors
@@ -98,8 +98,7 @@ def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.01) -> float:
         "leaky_relu": math.sqrt(2.0 / (1 + a * a)),
         "selu": 0.75,
     }
-    if nonlinearity not in gains:
-        raise ValueError(f"nonlinearity is one of {', '.join(gains)}, not {nonlinearity!r}")
+    check_choice("nonlinearity", nonlinearity, gains)
     return gains[nonlinearity]
 
 
@@ -273,7 +272,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = No
         TypeError: if `sparsity` or std is not a number.
     """
     rows, columns = _matrix(tensor)
-    check_probability("sparsity", sparsity)
+    check_range("sparsity", sparsity, 0, 1)
     check_range("std", std, 0, math.inf)
     rng = generator(rng)
     values = rng.normal(0.0, std, (rows, columns))
@@ -330,8 +329,7 @@ def _matrix(tensor: Tensor) -> tuple[int, int]:
 
 
 def _fan(tensor: Tensor, mode: Mode) -> int:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode is 'fan_in' or 'fan_out', not {mode!r}")
+    check_choice("mode", mode, ("fan_in", "fan_out"))
     fan_in, fan_out = _fans(tensor)
     return fan_in if mode == "fan_in" else fan_out
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
-from minigrad.checks import check_flag, check_positive, check_probability
+from minigrad.checks import check_choice, check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
@@ -245,7 +245,8 @@ class RNN(_Layers):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.nonlinearity, self.cell = nonlinearity, _rnn(nonlinearity)
+        check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity, self.cell = nonlinearity, f"rnn_{nonlinearity}"
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             dtype=dtype, rng=rng,
@@ -290,13 +291,6 @@ class LSTM(_Layers):
     """
 
     cell = "lstm"
-
-
-def _rnn(nonlinearity: str) -> str:
-    """Return the key of an RNN's cell in `CELLS`; a ValueError if f is unknown."""
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity is 'tanh' or 'relu', not {nonlinearity!r}")
-    return f"rnn_{nonlinearity}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -365,7 +359,8 @@ class RNNCell(_Cell):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        self.nonlinearity, self.cell = nonlinearity, _rnn(nonlinearity)
+        check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity, self.cell = nonlinearity, f"rnn_{nonlinearity}"
         super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import kernels
+from minigrad.checks import check_choice
 from minigrad.core.grad_mode import mode, unobserved
 from minigrad.core.op import op, replay
 from minigrad.core.tensor import Array, Tensor
@@ -114,8 +115,7 @@ def recurrence(
 
 def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> None:
     """Raise an error if the arguments of `recurrence` do not match."""
-    if cell not in CELLS:
-        raise ValueError(f"cell is one of {', '.join(CELLS)}, not {cell!r}")
+    check_choice("cell", cell, CELLS)
     gates, states = CELLS[cell].gates, CELLS[cell].states
     if weight.ndim != 2 or weight.shape[0] != gates * weight.shape[1]:
         raise ValueError(f"{cell!r} takes a weight ({gates} H, H), not one of shape {weight.shape}")

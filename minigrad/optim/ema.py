@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_flag, check_range, check_state, shown
+from minigrad.checks import check_count, check_flag, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
 from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn.module import Module, load_values
-from minigrad.optim.optimizer import dtype_of_state
+from minigrad.optim.optimizer import check_ordered, dtype_of_state
 from minigrad.tables import counted
 from minigrad.versions import last_write, last_written
 
@@ -55,8 +55,8 @@ class EMA:
         is_applied: whether the parameters have the values of the averages, within `applied()`.
 
     Raises:
-        TypeError: if the parameters are one tensor instead of a list, one of them is not a tensor,
-            `decay` is not a number, or `warmup` is not True or False.
+        TypeError: if the parameters are one tensor or a set instead of a list, one of them is not a
+            tensor, `decay` is not a number, or `warmup` is not True or False.
         ValueError: if a parameter is not a leaf, no parameter requires a gradient, or `decay` is
             not in [0, 1].
     """
@@ -203,11 +203,7 @@ class EMA:
 def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
     if isinstance(model_or_parameters, Module):
         return dict(model_or_parameters.named_parameters())
-    if isinstance(model_or_parameters, Tensor) or not isinstance(model_or_parameters, Iterable):
-        raise TypeError(
-            f"EMA: the parameters are a list, as in [tensor], or those of a Module, not "
-            f"{shown(model_or_parameters)}"
-        )
+    check_ordered("EMA: parameters without a Module", model_or_parameters, (Tensor,))
     named = {str(k): tensor for k, tensor in enumerate(model_or_parameters)}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):

@@ -119,7 +119,7 @@ class Optimizer(ABC):
         hint_arguments(cls)
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
-        _check_ordered(f"{type(self).__name__}: the parameters", params, (Tensor, Module))
+        check_ordered(f"{type(self).__name__}: the parameters", params, (Tensor, Module))
         groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
@@ -189,7 +189,7 @@ class Optimizer(ABC):
                 f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
-        _check_ordered(f"the parameters of group {i}", tensors)
+        check_ordered(f"the parameters of group {i}", tensors)
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
         for k, tensor in enumerate(tensors):
@@ -281,7 +281,7 @@ class Optimizer(ABC):
                 self.step_group(group, parameters, gradients)
                 has_stepped = True
         if not has_stepped:
-            check_gradients_left(p for group in self.param_groups for p in group["params"])
+            check_gradients_left(self._parameters())
         for observer in mode.observers:
             observer.on_step(self)
 
@@ -450,6 +450,7 @@ class Optimizer(ABC):
         self._states = states
 
     def _parameters(self) -> list[Tensor]:
+        """Return the parameters of all groups."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def __repr__(self) -> str:
@@ -470,7 +471,7 @@ def dtype_of_state(x: Tensor | NDArray[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
 
 
-def _check_ordered(whose: str, params: Any, wrong: tuple[type, ...] = ()) -> None:
+def check_ordered(whose: str, params: Any, wrong: tuple[type, ...] = ()) -> None:
     """Raise a TypeError unless `params` can be a list of tensors; `wrong` are further classes."""
     # The order of a set differs from run to run, and a state is by number.
     if isinstance(params, (set, frozenset, *wrong)) or not isinstance(params, Iterable):

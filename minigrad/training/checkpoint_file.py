@@ -69,7 +69,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     A ValueError is raised if the file is incomplete, or is not a checkpoint of a Trainer.
     """
-    arrays, metadata = load_state(path)
+    return state_of(*load_state(path), path)
+
+
+def state_of(
+    arrays: dict[str, Any], metadata: Mapping[str, str], path: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Return the state from the arrays and the metadata in a file; errors are those of `read`."""
     file = repr(os.fspath(path))
     if KEY not in metadata:
         raise ValueError(f"{file} is not a checkpoint of a Trainer")

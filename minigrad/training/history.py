@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from minigrad.checks import check_choice
 from minigrad.io import write_atomically
 from minigrad.tables import counted
 from minigrad.viz import plot_history
@@ -79,9 +80,8 @@ class History:
             ValueError: if `by` is not "epoch" or "step".
             OSError: if the file cannot be written; an old file is not changed then.
         """
-        records = {"epoch": self.epochs, "step": self.steps}.get(by)
-        if records is None:
-            raise ValueError(f"by is 'epoch' or 'step', not {by!r}")
+        check_choice("by", by, ("epoch", "step"))
+        records = self.epochs if by == "epoch" else self.steps
         text = io.StringIO(newline="")
         names = list(dict.fromkeys(key for record in records for key in record))
         writer = csv.DictWriter(text, names)

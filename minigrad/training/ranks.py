@@ -1,16 +1,14 @@
 """How the ranks of a training run work together.
 
 They have the same start, the same model in an evaluation, and the files of rank 0. With a single
-process, `check_ranks` and `check_same_model` return at once, `file_of_first` yields the path, and
+process, `check_ranks` and `check_same_model` return at once, `state_of_first` reads the file, and
 the Trainer does not call the other functions.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,10 +18,11 @@ from minigrad import random
 from minigrad.core.tensor import Tensor
 from minigrad.distributed import World
 from minigrad.distributed.agreement import check_agreement, digest
-from minigrad.io.atomic import naming_full_disk
+from minigrad.io import load_state
 from minigrad.nn.module import Module, Parameter, attributes_of, load_values
 from minigrad.optim import EMA
 from minigrad.tables import counted
+from minigrad.training import checkpoint_file
 
 T = TypeVar("T")  # a module or a parameter
 
@@ -172,27 +171,21 @@ def check_unchanged(model: Module, before: Mapping[str, str], loss: Any = None) 
         )
 
 
-@contextmanager
-def file_of_first(ranks: World, path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
-    """Yield a path of rank 0's file: on rank 0 itself the path, elsewhere that of a temporary copy.
-
-    An OSError is raised on all ranks if rank 0 cannot find or read the file.
-    """
-    if ranks.size == 1:
-        yield path
-        return
+def state_of_first(ranks: World, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the state in the checkpoint that rank 0 reads, on all ranks; all have its errors."""
     seeing = [rank for rank, sees in enumerate(ranks.gather(os.path.exists(path))) if sees]
-    if 0 not in seeing:
-        others = (
-            f"; only ranks {seeing} see one: copy it to the machine of rank 0" if seeing else ""
-        )
+    if seeing and 0 not in seeing:
         raise FileNotFoundError(
-            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}{others}"
+            f"rank 0, which reads and writes files, sees no file {os.fspath(path)!r}; only ranks "
+            f"{seeing} see one: copy it to the machine of rank 0"
         )
-    content = ranks.on_first(lambda: np.fromfile(path, np.uint8), "load")
-    with tempfile.TemporaryDirectory() as folder:
-        if not ranks.is_first:
-            path = os.path.join(folder, os.path.basename(path))
-            with naming_full_disk(path), open(path, "wb") as copy:
-                copy.write(content)  # `tofile` writes a part of it to a full disk, without an error
-        yield path
+    arrays: dict[str, Any] = {}  # of rank 0
+
+    def read() -> tuple[list[str], dict[str, str]]:
+        found, metadata = load_state(path)
+        arrays.update(found)
+        return list(found), metadata
+
+    names, metadata = ranks.on_first(read, "load")
+    sent = {name: ranks.broadcast(arrays.get(name), "load") for name in names}
+    return checkpoint_file.state_of(sent, metadata, path)

@@ -105,13 +105,9 @@ class TrainingStep:
         # Stands in for the total count, until this is known; None for a single micro-batch.
         self._rows_in_step: float | None = None
 
-    def _parameters(self) -> list[Tensor]:
-        """Return the parameters that the optimiser trains."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def _optimized(self) -> set[int]:
         """Return the ids of the parameters that the optimiser trains."""
-        return set(map(id, self._parameters()))
+        return set(map(id, self.optimizer._parameters()))
 
     def _recorded_step(self, micro_batches: list[MicroBatch]) -> tuple[dict[str, float], float]:
         """Make a step, or the part of this rank in it; return its record and its total count."""
@@ -147,7 +143,7 @@ class TrainingStep:
         """
         # `capture` checks the attributes that the code of this method names, such as these.
         model, loss = self.model, self.loss
-        parameters = self._parameters()
+        parameters = self.optimizer._parameters()
         facts: list[MicroBatchFacts] = []
 
         def gradients(*numbers: int) -> list[NDArray[Any] | None]:
@@ -236,7 +232,7 @@ class TrainingStep:
             for item in range(*part):
                 table[item] = *next(remaining), *own_marks
             lists[part] = [table, *gradients]
-        every_row, *summed = ranks.sum_parts(count, lists, [zeros, *self._parameters()])
+        every_row, *summed = ranks.sum_parts(count, lists, [zeros, *self.optimizer._parameters()])
         assert every_row is not None
         for name, column, mark in zip(marks, every_row[:, 3:].T, own_marks, strict=True):
             if len(items := np.flatnonzero(column != mark)):

@@ -273,10 +273,10 @@ class Trainer(TrainingStep):
         further = {
             "the length of fit": length,
             "the loss": loss,
-            "the data": digest(train.compared()),
+            "the data": digest(train.compared),
         }
         if held_out is not None:
-            further["the data for validation"] = digest(held_out.compared())
+            further["the data for validation"] = digest(held_out.compared)
         self._check_same(ranks.parameters_of(self.model, self.loss), further)
         count = math.ceil(len(train) / train.batch_size)
         ranks.check_ranks(self._world, count, self.accumulation_steps)
@@ -296,11 +296,10 @@ class Trainer(TrainingStep):
         ]
         generators = self._generators()
         names = {id(p): name for name, p in self.model.named_parameters()}
+        trained = self.optimizer._parameters()
         facts = {
-            "the order of the optimiser's parameters": [
-                names.get(id(p)) for p in self._parameters()
-            ],
-            "which parameters require gradients": [p.requires_grad for p in self._parameters()],
+            "the order of the optimiser's parameters": [names.get(id(p)) for p in trained],
+            "which parameters require gradients": [p.requires_grad for p in trained],
             "the seeds or draws of random generators": [g.bit_generator.state for g in generators],
             "the state of the optimiser": self.optimizer.state_dict()["state"],
             "the scheduler": [_class_name(self.scheduler), self.scheduler and vars(self.scheduler)],
@@ -376,7 +375,7 @@ class Trainer(TrainingStep):
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already
-            ranks.check_same_model(world(), self.model, given.compared(), self.loss)
+            ranks.check_same_model(world(), self.model, given.compared, self.loss)
         if isinstance(given, MicroBatches):
             return {"loss": mean_loss(self.model, self.loss, given, self._generators)}
         output = prediction(self.model, given.x, self.batch_size, self._generators)
@@ -678,15 +677,13 @@ class Trainer(TrainingStep):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a checkpoint that `save` wrote; the next `fit` continues the saved run.
 
-        Ranks load the file that rank 0 sees.
+        Rank 0 reads the file, and sends the state to the others.
 
         Raises:
             FileNotFoundError: if the file does not exist.
             ValueError: if it is damaged or does not fit. Nothing is changed then.
         """
-        with ranks.file_of_first(world(), path) as file:
-            state = checkpoint_file.read(file)
-        self.load_state_dict(state, source=repr(os.fspath(path)))
+        self.load_state_dict(ranks.state_of_first(world(), path), source=repr(os.fspath(path)))
 
 
 def _positive_or_none(name: str, value: Any) -> int | None:

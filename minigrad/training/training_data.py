@@ -26,13 +26,10 @@ class Rows:
 
     def __init__(self, x: NDArray[Any], y: NDArray[Any], batch_size: int) -> None:
         self.x, self.y, self.batch_size = x, y, batch_size
+        self.compared = [x, y, batch_size]  # by several ranks, before they use these data
 
     def __len__(self) -> int:
         return len(self.x)
-
-    def compared(self) -> list[Any]:
-        """Return what several ranks compare before they use these data."""
-        return [self.x, self.y, self.batch_size]
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given rows, in micro-batches of `batch_size` rows."""
@@ -48,13 +45,10 @@ class MicroBatches:
 
     def __init__(self, given: Sequence[MicroBatch], name: str) -> None:
         self.given, self.name = given, name
+        self.compared = [len(given)]  # the items may be made only when they are taken
 
     def __len__(self) -> int:
         return len(self.given)
-
-    def compared(self) -> list[Any]:
-        """Return what several ranks compare before they use these data: the number of items."""
-        return [len(self)]
 
     def micro_batches(self, items: Items) -> list[MicroBatch]:
         """Return the given micro-batches."""

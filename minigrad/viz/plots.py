@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minigrad.checks import check_choice
 from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
 from minigrad.optim import Optimizer, grad_norm
@@ -188,8 +189,7 @@ class GradientRecorder(Observer):
     def __init__(self, model: Module, by: Literal["layer", "parameter"] = "layer") -> None:
         if not isinstance(model, Module):
             raise TypeError(f"GradientRecorder watches a Module, not {model!r:.60}")
-        if by not in ("layer", "parameter"):
-            raise ValueError(f"by is 'layer' or 'parameter', not {by!r}")
+        check_choice("by", by, ("layer", "parameter"))
         self.by = by
         self._groups: dict[str, list[Parameter]] = {}
         for name, parameter in model.named_parameters():

@@ -241,7 +241,7 @@ def test_bfloat16_is_quantised_further_to_four_bits(net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "int8"}, 'no format \'int8\'; take "nf4" or "bfloat16"'),
+        ({"format": "int8"}, "format is 'nf4' or 'bfloat16', not 'int8'"),
         ({"format": "bfloat16", "block_size": 32}, "block_size and double_quant belong to"),
         ({"format": "bfloat16", "double_quant": False}, "block_size and double_quant belong to"),
         ({"format": "bfloat16", "targets": ["v"]}, "v are in few bits already"),

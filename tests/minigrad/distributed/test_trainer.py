@@ -106,7 +106,7 @@ def found(tmp_path_factory):
             "a_generator_in_the_loss",
             "ValueError: dropout: a training step on several ranks draws from a",
         ),
-        ("a_folder_as_checkpoint", "IsADirectoryError: "),
+        ("a_folder_as_checkpoint", "FileNotFoundError: there is no file"),
         (
             "too_few_micro_batches_in_a_step",
             "only 1 .accumulation_steps=1.*; start at most 1 rank,",
@@ -158,10 +158,10 @@ def test_a_result_of_rank_0_is_returned_on_all(found):
     assert [each["values_of_rank_0"] for each in found] == [[[0, 0], {"rank": 0}]] * 2
 
 
-def test_a_rank_without_space_for_its_copy_of_a_checkpoint_says_so(found):
-    first, second = (each["copied_to_a_full_disk"] for each in found)
-    assert first == "loaded"
-    assert re.fullmatch(r"\[Errno 27\] File too large: '.*run'", second), second
+def test_a_rank_needs_no_space_on_its_disk_to_load_a_checkpoint(found):
+    for each in found:
+        loaded, saved = each["loaded_without_space"]
+        assert loaded == saved
 
 
 def test_without_seeds_all_ranks_begin_as_rank_0(found):

@@ -107,7 +107,7 @@ def test_gains():
     slope = nn.LeakyReLU().negative_slope
     assert init.calculate_gain("leaky_relu") == math.sqrt(2 / (1 + slope**2))
     assert init.calculate_gain("selu") == 3 / 4
-    with pytest.raises(ValueError, match=r"selu, not 'swish'"):
+    with pytest.raises(ValueError, match=r"'selu', not 'swish'"):
         init.calculate_gain("swish")
 
 
@@ -188,7 +188,7 @@ def test_sparse_weights_have_their_zeros_in_each_column(rng, sparsity, zeros):
 
 
 def test_a_sparsity_is_a_share():
-    with pytest.raises(ValueError, match=r"sparsity is a probability, not 1\.5"):
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\], not 1\.5"):
         init.sparse_(minigrad.zeros((2, 3)), 1.5)
     for std in (-1.0, math.nan):
         with pytest.raises(ValueError, match=rf"^sparse_: std must be in \[0, inf\), not {std}"):

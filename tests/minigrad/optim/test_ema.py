@@ -375,8 +375,9 @@ leaf = minigrad.ones((2,), requires_grad=True)
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        (leaf, TypeError, "the parameters are a list, as in"),
-        (3, TypeError, "the parameters are a list, as in .* or those of a Module, not 3"),
+        (leaf, TypeError, "EMA: parameters without a Module are a list of tensors, in the same"),
+        (3, TypeError, "EMA: parameters without a Module are a list .*, not 3"),
+        ({leaf}, TypeError, "EMA: parameters without a Module are a list .* same order"),
         (
             [leaf, np.ones(2)],
             TypeError,
