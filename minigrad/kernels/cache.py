@@ -243,10 +243,11 @@ class KernelCache:
         return f"minigrad.{_name(self, signature)}"
 
     def has(self, signature: Any) -> bool:
-        """Return whether the function is on disk for these argument types."""
-        name = f"{_name(self, signature)}.nbc"
+        """Return whether the function is in this process or on disk for these argument types."""
+        name = _name(self, signature)
         # `Path.exists` may raise an error in a folder of another user; this returns False.
-        return any(os.path.exists(folder / name) for folder in FOLDERS)
+        on_disk = (os.path.exists(folder / f"{name}.nbc") for folder in FOLDERS)
+        return f"minigrad.{name}" in SYMBOLS or any(on_disk)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these argument types, or None if it must be compiled."""

@@ -158,6 +158,7 @@ class External:
 
     Attributes:
         intrinsic: the function as compiled code calls it.
+        files: the files of the machine code.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class External:
         only: Callable[..., bool] | None = None,
     ) -> None:
         self._dispatcher = dispatcher(function, fastmath)
+        self.files: cache.KernelCache = self._dispatcher._cache
 
         def typed(_typing: Any, *given: Any) -> Any:
             kinds = tuple(map(types.unliteral, given))
@@ -186,17 +188,11 @@ class External:
 
     def symbol(self, kinds: tuple[Any, ...]) -> str:
         """Return the symbol of the machine code for these types; compile or load it if needed."""
-        symbol = str(self._dispatcher._cache.symbol(kinds))
+        symbol = self.files.symbol(kinds)
         with global_compiler_lock:  # two threads would each load it, and free what the other calls
             if symbol not in cache.SYMBOLS:
-                compile_for(self._dispatcher, kinds)
-                cache.provide(symbol, self._dispatcher.overloads[kinds])
+                cache.provide(symbol, compile_for(self._dispatcher, kinds))
         return symbol
-
-    def is_compiled(self, kinds: tuple[Any, ...]) -> bool:
-        """Return whether the machine code for these types is in this process or on disk."""
-        kept = self._dispatcher._cache
-        return kept.symbol(kinds) in cache.SYMBOLS or kept.has(kinds)
 
 
 EXTERNALS: dict[Any, External] = {}

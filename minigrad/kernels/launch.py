@@ -61,7 +61,7 @@ from minigrad.kernels.threads import (
     team,
     threading_layer,
 )
-from minigrad.kernels.unboxing import borrowed, declared, provide_ndarray
+from minigrad.kernels.unboxing import borrowed, provide_ndarray
 
 INT = types.intp
 POINTER = ir.IntType(8).as_pointer()
@@ -172,14 +172,13 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
     return types.none(INT, INT, function, arguments), emit
 
 
-def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
+def _call(declared: tuple[Any, ...], _typing: Any, how: Any, *kinds: Any) -> Any:
     """Call a kernel with the four words at an address: launcher, first argument, pieces, code.
 
     With a launcher, threads call the kernel for each piece. Otherwise it is called once, with the
     first argument. (Passing one address is faster than passing four integers, which counts in a
-    small product.)
+    small product.) `declared` are the types that the kernel declares for arrays that are borrowed.
     """
-    passed = tuple(map(declared, kinds))
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         words, *given = values
@@ -188,10 +187,10 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
         launcher_at, first, count, code = loaded
         with builder.if_else(builder.icmp_signed("==", launcher_at, WORD(0))) as (once, shared):
             with once:
-                every = (INT, INT, *passed)
+                every = (INT, INT, *declared)
                 emit_call(context, builder, code, types.none, every, [first, count, *given])
             with shared:
-                _emit_share(context, builder, launcher_at, count, code, passed, given)
+                _emit_share(context, builder, launcher_at, count, code, declared, given)
         return context.get_dummy_value()
 
     return types.none(how, *kinds), emit
@@ -217,7 +216,7 @@ def entry(signature: tuple[Any, ...]) -> Any:
     """Return a compiled function that Python can call for all kernels with these argument types."""
     provide_ndarray()
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
-    body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
+    body, call = f"call({', '.join(names)})", intrinsic_of(names, partial(_call, signature))
     function = function_from("entry", names, body, __name__, call=call)
     made = dispatcher(function, from_python=True)
     return compile_for(made, (INT, *map(borrowed, signature)))
@@ -271,7 +270,7 @@ class Kernel:
 
     def is_compiled(self) -> bool:
         """Return whether the machine code of the kernel is in this process or on disk."""
-        return self._external.is_compiled(self._types)
+        return self._external.files.has(self._types)
 
     @cached_property
     def _external(self) -> External:

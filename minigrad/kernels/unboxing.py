@@ -73,11 +73,6 @@ def borrowed(kind: Any) -> Any:
     return Borrowed(kind) if isinstance(kind, types.Array) else kind
 
 
-def declared(kind: Any) -> Any:
-    """Return the type that a kernel declares, given the type that Python's argument is read as."""
-    return kind.kind if isinstance(kind, Borrowed) else kind
-
-
 @functools.cache
 def provide_ndarray() -> None:
     """Make numpy's class of arrays known to the linker, after a check of what is read from arrays.
