@@ -1,14 +1,10 @@
 """The command line: `python -m minigrad check`, `warmup` and `config`.
 
-`check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. The exit status
-is 0 if the gradients agree, and 1 if they disagree. It is 2 if gradcheck cannot tell, for example
-for inputs without elements. It is 3 if the file or the function is missing or raises an error.
-Functions of PyTorch and JAX work too (`--framework`). A function of numpy arrays needs a second
-function for its gradient: `check file.py:forward --vjp file.py:backward --shapes 3x4`.
+    python -m minigrad check file.py:function --shapes 3x4,4x5
+    python -m minigrad check file.py:forward --vjp file.py:backward --shapes 3x4
 
-`warmup` compiles all kernels, and `config` shows the folder that they are saved in. Without
-`warmup`, numba compiles each kernel at its first use on a machine. So `warmup` is never necessary,
-but it helps when building a container, or before a class.
+runs gradcheck on a function in a file, of minigrad, PyTorch or JAX, or of numpy arrays, which needs
+a second function for its gradient. The help of a command, in `make_parser`, describes the rest.
 """
 
 from __future__ import annotations
@@ -185,7 +181,8 @@ def make_parser() -> Parser:
         "check", help=help_text,
         description="Compare the gradients of a function with finite differences (gradcheck).",
         epilog="The exit status is 0 if the gradients agree, 1 if they disagree, 2 if the check "
-        "cannot tell, and 3 if the function is missing or raises an error.",
+        "cannot tell, as for inputs without elements, and 3 if the function is missing or raises "
+        "an error.",
     )  # fmt: skip
     checked.add_argument(
         "target", help="file.py:function or package.module:function; it may also be a Module"

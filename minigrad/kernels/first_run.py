@@ -6,8 +6,7 @@ program. Its total is the number of kernels that are not compiled yet, because i
 of them the program will use. It counts those that any process has compiled since.
 
 numba compiles one function at a time. If a core is idle, a second process compiles kernels that a
-training step usually needs, at the same time (`compile_for_training`). If one of the environment
-variables `NOBODY_WAITS` is set, such as `CI`, no second process is started.
+training step usually needs, at the same time (`compile_for_training`).
 """
 
 from __future__ import annotations
@@ -45,8 +44,6 @@ NOBODY_WAITS = (
     "CI", "TF_BUILD", "JENKINS_URL", "BUILD_ID", "TEAMCITY_VERSION", "PYTEST_VERSION",
 )  # fmt: skip
 """Environment variables of runs in which no user waits."""
-
-ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import os, sys, threading
@@ -154,7 +151,7 @@ def start_second_process(module: str = "") -> int:
     process compiles.
     """
     first, folders = os.getpid(), [*map(str, cache.FOLDERS)]
-    program = PROGRAM.format(root=str(ROOT), folders=folders, module=module)
+    program = PROGRAM.format(root=str(Path(__file__).parents[2]), folders=folders, module=module)
     child: Any = subprocess.Popen(
         [sys.executable, "-P", "-c", program],
         bufsize=0,

@@ -301,14 +301,6 @@ Integers = Annotated[Written.D1, types.int64]
 PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
 
 
-@functools.cache  # because Python evaluates the annotations again in each call
-def _annotations(function: Callable[..., None]) -> list[Any]:
-    """Return the annotations of a kernel's parameters after the first two."""
-    hints = get_type_hints(function, include_extras=True)
-    hints.pop("return", None)
-    return list(hints.values())[2:]
-
-
 def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
     """Return numba's types of a kernel's arguments, from the annotations of its parameters.
 
@@ -316,8 +308,10 @@ def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
     elements of arrays are of the type `number`, unless the annotation adds another type, as in
     `Annotated[Read.D1, types.int64]`. The first two parameters are left out: all kernels have them.
     """
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
     found = []
-    for hint in _annotations(function):
+    for hint in list(hints.values())[2:]:
         parts = hint.__metadata__ if hasattr(hint, "__metadata__") else (PLAIN[hint],)
         if len(parts) == 1:
             found.append(parts[0] or number)
