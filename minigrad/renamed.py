@@ -46,7 +46,8 @@ def instead(owner: str, name: str) -> str:
     text = elsewhere().get(owner, {}).get(name)
     if text is None and (home := elsewhere()["minigrad 0.1"].get(f"{owner}.{name}")):
         text = f"its contents are in {home} since minigrad 0.2"
-    if text is None and not name.startswith("_") and owner in _MAY_BE_ELSEWHERE:
+    may_be_elsewhere = owner == "Tensor" or owner.startswith("minigrad")  # no other class
+    if text is None and not name.startswith("_") and may_be_elsewhere:
         homes = [home for home in _HOMES if home != owner and home in sys.modules]
         found = [home for home in homes if callable(vars(sys.modules[home]).get(name))]
         known = (elsewhere().get(home, {}).get(name) for home in homes)
@@ -54,9 +55,7 @@ def instead(owner: str, name: str) -> str:
     return "" if text is None else f"; {text}"
 
 
-# The owners whose missing names may be found in another module, and the modules to search.
-_MAY_BE_ELSEWHERE = {"Tensor", "minigrad", "minigrad.functional"}
-_MAY_BE_ELSEWHERE |= {f"minigrad.{name}" for name in ("data", "io", "nn", "optim")}
+# The modules in which a name is searched that a tensor or another module does not have.
 _HOMES = ["minigrad", "minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data"]
 _HOMES += ["minigrad.viz", "minigrad.metrics", "minigrad.sampling"]
 

@@ -108,6 +108,12 @@ minigrad.cat
     assert "; use minigrad.concatenate" in ran.stderr.splitlines()[-1]
 
 
+def test_a_name_of_another_module_gives_its_complete_name():
+    for module in minigrad.metrics, minigrad.viz, minigrad.diagnostics, minigrad.distributed:
+        with pytest.raises(AttributeError, match=r"'SGD'; use minigrad\.optim\.SGD$"):
+            module.SGD  # noqa: B018
+
+
 def test_a_module_that_never_was_is_not_found_as_ever():
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'minigrad\.tensors'"):
         importlib.import_module("minigrad.tensors")
