@@ -11,7 +11,7 @@ import numpy as np
 
 from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
-from lora.text.micro_batches import Batch, without_padding
+from lora.text.micro_batches import Batch
 from lora.variants.narrow import BFloat16Embedding
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
@@ -56,8 +56,9 @@ def estimate(
     of_layer = 4 * h + 3 * q + 2 * k + 4 * f
     saved = layers * h + of_layer if checkpointing else layers * of_layer
     logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
-    rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
-    read = [without_padding(*batch)[0].size for batch in batches]
+    read = [ids.size for ids, *_ in batches]
+    ids, _, lengths = batches[int(np.argmax(read))]
+    rows, length = (len(lengths), max(lengths)) if lengths else ids.shape
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32

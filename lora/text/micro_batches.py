@@ -12,15 +12,19 @@ from lora.text.data import Row
 from minigrad.checks import check_positive, shown
 from minigrad.random import Rng, generator
 
-Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
+Batch = tuple[NDArray[np.int64], NDArray[np.bool_], list[int] | None]
+"""Ids, marks which of them count, and lengths: the arguments of `LanguageModel.loss`."""
+
 Ids = NDArray[np.integer[Any]]
 
 
 def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list[Batch]:
-    """Group rows of similar length into micro-batches, padded at the end to the longest row.
+    """Group rows of similar length into micro-batches, without padding.
 
-    A micro-batch has the tokens and the marks which of them count, both `(batch_size, length)`.
-    `rng` shuffles the order of the micro-batches, and of rows with equal length.
+    Rows of one length become an array `(batch_size, length)`; other rows stand behind each other in
+    one row, with their lengths. Tokens behind the last one that counts in a row, such as the end of
+    a chat template, are left out, because no loss depends on them. `rng` shuffles the order of the
+    micro-batches, and of rows with equal length.
     """
     check_positive("batch_size", batch_size)
     drawn = generator(rng)
@@ -28,36 +32,14 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     made: list[Batch] = []
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
-        ids = np.zeros((len(chosen), len(chosen[-1].ids)), np.int64)
-        counts = np.zeros(ids.shape, np.bool_)
-        for number, row in enumerate(chosen):
-            ids[number, : len(row.ids)] = row.ids
-            counts[number, : len(row.ids)] = row.counted
-        made.append((ids, counts))
+        lengths = [int(np.flatnonzero(row.counted)[-1]) + 1 for row in chosen]
+        pairs = list(zip(chosen, lengths, strict=True))
+        ids = np.concatenate([row.ids[:length] for row, length in pairs])
+        counts = np.concatenate([row.counted[:length] for row, length in pairs])
+        is_even = len(set(lengths)) == 1
+        shape = (len(chosen) if is_even else 1, -1)
+        made.append((ids.reshape(shape), counts.reshape(shape), None if is_even else lengths))
     return [made[i] for i in drawn.permutation(len(made))]
-
-
-def without_padding(
-    ids: NDArray[np.int64], counted: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int] | None]:
-    """Return a micro-batch without the tokens behind the last one that counts in each row.
-
-    No loss depends on these tokens, which are padding, or the end of a chat template.
-
-    Returns:
-        The arguments of `LanguageModel.loss`: a shorter array of rows; or if their lengths differ,
-        the rows behind each other in one row, and their lengths. If no token counts, nothing is
-        changed.
-    """
-    lengths = (counted * np.arange(1, counted.shape[1] + 1)).max(1)
-    lengths[lengths <= 1] = 0  # the first token of a row does not count
-    kept = np.arange(counted.shape[1]) < lengths[:, None]
-    different = np.unique(lengths[lengths > 0])
-    if not len(different):
-        return ids, counted, None
-    shape = (-1, different[0]) if len(different) == 1 else (1, -1)
-    divided = None if len(different) == 1 else lengths[lengths > 0].tolist()
-    return ids[kept].reshape(shape), counted[kept].reshape(shape), divided
 
 
 def predicted(
