@@ -11,7 +11,7 @@ import numpy as np
 
 from lora.attachment.targets import targets_in
 from lora.config import LoRAConfig
-from lora.text.micro_batches import Batch
+from lora.text.data import Batch
 from lora.variants.narrow import BFloat16Embedding
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory

@@ -33,10 +33,9 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Dataset, data_files, read_rows, unread_files
+from lora.text.data import Dataset, data_files, micro_batches, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.loading import check_model
-from lora.text.micro_batches import micro_batches
 from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lora.text import load_model, loading
-from lora.text.data import Row, data_files, read_rows
-from lora.text.micro_batches import micro_batches
+from lora.text.data import Row, data_files, micro_batches, read_rows
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 

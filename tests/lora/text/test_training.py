@@ -16,12 +16,11 @@ import pytest
 
 import lora
 from lora.attachment.state import adapted_layers
-from lora.text.data import read_rows
+from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.generating import TextGenerator
 from lora.text.loading import DTYPES, load_model
-from lora.text.micro_batches import micro_batches
 from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
 from lora.text.training import OPTION_TYPES, train
