@@ -45,8 +45,8 @@ _MESSAGE = {"role", "content"}  # the keys of a message
 
 Render = Callable[..., str]  # such as `Tokenizer.render`
 
-Batch = tuple[NDArray[np.int64], NDArray[np.bool_], list[int] | None]
-"""Ids, marks which of them count, and lengths: the arguments of `LanguageModel.loss`."""
+Batch = tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]
+"""A micro-batch: ids, marks which of them count, and the lengths of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,9 +219,9 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     """Group rows of similar length into micro-batches, without padding.
 
     Rows of one length become an array `(batch_size, length)`; other rows stand behind each other in
-    one row, with their lengths. Tokens behind the last one that counts in a row, such as the end of
-    a chat template, are left out, because no loss depends on them. `rng` shuffles the order of the
-    micro-batches, and of rows with equal length.
+    one row. Tokens behind the last one that counts in a row, such as the end of a chat template,
+    are left out, because no loss depends on them. `rng` shuffles the order of the micro-batches,
+    and of rows with equal length.
     """
     check_positive("batch_size", batch_size)
     drawn = generator(rng)
@@ -233,9 +233,8 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
         pairs = list(zip(chosen, lengths, strict=True))
         ids = np.concatenate([row.ids[:length] for row, length in pairs])
         counts = np.concatenate([row.counted[:length] for row, length in pairs])
-        is_even = len(set(lengths)) == 1
-        shape = (len(chosen) if is_even else 1, -1)
-        made.append((ids.reshape(shape), counts.reshape(shape), None if is_even else lengths))
+        shape = (len(chosen) if len(set(lengths)) == 1 else 1, -1)
+        made.append((ids.reshape(shape), counts.reshape(shape), lengths))
     return [made[i] for i in drawn.permutation(len(made))]
 
 

@@ -57,8 +57,8 @@ def estimate(
     saved = layers * h + of_layer if checkpointing else layers * of_layer
     logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
     read = [ids.size for ids, *_ in batches]
-    ids, _, lengths = batches[int(np.argmax(read))]
-    rows, length = (len(lengths), max(lengths)) if lengths else ids.shape
+    *_, lengths = batches[int(np.argmax(read))]
+    rows, length = len(lengths), max(lengths)
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32

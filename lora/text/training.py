@@ -367,10 +367,10 @@ class _TokensAsOutput(Module):
         return ids, counted
 
     def loss(self, inputs: Any, lengths: Any) -> Any:
-        """Return the loss of a micro-batch."""
+        """Return the loss of a micro-batch; only rows behind each other need their lengths."""
         ids, counted = inputs
         self.passed.tokens += ids.size if self.training else 0
-        return self.model.loss(ids, counted, lengths)
+        return self.model.loss(ids, counted, lengths if len(ids) < len(lengths) else None)
 
 
 def _trainer(

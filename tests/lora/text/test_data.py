@@ -367,14 +367,14 @@ def test_micro_batches_have_every_row_once_and_no_padding(batch_size):
     seen = []
     for ids, counted, divided in made:
         assert ids.shape == counted.shape
-        sizes = [ids.shape[1]] * len(ids) if divided is None else divided
-        parts = (np.split(x.ravel(), np.cumsum(sizes)[:-1]) for x in (ids, counted))
+        assert len(ids) == (len(divided) if len(set(divided)) == 1 else 1)
+        parts = (np.split(x.ravel(), np.cumsum(divided)[:-1]) for x in (ids, counted))
         for row, marks in zip(*parts, strict=True):
             seen.append(row[0])
             np.testing.assert_array_equal(row, rows[row[0]].ids)
             np.testing.assert_array_equal(marks, rows[row[0]].counted)
     assert sorted(seen) == list(range(len(rows)))
-    sizes = [sorted(divided or [ids.shape[1]]) for ids, _, divided in made]
+    sizes = [sorted(divided) for *_, divided in made]
     assert all(a[-1] <= b[0] or b[-1] <= a[0] for a, b in combinations(sizes, 2))
 
 
@@ -411,4 +411,4 @@ def test_rows_of_one_length_stay_an_array_of_rows():
     ((short, marks, divided),) = micro_batches(rows, 2, np.random.default_rng(0))
     assert short[np.argsort(short[:, 0])].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
     assert sorted(short[marks].tolist()) == [4, 8, 9]
-    assert divided is None
+    assert divided == [4, 4]

@@ -649,7 +649,7 @@ def test_the_estimate_counts_weights_adapters_and_activations():
     model = StandIn(width=2000)
     model.config.num_hidden_layers = 100
     config = lora.LoRAConfig(rank=1000, exclude=["lm_head"])
-    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), None)]
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), [100] * 4)]
     found = numbers(estimate(model, config, batches, steps=10))
     weights = sum(p.data.nbytes for p in model.parameters()) / 1e9
     assert found["weights"] == pytest.approx(2 * weights, abs=0.01)  # with packed ones
@@ -667,7 +667,7 @@ def test_the_estimate_counts_weights_adapters_and_activations():
 
 
 def test_one_second_is_no_plural(monkeypatch):
-    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), None)]
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), [100] * 4)]
     products = sum(p.data.size for p in StandIn().lm_head.parameters())
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     for steps, text in ((1, "1 second"), (2, "2 seconds"), (119, "119 seconds")):
@@ -723,7 +723,7 @@ def test_the_estimate_of_a_run_that_resumes_is_of_what_is_left(
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
     model, config = StandIn(), lora.LoRAConfig(rank=2)
-    batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool), None)]
+    batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool), [100] * 8)]
     assert "what helps" not in estimate(model, config, batches)
     monkeypatch.setattr(os, "sysconf", lambda name: 10_000)
     text = estimate(model, config, batches)
