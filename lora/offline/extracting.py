@@ -198,7 +198,6 @@ def _opened(base: PathLike, finetuned: PathLike) -> Iterator[_Models]:
 
 
 def _is_equal(models: _Models, name: str) -> bool:
-    """Return whether a tensor of the base is the same in the other model."""
     (before, after), (old, new) = models, (each.info(name) for each in models)
     if old.shape != new.shape:
         return False

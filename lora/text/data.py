@@ -223,7 +223,6 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     are left out, because no loss depends on them. `rng` shuffles the order of the micro-batches,
     and of rows with equal length.
     """
-    check_positive("batch_size", batch_size)
     drawn = generator(rng)
     order = sorted(drawn.permutation(len(rows)).tolist(), key=lambda i: len(rows[i].ids))
     made: list[Batch] = []
@@ -333,7 +332,6 @@ def _parts(
 
 
 def _check_messages(messages: Any) -> None:
-    """Raise an error unless messages are a list of turns with a known role and a text."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):

@@ -377,7 +377,6 @@ def _trainer(
     model: Any, schedule: _Schedule, options: Mapping[str, Any], checkpoint: Path,
     rng: np.random.Generator,
 ) -> Trainer:  # fmt: skip
-    """Return the trainer of the adapter of a model."""
     total, passing = schedule.total, _TokensAsOutput(model)
     optimizer = AdamW(model.trainable_parameters(), lr=options["lr"], weight_decay=0.0)
     rising = min(math.ceil(options["warmup"] * total), total - 1)
