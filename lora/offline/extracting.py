@@ -141,13 +141,13 @@ def extract_files(
     check_bias(bias)
     check_flag("lossy", lossy)
     lists = {"targets": targets, "exclude": exclude, "embeddings": embeddings}
-    for role, names in {**lists, "modules_to_save": modules_to_save}.items():
+    lists["modules_to_save"] = modules_to_save
+    for role, names in lists.items():
         check_several(role, names)
-    targets, exclude, embeddings = map(tuple, lists.values())
+    targets, exclude, embeddings, saved = map(tuple, lists.values())
     check_no_model(out, base, finetuned)
     with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
         before, after = pool.opened
-        saved = tuple(modules_to_save)
         _check_fit(before, after, saved)
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
         if embeddings != EMBEDDINGS:
@@ -198,7 +198,6 @@ def _opened(base: PathLike, finetuned: PathLike) -> Iterator[_Models]:
 
 
 def _is_equal(models: _Models, name: str) -> bool:
-    """Return whether a tensor of the base is the same in the other model."""
     (before, after), (old, new) = models, (each.info(name) for each in models)
     if old.shape != new.shape:
         return False

@@ -426,7 +426,6 @@ def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
 
 
 def _findings_of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
-    """Yield the mistakes and unusual facts of the tensors of one layer."""
     wrong, odd = (partial(Finding, level, layer.name) for level in ("wrong", "odd"))
     wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
     for part in sorted(wanted - layer.keys.keys()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -167,16 +167,13 @@ def merge_files(
                 f"merged: {UNMERGEABLE}. Nothing was written. Load the adapter with lora.load or "
                 f"PEFT, which compute unmerged, or train one that excludes these layers"
             )
-        for name in opened.added:
-            next(iter(shards.values())).append(files.tensors[opened.replaced[name]])
-        names = {key: name for name, key in opened.replaced.items()}
-
-        def result(info: TensorInfo) -> TensorInfo:
-            """Return the name, dtype and shape in the result, for a tensor of base or adapter."""
-            stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
-            return TensorInfo(names.get(info.name, info.name), stored, info.shape)
-
-        shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
+        added = [replace(files.tensors[opened.replaced[name]], name=name) for name in opened.added]
+        next(iter(shards.values())).extend(added)
+        if dtype is not None:
+            shards = {
+                file: [replace(x, dtype=dtype) if x.dtype in FLOATS else x for x in infos]
+                for file, infos in shards.items()
+            }
         metadata = {"format": "pt", **tensors.metadata}
         folder, kept = target.parent, list[str]()
         left_out: Sequence[str] = ()
@@ -226,11 +223,9 @@ def _certificate(
     pool: WorkerPool[AdaptedBase], shards: Mapping[str, Sequence[TensorInfo]], radius: float
 ) -> MergeCertificate:
     """Compute the certificate; raise a ValueError if a merged weight would not be finite."""
-    every = {info.name: info.dtype for infos in shards.values() for info in infos}
-    weights = pool.opened.weights
-    dtypes = {layer: every[weight.name] for layer, weight in weights.items()}
-    kinds = dict.fromkeys(dtypes.values())
-    tasks = [(n, kind, radius) for kind in kinds for n, own in dtypes.items() if own == kind]
+    dtypes = {info.name: info.dtype for infos in shards.values() for info in infos}
+    weights = pool.opened.weights.items()
+    tasks = [(layer, dtypes[weight.name], radius) for layer, weight in weights]
     rows = pool.map(_row, tasks, "certifying the merge", "layer")
     certificate = MergeCertificate(tuple(rows), float(radius))
     if broken := [row for row in certificate.rows if not row.is_finite]:

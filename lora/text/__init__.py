@@ -10,7 +10,7 @@ In reading order:
     loading, gguf_file             read a Hugging Face folder, or a GGUF file
     tokenization, chat_template    text to tokens and back; a conversation to text
     generating                     generate text
-    data, micro_batches            examples in JSONL; their tokens as inputs and targets
+    data                           examples in JSONL, their tokens, and micro-batches of these
     training, evaluating           train an adapter; measure its loss
     run_folder                     the folder of a training run: options, checkpoint, adapter
     estimating, samples            memory and time before a run; a picture and answers after it

@@ -142,7 +142,6 @@ def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) ->
 
 
 def _spelling(name: str) -> str:
-    """Return the option for a parameter."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Training data: rows of JSONL files as tokens, and which of the tokens count in the loss.
+"""Training data: rows of JSONL files as tokens, which of them count in the loss; micro-batches.
 
 A row has one of three forms; other keys, of a message too, are ignored, and reported:
 
@@ -34,6 +34,7 @@ from minigrad.checks import check_choice, check_flag, check_positive, nearest
 from minigrad.errors import named_errors
 from minigrad.io.tensor_file import parse_json
 from minigrad.progress import progress_bar
+from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
 SPLITS = "train", "valid", "test"
@@ -43,6 +44,9 @@ _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
 
 Render = Callable[..., str]  # such as `Tokenizer.render`
+
+Batch = tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]
+"""A micro-batch: ids, marks which of them count, and the lengths of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +214,28 @@ def read_rows(
     return rows
 
 
+def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list[Batch]:
+    """Group rows of similar length into micro-batches, without padding.
+
+    Rows of one length become an array `(batch_size, length)`; other rows stand behind each other in
+    one row. Tokens behind the last one that counts in a row, such as the end of a chat template,
+    are left out, because no loss depends on them. `rng` shuffles the order of the micro-batches,
+    and of rows with equal length.
+    """
+    drawn = generator(rng)
+    order = sorted(drawn.permutation(len(rows)).tolist(), key=lambda i: len(rows[i].ids))
+    made: list[Batch] = []
+    for start in range(0, len(order), batch_size):
+        chosen = [rows[i] for i in order[start : start + batch_size]]
+        lengths = [int(np.flatnonzero(row.counted)[-1]) + 1 for row in chosen]
+        pairs = list(zip(chosen, lengths, strict=True))
+        ids = np.concatenate([row.ids[:length] for row, length in pairs])
+        counts = np.concatenate([row.counted[:length] for row, length in pairs])
+        shape = (len(chosen) if len(set(lengths)) == 1 else 1, -1)
+        made.append((ids.reshape(shape), counts.reshape(shape), lengths))
+    return [made[i] for i in drawn.permutation(len(made))]
+
+
 def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     """Check the row of a line, and return it; note the keys that are ignored.
 
@@ -305,7 +331,6 @@ def _parts(
 
 
 def _check_messages(messages: Any) -> None:
-    """Raise an error unless messages are a list of turns with a known role and a text."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):

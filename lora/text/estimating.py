@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lora.attachment.targets import targets_in
+from lora.attachment.targets import candidates, targets_in
 from lora.config import LoRAConfig
-from lora.text.micro_batches import Batch, without_padding
-from lora.variants.narrow import BFloat16Embedding
+from lora.text.data import Batch
 from minigrad.core.tensor import Tensor
 from minigrad.heap import physical_memory
 from minigrad.kernels.gemm import matmul, prepacked
-from minigrad.nn import Embedding
 from minigrad.tables import counted
 
 _PROGRAM = 250_000_000  # bytes for Python, its packages and the compiled kernels
@@ -56,8 +54,9 @@ def estimate(
     of_layer = 4 * h + 3 * q + 2 * k + 4 * f
     saved = layers * h + of_layer if checkpointing else layers * of_layer
     logits = 2 * sizes.vocab_size * any(t.name == "lm_head" for t in targets)
-    rows, length = max((ids.shape for ids, _ in batches), key=np.prod)
-    read = [without_padding(*batch)[0].size for batch in batches]
+    read = [ids.size for ids, *_ in batches]
+    *_, lengths = batches[int(np.argmax(read))]
+    rows, length = len(lengths), max(lengths)
     parts = {
         "weights": weights + min(weights, prepacked.limit()),
         "adapters and optimiser": 4 * 4 * trained,  # values, gradients and two moments in float32
@@ -68,12 +67,8 @@ def estimate(
     total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
     tokens = sum(read) / len(batches) * accumulation_steps * steps
-    products = sum(
-        math.prod(module.weight.shape)
-        for module in modules.values()
-        if len(getattr(getattr(module, "weight", None), "shape", ())) == 2
-        and not isinstance(module, (Embedding, BFloat16Embedding))  # no product
-    )
+    products = sum(math.prod(modules[name].weight.shape) for name in candidates(modules)[0])
+    products += h * sizes.vocab_size * sizes.tie_word_embeddings  # such a head is no linear layer
     each_token = 6 if checkpointing else 4
     seconds = products * (each_token * tokens + 2 * validated) / (_SHARE * measured_speed())
     shown = counted(round(seconds), "second") if seconds < 120 else f"{seconds / 60:.1f} minutes"

@@ -176,12 +176,9 @@ class TextGenerator:
         if needed > self._capacity:
             self._capacity = min(max(2 * needed, CAPACITY), self.model.config.max_length)
             self._caches, self._read = self.model.new_caches(1, self._capacity), []
-        if last_write[0] > self._written:  # perhaps to the weights
-            times = (last_written(weight._data) for weight in self.model.parameters())
-            if any(time > self._written for time in times):
-                self._read = []
+        times = (last_written(weight._data) for weight in self.model.parameters())
         adapters = _active_adapters(self.model)
-        if adapters != self._adapters:
+        if adapters != self._adapters or any(time > self._written for time in times):
             self._read, self._adapters = [], adapters
         known = 0
         most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits

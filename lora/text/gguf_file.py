@@ -76,17 +76,12 @@ _LLAMA3 = {
 
 
 class StoredTensor(NamedTuple):
-    """The type and shape of a tensor, the offset of its bytes, and the bytes of a row."""
+    """The type and shape of a tensor, the offset of its bytes in the file, and their number."""
 
     type: str
     shape: tuple[int, ...]
     offset: int
-    row_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes in the file."""
-        return math.prod(self.shape[:-1]) * self.row_bytes
+    nbytes: int
 
 
 class GGUFFile:
@@ -133,8 +128,8 @@ class GGUFFile:
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             if 0 in shape or not shape or shape[-1] % block or name in self.tensors:
                 raise ValueError(f"{name!r:.100} is there twice, or cannot have the shape {shape}")
-            row_bytes = shape[-1] // block * block_bytes
-            self.tensors[name] = StoredTensor(types[kind], shape, offset, row_bytes)
+            nbytes = math.prod(shape) // block * block_bytes
+            self.tensors[name] = StoredTensor(types[kind], shape, offset, nbytes)
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r:.60}")
@@ -167,10 +162,11 @@ class GGUFFile:
         dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
         shape, size = (end - begin, *tensor.shape[1:]), tensor.nbytes // tensor.shape[0]
         out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype)
+        row_bytes = tensor.nbytes // math.prod(tensor.shape[:-1])
         with open(self.path, "rb") as file:
             file.seek(tensor.offset + begin * size)
             for strip in strips(out.shape):
-                part = np.empty((strip.stop - strip.start, tensor.row_bytes), np.uint8)
+                part = np.empty((strip.stop - strip.start, row_bytes), np.uint8)
                 if file.readinto(part.reshape(-1).data) < part.nbytes:
                     raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}")
                 out[strip] = part.view(dtype) if plain else gguf.dequantize(part, kind)

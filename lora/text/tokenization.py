@@ -89,12 +89,13 @@ class Tokenizer:
             None if token is None else tokens.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
-        if isinstance(chat_template, list):  # several, by name
-            named = [each for each in chat_template if isinstance(each, dict)]
-        else:
-            named = [{"name": _DEFAULT, "template": chat_template}]
-        texts = {str(each.get("name")): each.get("template") for each in named}
-        self._templates = {name: text for name, text in texts.items() if isinstance(text, str)}
+        named: Any = {_DEFAULT: chat_template}
+        if isinstance(chat_template, list):  # several, as in `tokenizer_config.json`
+            tables = [each for each in chat_template if isinstance(each, dict)]
+            named = {str(each.get("name")): each.get("template") for each in tables}
+        elif isinstance(chat_template, dict):  # several, by name
+            named = chat_template
+        self._templates = {name: text for name, text in named.items() if isinstance(text, str)}
         self.chat_template = self._templates.get(_DEFAULT)
 
     @property
@@ -253,8 +254,8 @@ class Tokenizer:
         templates, file = config.get("chat_template"), find(folder, "chat_template.jinja")
         if file.is_file():  # then transformers reads no other place
             others = sorted(find(folder, "additional_chat_templates").glob("*.jinja"))
-            files = [(_DEFAULT, file), *((other.stem, other) for other in others)]
-            templates = [{"name": name, "template": _text_of(each)} for name, each in files]
+            files = {_DEFAULT: file, **{other.stem: other for other in others}}
+            templates = {name: _text_of(each) for name, each in files.items()}
         return cls(tokens, special, templates)
 
     @classmethod
@@ -308,14 +309,9 @@ class Tokenizer:
             tokens.post_processor = p.processors.TemplateProcessing(
                 single=pieces, special_tokens=list(ends.values())
             )
-        texts = {_DEFAULT: metadata.get(_TEMPLATE)}
-        texts |= {
-            key.removeprefix(f"{_TEMPLATE}."): text
-            for key, text in metadata.items()
-            if key.startswith(f"{_TEMPLATE}.")
-        }
-        templates = [{"name": name, "template": text} for name, text in texts.items()]
-        return cls(tokens, special, templates)
+        keys = [key for key in metadata if key.startswith(f"{_TEMPLATE}.")]
+        others = {key.removeprefix(f"{_TEMPLATE}."): metadata[key] for key in keys}
+        return cls(tokens, special, {_DEFAULT: metadata.get(_TEMPLATE), **others})
 
     def files(self) -> dict[str, bytes]:
         """Return the content of `tokenizer.json` and `tokenizer_config.json`, by file name."""

@@ -3,10 +3,9 @@
     model, tokenizer = ...
     train(model, tokenizer, "data", "out", steps=200)
 
-`minigrad.Trainer` runs the loop, over micro-batches of rows with similar length, whose padding is
-not computed. The folder OUT has the adapter in the format of PEFT and `lora.load`, `options.json`,
-and a checkpoint. A stopped run resumes from the checkpoint, and gives the same bits as an
-uninterrupted run.
+`minigrad.Trainer` runs the loop, over micro-batches of rows with similar length. The folder OUT has
+the adapter in the format of PEFT and `lora.load`, `options.json`, and a checkpoint. A stopped run
+resumes from the checkpoint, and gives the same bits as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ from lora.attachment.targets import candidates
 from lora.config import LoRAConfig
 from lora.patterns import check_patterns
 from lora.peft import save
-from lora.text.data import Dataset, data_files, read_rows, unread_files
+from lora.text.data import Dataset, data_files, micro_batches, read_rows, unread_files
 from lora.text.estimating import estimate
 from lora.text.loading import check_model
-from lora.text.micro_batches import micro_batches, without_padding
 from lora.text.run_folder import DTYPE, RunFolder
 from lora.text.tokenization import Tokenizer, check_tokenizer
 from minigrad.checks import check_above_0, check_count, check_flag, check_positive, check_range
@@ -333,7 +331,7 @@ class _Schedule:
         if self.held_out is None or self.validate_every is None or done >= self.total:
             return 0
         count = math.ceil(self.total / self.validate_every) - done // self.validate_every
-        return count * sum(without_padding(*batch)[0].size for batch in self.held_out)
+        return count * sum(ids.size for ids, *_ in self.held_out)
 
 
 @contextmanager
@@ -358,28 +356,27 @@ def _adapted(
 
 
 class _TokensAsOutput(Module):
-    """Returns the tokens unchanged, because `LanguageModel.loss` itself runs the model."""
+    """Returns its inputs unchanged, because `LanguageModel.loss` itself runs the model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.passed = SimpleNamespace(tokens=0)  # of this rank; `state_dict` skips it
 
-    def forward(self, ids: Any) -> Any:
-        """Return the tokens."""
-        return ids
+    def forward(self, ids: Any, counted: Any) -> Any:
+        """Return the tokens, and the marks which of them count."""
+        return ids, counted
 
-    def loss(self, ids: Any, counted: Any) -> Any:
-        """Return the loss of a micro-batch, without computing its padding."""
-        ids, counted, lengths = without_padding(ids, counted)
+    def loss(self, inputs: Any, lengths: Any) -> Any:
+        """Return the loss of a micro-batch; only rows behind each other need their lengths."""
+        ids, counted = inputs
         self.passed.tokens += ids.size if self.training else 0
-        return self.model.loss(ids, counted, *([] if lengths is None else [lengths]))
+        return self.model.loss(ids, counted, lengths if len(ids) < len(lengths) else None)
 
 
 def _trainer(
     model: Any, schedule: _Schedule, options: Mapping[str, Any], checkpoint: Path,
     rng: np.random.Generator,
 ) -> Trainer:  # fmt: skip
-    """Return the trainer of the adapter of a model."""
     total, passing = schedule.total, _TokensAsOutput(model)
     optimizer = AdamW(model.trainable_parameters(), lr=options["lr"], weight_decay=0.0)
     rising = min(math.ceil(options["warmup"] * total), total - 1)

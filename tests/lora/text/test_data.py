@@ -2,13 +2,13 @@
 
 import json
 import os
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from lora.text import load_model, loading
-from lora.text.data import Row, data_files, read_rows
-from lora.text.micro_batches import micro_batches, without_padding
+from lora.text.data import Row, data_files, micro_batches, read_rows
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
 
@@ -360,47 +360,55 @@ def lengths(seed=0, count=41):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_micro_batches_have_every_row_once_and_little_padding(batch_size):
+def test_micro_batches_have_every_row_once_and_no_padding(batch_size):
     rows = lengths()
     made = micro_batches(rows, batch_size, np.random.default_rng(0))
     assert len(made) == -(-len(rows) // batch_size)
     seen = []
-    for ids, counted in made:
+    for ids, counted, divided in made:
         assert ids.shape == counted.shape
-        for number, row in zip(ids[:, 0], ids, strict=True):
-            size = len(rows[number].ids)
-            seen.append(number)
-            assert (row[:size] == number).all()
+        assert len(ids) == (len(divided) if len(set(divided)) == 1 else 1)
+        parts = (np.split(x.ravel(), np.cumsum(divided)[:-1]) for x in (ids, counted))
+        for row, marks in zip(*parts, strict=True):
+            seen.append(row[0])
+            np.testing.assert_array_equal(row, rows[row[0]].ids)
+            np.testing.assert_array_equal(marks, rows[row[0]].counted)
     assert sorted(seen) == list(range(len(rows)))
-    assert sum(counted.sum() for _, counted in made) == sum(row.counted.sum() for row in rows)
-    least = sorted(len(row.ids) for row in rows)
-    groups = [least[i : i + batch_size] for i in range(0, len(least), batch_size)]
-    padded = sum(len(group) * group[-1] for group in groups)
-    assert sum(ids.size for ids, _ in made) == padded
+    sizes = [sorted(divided) for *_, divided in made]
+    assert all(a[-1] <= b[0] or b[-1] <= a[0] for a, b in combinations(sizes, 2))
 
 
 def test_the_order_of_micro_batches_follows_the_seed():
     def made(seed):
-        return [ids.tolist() for ids, _ in micro_batches(lengths(), 4, np.random.default_rng(seed))]
+        batches = micro_batches(lengths(), 4, np.random.default_rng(seed))
+        return [ids.tolist() for ids, *_ in batches]
 
     assert made(0) == made(0) != made(1)
     assert [len(ids[0]) for ids in made(0)] != sorted(len(ids[0]) for ids in made(0))
 
 
-def test_a_micro_batch_without_padding_ends_each_row_after_its_last_token_that_counts():
-    ids = np.arange(1, 16).reshape(3, 5)
-    counted = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0]], bool)
-    short, marks, lengths = without_padding(ids, counted)
-    assert short.tolist() == [[1, 2, 3, 6, 7, 8, 9]]  # of the last row no prediction counts
-    assert marks.tolist() == [[False, False, True, False, True, False, True]]
-    assert lengths == [3, 4]
+def rows_that_count(*marks):
+    """Rows with other tokens each."""
+    starts = np.cumsum([1, *map(len, marks)])
+    return [
+        Row(np.arange(start, start + len(each)), np.array(each, bool))
+        for start, each in zip(starts, marks, strict=False)
+    ]
+
+
+def test_a_micro_batch_ends_each_row_after_its_last_token_that_counts():
+    rows = rows_that_count([0, 0, 1, 0, 0], [0, 1, 0, 1, 0])
+    ((short, marks, divided),) = micro_batches(rows, 2, np.random.default_rng(1))
+    order = short[0, 0] == 1
+    assert sorted(short[0].tolist()) == [1, 2, 3, 6, 7, 8, 9]
+    assert short[0].tolist() == ([1, 2, 3, 6, 7, 8, 9] if order else [6, 7, 8, 9, 1, 2, 3])
+    assert short[marks].tolist() == ([3, 7, 9] if order else [7, 9, 3])
+    assert divided == ([3, 4] if order else [4, 3])
 
 
 def test_rows_of_one_length_stay_an_array_of_rows():
-    ids, counted = np.arange(10).reshape(2, 5), np.zeros((2, 5), bool)
-    assert without_padding(ids, counted)[0] is ids  # nothing counts
-    counted[:, 3] = True
-    short, marks, lengths = without_padding(ids, counted)
-    np.testing.assert_array_equal(short, ids[:, :4])
-    np.testing.assert_array_equal(marks, counted[:, :4])
-    assert lengths is None
+    rows = rows_that_count([0, 0, 0, 1, 0], [0, 0, 1, 1, 0])
+    ((short, marks, divided),) = micro_batches(rows, 2, np.random.default_rng(0))
+    assert short[np.argsort(short[:, 0])].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
+    assert sorted(short[marks].tolist()) == [4, 8, 9]
+    assert divided == [4, 4]

@@ -16,12 +16,11 @@ import pytest
 
 import lora
 from lora.attachment.state import adapted_layers
-from lora.text.data import read_rows
+from lora.text.data import micro_batches, read_rows
 from lora.text.estimating import estimate
 from lora.text.evaluating import evaluate
 from lora.text.generating import TextGenerator
 from lora.text.loading import DTYPES, load_model
-from lora.text.micro_batches import micro_batches, without_padding
 from lora.text.run_folder import options_of
 from lora.text.tokenization import Tokenizer
 from lora.text.training import OPTION_TYPES, train
@@ -650,7 +649,7 @@ def test_the_estimate_counts_weights_adapters_and_activations():
     model = StandIn(width=2000)
     model.config.num_hidden_layers = 100
     config = lora.LoRAConfig(rank=1000, exclude=["lm_head"])
-    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool))]
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), [100] * 4)]
     found = numbers(estimate(model, config, batches, steps=10))
     weights = sum(p.data.nbytes for p in model.parameters()) / 1e9
     assert found["weights"] == pytest.approx(2 * weights, abs=0.01)  # with packed ones
@@ -668,7 +667,7 @@ def test_the_estimate_counts_weights_adapters_and_activations():
 
 
 def test_one_second_is_no_plural(monkeypatch):
-    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool))]
+    batches = [(np.zeros((4, 100), int), np.ones((4, 100), bool), [100] * 4)]
     products = sum(p.data.size for p in StandIn().lm_head.parameters())
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     for steps, text in ((1, "1 second"), (2, "2 seconds"), (119, "119 seconds")):
@@ -696,7 +695,7 @@ def test_the_estimate_counts_the_validations(validated, tmp_path, monkeypatch, c
         times.append(float(re.search(r"time: about ([\d.]+) minutes", capsys.readouterr().err)[1]))
     rows = read_rows(validated / "valid.jsonl", tokenizer())
     batches = micro_batches(rows, 4, np.random.default_rng(0))
-    tokens = sum(without_padding(*batch)[0].size for batch in batches)
+    tokens = sum(ids.size for ids, *_ in batches)
     products = sum(p.data.size for p in StandIn().lm_head.parameters())
     products += sum(p.data.size for p in StandIn().q_proj.parameters()) * 2
     minutes = 2 * products * tokens / 0.6e3 / 60
@@ -724,7 +723,7 @@ def test_the_estimate_of_a_run_that_resumes_is_of_what_is_left(
 
 def test_what_does_not_fit_comes_with_advice(monkeypatch):
     model, config = StandIn(), lora.LoRAConfig(rank=2)
-    batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool))]
+    batches = [(np.zeros((8, 100), int), np.ones((8, 100), bool), [100] * 8)]
     assert "what helps" not in estimate(model, config, batches)
     monkeypatch.setattr(os, "sysconf", lambda name: 10_000)
     text = estimate(model, config, batches)
