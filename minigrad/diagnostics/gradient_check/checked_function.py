@@ -346,21 +346,18 @@ class CheckedFunction(ABC):
         found = zip(self.names, pull(seeds, False), strict=True)
         gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
         before = {name: g.copy() for name, g in gradients.items()}
-        after = [self._to_numpy(seed) for seed in seeds]
+        after = {f"cotangent {k}": self._to_numpy(seed) for k, seed in enumerate(seeds)}
+        wrote = "a backward function writes to the gradient that it is given, which others have"
+        pairs = zip(after.items(), cotangents, strict=True)
         flaws = [
-            (
-                f"cotangent {k}",
-                "a backward function writes to the gradient that it is given, which others have",
-            )
-            for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
-            if not np.array_equal(seed, v.astype(seed.dtype))
+            (name, wrote) for (name, x), v in pairs if not np.array_equal(x, v.astype(x.dtype))
         ]
         pull(self._seeds([-2 * v for v in cotangents], results), False)
         operands = dict(zip(self.names, self.operands, strict=True))
         kinds = {
             "gradients": {f"the gradient of {name}": g for name, g in gradients.items()},
             "operands": operands,
-            "cotangents": {f"cotangent {k}": seed for k, seed in enumerate(after)},
+            "cotangents": after,
         }
         others = [each for kind in self.apart_from for each in kinds[kind].items()]
         for name, gradient in gradients.items():
