@@ -12,8 +12,10 @@ finds the random generators that f draws from, so that dropout drops the same el
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -88,17 +90,41 @@ def _constant(value: Any) -> Any:
     return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
 
-class DryRun(Observer):
+class Draws(Observer):
+    """Remembers the state that each random generator had before the first draw from it."""
+
+    def __init__(self) -> None:
+        self.states: dict[np.random.Generator, Any] = {}
+
+    def on_random(self, generator: np.random.Generator) -> None:
+        """Save the state of a generator before its first draw."""
+        self.states.setdefault(generator, generator.bit_generator.state)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Restore all generators after the block, including those of Python and numpy."""
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's
+        try:
+            with observe(self):
+                yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            for generator, state in self.states.items():
+                generator.bit_generator.state = state
+
+
+class DryRun(Draws):
     """Find the outside tensors that a function uses, and the generators that it draws from."""
 
     is_internal = True
 
     def __init__(self, recorded: bool) -> None:
+        super().__init__()
         # Whether `checkpoint` makes a node for the result; the run itself records nothing.
         self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
-        self.states: dict[np.random.Generator, Any] = {}
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Save the outside tensors among the inputs."""
@@ -107,10 +133,6 @@ class DryRun(Observer):
             # A newer node belongs to this run: the function computes a derivative.
             if node is not None and node.order < self._start:
                 self.outside[node] = value
-
-    def on_random(self, generator: np.random.Generator) -> None:
-        """Save the state of a generator before its first draw."""
-        self.states.setdefault(generator, generator.bit_generator.state)
 
 
 def _rerun(

@@ -65,7 +65,7 @@ _INSTEAD_OF_A_FUNCTION: dict[str, tuple[Any, str]] = {
 class VJP:
     """A VJP or a JVP of an op, and the values that it needs; for a VJP, a call saves them."""
 
-    __slots__ = ("cost", "derivative", "slots")
+    __slots__ = ("cost", "derivative", "names", "slots")
 
     def __init__(
         self,
@@ -86,9 +86,10 @@ class VJP:
         if op.returns_residuals and not is_jvp:  # forward mode does not keep them
             special.append("residuals")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
-        # For each parameter after `leading`: its index in `known`, and whether it is only a shape.
+        self.names = names[len(leading) :]  # the parameters after `leading`
+        # For each of them: its index in `known`, and whether it is only a shape.
         self.slots: list[tuple[int, bool]] = []
-        for name in names[len(leading) :]:
+        for name in self.names:
             shape_only = name not in known
             slot = known.get(name.removesuffix("_shape") if shape_only else name)
             if slot is None:

@@ -2,7 +2,7 @@
 
 Each tool has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
 (receipt) and anomaly_detection (detect_anomaly). They share recorder (the calls of ops, with module
-and line), loss_call (the loss of a model on a batch) and restored (restoring a model after a run).
+and line) and loss_call (the loss of a model on a batch).
 """
 
 from minigrad import renamed

@@ -67,14 +67,11 @@ class Picture(Figure):
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure; only ticks may have formulas, because names may have dollar signs."""
-        axis_texts = {
-            text
-            for axis in self.findobj(Axis)
-            for text in axis.findobj(Text)
-            if text is not axis.label
-        }
-        for text in self.findobj(Text):
-            text.set_parse_math(text.get_parse_math() and text in axis_texts)
+        axes = self.findobj(Axis)
+        labels = {axis.label for axis in axes}
+        ticks = {text for axis in axes for text in axis.findobj(Text)} - labels
+        for text in {*self.findobj(Text)} - ticks:
+            text.set_parse_math(False)
         super().draw(renderer)
 
     def saved(self) -> Picture:

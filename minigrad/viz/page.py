@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.node import Edge, OpLike
-from minigrad.core.op import VJP, Op
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import check_target, write_atomically
@@ -334,14 +333,7 @@ class _Writer:
 def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
     """Yield the arguments that the VJP of an edge gets after `g`, with their names."""
     if edge[2] is not None:
-        yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
-
-
-@lru_cache(maxsize=256)
-def names_of_saved(vjp: VJP) -> tuple[str, ...]:
-    """Return the names of the parameters of a VJP that are residuals."""
-    names = tuple(inspect.signature(vjp.derivative).parameters)
-    return names[len(names) - len(vjp.slots) :]
+        yield from zip(edge[2].names, edge[3:], strict=True)
 
 
 def _present(**entries: Any) -> Json:
@@ -376,7 +368,7 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     # The meaning of each parameter after `g`; the slots after the op's inputs are as in `Op`.
     meanings = [f"the op's input {name}" for name in op.parameters]
     meanings += ["the op's own result", "which of the inputs", "what the forward saved"]
-    slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
+    slots = zip(vjp.names, vjp.slots, strict=True)
     note, source = None, source_of(vjp.derivative)
     if source is None:
         note = "The source of this VJP cannot be found."

@@ -1,6 +1,6 @@
 """Backward passes through a graph, step by step: the right one, and three others to learn from.
 
-The engine runs the VJPs, so every value is the engine's, or the value that an engine with this
+VJPs run as in the engine, so every value is the engine's, or the value that an engine with this
 fault would compute. No hook is called, and no `.grad` is written.
 """
 
@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.backward import propagate
+from minigrad.core.backward import fit_to_input
 from minigrad.core.grad_mode import unobserved
-from minigrad.core.node import Node
-from minigrad.core.observers import observe
-from minigrad.diagnostics.recorder import Recorder
+from minigrad.core.node import Node, check_unwritten
 from minigrad.viz.graph_view import GraphView, Link
 from minigrad.viz.previews import Array
 
@@ -246,36 +244,18 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
 
 
 def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]:
-    """Run the VJPs of a node on a gradient; list what each sends, a joint VJP to several inputs.
-
-    No hook is called, and no result of an op retains its gradient.
-    """
-    links = graph.nodes[node].links
-    inputs = {link.source for link in links}
-    watcher, is_watched = _Watcher(), node.watched
-    node.watched = False  # and at its inputs, where it stops, the pass calls no hook
-    try:
-        with unobserved(grad_enabled=False), observe(watcher):
-            propagate({node: gradient}, wanted=inputs, stop=inputs, retain_graph=True)
-    finally:
-        node.watched = is_watched
-    found = zip(links, watcher.results, watcher.gradients, strict=True)
-    sent = [Sent(link, np.asarray(result), g) for link, result, g in found]
-    return [[each] for each in sent] if node.op is None or node.op.plain else [sent]
-
-
-class _Watcher(Recorder):
-    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.results: list[Any] = []
-        self.gradients: list[Any] = []  # the results in the shape and dtype of the input
-
-    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        if self.running == ["pass"]:
-            self.results.append(result)
-
-    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        if self.running == ["pass"]:
-            self.gradients.append(gradient)
+    """Run the VJPs of a node on a gradient; list what each sends, a joint VJP to several inputs."""
+    op, links = node.op, graph.nodes[node].links
+    if op is None:
+        return []
+    check_unwritten([node], None)
+    with unobserved(grad_enabled=False):
+        if op.plain:
+            results = [link.edge[2].derivative(gradient, *link.edge[3:]) for link in links]
+        else:
+            results = op.differentiate(node, [link.edge for link in links], gradient)
+    sent = []
+    for link, result in zip(links, results, strict=True):
+        fitted = fit_to_input(result, link.source, op, link.edge[1], create_graph=False)
+        sent.append(Sent(link, np.asarray(result), fitted))
+    return [[each] for each in sent] if op.plain else [sent]

@@ -227,7 +227,7 @@ def derivative_of(op: Op[Any], name: str) -> Any:
 def _like(vjp: VJP, derivative: Callable[..., Any]) -> VJP:
     """A VJP that needs the same."""
     other = VJP.__new__(VJP)
-    other.slots, other.derivative = vjp.slots, derivative
+    other.names, other.slots, other.derivative = vjp.names, vjp.slots, derivative
     return other
 
 

@@ -104,8 +104,8 @@ def gradcheck(
     if order is None:
         order = 2 if framework is None else 1
     report = _checked(function, order, tolerance, samples, nondet_tol, rng, progress)
-    if raise_on_failure:
-        _raise_unless(report)
+    if raise_on_failure and not report:
+        raise GradientError(repr(report))
     return report
 
 
@@ -194,11 +194,7 @@ def assert_vjp(
         GradientError: if the verdict is "disagree" or "cannot tell"; it is an AssertionError.
         TypeError, ValueError: as in `check_vjp`.
     """
-    _raise_unless(check_vjp(forward, backward, inputs, **options))
-
-
-def _raise_unless(report: GradcheckReport) -> None:
-    if not report:
+    if not (report := check_vjp(forward, backward, inputs, **options)):
         raise GradientError(repr(report))
 
 

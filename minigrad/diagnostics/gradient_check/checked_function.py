@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, rebuild
+from minigrad.core.checkpoint import Draws
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
-from minigrad.diagnostics.restored import Draws
 from minigrad.errors import op_error
 
 Array = NDArray[Any]
@@ -57,6 +57,8 @@ class CheckedFunction(ABC):
         checker: the function that the user called, for messages.
         framework: the framework of f, for messages.
         layout: the name of another memory layout for a cotangent, and the function that makes it.
+        apart_from: the arrays with which no gradient may share memory: "gradients" of other
+            operands, "operands" and "cotangents".
         selects: whether a gradient by only some of the operands can be computed.
         needs_graph: whether f differentiates by its inputs itself, as for a gradient penalty.
         given_as: the form of the inputs when f is called, for messages.
@@ -73,6 +75,7 @@ class CheckedFunction(ABC):
     checker: ClassVar[str] = "gradcheck"
     framework: ClassVar[str]
     layout: ClassVar[tuple[str, Callable[[Array], Array]] | None] = None
+    apart_from: ClassVar[Sequence[str]] = ()
     selects: bool = False
     needs_graph: bool = False
     given_as: ClassVar[str] = ""
@@ -160,10 +163,6 @@ class CheckedFunction(ABC):
     def _refuses(self, error: Exception) -> bool:
         """Return whether an error of the framework means that f has no gradient."""
         return False
-
-    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
-        """Return arrays by name whose memory no gradient may share, except with itself."""
-        return {}
 
     def restored(self) -> AbstractContextManager[None]:
         """Restore all random generators after the block."""
@@ -347,22 +346,25 @@ class CheckedFunction(ABC):
         found = zip(self.names, pull(seeds, False), strict=True)
         gradients = {name: self._to_numpy(g) for name, g in found if g is not None}
         before = {name: g.copy() for name, g in gradients.items()}
-        after = [self._to_numpy(seed) for seed in seeds]
+        after = {f"cotangent {k}": self._to_numpy(seed) for k, seed in enumerate(seeds)}
+        wrote = "a backward function writes to the gradient that it is given, which others have"
+        pairs = zip(after.items(), cotangents, strict=True)
         flaws = [
-            (
-                f"cotangent {k}",
-                "a backward function writes to the gradient that it is given, which others have",
-            )
-            for k, (seed, v) in enumerate(zip(after, cotangents, strict=True))
-            if not np.array_equal(seed, v.astype(seed.dtype))
+            (name, wrote) for (name, x), v in pairs if not np.array_equal(x, v.astype(x.dtype))
         ]
         pull(self._seeds([-2 * v for v in cotangents], results), False)
         operands = dict(zip(self.names, self.operands, strict=True))
+        kinds = {
+            "gradients": {f"the gradient of {name}": g for name, g in gradients.items()},
+            "operands": operands,
+            "cotangents": after,
+        }
+        others = [each for kind in self.apart_from for each in kinds[kind].items()]
         for name, gradient in gradients.items():
             if not np.array_equal(gradient, before[name], equal_nan=is_float(gradient.dtype)):
                 used = "its gradient is kept in memory that the next call of backward writes to"
                 flaws.append((name, used))
-            for other, array in self._others_memory(gradients, after).items():
+            for other, array in others:
                 if other != f"the gradient of {name}" and np.shares_memory(gradient, array):
                     flaws.append((name, f"its gradient shares memory with {other}"))
             dtype = operands[name].dtype

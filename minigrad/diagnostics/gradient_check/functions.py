@@ -142,6 +142,7 @@ class TensorFunction(FrameworkFunction):
         "cotangents in reversed and transposed memory",
         lambda v: np.flip(np.array(np.flip(v), order="F")),
     )
+    apart_from = "gradients", "operands", "cotangents"  # because users write to `.grad`
     selects = True
     result_type = Tensor
     given_as = ", as minigrad Tensors; a function of PyTorch or JAX is given arrays of theirs"
@@ -243,12 +244,6 @@ class TensorFunction(FrameworkFunction):
         twice = self._as_gradients([x.grad for x in leaves], operands)
         paths["backward, twice"] = [g / 2 for g in twice]
         return gradients, paths
-
-    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
-        """Return all gradients, operands and cotangents, because users write to `.grad`."""
-        arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
-        arrays |= dict(zip(self.names, self.operands, strict=True))
-        return arrays | {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
 
 
 def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
@@ -402,6 +397,7 @@ class ArrayPair(CheckedFunction):
 
     checker = "check_vjp"
     framework = "numpy"
+    apart_from = ("operands",)  # a gradient may be g itself, or that of another input too
 
     def __init__(
         self, forward: Callable[..., Any], backward: Callable[..., Any], inputs: Sequence[Any]
@@ -502,10 +498,6 @@ class ArrayPair(CheckedFunction):
         return all(x.dtype == FLOAT64 for x in (*results, *gradients)) and np.allclose(
             flat(results), narrow, rtol=near, atol=near * largest_of([narrow]), equal_nan=True
         )
-
-    def _others_memory(self, gradients: Mapping[str, Array], seeds: Arrays) -> dict[str, Array]:
-        """Return the operands: a gradient may be g itself, or that of another input too."""
-        return dict(zip(self.names, self.operands, strict=True))
 
 
 def framework_of(f: Any, inputs: Sequence[Any]) -> type[TorchFunction | JaxFunction] | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,17 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
-from minigrad.core.checkpoint import DryRun
+from minigrad.core.checkpoint import Draws, DryRun
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
-from minigrad.core.tensor import Tensor
+from minigrad.core.tensor import Tensor, assigned
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.recorder import CallRecord, Recorder, values_of
-from minigrad.diagnostics.restored import unchanged
-from minigrad.nn.module import Module, Parameter
-from minigrad.readonly import WeakIdMap, owner_of
+from minigrad.kernels.start import interrupts_held_back
+from minigrad.nn.module import Module, Parameter, attributes_of, restore_attributes
+from minigrad.readonly import WeakIdMap, owner_of, release
+from minigrad.versions import mark_written
 
 T = TypeVar("T")
 Names = frozenset[str]  # names of parameters
@@ -297,6 +299,41 @@ def union(*sets: frozenset[Any]) -> frozenset[Any]:
     """Return the union of sets; to save memory, it is one of them if that has all elements."""
     largest = max(sets, key=len, default=EMPTY)
     return largest if all(map(largest.issuperset, sets)) else largest.union(*sets)
+
+
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Restore a model after the block: attributes of its modules, values, and random generators.
+
+    Parameters in lists, dicts and other objects in a module are found as the module finds them;
+    other content of these objects is not saved. Arrays that have not changed are not written to. In
+    the block, every `.grad` is None, so that an optimiser changes nothing that has no new gradient.
+    """
+    attributes = [(module, attributes_of(module)) for module in model.modules()]
+    values = [value for _, own in attributes for value in own.values()]
+    tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
+    present = [(t, {"_data": t._data, "node": t.node, "grad": None}) for t in tensors]
+    arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+    arrays += (tensor._data for tensor in tensors)
+    copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
+    draws = Draws()
+    for value in values:
+        if isinstance(value, np.random.Generator):  # the user's code may draw from it directly
+            draws.on_random(value)
+    try:
+        with draws.put_back(), assigned(present):
+            yield
+    finally:
+        with interrupts_held_back():
+            for module, own in attributes:
+                restore_attributes(module, own)
+            for array, copy in copies:
+                if np.array_equal(array, copy, equal_nan=True):
+                    continue
+                if not array.flags.writeable:
+                    release(array)
+                array[...] = copy
+                mark_written(array)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 import minigrad
 from minigrad import nn, optim
-from minigrad.diagnostics.restored import unchanged
+from minigrad.diagnostics.gradient_flow.dry_run import unchanged
 from minigrad.nn import MLP, Buffer, Dropout, Linear, Module, Parameter, Sequential
 from minigrad.nn.module import generators_in
 
