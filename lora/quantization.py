@@ -174,13 +174,14 @@ def quantize(
 def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[str, str]:
     """Choose the layers to replace; return for each name the pattern that matched it."""
     modules = dict(model.named_modules())
-    able, others = candidates(modules)
+    tables = Embedding, LoRAEmbedding
+    kinds = candidates(modules).items()
+    able = {n: linear for n, linear in kinds if linear or isinstance(modules[n], tables)}
     done = NF4Linear if is_nf4 else NarrowLinear
-    left = [name for name in able if not isinstance(modules[name], done)]
-    if config.targets == ALL_LINEAR and left:
+    left = {n: linear for n, linear in able.items() if not isinstance(modules[n], done)}
+    if config.targets == ALL_LINEAR and any(left.values()):
         able = left
-    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
-    chosen = select(config, able, tables, projections(modules))
+    chosen = select(config, able, projections(modules))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),

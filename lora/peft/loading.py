@@ -80,15 +80,13 @@ def load(
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
         modules: dict[str, Any] = dict(model.named_modules())
-        linear, others = candidates(modules)
-        known = {*linear, *others}
-        order = [name for name in modules if name in known]
-        found = config.targets_among(order, linear)
+        layers = candidates(modules)
+        found = config.targets_among(layers, [n for n, is_linear in layers.items() if is_linear])
         if not found:
             raise ValueError(
                 f"{path!r} belongs to another model: its target_modules "
                 f"{config.target_modules!r:.200} are none of the layers "
-                f"{', '.join(order) or '(none)'}; it has updates of "
+                f"{', '.join(layers) or '(none)'}; it has updates of "
                 f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"
             )
         targets = [_target(files, name, pattern, modules[name]) for name, pattern in found.items()]

@@ -191,8 +191,8 @@ def train(
     _check_options(options)
     options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    linear, _ = candidates(dict(model.named_modules()))
-    head = [name for name in linear if name.split(".")[-1] == "lm_head"]
+    layers = candidates(dict(model.named_modules()))
+    head = [name for name in layers if name.split(".")[-1] == "lm_head"]
     chosen = {"exclude": head} if targets is None else {"targets": targets}
     config = LoRAConfig(rank, alpha, **chosen)
     folder, ranks = RunFolder(out, resume), world()
@@ -415,7 +415,7 @@ def _base_of(model: Any) -> tuple[str, str]:
         for part in parts:
             found.update(np.ascontiguousarray(part).data)
     modules = dict(model.named_modules())
-    first = modules[candidates(modules)[0][0]]
+    first = modules[next(name for name, is_linear in candidates(modules).items() if is_linear)]
     matrix = getattr(first, "base_weight", first.weight)
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 
