@@ -203,7 +203,8 @@ def _check_replaceable(
         for copy in attached.copies:
             copies[id(copy.original)] = copies[id(copy.own)] = adapter, copy.name
     for name, linear in linears.items():
-        if len(tied := names.get(id(linear.weight), ())) > 1:
+        tied = names.get(id(linear.weight), ())
+        if isinstance(linear, Linear) and len(tied) > 1:
             raise ValueError(
                 f"the weight of {name} is one parameter in {' and '.join(tied)}, and would be in "
                 f"floats and in few bits; exclude {name}, or give it a copy of its own"

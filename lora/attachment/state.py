@@ -21,6 +21,7 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
+from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
 from minigrad.kernels.start import interrupts_held_back
@@ -320,10 +321,16 @@ def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
     return value
 
 
+def named_tensors(model: Module) -> dict[str, Any]:
+    """Return parameters, buffers and weights in few bits, by each of the names of a shared one."""
+    parts = walk(model, "", set(), every_path=True)
+    found: dict[str, Any] = {n: each for n, each in parts if isinstance(each, (Parameter, Buffer))}
+    return found | {f"{n}.weight": m.weight for n, m in model.named_modules() if is_narrow(m)}
+
+
 def state_names(model: Module) -> dict[int, list[str]]:
-    """List all names of each parameter and buffer, by its id; a shared one has several."""
+    """List the names of each of the `named_tensors` by its id; a shared one has several."""
     found: dict[int, list[str]] = {}
-    for name, value in walk(model, "", set(), every_path=True):
-        if isinstance(value, (Parameter, Buffer)):
-            found.setdefault(id(value), []).append(name)
+    for name, tensor in named_tensors(model).items():
+        found.setdefault(id(tensor), []).append(name)
     return found
