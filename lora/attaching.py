@@ -140,20 +140,18 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
             f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
         )
-    if attachment is not None:
-        attachment.check_enabled("adapters cannot be attached")
-        check_switch(model, attachment, (adapter,))
-    else:
+    if not attachment.adapters:
         state.check_own(model)
+    attachment.check_enabled("adapters cannot be attached")
+    check_switch(model, attachment, (adapter,))
     generator(rng)  # raises an error if it is not a generator
     try:
-        if attachment is not None:
-            # The plan must copy the model's own parameters, not the copies of other adapters.
-            attachment.swap_in(model, ())
+        # The plan must copy the model's own parameters, not the copies of other adapters.
+        attachment.swap_in(model, ())
         yield
     except BaseException:
-        if attachment is not None:
-            attachment.swap_in(model, attachment.active)
+        attachment = state.attachment_of(model)  # perhaps the one that the block has stored
+        attachment.swap_in(model, attachment.active)
         raise
 
 
@@ -161,9 +159,7 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
 def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
     model, attachment = plan.model, state.attachment_of(plan.model)
-    if attachment is None:
-        attachment = Attachment()
-        state.store(model, attachment)
+    state.store(model, attachment)
     # All other parameters are frozen, also those added to the model after the last adapter.
     layers = state.layers_in(model).values()
     updates = [update for layer in layers for update in layer.adapters.values()]

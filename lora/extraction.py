@@ -119,7 +119,7 @@ def extract(
     config = LoRAConfig(
         rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
     )
-    if attachment_of(base) is not None or layers_in(base):
+    if attachment_of(base).adapters or layers_in(base):
         raise ValueError(
             "the base has adapters already, and their updates would count as a difference; "
             "lora.detach(base) removes them, lora.fold(base) adds them to the weights"

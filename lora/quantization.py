@@ -164,8 +164,8 @@ def quantize(
             layer.bias = linears[name].bias  # the same object, so that ties are kept
             layer.freeze()
         replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-        if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
-            attachment.flags.forget(p for each in linears.values() for p in each.parameters())
+        # Flags would keep the float weights, and `detach` would unfreeze biases.
+        attachment.flags.forget(p for each in linears.values() for p in each.parameters())
     del linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
@@ -193,13 +193,11 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     return found
 
 
-def _check_replaceable(
-    model: Module, linears: Mapping[str, Any], attachment: Attachment | None
-) -> None:
+def _check_replaceable(model: Module, linears: Mapping[str, Any], attachment: Attachment) -> None:
     """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
     names = state_names(model)
     copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
-    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+    for adapter, attached in attachment.adapters.items():
         for copy in attached.copies:
             copies[id(copy.original)] = copies[id(copy.own)] = adapter, copy.name
     for name, linear in linears.items():

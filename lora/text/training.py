@@ -341,8 +341,7 @@ def _adapted(
     model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
 ) -> Iterator[None]:
     """In a `with` block, give a model an adapter to train; remove it again after an error."""
-    before, mode, found = model.checkpointing, model.training, attachment_of(model)
-    active = () if found is None else found.active
+    before, mode, active = model.checkpointing, model.training, attachment_of(model).active
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
@@ -407,7 +406,7 @@ def _base_of(model: Any) -> tuple[str, str]:
     Both are those of the base, with or without adapters. Weights are hashed as they are stored.
     """
     found = hashlib.sha256(repr(model.config).encode())
-    with disabled(model) if attachment_of(model) else nullcontext():
+    with disabled(model) if attachment_of(model).adapters else nullcontext():
         values = (value for module in model.modules() for value in attributes_of(module).values())
         weights = {id(v): v for v in values if isinstance(v, (Parameter, NarrowMatrix))}
     for weight in weights.values():  # a tied one is hashed once
