@@ -23,7 +23,6 @@ from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.attachment.targets import KINDS
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
-from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.kernels.start import interrupts_held_back
@@ -175,8 +174,8 @@ def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
     adapted = [layer.base_weight for layer in state.layers_in(model).values()]
-    narrow = [m.weight for m in model.modules() if is_narrow(m)]
-    in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
+    weights = [*adapted, *state.named_tensors(model).values()]
+    in_few_bits = {id(w): w for w in weights if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),
         tuple(plan.copies),
