@@ -248,9 +248,7 @@ class AdaptedLayer(Module):
 
     def resume(self) -> None:
         """Undo one `pause`. Undoing the last one restores `enabled`."""
-        before = self._paused.pop()
-        if not self._paused:
-            self.enabled = before
+        self.enabled = self._paused.pop()
 
     def liveness_parts(self) -> list[AdapterPart]:
         """Return the parts that `minigrad.liveness` reports: the active adapters, or the only one.
@@ -258,11 +256,7 @@ class AdaptedLayer(Module):
         See `lora.liveness`.
         """
         names = tuple(self.adapters) if len(self.adapters) == 1 else self.active
-        merged, alone = self.merged_adapters, len(names) == 1
-        return [
-            AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
-            for name in names
-        ]
+        return [AdapterPart("" if len(names) == 1 else name, self, name) for name in names]
 
     def forward(self, x: Any) -> Tensor:
         """Compute the layer with W + dW_1 + ..., over all active adapters, in place of W.

@@ -23,7 +23,6 @@ from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.attachment.targets import KINDS
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
-from lora.variants.narrow import is_narrow
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.kernels.start import interrupts_held_back
@@ -140,20 +139,18 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
             f"replace it; put it into a Sequential{by_hand if isinstance(model, Linear) else ''}"
         )
-    if attachment is not None:
-        attachment.check_enabled("adapters cannot be attached")
-        check_switch(model, attachment, (adapter,))
-    else:
+    if not attachment.adapters:
         state.check_own(model)
+    attachment.check_enabled("adapters cannot be attached")
+    check_switch(model, attachment, (adapter,))
     generator(rng)  # raises an error if it is not a generator
     try:
-        if attachment is not None:
-            # The plan must copy the model's own parameters, not the copies of other adapters.
-            attachment.swap_in(model, ())
+        # The plan must copy the model's own parameters, not the copies of other adapters.
+        attachment.swap_in(model, ())
         yield
     except BaseException:
-        if attachment is not None:
-            attachment.swap_in(model, attachment.active)
+        attachment = state.attachment_of(model)  # perhaps the one that the block has stored
+        attachment.swap_in(model, attachment.active)
         raise
 
 
@@ -161,9 +158,7 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
 def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     """Carry out a checked plan, and make the new adapter the only active one."""
     model, attachment = plan.model, state.attachment_of(plan.model)
-    if attachment is None:
-        attachment = Attachment()
-        state.store(model, attachment)
+    state.store(model, attachment)
     # All other parameters are frozen, also those added to the model after the last adapter.
     layers = state.layers_in(model).values()
     updates = [update for layer in layers for update in layer.adapters.values()]
@@ -179,8 +174,8 @@ def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     attachment.adapters[adapter] = attached
     activate(model, attachment, (adapter,))
     adapted = [layer.base_weight for layer in state.layers_in(model).values()]
-    narrow = [m.weight for m in model.modules() if is_narrow(m)]
-    in_few_bits = {id(w): w for w in [*adapted, *narrow] if not isinstance(w, Tensor)}
+    weights = [*adapted, *state.named_tensors(model).values()]
+    in_few_bits = {id(w): w for w in weights if not isinstance(w, Tensor)}
     return AttachReport(
         tuple(plan.matches),
         tuple(plan.copies),

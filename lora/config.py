@@ -111,19 +111,19 @@ class LoRAConfig:
     dora_norm_gradient: bool = False
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            self._set(each.name, python_number(getattr(self, each.name)))
+        own = vars(self)  # which may be written to, although the class is frozen
+        own.update({name: python_number(value) for name, value in own.items()})
         check_size("rank", self.rank)
         check_alpha("alpha", self.alpha)
         check_probability("dropout", self.dropout)
-        self._set("dropout", float(self.dropout))
+        own["dropout"] = float(self.dropout)
         check_init(self.init)
-        self._set("scaling", LoRAScaling(self.scaling))
+        own["scaling"] = LoRAScaling(self.scaling)
         check_several("modules_to_save", self.modules_to_save)
         before = self.layers_pattern
-        self._set("layers_pattern", (before,) if isinstance(before, str) else before)
+        own["layers_pattern"] = (before,) if isinstance(before, str) else before
         for role in ("targets", "exclude", "modules_to_save", "layers_pattern"):
-            self._set(role, check_patterns(role, getattr(self, role)))
+            own[role] = check_patterns(role, own[role])
         if not self.targets:
             raise ValueError('targets are empty; name layers, or say "all-linear"')
         if self.exclude == ALL_LINEAR:
@@ -136,33 +136,29 @@ class LoRAConfig:
                 raise ValueError("layers_to_transform is empty; None means all layers")
             role = "an index in layers_to_transform"
             wanted = tuple(check_count(role, check_integer(role, index)) for index in indices)
-            self._set("layers_to_transform", wanted)
+            own["layers_to_transform"] = wanted
         elif self.layers_pattern:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )
         for role, check in (("rank_pattern", check_size), ("alpha_pattern", check_alpha)):
-            table = check_table(role, getattr(self, role))
+            table = check_table(role, own[role])
             for pattern, value in table.items():
                 check(f"{role}[{pattern!r}]", value)
-            self._set(role, {pattern: python_number(value) for pattern, value in table.items()})
+            own[role] = {pattern: python_number(value) for pattern, value in table.items()}
         check_bias(self.bias)
         for flag in ("use_dora", "dora_norm_gradient"):
-            check_flag(flag, getattr(self, flag))
+            check_flag(flag, own[flag])
         if self.use_dora and self.init == "mica":
             raise ValueError('init="mica" trains A only, and DoRA a magnitude; take one of the two')
         if self.dora_norm_gradient and not self.use_dora:
             raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
 
     def __repr__(self) -> str:
-        usual = LoRAConfig()
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        usual = vars(LoRAConfig())
         shown = ("rank", "alpha")  # which tell the scale, also if they are as usual
-        named = [f"{n}={v!r}" for n, v in given.items() if n in shown or v != getattr(usual, n)]
+        named = [f"{n}={v!r}" for n, v in vars(self).items() if n in shown or v != usual[n]]
         return f"LoRAConfig({', '.join(named)})"
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
 
 def check_bias(bias: Any) -> None:

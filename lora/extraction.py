@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import apply_plan, planning
 from lora.attachment.plan import Plan
-from lora.attachment.state import FullCopy, attachment_of, layers_in
+from lora.attachment.state import FullCopy, attachment_of, layers_in, named_tensors
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.frozen import Array
@@ -22,8 +22,7 @@ from lora.variants.narrow import is_narrow
 from minigrad.checks import check_problems
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import named_errors
-from minigrad.nn import Buffer, Module, Parameter
-from minigrad.nn.module import walk
+from minigrad.nn import Module
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
@@ -120,16 +119,16 @@ def extract(
     config = LoRAConfig(
         rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
     )
-    if attachment_of(base) is not None or layers_in(base):
+    if attachment_of(base).adapters or layers_in(base):
         raise ValueError(
             "the base has adapters already, and their updates would count as a difference; "
             "lora.detach(base) removes them, lora.fold(base) adds them to the weights"
         )
     state = _state_of(finetuned) if isinstance(finetuned, Module) else finetuned
     with planning(base, adapter, None):
-        tensors = _tensors_of(base)
+        tensors = named_tensors(base)
         values = _checked_values(tensors, state)
-        different = _different(tensors, values)
+        different = list(_different(tensors, values))
         names = [target.name for target in targets_in(base, config)]
         modules: dict[str, Any] = dict(base.named_modules())
         differing = [name for name in names if f"{name}.weight" in different]
@@ -145,7 +144,7 @@ def extract(
                 f"modules_to_save"
             )
         plan = _plan_for(differing, base, config)
-        _check_complete(plan, values, [name for name in tensors if name in different])
+        _check_complete(plan, values, different)
         bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
         found = {}
         for name in bar:
@@ -217,21 +216,12 @@ def _set_copies(plan: Plan, values: Mapping[str, Array]) -> None:
         )
 
 
-def _tensors_of(model: Module) -> dict[str, Any]:
-    """Return parameters, buffers and weights in few bits, by each of the names of a shared one."""
-    parts = walk(model, "", set(), every_path=True)
-    found: dict[str, Any] = {n: each for n, each in parts if isinstance(each, (Parameter, Buffer))}
-    return found | {f"{n}.weight": m.weight for n, m in model.named_modules() if is_narrow(m)}
-
-
-def _different(tensors: Mapping[str, Any], values: Mapping[str, Array]) -> set[str]:
-    """Return the names of the tensors of the base that have other values in the other model."""
-    different = set()
+def _different(tensors: Mapping[str, Any], values: Mapping[str, Array]) -> Iterator[str]:
+    """Yield the names of the tensors of the base that have other values in the other model."""
     for name, tensor in tensors.items():
         ours = tensor._data if isinstance(tensor, Tensor) else tensor.dense(values[name].dtype)
         if not np.array_equal(values[name], ours):
-            different.add(name)
-    return different
+            yield name
 
 
 def _checked_values(tensors: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Array]:

@@ -43,24 +43,16 @@ class AdapterRow(PartRow):
         return {name: "?" if rank is None else str(rank) for name, rank in ranks.items()}
 
 
-@dataclass(frozen=True)
 class AdapterPart:
-    """One adapter of a layer."""
+    """One adapter of a layer, an `AdaptedLayer`; `name` is empty if it is the only one there."""
 
-    name: str  # its name in the layer; empty if it is the only one
-    layer: Any  # the AdaptedLayer
-    adapter: Adapter
-    merged: bool  # whether the merged weight of the layer contains it
-
-    @property
-    def active(self) -> bool:
-        """Whether the layer computes with it, unless adapters are disabled."""
-        return any(self.layer.adapters[name] is self.adapter for name in self.layer.active)
-
-    @property
-    def constants(self) -> Sequence[Parameter]:
-        """Its parameters if it is merged, because no gradient passes through a merged weight."""
-        return self.adapter.trained() if self.merged and self.layer.enabled else ()
+    def __init__(self, name: str, layer: Any, adapter: str) -> None:
+        self.name, self.layer = name, layer
+        self.adapter: Adapter = layer.adapters[adapter]
+        self.active, self.merged = adapter in layer.active, adapter in layer.merged_adapters
+        # No gradient passes through a merged weight.
+        is_constant = self.merged and layer.enabled
+        self.constants: Sequence[Parameter] = self.adapter.trained() if is_constant else ()
 
     def remarks(self) -> Iterator[tuple[Any, str]]:
         """Yield tensors, each with the reason why it may get no gradient."""

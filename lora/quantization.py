@@ -163,8 +163,8 @@ def quantize(
             layer.bias = linears[name].bias  # the same object, so that ties are kept
             layer.freeze()
         replace(model, {id(linears[name]): layer for name, layer in layers.items()})
-        if attachment is not None:  # it would keep the float weights, and `detach` unfreeze biases
-            attachment.flags.forget(p for each in linears.values() for p in each.parameters())
+        # Flags would keep the float weights, and `detach` would unfreeze biases.
+        attachment.flags.forget(p for each in linears.values() for p in each.parameters())
     del linears, original, linear, before, stored  # nothing else has the float weights
     give_back_memory()
     return QuantizeReport(tuple(lines))
@@ -173,13 +173,14 @@ def quantize(
 def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[str, str]:
     """Choose the layers to replace; return for each name the pattern that matched it."""
     modules = dict(model.named_modules())
-    able, others = candidates(modules)
+    tables = Embedding, LoRAEmbedding
+    kinds = candidates(modules).items()
+    able = {n: linear for n, linear in kinds if linear or isinstance(modules[n], tables)}
     done = NF4Linear if is_nf4 else NarrowLinear
-    left = [name for name in able if not isinstance(modules[name], done)]
-    if config.targets == ALL_LINEAR and left:
+    left = {n: linear for n, linear in able.items() if not isinstance(modules[n], done)}
+    if config.targets == ALL_LINEAR and any(left.values()):
         able = left
-    tables = [name for name in others if isinstance(modules[name], (Embedding, LoRAEmbedding))]
-    chosen = select(config, able, tables, projections(modules))
+    chosen = select(config, able, projections(modules))
     found = {target.name: target.pattern for target in chosen}
     for kind, what in (
         (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
@@ -191,17 +192,16 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
     return found
 
 
-def _check_replaceable(
-    model: Module, linears: Mapping[str, Any], attachment: Attachment | None
-) -> None:
+def _check_replaceable(model: Module, linears: Mapping[str, Any], attachment: Attachment) -> None:
     """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
     names = state_names(model)
     copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
-    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+    for adapter, attached in attachment.adapters.items():
         for copy in attached.copies:
             copies[id(copy.original)] = copies[id(copy.own)] = adapter, copy.name
     for name, linear in linears.items():
-        if len(tied := names.get(id(linear.weight), ())) > 1:
+        tied = names.get(id(linear.weight), ())
+        if isinstance(linear, Linear) and len(tied) > 1:
             raise ValueError(
                 f"the weight of {name} is one parameter in {' and '.join(tied)}, and would be in "
                 f"floats and in few bits; exclude {name}, or give it a copy of its own"

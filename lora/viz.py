@@ -18,7 +18,6 @@ from lora.adapter import joined
 from lora.attachment.state import adapted_layers
 from lora.frozen import Array
 from lora.spectra import Spectral, block_diagonal, singular_values
-from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
@@ -66,9 +65,8 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
             check_update_is_finite(name, update)
             rank, values = min(update.shape), np.linalg.svd(update, compute_uv=False)
         else:
-            with no_grad():
-                factor_a, factor_b, scale = joined(adapters)
-            a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
+            *factors, scale = joined(adapters)
+            a, b = (factor._data.astype(np.float64) for factor in factors)
             b = block_diagonal(b, layer.weight.groups)
             rank = min(len(a), layer.d_out, layer.d_in)
             values = abs(scale) * singular_values(a, b)
@@ -223,8 +221,7 @@ def plot_factors(
             f"draw: adapter={names[0]!r}"
         )
     chosen = adapted.adapters[names[0]]
-    with no_grad():
-        a, b = chosen.exact_factors()
+    a, b = chosen.exact_factors()
     b = block_diagonal(b, chosen.groups)
     check_update_is_finite(layer, a, b)
     figure = Picture(9, 7.5, path)

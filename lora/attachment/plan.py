@@ -113,8 +113,7 @@ class Plan:
 
     def _check_common_bases(self) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""
-        attachment = attachment_of(self.model)
-        for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        for adapter, attached in attachment_of(self.model).adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
             for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:

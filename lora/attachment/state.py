@@ -21,6 +21,7 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.frozen import OwnBuffer, TrainedCopy
+from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, shortened
 from minigrad.core.tensor import Tensor
 from minigrad.kernels.start import interrupts_held_back
@@ -101,7 +102,7 @@ class Flags:
         parts: tuple[str, ...] = ()
         for path, module in model.named_modules():
             later = attachment_of(module)
-            if later is None or path.startswith(parts):  # inside of another part
+            if not later.adapters or path.startswith(parts):  # inside of another part
                 continue
             parts += (f"{path}.",)
             for number, (p, flag, inner) in enumerate(later.flags.known):
@@ -179,13 +180,13 @@ class Attachment:
             del vars(model)[_ASIDE]
 
 
-def check_name(attachment: Attachment | None, adapter: str) -> None:
+def check_name(attachment: Attachment, adapter: str) -> None:
     """Raise an error if the name of a new adapter is not a string, malformed, or taken."""
     if not isinstance(adapter, str):
         raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
     if not _NAME.fullmatch(adapter):
         raise ValueError(f"an adapter's name has letters, digits, - and _ only, not {adapter!r}")
-    if attachment is not None and adapter in attachment.adapters:
+    if adapter in attachment.adapters:
         raise ValueError(
             f"the model has an adapter {adapter!r} already; give another name, or take that one "
             f"off first: lora.remove(model, {adapter!r})"
@@ -197,8 +198,7 @@ def check_own(model: Module, names: Collection[str] | None = None) -> None:
 
     With names, only the layers of these names are checked.
     """
-    attachment = attachment_of(model)
-    own = () if attachment is None else attachment.layers.values()
+    own = attachment_of(model).layers.values()
     adapted = [name for name, layer in layers_in(model).items() if layer not in own]
     if strange := [name for name in adapted if names is None or name in names]:
         what = "exclude these layers, or first fold or detach their adapters"
@@ -210,24 +210,23 @@ def check_own(model: Module, names: Collection[str] | None = None) -> None:
         )
 
 
-def attachment_of(model: Module) -> Attachment | None:
-    """Return the attachment of a model, or None if `attach` was not called with it."""
+def attachment_of(model: Module) -> Attachment:
+    """Return the attachment of a model; a new one without adapters if it has none."""
     if not isinstance(model, Module):
         raise TypeError(f"only a Module has adapters, not {model!r:.60}")
-    found: Attachment | None = vars(model).get(_ATTACHMENT)
+    found: Attachment = vars(model).get(_ATTACHMENT) or Attachment()
     return found
 
 
 def attachments_in(model: Module) -> list[tuple[Module, Attachment]]:
     """List the model and its modules with which `attach` was called, each with its attachment."""
-    found = [(module, attachment_of(module)) for module in model.modules()]
-    return [(module, attachment) for module, attachment in found if attachment is not None]
+    return [(m, each) for m in model.modules() if (each := attachment_of(m)).adapters]
 
 
 def required_attachment(model: Module) -> Attachment:
     """Return the attachment of a model; a ValueError if `attach` was not called with it."""
     attachment = attachment_of(model)
-    if attachment is None:
+    if not attachment.adapters:
         if layers := layers_in(model):
             raise ValueError(
                 f"this model has adapters on {shortened(', '.join(layers), LONGEST_LINE) or 'it'}; "
@@ -320,10 +319,16 @@ def _replaced(value: Any, new: Mapping[int, Module | Tensor]) -> Any:
     return value
 
 
+def named_tensors(model: Module) -> dict[str, Any]:
+    """Return parameters, buffers and weights in few bits, by each of the names of a shared one."""
+    parts = walk(model, "", set(), every_path=True)
+    found: dict[str, Any] = {n: each for n, each in parts if isinstance(each, (Parameter, Buffer))}
+    return found | {f"{n}.weight": m.weight for n, m in model.named_modules() if is_narrow(m)}
+
+
 def state_names(model: Module) -> dict[int, list[str]]:
-    """List all names of each parameter and buffer, by its id; a shared one has several."""
+    """List the names of each of the `named_tensors` by its id; a shared one has several."""
     found: dict[int, list[str]] = {}
-    for name, value in walk(model, "", set(), every_path=True):
-        if isinstance(value, (Parameter, Buffer)):
-            found.setdefault(id(value), []).append(name)
+    for name, tensor in named_tensors(model).items():
+        found.setdefault(id(tensor), []).append(name)
     return found

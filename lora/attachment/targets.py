@@ -38,20 +38,17 @@ class Target:
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """List the layers of a model that `config` selects, in the order of the model."""
     modules = dict(model.named_modules())
-    targets = select(config, *candidates(modules), projections(modules), modules)
-    by_name = {target.name: target for target in targets}
-    return [by_name[name] for name in modules if name in by_name]
+    return select(config, candidates(modules), projections(modules), modules)
 
 
-def candidates(modules: Mapping[str, Module]) -> tuple[list[str], list[str]]:
-    """List the layers that can have an adapter: names of linear ones, and names of others."""
-    linear: list[str] = []
-    others: list[str] = []
+def candidates(modules: Mapping[str, Module]) -> dict[str, bool]:
+    """Return the names of the layers that can have an adapter, each with whether it is linear."""
+    found = {}
     for name, module in modules.items():
         kind = type(module) if isinstance(module, AdaptedLayer) else adapted_kind(module)
         if kind is not None:
-            (others if issubclass(kind, (LoRAEmbedding, LoRAConv)) else linear).append(name)
-    return linear, others
+            found[name] = not issubclass(kind, (LoRAEmbedding, LoRAConv))
+    return found
 
 
 def adapted_kind(module: Module) -> type[AdaptedLayer] | None:
@@ -81,24 +78,21 @@ def projections(modules: Mapping[str, Module]) -> dict[str, list[str]]:
 
 def select(
     config: LoRAConfig,
-    linear: Sequence[str],
-    other: Sequence[str] = (),
+    layers: Mapping[str, bool],
     groups: Mapping[str, Sequence[str]] | None = None,
     modules: Mapping[str, Module] | None = None,
 ) -> list[Target]:
     """Choose the layers that `config` selects, each with its rank and alpha.
 
-    They are among the `linear` layers and the `other` ones, which "all-linear" leaves out. A name
-    in `groups` means several layers. A ValueError is raised if a pattern, an index or an exclusion
+    They are among `layers`, which says of each name whether "all-linear" means it. A name in
+    `groups` means several layers. A ValueError is raised if a pattern, an index or an exclusion
     has no effect, or no layer is left. A pattern whose layers are all excluded is not an error.
     `modules` are all modules by name, for messages.
     """
     groups = groups or {}
     if config.targets != ALL_LINEAR:
-        found = find("targets", config.targets, [*linear, *other], groups, others=modules)
-    elif linear:
-        found = dict.fromkeys(linear, ALL_LINEAR)
-    else:
+        found = find("targets", config.targets, layers, groups, others=modules)
+    elif not (found := {n: ALL_LINEAR for n, is_linear in layers.items() if is_linear}):
         raise ValueError('targets="all-linear", but there is no linear layer')
     if config.exclude:
         excluded = find("exclude", config.exclude, found, groups)

@@ -134,10 +134,9 @@ class LayerTrial:
 
     def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> Run:
         """Run the layer, or `forward` if given; differentiate with respect to x and `inputs`."""
-        forward = self.layer if forward is None else forward
         xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
         with enable_grad(), self.draws.put_back():
-            outputs = [forward(x) for x in xs]
+            outputs = [(forward or self.layer)(x) for x in xs]
         cotangents = [g for _, g in self.uses]
         gradients = grad(outputs, [*xs, *inputs.values()], cotangents, allow_unused=True)
         arrays = [gradient.data for gradient in gradients]
@@ -172,9 +171,8 @@ class LayerTrial:
 
     def plain(self, forward: Forward | None = None) -> Array:
         """Compute the outputs of the layer, or of `forward` if given, without gradients."""
-        forward = self.layer if forward is None else forward
         with no_grad(), self.draws.put_back():
-            outputs = [forward(Tensor(x.copy())).data for x, _ in self.uses]
+            outputs = [(forward or self.layer)(Tensor(x.copy())).data for x, _ in self.uses]
         return stacked(outputs, self.layer.d_out)
 
     def base(self) -> Array:

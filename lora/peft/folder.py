@@ -28,7 +28,6 @@ WEIGHTS = "adapter_model.safetensors"
 """The name of the file with the tensors, in the folder of an adapter."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # the dtypes that tensors can have
-NO_FLOATS = f"and not of {', '.join(FLOATS)}"  # the end of a message about another dtype
 
 _OUT_PROJ = ".base_layer.out_proj"  # PEFT's name of a layer inside of nn.MultiheadAttention
 _PROJECTION = ".lora_velora_embed"  # the end of the keys of VeLoRA's projections
@@ -192,7 +191,7 @@ class AdapterFolder(Closing):
         """
         own = self.tensors[key].dtype
         if dtype in FLOATS:
-            return "" if own in FLOATS else f"has dtype {own}, {NO_FLOATS}"
+            return "" if own in FLOATS else f"has dtype {own}, and not of {', '.join(FLOATS)}"
         return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
     def is_same(self, key: str, array: Array) -> bool:

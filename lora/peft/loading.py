@@ -16,7 +16,7 @@ import numpy as np
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, apply_plan, planning
 from lora.attachment.plan import Plan
-from lora.attachment.state import parameters_in_use, state_names
+from lora.attachment.state import named_tensors, parameters_in_use, state_names
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
@@ -27,10 +27,9 @@ from lora.peft.facts import fingerprint_of, form_of
 from lora.peft.folder import AdapterFolder
 from lora.peft.keys import PREFIX, by_key, parameter_of, stored_shape
 from lora.variants.inits import INITS, draw
-from lora.variants.narrow import is_narrow
 from minigrad.checks import LONGEST_LINE, check_problems, shortened
 from minigrad.errors import named_errors
-from minigrad.nn import Module, Parameter
+from minigrad.nn import Buffer, Module, Parameter
 from minigrad.nn.module import walk
 from minigrad.progress import progress_bar
 
@@ -80,15 +79,13 @@ def load(
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
         modules: dict[str, Any] = dict(model.named_modules())
-        linear, others = candidates(modules)
-        known = {*linear, *others}
-        order = [name for name in modules if name in known]
-        found = config.targets_among(order, linear)
+        layers = candidates(modules)
+        found = config.targets_among(layers, [n for n, is_linear in layers.items() if is_linear])
         if not found:
             raise ValueError(
                 f"{path!r} belongs to another model: its target_modules "
                 f"{config.target_modules!r:.200} are none of the layers "
-                f"{', '.join(order) or '(none)'}; it has updates of "
+                f"{', '.join(layers) or '(none)'}; it has updates of "
                 f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"
             )
         targets = [_target(files, name, pattern, modules[name]) for name, pattern in found.items()]
@@ -225,10 +222,7 @@ def _problems_of_shared_modules(plan: Plan, files: AdapterFolder) -> Iterator[st
 
 def _problems_of_tied_weights(plan: Plan) -> Iterator[str]:
     """Yield an error for each weight that PEFT's PiSSA has changed in another layer too."""
-    names: dict[int, list[str]] = state_names(plan.model)
-    for name, module in plan.model.named_modules():
-        if is_narrow(module):
-            names.setdefault(id(module.weight), []).append(f"{name}.weight")
+    names = state_names(plan.model)
     for name, layer in plan.layers.items():
         tied = [n for n in names.get(id(layer.base_weight), ()) if not n.startswith(f"{name}.")]
         if tied and not isinstance(layer, LoRAEmbedding):
@@ -256,23 +250,19 @@ def _problems_of_base_weights(
     compared.
     """
     # The weights of the base, dense or in few bits, by all names that PEFT may use.
-    model, names = plan.model, state_names(plan.model)
-    in_use = parameters_in_use(model)
-    own: dict[str, Any] = {name: p._data for _, p in in_use for name in names[id(p)]}
-    own |= {f"{name}.weight": m.weight for name, m in model.named_modules() if is_narrow(m)}
-    for name, layer in plan.layers.items():
-        own[f"{name}.weight"] = getattr(layer.base_weight, "_data", layer.base_weight)
+    own = named_tensors(plan.model)
+    own |= {f"{name}.weight": layer.base_weight for name, layer in plan.layers.items()}
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue
         weight = own.get(parameter_of(key))
-        if weight is None:
+        if weight is None or isinstance(weight, Buffer):
             yield f"unexpected: {key} {files.tensors[key].shape}"
             continue
         if getattr(weight, "format", None) == "nf4":  # rounding has changed the values
             is_same = files.tensors[key].shape == weight.shape
         else:
-            dense = weight if isinstance(weight, np.ndarray) else weight.dense()
+            dense = weight._data if isinstance(weight, Parameter) else weight.dense()
             is_same = files.is_same(key, dense)
         if not is_same:
             yield f"another base: {key} is not the weight that the model has"

@@ -247,8 +247,7 @@ def write(writer: generating.TextGenerator, prompt: str | generating.Messages, s
 
 def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -> None:
     """Answer each line of the standard input, until it ends."""
-    attachment = attachment_of(writer.model)
-    names = [BASE, *(() if attachment is None else attachment.adapters)]
+    names = [BASE, *attachment_of(writer.model).adapters]
     show(f"{HELP}; adapters: {', '.join(names)}\n")
     first = list(messages)
     if isinstance(sys.stdin, io.TextIOWrapper):  # refuse only a line that is not UTF-8

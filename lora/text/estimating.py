@@ -67,7 +67,8 @@ def estimate(
     total, memory = sum(parts.values()), physical_memory()
     each = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts.items())
     tokens = sum(read) / len(batches) * accumulation_steps * steps
-    products = sum(math.prod(modules[name].weight.shape) for name in candidates(modules)[0])
+    linear = [modules[name] for name, is_linear in candidates(modules).items() if is_linear]
+    products = sum(math.prod(module.weight.shape) for module in linear)
     products += h * sizes.vocab_size * sizes.tie_word_embeddings  # such a head is no linear layer
     each_token = 6 if checkpointing else 4
     seconds = products * (each_token * tokens + 2 * validated) / (_SHARE * measured_speed())

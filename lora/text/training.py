@@ -189,8 +189,8 @@ def train(
     _check_options(options)
     options["max_length"] = longest_row(max_length, model.config.max_length)
     base_model = None if base_model is None else os.fspath(base_model)
-    linear, _ = candidates(dict(model.named_modules()))
-    head = [name for name in linear if name.split(".")[-1] == "lm_head"]
+    layers = candidates(dict(model.named_modules()))
+    head = [name for name in layers if name.split(".")[-1] == "lm_head"]
     chosen = {"exclude": head} if targets is None else {"targets": targets}
     config = LoRAConfig(rank, alpha, **chosen)
     folder, ranks = RunFolder(out, resume), world()
@@ -339,8 +339,7 @@ def _adapted(
     model: Any, config: LoRAConfig, rng: np.random.Generator, checkpointing: bool, progress: bool
 ) -> Iterator[None]:
     """In a `with` block, give a model an adapter to train; remove it again after an error."""
-    before, mode, found = model.checkpointing, model.training, attachment_of(model)
-    active = () if found is None else found.active
+    before, mode, active = model.checkpointing, model.training, attachment_of(model).active
     attach(model, config, rng=rng, progress=progress)
     try:
         model.checkpointing = checkpointing
@@ -404,7 +403,7 @@ def _base_of(model: Any) -> tuple[str, str]:
     Both are those of the base, with or without adapters. Weights are hashed as they are stored.
     """
     found = hashlib.sha256(repr(model.config).encode())
-    with disabled(model) if attachment_of(model) else nullcontext():
+    with disabled(model) if attachment_of(model).adapters else nullcontext():
         values = (value for module in model.modules() for value in attributes_of(module).values())
         weights = {id(v): v for v in values if isinstance(v, (Parameter, NarrowMatrix))}
     for weight in weights.values():  # a tied one is hashed once
@@ -412,7 +411,7 @@ def _base_of(model: Any) -> tuple[str, str]:
         for part in parts:
             found.update(np.ascontiguousarray(part).data)
     modules = dict(model.named_modules())
-    first = modules[candidates(modules)[0][0]]
+    first = modules[next(name for name, is_linear in candidates(modules).items() if is_linear)]
     matrix = getattr(first, "base_weight", first.weight)
     return getattr(matrix, "format", None) or str(matrix.dtype), found.hexdigest()
 

@@ -125,7 +125,7 @@ def shake(model, rng, name="default", size=0.3):
     """Move everything that an adapter trains, as if it had learned something."""
     parts = [part for adapter in adapters_of(model, name).values() for part in adapter.trained()]
     attachment = attachment_of(model)
-    if attachment is not None:
+    if attachment.adapters:
         parts += [c.own for c in attachment.adapters[name].copies if isinstance(c.own, Parameter)]
     for part in parts:
         part.copy_(part.data + size * rng.standard_normal(part.shape))
@@ -146,5 +146,4 @@ def snapshot(model):
         for name, p in model.named_parameters()
     ]
     attachment = attachment_of(model)
-    names = None if attachment is None else (list(attachment.adapters), attachment.active)
-    return modules, parameters, names
+    return modules, parameters, list(attachment.adapters), attachment.active

@@ -933,7 +933,7 @@ class Programs(RuleBasedStateMachine):
 
     @property
     def names(self):
-        return [] if self.record is None else list(self.record.adapters)
+        return list(self.record.adapters)
 
     @property
     def record(self):

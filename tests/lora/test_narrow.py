@@ -424,11 +424,19 @@ def test_a_layer_that_is_the_whole_model_is_named_by_its_kind(layer):
             lora.extract(Linear(4, 4), model, 1)
 
 
+def test_a_head_in_bfloat16_is_quantised_apart_from_the_table_that_it_is_tied_to(rng):
+    model = Tied(BFloat16Matrix.of(rng.standard_normal((11, 6)).astype(np.float32)))
+    assert lora.quantize(model, ["head"], progress=False).names == ["head"]
+    assert isinstance(model.head, NF4Linear)
+    assert isinstance(model.table, BFloat16Embedding)
+
+
 def test_a_tied_head_and_an_adapter_between(rng):
     matrix = BFloat16Matrix.of(rng.standard_normal((11, 6)).astype(np.float32))
     model = Tied(matrix)
     lora.attach(model, LoRAConfig(rank=2, targets=["up"]), rng=rng)
     report = lora.attach(model, LoRAConfig(rank=2, targets=["head"]), adapter="b", rng=rng)
+    assert report.matches[0].note == "bfloat16, tied to table.weight"
     # the table counts once, beside `up` and two adapters
     assert report.total == 66 + 42 + 2 * 12 + 2 * 17
     model(np.array([1, 5])).sum().backward()

@@ -75,13 +75,12 @@ def promised(model):
     names = [f"{layer}.{last}" for layer in layers for last in ("weight", "bias")]
     found = {name: name not in FROZEN for name in names}
     for module, prefix in ((model, ""), (model[0], PART)):
-        attachment = attachment_of(module)
-        if attachment is None:
+        if not attachment_of(module).adapters:
             continue
         found |= {name: False for name in names if name.startswith(prefix)}
     for module, prefix in ((model, ""), (model[0], PART)):
         attachment = attachment_of(module)
-        for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        for adapter, attached in attachment.adapters.items():
             is_on = adapter in attachment.active
             found |= {f"{prefix}{layer}, {adapter}": (is_on, {is_on}) for layer in attached.layers}
             found |= {prefix + copied.name: True for copied in attached.copies if is_on}
@@ -93,7 +92,7 @@ def remembered(model):
     found = []
     for module in (model, model[0]):
         attachment = attachment_of(module)
-        if attachment is not None:
+        if attachment.adapters:
             flags = {(names, before) for _, before, names in attachment.flags.known}
             found += [sorted(attachment.adapters), attachment.active, sorted(flags)]
     return found + [layer.merged_adapters for layer in layers_of(model).values()]
@@ -208,9 +207,9 @@ def test_the_flags_of_parts_within_parts_come_back_in_any_order(rng):
             for module, targets in zip(modules, ("1", "1", "0"), strict=True):
                 attaching([targets] if targets == "0" else targets)(module)
             for i in order:
-                if attachment_of(modules[i]) is not None:  # fold of a model folds its parts too
+                if attachment_of(modules[i]).adapters:  # fold of a model folds its parts too
                     undo(modules[i])
-                    inside = [k for k in range(3) if attachment_of(modules[k]) is not None]
+                    inside = [k for k in range(3) if attachment_of(modules[k]).adapters]
                     frozen = modules[inside[0]] if inside else Sequential()
                     bases = [m for m in frozen.modules() if isinstance(m, Linear)]
                     assert not any(p.requires_grad for m in bases for p in m.parameters())
