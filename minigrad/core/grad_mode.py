@@ -71,16 +71,6 @@ def unobserved(grad_enabled: bool) -> Iterator[None]:
         mode.state = before
 
 
-@contextmanager
-def in_captured_step() -> Iterator[None]:
-    """Mark that the `with` block runs a captured step itself, and not its program."""
-    mode.captured_steps += 1
-    try:
-        yield
-    finally:
-        mode.captured_steps -= 1
-
-
 def is_grad_enabled() -> bool:
     """Return whether ops that this thread calls record a graph."""
     return mode.grad_enabled
@@ -122,27 +112,25 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
             TypeError: if it is a generator or a coroutine, whose body would run after the mode is
             restored.
         """
-        check_decorable(function)
+        check_runs_at_once(function)
         return super().__call__(function)
 
 
-def is_deferred(function: Callable[..., Any]) -> bool:
-    """Return whether a call does not run the body: that of a generator or a coroutine waits."""
-    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-    return any(is_one(function) for is_one in kinds)
+def check_runs_at_once(
+    function: Callable[..., Any],
+    instead: str = "write `with` around the parts of its body that need it",
+    role: str = "",
+) -> None:
+    """Raise a TypeError for a generator or a coroutine, whose body waits when it is called.
 
-
-def check_decorable(function: Callable[..., Any]) -> None:
-    """Check that a call of a function runs its whole body, so that a mode can be set for it.
-
-    Raises:
-        TypeError: if it is a generator or a coroutine.
+    `instead` and `role` are the end and the beginning of the message.
     """
-    if is_deferred(function):
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    if any(is_one(function) for is_one in kinds):
         name = getattr(function, "__name__", repr(function))  # a partial has no name
         raise TypeError(
-            f"{name:.80} does not run from start to end in one go, so it cannot be "
-            f"decorated; write `with` around the parts of its body that need it"
+            f"{role}{name:.80} is a generator or a coroutine, which does not run from start to end "
+            f"in one go; {instead}"
         )
 
 

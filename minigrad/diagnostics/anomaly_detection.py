@@ -22,7 +22,7 @@ import numpy as np
 
 from minigrad.checks import check_flag
 from minigrad.core.forward_mode import ForwardMode
-from minigrad.core.grad_mode import check_decorable, mode
+from minigrad.core.grad_mode import check_runs_at_once, mode
 from minigrad.core.node import Node, OpLike, in_words
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
@@ -410,7 +410,7 @@ class _Detection(ContextDecorator):
         self._thread.blocks.pop().__exit__(None, None, None)
 
     def __call__(self, function: F) -> F:
-        check_decorable(function)  # no generators: their body runs after the call has returned
+        check_runs_at_once(function)
         return super().__call__(function)
 
 

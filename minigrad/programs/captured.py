@@ -36,7 +36,7 @@ from numpy import asarray, generic, ndarray
 from numpy.typing import NDArray
 
 from minigrad.checks import are_same
-from minigrad.core.grad_mode import in_captured_step, is_deferred, mode
+from minigrad.core.grad_mode import check_runs_at_once, mode
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.locks import renewed_in_child
@@ -70,12 +70,7 @@ class Captured(Generic[P, R]):
             parameters = inspect.signature(step).parameters.values()
         except (TypeError, ValueError):
             raise TypeError(f"capture: a step is a function of Python, not {step!r:.60}") from None
-        if is_deferred(step):
-            name = getattr(step, "__name__", repr(step))  # a partial has no name
-            raise TypeError(
-                f"capture: a step runs from start to end in one go, and {name:.80} is a "
-                f"generator or a coroutine; capture the function that makes one step"
-            )
+        check_runs_at_once(step, "capture the function that makes one step", "capture: ")
         functools.update_wrapper(self, step)
         self.step: Callable[P, R] = step
         kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -188,8 +183,11 @@ class Captured(Generic[P, R]):
         kwargs = {name: _with_tensors(value, views) for name, value in kwargs.items()}
         args = [_with_tensors(value, views) for value in args]
         before = [*_contents([args, kwargs])]
-        with in_captured_step():
+        mode.captured_steps += 1
+        try:
             result = self.step(*args, **kwargs)
+        finally:
+            mode.captured_steps -= 1
         if not are_same([*_contents([args, kwargs])], before):
             raise StepMadeError(
                 "capture: the step writes to a list or dict among its arguments, which a program "

@@ -788,7 +788,7 @@ def test_it_is_a_decorator_with_or_without_brackets():
     def generator():
         yield 1
 
-    with pytest.raises(TypeError, match="generator does not run from start to end"):
+    with pytest.raises(TypeError, match=r"generator is .* which does not run from start to end"):
         detect_anomaly(generator)
     with pytest.raises(TypeError, match="takes a function to decorate, not False"):
         detect_anomaly(False)
