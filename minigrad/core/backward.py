@@ -285,18 +285,16 @@ def _visit(
                 result = edge[2].derivative(g)
             else:
                 result = edge[2].derivative(g, *edge[3:])
-            if observers:
-                for observer in observers:
-                    observer.on_vjp(node, parent, g, result)
-                result = fit_to_input(result, parent, op, edge[1], create_graph)
-                for observer in observers:
-                    observer.on_gradient(node, parent, result)
+            for observer in observers:
+                observer.on_vjp(node, parent, g, result)
             if (
                 result.__class__ is not expected
                 or result.shape != parent.shape
                 or result.dtype is not parent.dtype
             ):
                 result = fit_to_input(result, parent, op, edge[1], create_graph)
+            for observer in observers:
+                observer.on_gradient(node, parent, result)
             earlier = known(parent)
             pending[parent] = result if earlier is None else earlier + result
         if edges and not retain_graph:

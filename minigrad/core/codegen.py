@@ -176,7 +176,6 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             yield "    _node.order = _next(_clock)"
             yield "    _node.shape = _out.shape"
             yield "    _node.dtype = _out.dtype"
-            yield "    _node.watched = False"
         slots = [*data.values(), "_out", "", "_residuals"]  # the third: `argnum` of sequences
         saved_slots = {i for vjp in vjps.values() for i, only in vjp.slots if not only}
         for i, p in enumerate(op.parameters):

@@ -98,7 +98,7 @@ class Node:
 
     # `__dict__` is for attributes with a default below. They are rarely set; as defaults of the
     # class, they cost a node no time and no memory until one is assigned.
-    __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
+    __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape")
 
     op: OpLike | None  # the op that was called; None for a leaf
     # An edge for each input that requires a gradient: the node of the input (the parent), its
@@ -107,11 +107,11 @@ class Node:
     order: int  # when the node was made, on the clock of `minigrad.versions`
     shape: tuple[int, ...]  # the shape of the value, and of its gradient
     dtype: np.dtype[Any]  # the dtype of the value, and of its gradient
-    watched: bool  # whether the node has hooks, or retains its gradient
 
     grad: Any = None  # a Tensor, for leaves and where `retains_grad` is set
     retains_grad: bool = False
     hooks: tuple[Hook, ...] = ()
+    watched: bool = False  # whether the node has hooks, or retains its gradient
     arguments: tuple[Any, ...] = ()  # the arguments of the op, saved only if it is replayed
     outdated: bool = False  # whether the leaf was converted to another dtype, and has a new node
     forward_only: bool = False  # whether the node only has tangents, and no graph behind it
@@ -126,7 +126,6 @@ class Node:
         node.order = next(clock)
         node.shape = result.shape
         node.dtype = result.dtype
-        node.watched = False
         return node
 
     def converted(self, array: np.ndarray[Any, Any]) -> Node:
