@@ -132,12 +132,11 @@ class Op(OpLike, Generic[P]):
         vars(self).update(properties)
         for name in ("replayed", "elementwise", "floats", "returns_residuals", "product"):
             check_flag(name, getattr(self, name))
+        self.replayed |= self.returns_residuals  # residuals have no node in the graph
         if self.replayed and self.composition is None:
-            raise ValueError("an op with replayed=True must name the composition to replay")
-        if self.returns_residuals and not self.replayed:
             raise ValueError(
-                "an op with returns_residuals=True must have replayed=True as well, because "
-                "residuals have no node in the graph"
+                "an op with replayed=True or returns_residuals=True must name the composition to "
+                "replay"
             )
         self.forward = forward
         self.flops_cache: dict[Any, int | None] = {}
@@ -527,7 +526,7 @@ def op(
         floats: whether it is a function of floats. It then computes in float64 for integers, and
             in float32 for float16; a Tensor result is converted to float32 or float16.
         returns_residuals: whether the function returns `(out, residuals)`, for VJPs that name
-            `residuals`. The op itself still returns only `out`. This needs `replayed`.
+            `residuals`. The op itself still returns only `out`, and is `replayed`.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns the total. By default, they are counted in the composition, or in the numpy
             functions that the forward calls; receipts do not count what calls no numpy function.

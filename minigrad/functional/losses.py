@@ -475,7 +475,6 @@ logistic_loss.vjp("target", lambda g, logits: -g * logits)
     composition=lambda logits, labels, weights, smoothing, divisor: _label_losses(
         ops.log_softmax(logits), labels, weights, smoothing, divisor
     ),
-    replayed=True,
     returns_residuals=True,
     fresh=("weights",),
 )
@@ -530,7 +529,6 @@ def _label_cross_entropy_tangent(
     composition=lambda x, weight, labels, weights, smoothing, divisor, chunk, differentiated: (
         label_cross_entropy(stored_linear(x, weight), labels, weights, smoothing, divisor)
     ),
-    replayed=True,
     returns_residuals=True,
     fresh=("weights",),
 )

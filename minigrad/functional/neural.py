@@ -159,7 +159,6 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
 
 @op(
     composition=_attention,
-    replayed=True,
     returns_residuals=True,
     product=True,
     nonfinite_hint=_attention_hint,

@@ -136,7 +136,6 @@ def check_linear(x: Array, weight: Array, bias: Array) -> None:
     composition=lambda x, weight, lora_a, lora_b, bias=None, scale=1.0: (
         linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
     ),
-    replayed=True,
     returns_residuals=True,
     product=True,
 )

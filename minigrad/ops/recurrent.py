@@ -77,7 +77,7 @@ def _recurrence(
     return concatenate(states)
 
 
-@op(composition=_recurrence, replayed=True, floats=True, returns_residuals=True, product=True)
+@op(composition=_recurrence, floats=True, returns_residuals=True, product=True)
 def recurrence(
     x: Array, state: Array, weight: Array, bias: Array = None, cell: str = "lstm"
 ) -> tuple[Array, Array | None]:
