@@ -170,11 +170,9 @@ class Op(OpLike, Generic[P]):
             for name in names:
                 self._argnum(name)
 
-    def __deepcopy__(self, memo: Any) -> Op[P]:
-        return self  # an op is a function: a copy of a model uses the same
-
     def __reduce__(self) -> str:
-        name: str = vars(self)["__qualname__"]  # unpickling looks it up in the module of the op
+        """Return the name, by which unpickling finds the op in its module; a copy is the op."""
+        name: str = vars(self)["__qualname__"]
         return name
 
     def __repr__(self) -> str:

@@ -44,8 +44,6 @@ _UNDEFINED: dict[str, Callable[..., Any]] = {
 class Eigh(NamedTuple("Eigh", [("eigenvalues", Tensor), ("eigenvectors", Tensor)])):
     """The result of `eigh`: the eigenvalues, and the eigenvectors as columns."""
 
-    __slots__ = ()
-
 
 @composition
 def eigh(a: Array) -> Eigh:
@@ -169,8 +167,6 @@ def _as_column(x: Array) -> Array:
 class SVD(NamedTuple("SVD", [("U", Tensor), ("S", Tensor), ("Vh", Tensor)])):
     """The result of `svd`: singular vectors as columns, singular values, and vectors as rows."""
 
-    __slots__ = ()
-
 
 @composition
 def svd(a: Array, full_matrices: bool = True) -> SVD:
@@ -275,8 +271,6 @@ def _thin(a: Array, factors: Any) -> Array:
 
 class Slogdet(NamedTuple("Slogdet", [("sign", Tensor), ("logabsdet", Tensor)])):
     """The result of `slogdet`: sign and logarithm of the absolute value of a determinant."""
-
-    __slots__ = ()
 
 
 @composition

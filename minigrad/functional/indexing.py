@@ -23,8 +23,6 @@ from minigrad.ops.shape import flag, from_the_front, normalize_axis
 class ValuesAndIndices(NamedTuple("ValuesAndIndices", [("values", Tensor), ("indices", Tensor)])):
     """Elements that were chosen along an axis, for example by `topk`, and their indices."""
 
-    __slots__ = ()
-
 
 @composition
 def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:

@@ -190,7 +190,8 @@ class Surroundings:
         them.
         """
         settings = {path: _settings_of(each) for path, each in self.settable.items()}
-        states: list[Any] = [pickle.dumps(_state_of(source)) for source in self._sources]
+        holders = [getattr(source, "bit_generator", source) for source in self._sources]
+        states: list[Any] = [pickle.dumps(holder.__getstate__()) for holder in holders]
         if "random" in self._words:
             states += states_of_global_generators()
         return settings, states
@@ -434,15 +435,6 @@ def _named_settings(value: Settable, words: set[str]) -> list[tuple[str, Any]]:
         return [("averages", value.averages), *named.items()]
     rates = value.get_last_lr() if "get_last_lr" in words else ()
     return [("get_last_lr()", rate) for rate in rates]
-
-
-def _state_of(source: Any) -> Any:
-    """Return the state of a source of random numbers."""
-    if isinstance(source, np.random.Generator):
-        return source.bit_generator.state
-    if isinstance(source, np.random.RandomState):
-        return source.get_state(legacy=False)
-    return source.getstate()
 
 
 def _is_equal(a: Any, b: Any) -> bool:
