@@ -118,7 +118,7 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
 
 def check_runs_at_once(
     function: Callable[..., Any],
-    instead: str = "write `with` around the parts of its body that need it",
+    instead: str = "it cannot be decorated, so write `with` around the parts that need it",
     role: str = "",
 ) -> None:
     """Raise a TypeError for a generator or a coroutine, whose body waits when it is called.
