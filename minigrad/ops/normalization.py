@@ -61,8 +61,7 @@ def layer_norm(
 def _rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
-    eps = _least(x) if eps is None else eps
-    out = x * rsqrt(_mean(x * x, normalized_shape) + eps)
+    out = x * rsqrt(_mean(x * x, normalized_shape) + _known_eps(x, eps))
     return out if weight is None else out * weight
 
 
@@ -84,8 +83,7 @@ def rms_norm(
         TypeError: if eps is not a number, or a size is not an integer.
     """
     sizes = _checked_sizes(x, normalized_shape, 0.0 if eps is None else eps, weight)
-    eps = _least(x) if eps is None else eps
-    return kernels.normalization.norm(x, sizes, weight, None, eps, False)
+    return kernels.normalization.norm(x, sizes, weight, None, _known_eps(x, eps), False)
 
 
 def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
@@ -93,11 +91,6 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
 
     The gradients of x and of the weight share the FLOPs of standardising x again.
     """
-
-    def settings(x: Array, normalized_shape: Sizes, eps: float | None) -> tuple[Any, float]:
-        """Return the sizes of the axes, and eps, for the kernels."""
-        sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-        return sizes, _least(x) if eps is None else eps
 
     def gradients(
         g: Array,
@@ -107,7 +100,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         weight: Array,
         eps: float | None,
     ) -> Sequence[Array]:
-        sizes, eps = settings(x, normalized_shape, eps)
+        sizes, eps = x.shape[-np.size(normalized_shape) :], _known_eps(x, eps)
         needed = (*needs_input_grad, False)[:3]  # rms_norm has no bias
         found = kernels.normalization.norm_gradients(g, x, sizes, weight, eps, centred, needed)
         return found[: len(inputs)]
@@ -120,7 +113,7 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
         eps: float | None,
     ) -> Array:
         along_x, along_weight, along_bias = (*tangents, None)[:3]
-        sizes, eps = settings(x, normalized_shape, eps)
+        sizes, eps = x.shape[-np.size(normalized_shape) :], _known_eps(x, eps)
         out = np.zeros(x.shape, x.dtype) if along_bias is None else along_bias
         if along_weight is not None:
             out = out + kernels.normalization.norm(x, sizes, along_weight, None, eps, centred)
@@ -157,9 +150,9 @@ _give_vjp(layer_norm, ("x", "weight", "bias"), centred=True)
 _give_vjp(rms_norm, ("x", "weight"), centred=False)
 
 
-def _least(x: Array) -> float:
-    """Return the machine epsilon of the dtype of x: the distance from 1 to the next number."""
-    return float(np.finfo(x.dtype).eps)
+def _known_eps(x: Array, eps: float | None) -> float:
+    """Return eps; for None, the distance from 1 to the next number of the dtype of x."""
+    return float(np.finfo(x.dtype).eps) if eps is None else eps
 
 
 def _mean(x: Array, normalized_shape: Sizes) -> Array:
