@@ -80,11 +80,7 @@ class ForwardMode(Observer):
         return inner
 
     def _find(self, node: Node) -> _Known | None:
-        """Return what is known about a node.
-
-        Raises:
-            RuntimeError: if the node depends on the inputs, but this run did not see its op.
-        """
+        """Return what is known about a node; an error if another thread has called its op."""
         known = self._known.get(node)
         if known is None and node.order > self._start:
             for edge in node.edges or ():

@@ -165,12 +165,9 @@ class Hook:
 
 
 def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -1) -> list[Node]:
-    """Return `roots` and all nodes that they depend on, newest first.
+    """Return `roots` and all nodes that they depend on, newest first; an error if one is freed.
 
     The walk ends at nodes in `stop`, and at nodes that were made at the time `oldest` or earlier.
-
-    Raises:
-        RuntimeError: if a part of the graph has been freed.
     """
     seen = set(roots)
     found = list(seen)
@@ -196,11 +193,7 @@ def freed(node: Node) -> RuntimeError:
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:
-    """Check that nothing was written to the saved arrays after the forward pass.
-
-    Raises:
-        RuntimeError: if a saved array of a VJP on the way to a needed node was overwritten.
-    """
+    """Raise a RuntimeError if an array that a VJP towards a needed node saved was overwritten."""
     for node in reversed(order):
         if node.order > last_write[0]:
             break  # this node, and so every newer node, was made after the last write

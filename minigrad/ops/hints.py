@@ -23,8 +23,6 @@ class Undefined(str):
     `gradcheck` does not call such a gradient wrong.
     """
 
-    __slots__ = ()
-
 
 def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
     """Return the usual cause of a result that is not finite, or None if the cause is unknown.

@@ -46,12 +46,7 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def normalize_axis(axis: int, ndim: int) -> int:
-    """Return one axis as a non-negative number.
-
-    Raises:
-        TypeError: if the axis is not an integer.
-        ValueError: if the axis does not exist.
-    """
+    """Return one axis as a non-negative number; raise errors as `normalize_axes` does."""
     try:
         return normalize_axis_index(operator.index(axis), ndim)
     except TypeError:
@@ -322,11 +317,7 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
 
 
 def from_the_front(indices: Array, axis: int, shape: Sequence[int]) -> Array:
-    """Return indices of an axis as non-negative integers, for an array of this shape.
-
-    Raises:
-        IndexError: if an index is out of range.
-    """
+    """Return indices of an axis as non-negative integers; an IndexError if one is out of range."""
     size = shape[axis]
     least, most = (indices.min(), indices.max()) if indices.size else (0, -1)
     if not (least >= -size and most < size):
