@@ -134,10 +134,7 @@ class Op(OpLike, Generic[P]):
             check_flag(name, getattr(self, name))
         self.replayed |= self.returns_residuals  # residuals have no node in the graph
         if self.replayed and self.composition is None:
-            raise ValueError(
-                "an op with replayed=True or returns_residuals=True must name the composition to "
-                "replay"
-            )
+            raise ValueError("an op with replayed=True or residuals must name the composition")
         self.forward = forward
         self.flops_cache: dict[Any, int | None] = {}
         self.plain = True

@@ -190,8 +190,7 @@ class Surroundings:
         them.
         """
         settings = {path: _settings_of(each) for path, each in self.settable.items()}
-        holders = [getattr(source, "bit_generator", source) for source in self._sources]
-        states: list[Any] = [pickle.dumps(holder.__getstate__()) for holder in holders]
+        states: list[Any] = [pickle.dumps(source.__getstate__()) for source in self._sources]
         if "random" in self._words:
             states += states_of_global_generators()
         return settings, states
@@ -280,7 +279,7 @@ class Surroundings:
             self._walk(value(), path)
         elif isinstance(value, GENERATORS):
             if not isinstance(value, stdlib_random.SystemRandom):  # which has no state
-                self._sources.append(value)
+                self._sources.append(getattr(value, "bit_generator", value))
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
