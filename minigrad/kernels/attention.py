@@ -443,23 +443,13 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
     """Write the dot product of each row of g with the row of `out`.
 
     Each is summed from the first number to the last, as in the tile. So if a query has only one
-    key, the difference between its slope and this product is exactly 0. Four rows at a time are
-    summed, because an addition has to wait for the one before it.
+    key, the difference between its slope and this product is exactly 0.
     """
-    last = means.size - 1
-    for i in range(0, means.size, 4):
-        rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
-        x0, y0 = vector_at(g, b, h, rows[0]), vector_at(out, b, h, rows[0])
-        x1, y1 = vector_at(g, b, h, rows[1]), vector_at(out, b, h, rows[1])
-        x2, y2 = vector_at(g, b, h, rows[2]), vector_at(out, b, h, rows[2])
-        x3, y3 = vector_at(g, b, h, rows[3]), vector_at(out, b, h, rows[3])
-        sum0 = sum1 = sum2 = sum3 = g.dtype.type(0)
-        for n in range(x0.size):
-            sum0 += x0[n] * y0[n]
-            sum1 += x1[n] * y1[n]
-            sum2 += x2[n] * y2[n]
-            sum3 += x3[n] * y3[n]
-        means[rows[0]], means[rows[1]], means[rows[2]], means[rows[3]] = sum0, sum1, sum2, sum3
+    for i in range(means.size):
+        x, y, total = vector_at(g, b, h, i), vector_at(out, b, h, i), g.dtype.type(0)
+        for n in range(x.size):
+            total += x[n] * y[n]
+        means[i] = total
 
 
 @external()
