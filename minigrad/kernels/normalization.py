@@ -45,7 +45,8 @@ def norm(
         operands = rows_of(x, size), factors, summands, eps, centred
         kernel(out.size * SECONDS, *operands, out.reshape(-1, size))
         return out
-    out, _ = _standardised(x, shape, eps, centred)
+    standard, _ = _standardised(rows_of(x, math.prod(shape)), eps, centred)
+    out = standard.reshape(x.shape)
     if weight is not None:
         out = out * weight
     if bias is not None:
@@ -72,32 +73,27 @@ def norm_gradients(
             none if dbias is None else dbias.reshape(-1),
         )  # fmt: skip
         return dx, dweight, dbias
-    axes = tuple(range(-len(shape), 0))
-    leading = tuple(range(x.ndim - len(shape)))
-    standard, scale = _standardised(x, shape, eps, centred)
-    dx = dweight = dbias = None
-    if needs_input_grad[0]:
-        d = g.astype(np.float64) if weight is None else g * weight.astype(np.float64)
-        dx = d - standard * np.mean(d * standard, axes, keepdims=True)
-        if centred:
-            dx -= np.mean(d, axes, keepdims=True)
-        dx = (dx * scale).astype(x.dtype)
-    if needs_input_grad[1]:
-        dweight = np.sum(g * standard, leading).astype(x.dtype)
-    if needs_input_grad[2]:
-        dbias = np.sum(g, leading, np.float64).astype(x.dtype)
+    rows = rows_of(x, math.prod(shape))
+    gs = rows_of(g, rows.shape[1]).astype(np.float64)
+    standard, scale = _standardised(rows, eps, centred)
+    d = gs if weight is None else gs * weight.ravel()
+    flow = d - standard * np.mean(d * standard, 1, keepdims=True)
+    if centred:
+        flow -= np.mean(d, 1, keepdims=True)
+    found = flow * scale, np.sum(gs * standard, 0), np.sum(gs, 0)
+    dx, dweight, dbias = (
+        y.astype(x.dtype).reshape(sizes) if need else None
+        for y, sizes, need in zip(found, (x.shape, shape, shape), needs_input_grad, strict=True)
+    )
     return dx, dweight, dbias
 
 
-def _standardised(
-    x: Array, shape: tuple[int, ...], eps: float, centred: bool
-) -> tuple[Array, Array]:
+def _standardised(rows: Array, eps: float, centred: bool) -> tuple[Array, Array]:
     """Return (x - mean) scale, and scale, in float64."""
-    axes = tuple(range(-len(shape), 0))
-    rest = x.astype(np.float64)
+    rest = rows.astype(np.float64)
     if centred:
-        rest -= np.mean(rest, axes, keepdims=True)
-    scale = 1 / np.sqrt(np.mean(rest * rest, axes, keepdims=True) + eps)
+        rest -= np.mean(rest, 1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(rest * rest, 1, keepdims=True) + eps)
     return rest * scale, scale
 
 
