@@ -453,23 +453,15 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
 
 
 @external()
-def _write(rows: int, source: Matrix, scale: Any, b: int, h: int, start: int, target: Any) -> None:
-    """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
+def _write(
+    rows: int, columns: int, source: Matrix, scale: Any, b: int, h: int, i: int, j: int, target: Any
+) -> None:  # fmt: skip
+    """Write target[b, h, i + r, j + c] = scale source[r, c]."""
     for r in range(rows):
-        y = vector_at(target, b, h, start + r)
-        x = _row(source, r, y.size, target)
-        for c in range(y.size):
+        x, y = _row(source, r, columns, target), vector_at(target, b, h, i + r)
+        y = elements(address_of(y), j, columns, y)
+        for c in range(columns):
             y[c] = x[c] * scale
-
-
-@external()
-def write_slopes(
-    rows: int, keys: int, slopes: Any, b: int, h: int, i: int, j: int, target: Any
-) -> None:
-    """Write the slopes of queries from i on by keys from j on: target[b, h, i + r, j + key]."""
-    for r in range(rows):
-        for key in range(keys):  # not as slices, for which numba would compile an error message
-            target[b, h, i + r, j + key] = slopes[r, key]
 
 
 @external()
@@ -541,7 +533,7 @@ def backward_loop(
                     logs, means = lse[b, h, n : n + strip], mean[n : n + strip]
                     weights_and_slopes(P, dP, strip, columns, last, logs, means)
                     if ds.size:
-                        write_slopes(strip, seen, slopes[s:], b, h, n, j, ds)
+                        _write(strip, seen, dP, number(1), b, h, n, j, ds)
                     if columns < wide:
                         weights[s : s + strip, columns:] = 0
                         slopes[s : s + strip, columns:] = 0
@@ -550,10 +542,10 @@ def backward_loop(
                 Q, G = _packed(q_rows, queries, i), _packed(g_rows, queries, i)
                 add_to_keys(t, weights, slopes, rows, step, i + offset - j, Q, G, k_sums, v_sums)
             if dk.size:
-                _write(step, _part(k_sums, 0, 0), number(scale), b, h, j, dk)
+                _write(step, d, _part(k_sums, 0, 0), number(scale), b, h, j, 0, dk)
             if dv.size:
-                _write(step, _part(v_sums, 0, 0), number(1), b, h, j, dv)
+                _write(step, d_v, _part(v_sums, 0, 0), number(1), b, h, j, 0, dv)
         if dq.size:
-            _write(queries, _part(q_sums, 0, 0), number(scale), b, h, 0, dq)
+            _write(queries, d, _part(q_sums, 0, 0), number(scale), b, h, 0, 0, dq)
     keep_alive((q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns))
     keep_alive((weights, slopes))
