@@ -63,17 +63,14 @@ class Fused:
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
-        g, x = arguments[0], arguments[self._operands - 1]
+        operands, options = arguments[: self._operands], arguments[self._operands :]
+        first, x = operands[0], operands[-1]
         kernel = self._kernels.get(x.dtype)
-        if kernel is None or not x.size:
+        differ = first is not x and (first.dtype != x.dtype or first.shape != x.shape)
+        if kernel is None or differ or not x.size:
             return self.reference(*arguments)
-        out, flat, seconds = np.empty(x.shape, x.dtype), self._flat, x.size * self._seconds
-        if g is x and self._operands == 1:
-            kernel(seconds, flat(x), *arguments[1:], flat(out))
-        elif g.dtype != x.dtype or g.shape != x.shape:
-            return self.reference(*arguments)
-        else:
-            kernel(seconds, flat(g), flat(x), *arguments[2:], flat(out))
+        out = np.empty(x.shape, x.dtype)
+        kernel(x.size * self._seconds, *map(self._flat, operands), *options, self._flat(out))
         return out
 
 
