@@ -84,9 +84,8 @@ def _run(
     """Run the kernel for the dtype of some planes; return False if there is none."""
     kernel = kernel_for(kernels, planes)
     if kernel is not None:
-        height, width = (np.sum(windows[:, 1] - windows[:, 0]) for windows in (rows, columns))
-        elements = len(planes) * height * width  # in all windows
-        kernel(float(elements * SECONDS), planes, rows, columns, out)
+        in_windows = [(windows[:, 1] - windows[:, 0]).sum() for windows in (rows, columns)]
+        kernel(len(planes) * math.prod(in_windows) * SECONDS, planes, rows, columns, out)
     return kernel is not None
 
 

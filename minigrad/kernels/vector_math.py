@@ -193,7 +193,6 @@ def log(x: Any) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 _FAR = np.float32(13.25)  # from here on e^(-x^2 / 2) is 0 in float32
-_ROOT = np.float32(1 / math.sqrt(2 * math.pi))
 
 # Phi(-z) e^(z^2 / 2) for 0 <= z <= 13.3, as a ratio of polynomials in z, to 5e-9 of it
 _N0, _N1, _N2, _N3, _N4 = map(np.float32, (0.5, 0.43500674, 0.18078043, 0.039800115, 0.0039908933))
