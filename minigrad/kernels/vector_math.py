@@ -156,10 +156,7 @@ def tanh(x: Any) -> Any:
 # Logarithms
 # --------------------------------------------------------------------------------------------------
 
-_SMALLEST = np.float32(2.0**-126)  # the smallest normal number
 _LARGEST = np.finfo(np.float32).max
-_UP, _UP_LOG2 = np.float32(2.0**25), np.float32(25)
-_INF, _NAN = np.float32(np.inf), np.float32(np.nan)
 
 # (atanh(s) / s - 1) / s^2 as a polynomial of s^2, for s <= 1/3, to 5e-9 of atanh(s) / s
 _A0, _A1, _A2, _A3 = map(np.float32, (0.33333206, 0.20010868, 0.13999332, 0.14013182))
@@ -177,15 +174,10 @@ def log1p_series(f: Any) -> Any:
 
 @jit(inline="always")
 def log(x: Any) -> Any:
-    """Compute the natural logarithm within 1.0 units in the last place, also of subnormals."""
-    subnormal = x < _SMALLEST
-    scaled = x * _UP if subnormal else x
-    k = _exponent(scaled)
-    k = k - _UP_LOG2 if subnormal else k
-    out = k * _LN_2_HIGH + (log1p_series(_mantissa(scaled) - _ONE) + k * _LN_2_LOW)
-    out = out if x <= _LARGEST else x  # inf, nan
-    out = out if x != 0 else -_INF
-    return _NAN if x < 0 else out
+    """Compute the natural logarithm of x >= 2^-126 within 1.0 units in the last place."""
+    k = _exponent(x)
+    out = k * _LN_2_HIGH + (log1p_series(_mantissa(x) - _ONE) + k * _LN_2_LOW)
+    return out if x <= _LARGEST else x  # inf, nan
 
 
 # --------------------------------------------------------------------------------------------------
