@@ -114,7 +114,7 @@ def _write_planes(
     lanes: int, sums: int, wide: int, filters: int, pixels: int, target: int, plane: int, item: int,
     zero: float,
 ) -> None:  # fmt: skip
-    """Transpose the sums of some pixels, in rows of `wide`, to planes `plane` bytes apart."""
+    """Transpose rows of `wide` sums, of a pixel or tap each, to planes `plane` bytes apart."""
     done = filters - filters % lanes if pixels >= lanes else 0
     for o in range(0, done, lanes):
         for i in range(0, pixels, lanes):
@@ -243,18 +243,6 @@ def _add_block(
                 tile = last
 
 
-@external()
-def _write_sums(t: BlockSizes, start: int, end: int, filters: int, sums: Any, out: Any) -> None:
-    """Transpose the sums of the tiles from `start` to before `end` to the rows of some filters."""
-    depth, (high, wide) = out.shape[1], tile_size(t, filters)
-    tiles = (depth + high - 1) // high
-    for tile in range(start, end):
-        filter_, k = tile // tiles * wide, tile % tiles * high
-        for o in range(min(wide, filters - filter_)):
-            for tap in range(min(high, depth - k)):
-                out[filter_ + o, k + tap] = sums[(tile - start) * high + tap, o]
-
-
 @for_each_dtype()
 def sums_of_taps(
     piece: int, pieces: int, source: Read.D2, g: Read.D2, table: Integers, plan: Integers,
@@ -271,7 +259,8 @@ def sums_of_taps(
     sets = out.shape[0] // filters  # of filters: one for each group of each part
     parts = sets // s.groups
     high, wide = tile_size(t, filters)
-    tiles = (filters + wide - 1) // wide * ((depth + high - 1) // high)
+    tiles_of_taps = (depth + high - 1) // high
+    tiles = (filters + wide - 1) // wide * tiles_of_taps
     lines = np.zeros(0 if s.in_place else s.together * image_size(s) + t.NR, source.dtype)
     pixels = pixel_offsets(s, s.together, s.block, t.item)
     share = (sets * tiles + pieces - 1) // pieces
@@ -295,5 +284,11 @@ def sums_of_taps(
                     t, s, block, start, end, filters, depth, g, at, address_of(pixels),
                     address_of(table), first_line(work), address_of(sums),
                 )  # fmt: skip
-        _write_sums(t, start, end, filters, sums, out[number * filters :])
+        for tile in range(start, end):
+            o, k = tile // tiles_of_taps * wide, tile % tiles_of_taps * high
+            corner = part_of(matrix_of(out), number * filters + o, k)
+            _write_planes(
+                t.VL, address_of(sums) + (tile - start) * high * wide * t.item, wide,
+                min(wide, filters - o), min(high, depth - k), corner.at, corner.row, t.item, t.zero,
+            )  # fmt: skip
     keep_alive((lines, pixels, sums, work))
