@@ -46,11 +46,8 @@ class Lines(NamedTuple):
     apart: int  # numbers in a line from a column of the result to the next
 
 
-class LoopPlan(NamedTuple):
-    """The integers that loops get: bytes from a line to each tap; block sizes, and then `Lines`."""
-
-    table: Array
-    sizes: Array
+LoopPlan = tuple[Array, Array]
+"""The integers that loops get: bytes from a line to each tap; block sizes, and then `Lines`."""
 
 
 def _plan(
@@ -99,7 +96,7 @@ def _plan(
         in_place, block, rows, cols, together, stride[1] // phases,
     )  # fmt: skip
     sizes = np.array([*block_sizes(itemsize), *lines])
-    return LoopPlan(table.reshape(-1) * itemsize, sizes)
+    return table.reshape(-1) * itemsize, sizes
 
 
 @lru_cache(PLANS)
