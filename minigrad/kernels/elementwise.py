@@ -30,21 +30,19 @@ def where(condition: Array, x: Any, y: Any) -> Array:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
     rows = (np.asarray(v, out.dtype).ravel() for v in (x, y))
-    are_arrays = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
-    kernel(out.size * LINE, condition.ravel(), *rows, *are_arrays, out.ravel())
+    kernel(out.size * LINE, condition.ravel(), *rows, out.ravel())
     return out
 
 
 @for_each_dtype()
 def _where_loop(
-    piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, x_is_array: bool,
-    y_is_array: bool, out: Written.D1,
-) -> None:  # fmt: skip
+    piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, out: Written.D1
+) -> None:
     """Choose from two arrays, or from an array and a number, which is then an array of size 1."""
     chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
     xs, ys, x0, y0 = part(piece, pieces, x), part(piece, pieces, y), x[0], y[0]
     for i in range(chosen.size):
-        one, other = xs[i] if x_is_array else x0, ys[i] if y_is_array else y0
+        one, other = xs[i] if x.size > 1 else x0, ys[i] if y.size > 1 else y0
         outs[i] = one if chosen[i] else other
 
 
