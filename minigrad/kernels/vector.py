@@ -319,12 +319,6 @@ def instruction(
     return decorate
 
 
-@instruction()
-def prefetch(e: Emitter, address: Any) -> None:
-    """Prefetch the cache line at `address`, which will soon be read; the address may be invalid."""
-    e.prefetch(address, to_write=False)
-
-
 @intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """Return the address of the first number of an array; see `keep_alive`."""

@@ -42,7 +42,6 @@ from minigrad.kernels.vector import (
     instruction,
     keep_alive,
     load,
-    prefetch,
     store,
     transpose_block,
 )
@@ -149,10 +148,6 @@ def _compute_planes(
         for p in range(0, pixels, most):
             now = min(most, pixels - p)  # of each image
             target = planes + image * image_bytes + p * t.item
-            for number in range(some * filters):
-                here = target + number // filters * image_bytes + number % filters * plane
-                for byte in range(0, now * t.item, CACHE_LINE):
-                    prefetch(here + byte)  # because it is written soon
             of_rows = offsets + (image * pixels + p) * 8
             for run in range(runs):
                 k, end = run * depth // runs, (run + 1) * depth // runs
