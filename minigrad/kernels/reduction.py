@@ -123,13 +123,6 @@ def cumsum(row: Any, result: Any) -> None:
         result[j] = total
 
 
-@jit(fastmath={"contract"})
-def _exponentials(row: Any, highest: Any, out: Any) -> None:
-    """Write e^(x - highest) to `out`."""
-    for j in range(row.size):
-        out[j] = vector_math.exp_below(row[j] - highest)
-
-
 def _softmax(x: Array, axis: Any = -1) -> Any:
     e = np.exp(x - np.max(x, axis=axis, keepdims=True))
     e /= np.sum(e, axis=axis, keepdims=True)
@@ -142,9 +135,10 @@ def softmax(row: Any, result: Any) -> None:
     highest = greatest_of(row)
     total = 0.0
     for start in range(0, row.size, STRETCH):
-        stretch = slice(start, start + STRETCH)
-        _exponentials(row[stretch], highest, result[stretch])
-        total += sum_of_stretch(result[stretch], 0)
+        xs, outs = row[start : start + STRETCH], result[start : start + STRETCH]
+        for j in range(xs.size):
+            outs[j] = vector_math.exp_below(xs[j] - highest)
+        total += sum_of_stretch(outs, 0)
     factor = np.float32(1.0 / total)
     for j in range(row.size):
         result[j] *= factor
