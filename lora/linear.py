@@ -136,6 +136,7 @@ class LoRALayer(AdaptedLayer):
         a, b, scale = joined(adapters)
         weight = stored if stored.node is None else stored.detach()
         # W does not change from step to step, so its packed panels are kept for all products.
-        # (Setting an attribute of a module, other than in its dict, takes a microsecond.)
-        vars(self)["_prepacked"] = kernels.gemm.prepacked.prepack(weight._data)
+        panels = kernels.gemm.prepacked.prepack(weight._data)
+        if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond
+            self._prepacked = panels
         return ops.lora_linear(x, weight, a, b, bias, scale)
