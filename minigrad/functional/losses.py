@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -360,12 +361,11 @@ def label_weights(
 
     A label that is not a class is a ValueError, and so is a mean in which all labels are ignored.
     """
-    is_counted = labels != ignore_index
-    known = np.where(is_counted, labels, 0)
-    check_below("targets", known, classes, "classes")
-    of_labels = dtype.type(1) if class_weights is None else class_weights[known]
-    weights = np.where(is_counted, of_labels, dtype.type(0))
-    total = float(weights.sum(dtype=np.float64))
+    weights, total = kernels.losses.label_weights(
+        labels, classes, int(ignore_index), class_weights, dtype
+    )
+    if not isfinite(total):  # the weight is nan where a label is not a class
+        check_below("targets", np.where(labels == ignore_index, 0, labels), classes, "classes")
     if reduction == "mean" and total == 0:
         raise ValueError(_NO_MEAN if labels.size else _NO_LOSSES.format(labels.shape))
     return weights, {"mean": total, "sum": 1.0, "none": None}[reduction]

@@ -28,15 +28,15 @@ from minigrad.progress import progress_bar
 TRAINING = (
     "adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
     "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
-    "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "relu_gradient_loop",
-    "relu_loop", "_backward_loop", "_forward_loop", "gemm",
+    "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
 IMAGES = (
     "gemm", "sums_of_taps", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
-    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_cross_entropy_loop", "_largest_loop",
-    "relu_loop", "_scaled_loop", "_moments_loop",
+    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
 )  # fmt: skip
 """The kernels of a convolutional network. `gemm` is needed first, but takes longest."""
 

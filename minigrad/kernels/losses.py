@@ -17,12 +17,36 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import CURVE, LINE, elementwise, rows_of
-from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.reduction import SECONDS, STRETCH, greatest_and_log, sum_of
 
 Labels = Annotated[Read.D1, types.int64]
 Sums = Annotated[Written.D1, types.float64]
+
+
+def label_weights(
+    labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
+) -> tuple[Array, float]:
+    """Return the weight of each label, and the sum of the weights.
+
+    A weight is that of the class, or 1; 0 if the label is `ignored`; nan if there is no such class.
+    """
+    kernel = _label_weights_loop.get(dtype)
+    if kernel is not None and labels.dtype == np.int64:
+        weights, total = np.empty(labels.shape, SINGLE), np.empty(1)
+        known = nothing(SINGLE) if class_weights is None else class_weights.ravel()
+        kernel.alone(labels.ravel(), classes, ignored, known, weights.ravel(), total)
+        return weights, total.item()
+    is_unknown = (labels < 0) | (labels >= classes)
+    if class_weights is None:
+        weights = np.ones(labels.shape, dtype)
+    else:
+        # For a single label, indexing returns a number.
+        weights = np.asarray(class_weights.astype(dtype)[np.where(is_unknown, 0, labels)])
+    weights[is_unknown] = np.nan
+    weights[labels == ignored] = 0
+    return weights, float(weights.sum(dtype=np.float64))
 
 
 def cross_entropy(
@@ -75,6 +99,26 @@ def cross_entropy_gradient(
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _, _sum_of_differences = sum_of(lambda x, highest, _: x - highest)
 _sum_of_squares, _ = sum_of(lambda x, y, j: (x - y[j]) * (x - y[j]))
+
+
+@for_each_dtype(SINGLE, threads=False)
+def _label_weights_loop(
+    _piece: int, _pieces: int, labels: Labels, classes: int, ignored: int, class_weights: Read.D1,
+    weights: Written.D1, total: Sums,
+) -> None:  # fmt: skip
+    sums = 0.0
+    for i in range(labels.size):
+        label = labels[i]
+        weight: Any = _ONE
+        if label == ignored:
+            weight = np.float32(0)
+        elif not 0 <= label < classes:
+            weight = np.float32(np.nan)
+        elif class_weights.size:
+            weight = class_weights[label]
+        weights[i] = weight
+        sums += weight
+    total[0] = sums
 
 
 @for_each_dtype(SINGLE)
