@@ -132,8 +132,9 @@ def multiply_run(
     one_block = one_block and (pieces == 1 or m >= pieces * ROWS_OF_A_PIECE)
     # With few steps of k, writing C takes most of the time. If a vector is as long as a cache line,
     # and does not begin one, it is in two of them, and takes twice as long to write. So the columns
-    # before a line are computed by themselves.
-    aligns = VECTOR == CACHE_LINE and k <= SHALLOW and n >= ALIGNED_FROM * t.NR
+    # before a line are computed by themselves. (Not on a matrix unit: there, infinity in a column
+    # changes how the others of its panel are added, so the panels must not depend on addresses.)
+    aligns = VECTOR == CACHE_LINE and k <= SHALLOW and n >= ALIGNED_FROM * t.NR and not t.split
     add, size = plan[ADD] != 0, m * n * t.item
     has_room = choice.pack_b and not one_block
     work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if has_room else 0, np.uint8)

@@ -57,6 +57,20 @@ def test_add_adds_to_what_is_there(shape, rng):
 
 
 @needs_unit
+def test_bits_do_not_depend_on_where_the_result_is(rng):
+    """Which columns share a panel must not either: infinity changes how all of a panel is added."""
+    x, y = operand(rng, 40, 64, "C"), operand(rng, 64, 2048, "C")
+    y[3, 640] = np.inf
+    memory = np.zeros(40 * 2048 + 16, SINGLE)
+    plan, bits = PRODUCTS[SINGLE].plans_of(True)[False], None
+    for first in range(16):
+        out = memory[first : first + 40 * 2048].reshape(40, 2048)
+        PRODUCTS[SINGLE].gemm.alone(x, y, nothing(SINGLE), out, plan)
+        bits = out.copy() if bits is None else bits
+        np.testing.assert_array_equal(out, bits)
+
+
+@needs_unit
 def test_a_float32_is_exactly_the_sum_of_its_parts(rng):
     x = operand(rng, 70, 70, "C") * np.exp2(rng.integers(-60, 60, (70, 70))).astype(SINGLE)
     x[0, :4] = np.finfo(SINGLE).max, -np.finfo(SINGLE).max, 0, 1 + np.finfo(SINGLE).eps
