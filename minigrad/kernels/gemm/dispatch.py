@@ -30,6 +30,7 @@ from numpy import empty, ndarray
 from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes, unit_block_sizes
+from minigrad.kernels.gemm.macrokernel import SHALLOW
 from minigrad.kernels.gemm.matrix_unit import is_available
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import SINGLE, Array, nothing
@@ -299,8 +300,8 @@ class Products:
 
     def suits_unit(self, m: int, n: int, k: int) -> bool:
         """Return whether a product is faster on the matrix unit; on two threads, it may not be."""
-        is_large = m * n * k >= UNIT_FROM and m >= 32 <= k and n >= 2 * 32
-        return self.has_unit and is_large
+        is_large = m * n * k >= UNIT_FROM and m >= 32 and n >= 2 * 32
+        return self.has_unit and is_large and k > SHALLOW  # else writing C takes most of the time
 
     def _is_long(self, m: int, n: int, k: int) -> bool:
         """Return whether the sum is so long that threads share its pieces, and not parts of C."""
