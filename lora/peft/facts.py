@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -15,9 +16,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import Array, strips
-from lora.scaling import check_alpha
 from minigrad import __version__
-from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
 from minigrad.tables import counted
 
@@ -35,8 +34,9 @@ class LayerFacts:
         dropout: the dropout of its inputs in training; None for the one in the configuration.
 
     Raises:
-        TypeError: if `base` or `stored` is not text, or the scale or dropout is not a number.
-        ValueError: if the scale is not positive and finite, or the dropout is not a probability.
+        TypeError: if `base` or `stored` is not text.
+        ValueError: if the scale is not a positive finite float, or the dropout is not a
+            probability.
     """
 
     scale: float
@@ -45,10 +45,13 @@ class LayerFacts:
     dropout: float | None = None
 
     def __post_init__(self) -> None:
-        check_alpha("scale", self.scale)
-        check_probability("dropout", 0.0 if self.dropout is None else self.dropout)
+        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
+            raise ValueError(f"a scale of {self.scale!r:.60}")
         if not isinstance(self.base, (str, type(None))) or not isinstance(self.stored, str):
             raise TypeError(f"a base of {self.base!r:.60}, {self.stored!r:.60}")
+        dropout = 0.0 if self.dropout is None else self.dropout
+        if not isinstance(dropout, float) or not 0 <= dropout <= 1:
+            raise ValueError(f"a dropout of {self.dropout!r:.60}")
 
 
 @dataclass(frozen=True)
