@@ -1,4 +1,4 @@
-"""Training data: rows of JSONL files as tokens, which of them count in the loss; micro-batches.
+"""Training data: rows of JSONL files as tokens, marks which of them count, and micro-batches.
 
 A row has one of three forms; other keys, of a message too, are ignored, and reported:
 

@@ -78,7 +78,10 @@ BLOCK = 3 * PART
 LINE = SIDE * 4  # bytes of SIDE numbers of float32
 
 TERMS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
-"""The parts of A and of B in the products that are added up, small products first."""
+"""The parts of A and of B in the products that are added up, the greatest product last.
+
+Neighbours mostly have a part in common, which stays in its tiles: 14 loads instead of 24.
+"""
 SHORT_TERMS = [term for term in TERMS if term[1] == 0]
 """Those of the products whose B has numbers with one part."""
 
