@@ -33,7 +33,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from minigrad.heap import keep_freed_memory
+from minigrad.heap import prepare_heap
 from minigrad.kernels import start
 from minigrad.kernels.start import interrupts_held_back, load_numba
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if find_spec(f"{__name__}.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    keep_freed_memory()
+    prepare_heap()
     load_numba()
     with interrupts_held_back():
         return import_module(f"{__name__}.{name}")  # and Python makes it an attribute

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless the user has settings of their own."""
+"""The heap is on huge pages and keeps freed memory, unless the user has settings of their own."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ STEPS = """
     import numpy as np
     from minigrad import heap
 
-    keeps = heap.keep_freed_memory()
+    keeps = heap.prepare_heap()
 
     def step():
         arrays = [np.ones(100_000) for _ in range(10)]  # 8 MB, of which the last is freed first
@@ -34,10 +34,13 @@ glibc = pytest.mark.skipif(
 )
 
 
+def without_settings():
+    """The variables of the user's settings, each without a value."""
+    return {name: None for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))}
+
+
 def run(**variables):
-    theirs = ("MALLOC_", "GLIBC_")
-    unset = {name: None for name in os.environ if name.startswith(theirs)}
-    keeps, faults = map(int, run_python(STEPS, **{**unset, **variables}).split())
+    keeps, faults = map(int, run_python(STEPS, **{**without_settings(), **variables}).split())
     return bool(keeps), faults
 
 
@@ -56,6 +59,127 @@ def test_a_setting_of_the_user_stays():
     assert faults > 10_000
 
 
+def has_huge_pages():
+    try:
+        enabled = Path(heap.HUGE_SIZE).with_name("enabled").read_text()
+        return "[never]" not in enabled and int(Path(heap.HUGE_SIZE).read_text()) == heap.HUGE
+    except OSError:
+        return False
+
+
+huge = pytest.mark.skipif(not has_huge_pages(), reason="this system has no huge pages of 2 MB")
+
+ARRAYS = """
+    import re
+    from pathlib import Path
+    import numpy as np
+    from minigrad import heap
+
+    def on_huge_pages():
+        lines = Path("/proc/self/smaps_rollup").read_text()
+        return int(re.search(r"AnonHugePages: *(\\d+) kB", lines)[1]) * 1024
+
+    def share_of_new_arrays():
+        before = on_huge_pages()
+        arrays = [np.ones(1 << 20, np.uint8) for _ in range(64)]
+        return (on_huge_pages() - before) / sum(array.nbytes for array in arrays)
+
+    heap.prepare_heap()
+    first = share_of_new_arrays()
+    heap.give_back_memory()
+    print(first, share_of_new_arrays())
+"""
+
+
+@glibc
+@huge
+def test_arrays_are_on_huge_pages_also_after_memory_was_given_back():
+    assert all(
+        0.9 < float(share) < 1.1 for share in run_python(ARRAYS, **without_settings()).split()
+    )
+
+
+ADDRESSES = """
+    import os, resource
+    from pathlib import Path
+    from minigrad import heap
+
+    kind, limit = os.environ["KIND"], 64 << 30
+    if kind:
+        kind = getattr(resource, kind)
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    if "COUNTED" in os.environ:
+        heap.OVERCOMMIT = os.environ["COUNTED"]
+
+    def bytes_of_process():
+        pages = Path("/proc/self/statm").read_text().split()[:2]
+        return [int(count) * resource.getpagesize() for count in pages]
+
+    before = bytes_of_process()
+    heap.prepare_heap()
+    print(*(now - then for now, then in zip(bytes_of_process(), before)))
+"""
+
+
+def bytes_taken(**variables):
+    """The bytes of addresses and of memory that `prepare_heap` takes."""
+    return map(
+        int, run_python(ADDRESSES, **{**without_settings(), "KIND": "", **variables}).split()
+    )
+
+
+@glibc
+@huge
+def test_the_heap_gets_addresses_but_no_memory():
+    addresses, memory = bytes_taken()
+    assert addresses > min(heap.RESERVED, heap.physical_memory() // 4) - 4 * heap.MIB
+    assert memory < 4 * heap.MIB
+
+
+@glibc
+@huge
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_no_addresses_are_reserved_if_the_user_has_limited_them(kind):
+    addresses, _ = bytes_taken(KIND=kind)
+    assert addresses < 4 * heap.MIB
+
+
+@glibc
+@huge
+def test_no_addresses_are_reserved_if_the_system_counts_them_as_memory(tmp_path):
+    (tmp_path / "overcommit_memory").write_text("2\n")
+    addresses, _ = bytes_taken(COUNTED=str(tmp_path / "overcommit_memory"))
+    assert addresses < 4 * heap.MIB
+
+
+FREED = """
+    import numpy as np
+    from pathlib import Path
+    from minigrad import heap
+
+    def resident():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
+
+    heap.RESERVED, heap.KEPT = 64 * heap.MIB, 32 * heap.MIB
+    before = resident()
+    heap.prepare_heap()
+    arrays = [np.ones(8 * heap.MIB, np.uint8) for _ in range(50)]
+    used = resident() - before
+    arrays.clear()
+    print(used, resident() - before)
+"""
+
+
+@glibc
+@huge
+def test_free_memory_beyond_the_limit_goes_back_to_the_system():
+    assert heap.RESERVED + heap.KEPT < 2**31  # as the C library wants it
+    used, kept = map(int, run_python(FREED, **without_settings()).split())
+    assert used >= 400
+    assert kept < 64 + 32 + 8
+
+
 @pytest.fixture
 def heap_untouched(monkeypatch):
     """The module in an environment without settings, where asking the C library is an error."""
@@ -71,12 +195,12 @@ def heap_untouched(monkeypatch):
 )
 def test_with_any_setting_of_the_user_the_c_library_is_not_asked(name, heap_untouched, monkeypatch):
     monkeypatch.setenv(name, "65536")
-    assert heap_untouched.keep_freed_memory.__wrapped__() is False
+    assert heap_untouched.prepare_heap.__wrapped__() is False
 
 
 def test_a_c_library_without_such_settings_is_left_alone(heap_untouched, monkeypatch):
     monkeypatch.setattr(os, "confstr_names", {}, raising=False)
-    assert heap_untouched.keep_freed_memory.__wrapped__() is False
+    assert heap_untouched.prepare_heap.__wrapped__() is False
 
 
 QUANTIZE = """
