@@ -6,7 +6,8 @@ contenders begin with the same arrays, and must arrive at the same logits and lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,16 +63,14 @@ def tokens(rows: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, CONFIG["vocab_size"], (rows, length))
 
 
-def weights() -> Iterator[tuple[str, NDArray[np.float32]]]:
+def weights(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Weights that neither vanish nor explode in 30 layers, the same for everybody.
 
-    They come one by one, so that nobody has them in memory twice.
+    They come one by one, so that nobody has them in memory twice. Each contender knows the shapes
+    itself: if PyTorch's process imported minigrad, its heap would be on huge pages, too.
     """
-    from lora.text.architecture import config_from_json, expected_shapes
-
-    rng = np.random.default_rng(0)
-    for name, shape in expected_shapes(config_from_json(CONFIG)).items():
-        drawn = rng.standard_normal(shape, np.float32)
+    for name, shape in shapes.items():
+        drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
         drawn *= np.float32(0.04)
         if "norm" in name:
             drawn += 1
@@ -92,13 +91,14 @@ def adapters(layers: list[tuple[str, tuple[int, int]]]) -> dict[str, Any]:
 
 def ours(dtype: str = "float32") -> Any:
     from lora.text import loading
-    from lora.text.architecture import config_from_json
+    from lora.text.architecture import config_from_json, expected_shapes
     from lora.text.model import LanguageModel
     from minigrad.nn import init
 
+    config = config_from_json(CONFIG)
     with init.skipped():
-        model = LanguageModel(config_from_json(CONFIG))
-    loading.fill(model, weights(), dtype)
+        model = LanguageModel(config)
+    loading.fill(model, weights(expected_shapes(config)), dtype)
     return model
 
 
@@ -110,7 +110,9 @@ def theirs() -> Any:
     rope = {"rope_type": "default", "rope_theta": CONFIG["rope_theta"]}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**options, rope_parameters=rope))
-    state = {name: torch.from_numpy(x) for name, x in weights()}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes.pop("lm_head.weight", None)  # is the table of the embeddings
+    state = {name: torch.from_numpy(x) for name, x in weights(shapes)}
     found = model.load_state_dict(state, strict=False, assign=True)
     if found.unexpected_keys or found.missing_keys not in ([], ["lm_head.weight"]):
         raise RuntimeError(f"transformers has other names for the weights: {found}")
