@@ -192,7 +192,7 @@ class KVCache:
     Args:
         batch: the number of texts.
         heads: the number of heads of keys and values.
-        capacity: the largest number of tokens. Memory for a token is used when the token comes.
+        capacity: the largest number of tokens. Memory is used page by page, when tokens come.
         head_dim: the size of a key and of a value.
         dtype: the dtype of keys and values.
 
@@ -238,7 +238,8 @@ class KVCache:
                 f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
                 f"memory for {capacity}; make the cache with a larger capacity"
             )
-        self._both[:, :, :, self.length : end] = as_array(k), as_array(v)
+        for stored, new in zip(self._both, (k, v), strict=True):
+            stored[:, :, self.length : end] = as_array(new)
         self.length = end
         keys, values = self._both[:, :, :, :end]
         return Tensor(keys), Tensor(values)
