@@ -59,15 +59,20 @@ def test_a_setting_of_the_user_stays():
     assert faults > 10_000
 
 
-def has_huge_pages():
+def can_have_huge_pages():
+    """Whether huge pages have the usual size here, and unused addresses do not count."""
+    resource = pytest.importorskip("resource")
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     try:
-        enabled = Path(heap.HUGE_SIZE).with_name("enabled").read_text()
-        return "[never]" not in enabled and int(Path(heap.HUGE_SIZE).read_text()) == heap.HUGE
+        size, counted = (int(Path(name).read_text()) for name in (heap.HUGE_SIZE, heap.OVERCOMMIT))
     except OSError:
         return False
+    return size == heap.HUGE and counted != 2 and set(limits) == {resource.RLIM_INFINITY}
 
 
-huge = pytest.mark.skipif(not has_huge_pages(), reason="this system has no huge pages of 2 MB")
+huge = pytest.mark.skipif(
+    not can_have_huge_pages(), reason="here the heap gets no addresses for huge pages"
+)
 
 ARRAYS = """
     import re
@@ -75,14 +80,18 @@ ARRAYS = """
     import numpy as np
     from minigrad import heap
 
-    def on_huge_pages():
-        lines = Path("/proc/self/smaps_rollup").read_text()
-        return int(re.search(r"AnonHugePages: *(\\d+) kB", lines)[1]) * 1024
+    def asked():
+        # Linux marks the addresses for which it was asked for huge pages by the flag "hg".
+        text = Path("/proc/self/smaps").read_text()
+        found = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) |^VmFlags:(.*)", text, re.MULTILINE)
+        ranges = [(int(a, 16), int(b, 16)) for a, b, _ in found[::2]]
+        flags = [flags.split() for *_, flags in found[1::2]]
+        return [range(*r) for r, each in zip(ranges, flags, strict=True) if "hg" in each]
 
     def share_of_new_arrays():
-        before = on_huge_pages()
         arrays = [np.ones(1 << 20, np.uint8) for _ in range(64)]
-        return (on_huge_pages() - before) / sum(array.nbytes for array in arrays)
+        mappings = asked()
+        return sum(any(x.ctypes.data in m for m in mappings) for x in arrays) / len(arrays)
 
     heap.prepare_heap()
     first = share_of_new_arrays()
@@ -93,10 +102,11 @@ ARRAYS = """
 
 @glibc
 @huge
-def test_arrays_are_on_huge_pages_also_after_memory_was_given_back():
-    assert all(
-        0.9 < float(share) < 1.1 for share in run_python(ARRAYS, **without_settings()).split()
-    )
+def test_huge_pages_are_asked_for_arrays_also_after_memory_was_given_back():
+    # Not whether they are on such pages, which Linux may not have. The first of them may lie before
+    # the first address that a huge page can have.
+    shares = run_python(ARRAYS, **without_settings()).split()
+    assert all(float(share) > 0.9 for share in shares)
 
 
 ADDRESSES = """
