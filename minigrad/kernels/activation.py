@@ -96,6 +96,12 @@ def silu(x: Any) -> Any:
     return x * vector_math.sigmoid(x)
 
 
+@elementwise(CURVE, reference=lambda gate, x: gate * _sigmoid(gate) * x)
+def swiglu(gate: Any, x: Any) -> Any:
+    """Compute silu(gate) x."""
+    return gate * vector_math.sigmoid(gate) * x
+
+
 def _silu_gradient(g: Array, x: Array) -> Any:
     s = _sigmoid(x)
     return g * (s * (1 + x * (1 - s)))

@@ -338,7 +338,9 @@ class GatedMLP(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return down(activation(gate(x)) * up(x))."""
-        hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        is_silu = self.activation is ops.silu
+        hidden = ops.swiglu(gate, up) if is_silu else self.activation(gate) * up
         return self.down_proj(hidden)  # type: ignore[no-any-return]  # a module returns Any
 
     extra_repr = MLP.extra_repr

@@ -100,6 +100,19 @@ def _silu_x(g: Array, x: Array) -> Array:
     return kernels.activation.silu_gradient(g, x)
 
 
+@op(elementwise=True, composition=lambda gate, x: silu(gate) * x, floats=True)
+def swiglu(gate: Array, x: Array) -> Array:
+    """silu(gate) x, the hidden vector of a gated MLP (Shazeer, 2020), in one pass over memory.
+
+    Other than in the composition, silu(gate) is not kept for the backward pass.
+    """
+    return kernels.activation.swiglu(gate, x)
+
+
+swiglu.vjp("gate", lambda g, gate, x: _silu_x(g * x, gate))
+swiglu.vjp("x", lambda g, gate: swiglu(gate, g))
+
+
 @op(elementwise=True, floats=True, cost=1)
 def softplus(x: Array, beta: float = 1.0) -> Array:
     """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).

@@ -70,6 +70,22 @@ CASES = [
         ]
         for note, shape in {"": (2, 3), "0-d": (), "empty": (0, 2)}.items()
     ],
+    *[
+        Case("swiglu", normal(*shapes), lambda gate, x: silu(gate) * x, note=note)
+        for note, shapes in {
+            "": [(2, 3), (2, 3)],
+            "broadcast": [(2, 1), (3,)],
+            "0-d": [(), ()],
+            "empty": [(0, 2), (2,)],
+        }.items()
+    ],
+    Case(
+        "swiglu",
+        fixed([-1000.0, 1000.0, 2.0], [3.0, 3.0, 0.0]),
+        lambda gate, x: np.array([0, 3000.0, 0]),
+        note="far out",
+        derivative=lambda g, gate, x: (g * [0, 3, 0], g * [0, 1000, silu(2.0)]),
+    ),
     Case("leaky_relu", nonzero((2, 3)), leaky_relu, {"negative_slope": 0.3}),
     Case("leaky_relu", nonzero((2, 3)), leaky_relu, {"negative_slope": 2.0}),
     Case("leaky_relu", nonzero((2, 3)), leaky_relu, {"negative_slope": 0.0}),
@@ -89,6 +105,16 @@ CASES = [
             ("softmax", softmax),
             ("log_softmax", log_softmax),
         ]
+        for note, dtype in GIVE_FLOAT32.items()
+    ],
+    *[
+        Case(
+            "swiglu",
+            fixed(dtype([1, 3]), dtype([2, 0])),
+            narrow(lambda a, b: silu(a) * b),
+            note=note,
+            order=0,
+        )
         for note, dtype in GIVE_FLOAT32.items()
     ],
     # Kinks

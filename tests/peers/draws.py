@@ -482,7 +482,10 @@ RANDOM = {
     "logical_not": unary(booleans),
     "astype": unary(normal, dtype=np.float32),
     **{name: binary() for name in ("add", "subtract", "multiply", "divide", "remainder")},
-    **{name: binary() for name in ("arctan2", "fmod", "copysign", "hypot", "logaddexp", "kron")},
+    **{
+        name: binary()
+        for name in ("arctan2", "fmod", "copysign", "hypot", "logaddexp", "kron", "swiglu")
+    },
     "xlogy": binary(positive),
     "isclose": binary(steps),
     "floor_divide": binary(lambda *shapes: lambda rng: [x + 9 for x in below(9, *shapes)(rng)]),

@@ -265,6 +265,7 @@ PYTORCH = {
     "minimum": lambda t, a, b: t.minimum(a, t.as_tensor(b, dtype=a.dtype)),
     "arctan2": lambda t, y, x: t.arctan2(y, t.as_tensor(x, dtype=y.dtype)),
     **{name: of_two_tensors(name) for name in ("logaddexp", "hypot", "copysign")},
+    "swiglu": lambda t, gate, x: t.nn.functional.silu(t.as_tensor(gate)) * x,
     "isclose": another("isclose"),
     "xlogy": lambda t, x, y: t.xlogy(x, y),
     "nan_to_num": lambda t, x, nan=0.0, posinf=None, neginf=None: t.nan_to_num(
@@ -486,7 +487,7 @@ DIFFERENT = {
         if case.name
         in (
             *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
-            *("logaddexp", "hypot"),
+            *("logaddexp", "hypot", "swiglu"),
             *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
             *("batch_norm", "group_norm", "pinv", "eigvalsh", "svdvals"),
         )

@@ -113,6 +113,7 @@ OF_TWO = {
     "elu_gradient": (0.7,),
     "sigmoid_gradient": (),
     "tanh_gradient": (),
+    "swiglu": (),
     "silu_gradient": (),
     "softplus_gradient": (1.5,),
     "gelu_gradient": (),

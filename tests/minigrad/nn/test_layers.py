@@ -209,6 +209,22 @@ def test_a_gated_mlp_multiplies_one_map_with_the_activation_of_another(bias, rng
     np.testing.assert_allclose(net(minigrad.tensor(x)).data, expected, rtol=1e-12)
 
 
+def test_a_gated_mlp_with_silu_keeps_no_activation_for_the_backward_pass(rng):
+    fused, composed = (GatedMLP(3, 400, rng=np.random.default_rng(0)) for _ in range(2))
+    composed.activation = lambda gate: minigrad.silu(gate)
+    x = minigrad.tensor(rng.standard_normal((5, 3), np.float32), requires_grad=True)
+    saved = []
+    for net in (fused, composed):
+        with minigrad.receipt() as found:
+            loss = net(x).sum()
+            saved.append(found.saved_bytes)
+            del loss
+    assert saved[1] - saved[0] == 5 * 400 * 4
+    results = [minigrad.grad(net(x).sum(), [x, *net.parameters()]) for net in (fused, composed)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one.data, other.data)
+
+
 def test_a_gated_mlp_refuses_what_it_cannot_be_made_of():
     with pytest.raises(ValueError, match=r"^GatedMLP: out_features must be a positive integer"):
         GatedMLP(3, 0)

@@ -356,6 +356,7 @@ NUMBERS = [
         bad(name, (X, np.ones(4)), ValueError, "(4,)")
         for name in ("arctan2", "logaddexp", "hypot", "copysign", "fmod", "xlogy", "isclose")
     ],
+    bad("swiglu", (X, np.ones(4)), ValueError, "(4,)"),
     bad("clip", (X,), ValueError, "min", "max"),
     bad("clip", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
     bad("round", (X, 1.5), TypeError, "1.5"),

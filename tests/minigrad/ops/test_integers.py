@@ -38,7 +38,7 @@ def operands(name, dtype):
         x = np.ones((2, 3), dtype)
     if name == "arctanh":
         x = np.zeros((2, 3), dtype)
-    return [x, x] if name in ("arctan2", "logaddexp", "hypot", "copysign") else [x]
+    return [x, x] if name in ("arctan2", "logaddexp", "hypot", "copysign", "swiglu") else [x]
 
 
 def options(name):
