@@ -11,15 +11,17 @@ The tensor is a leaf, such as a parameter. For the result of an op, a RuntimeErr
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.checks import check_above_0, check_choice, check_number, check_range
 from minigrad.core.tensor import Tensor
@@ -37,7 +39,45 @@ P = ParamSpec("P")
 T = TypeVar("T", bound=Tensor)
 
 
-_skipping = ContextVar("_skipping", default=False)  # whether these functions do nothing
+class _Unwritten:
+    """Memory for arrays that are written later, or never; it is taken only when it is written.
+
+    The C library writes the size of a block of memory in front of it. If matrices on huge pages
+    (see `minigrad.heap`) were blocks, this alone would take the memory of most of them. So they are
+    parts of larger blocks, which numpy puts on huge pages.
+    """
+
+    BLOCK = 64 * 1024 * 1024  # bytes
+    SMALL = 64 * 1024  # bytes: smaller arrays are usual ones
+    LINE = 64  # bytes: arrays begin at a line of the cache
+
+    def __init__(self) -> None:
+        self._block: Any = b""
+        self._used = 0
+
+    def array(self, shape: int | Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a new array. It owns its memory in the sense of `minigrad.readonly.owner_of`."""
+        size = math.prod([shape] if isinstance(shape, int) else shape)
+        nbytes = size * dtype.itemsize
+        if nbytes < self.SMALL:
+            return np.empty(shape, dtype)
+        if self._used + nbytes > len(self._block):
+            block = np.empty(max(nbytes + self.LINE, self.BLOCK), np.uint8)
+            self._block = (ctypes.c_char * len(block)).from_buffer(block)  # is no array
+            self._used = -ctypes.addressof(self._block) % self.LINE
+        found = np.frombuffer(self._block, dtype, size, self._used).reshape(shape)
+        self._used += -(-nbytes // self.LINE) * self.LINE
+        return found
+
+
+# Where weights get their memory if the functions of this module do nothing; None if they do all.
+_skipping: ContextVar[_Unwritten | None] = ContextVar("_skipping", default=None)
+
+
+def uninitialized(shape: int | Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a new array for weights, which a function of this module will fill."""
+    unwritten = _skipping.get()
+    return np.empty(shape, dtype) if unwritten is None else unwritten.array(shape, dtype)
 
 
 @contextmanager
@@ -51,7 +91,7 @@ def skipped() -> Iterator[None]:
     In this thread, the functions of this module do nothing. The operating system provides memory
     only when it is written, so uninitialised weights cost nothing.
     """
-    token = _skipping.set(True)
+    token = _skipping.set(_Unwritten())
     try:
         yield
     finally:
@@ -69,7 +109,7 @@ def _filling(fill: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenat
             raise TypeError(f"fills a Tensor, not {tensor!r:.60}")
         if draws and tensor.dtype.kind != "f":
             raise TypeError(f"draws floats, and {tensor.describe()} is not of floats")
-        if not _skipping.get():
+        if _skipping.get() is None:
             fill(tensor, *args, **options)
         return tensor
 

@@ -31,6 +31,7 @@ from minigrad.core.grad_mode import mode, observed
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.creation import or_float32
 from minigrad.errors import named_errors, none_given, op_error
+from minigrad.nn import init
 from minigrad.readonly import owner_of
 from minigrad.renamed import add_hints, hint_arguments, with_hints
 from minigrad.tables import counted
@@ -82,7 +83,7 @@ class Parameter(Tensor):
     @classmethod
     def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:
         """Make a parameter with uninitialised memory, which a function of `nn.init` will fill."""
-        parameter = cls.sharing(Tensor(np.empty(shape, or_float32(dtype))))
+        parameter = cls.sharing(Tensor(init.uninitialized(shape, or_float32(dtype))))
         parameter.requires_grad = True
         return parameter
 

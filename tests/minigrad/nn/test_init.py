@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import nn
+from minigrad import heap, nn
 from minigrad.nn import Linear, init
 
 STATM = Path("/proc/self/statm")
@@ -288,11 +288,32 @@ def test_the_memory_of_skipped_layers_is_not_touched():
     def touched():
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    heap.prepare_heap()  # puts it on huge pages, as the first kernel does
     before = touched()
     with init.skipped():
         made = nn.Linear(8000, 8000), nn.Embedding(8000, 8000, 3), nn.RMSNorm(60_000_000)
-    assert touched() - before < 20e6  # of 750e6 bytes
+        small = [nn.Linear(600, 600) for _ in range(400)]  # which would be on the heap
+    assert touched() - before < 50e6  # of 1,330e6 bytes; a huge page in each block is touched
     assert made
+    assert small
+
+
+def test_skipped_layers_share_no_memory(rng):
+    with init.skipped():
+        one, two, third = (nn.Linear(200, 200, bias=False) for _ in range(3))
+    weights = [layer.weight.data for layer in (one, two, third)]
+    for weight in weights:
+        assert weight.ctypes.data % 64 == 0
+        weight[...] = rng.standard_normal((200, 200))
+    expected = [weight.copy() for weight in weights]
+    y = two(one(minigrad.ones((1, 200))))
+    third.weight.copy_(minigrad.zeros((200, 200)))
+    y.sum().backward()  # which saved the weight of `two`, so a write to that would be an error
+    for weight, before in zip(weights[:2], expected, strict=False):
+        assert np.array_equal(weight, before)
+    np.testing.assert_allclose(one.weight.grad.data[:, 0], expected[1].sum(0), rtol=1e-4)
+    two.weight.copy_(minigrad.zeros((200, 200)))
+    assert not weights[1].any()
 
 
 def test_skipping_ends_with_the_block_and_concerns_one_thread_only():
