@@ -81,6 +81,20 @@ CASES = [
     ],
     Case(
         "swiglu",
+        normal((3,)),
+        lambda gate, x: silu(gate) * x,
+        function=lambda f, gate: f(gate, -2.0),
+        note="number",
+    ),
+    Case(
+        "swiglu",
+        normal((3,)),
+        lambda gate, x: silu(gate) * x,
+        function=lambda f, x: f(-2.0, x),
+        note="number first",
+    ),
+    Case(
+        "swiglu",
         fixed([-1000.0, 1000.0, 2.0], [3.0, 3.0, 0.0]),
         lambda gate, x: np.array([0, 3000.0, 0]),
         note="far out",
