@@ -120,6 +120,7 @@ class Fused(Observer):
 
 
 ON_MASKS = ("broadcast value", "wholly", "-inf")  # rows that may attend to nothing, and the like
+NUMBERS = ("swiglu-number first",)  # silu of a number is no call that a receipt sees
 
 
 def with_labels_as_tensors(x):
@@ -131,7 +132,7 @@ def with_labels_as_tensors(x):
 def test_a_fused_op_costs_what_its_composition_costs():
     wrong, right = {}, set()
     for case in CASES:
-        if any(word in str(case) for word in ON_MASKS):
+        if any(word in str(case) for word in (*ON_MASKS, *NUMBERS)):
             continue
         with observe(Fused()) as fused, np.errstate(all="ignore"):
             case(*map(Tensor, case.operands()))
