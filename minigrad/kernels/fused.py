@@ -34,6 +34,8 @@ _ravel = operator.methodcaller("ravel")
 class Fused:
     """A function of one or two arrays, and of options that are numbers, in one pass over memory.
 
+    One of two arrays may also be a number, which only the reference takes.
+
     `elementwise` and `rowwise` make one, and describe its arguments.
     """
 
@@ -65,9 +67,13 @@ class Fused:
         """Apply the function, and return a new array."""
         operands, options = arguments[: self._operands], arguments[self._operands :]
         first, x = operands[0], operands[-1]
+        if first is not x and (
+            getattr(first, "shape", None) != getattr(x, "shape", None)  # None: a number
+            or first.dtype != x.dtype
+        ):
+            return self.reference(*arguments)
         kernel = self._kernels.get(x.dtype)
-        differ = first is not x and (first.dtype != x.dtype or first.shape != x.shape)
-        if kernel is None or differ or not x.size:
+        if kernel is None or not x.size:
             return self.reference(*arguments)
         out = np.empty(x.shape, x.dtype)
         kernel(x.size * self._seconds, *map(self._flat, operands), *options, self._flat(out))

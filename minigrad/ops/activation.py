@@ -104,10 +104,8 @@ def _silu_x(g: Array, x: Array) -> Array:
 def swiglu(gate: Array, x: Array) -> Array:
     """silu(gate) x, the hidden vector of a gated MLP (Shazeer, 2020), in one pass over memory.
 
-    Other than in the composition, silu(gate) is not kept for the backward pass.
+    Unlike its composition, it does not keep silu(gate) for the backward pass.
     """
-    if not (gate.__class__ is x.__class__ is np.ndarray):  # one of them is a number
-        return kernels.activation.swiglu.reference(gate, x)
     return kernels.activation.swiglu(gate, x)
 
 
