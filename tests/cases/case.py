@@ -154,6 +154,25 @@ def narrow(function):
 
 GIVE_FLOAT32 = {"integers give float32": np.int64, "bytes give float32": np.uint8}
 
+
+def rows_of_two(name, reference, make=normal):
+    """The rows that each function of two operands has, which `make` draws."""
+    shapes = {
+        "": [(2, 3), (2, 3)],
+        "broadcast": [(2, 1), (3,)],
+        "0-d": [(), ()],
+        "empty": [(0, 2), (2,)],
+    }
+    return [
+        *[Case(name, make(*both), reference, note=note) for note, both in shapes.items()],
+        *[
+            Case(name, fixed(dtype([1, 3]), dtype([2, 0])), narrow(reference), note=note, order=0)
+            for note, dtype in GIVE_FLOAT32.items()
+        ],
+        Case(name, nonzero((3,)), reference, function=lambda f, x: f(x, -2.0), note="number"),
+    ]
+
+
 MASK = np.array([[True, False, True], [False, False, True]])
 TIED = [[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]
 HUGE = [[1000.0, 1001.0, 999.0], [-1000.0, -1003.0, -1001.0]]

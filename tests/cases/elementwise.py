@@ -17,6 +17,7 @@ from tests.cases.case import (
     nonzero,
     normal,
     positive,
+    rows_of_two,
 )
 
 erf = each(math.erf)
@@ -215,33 +216,9 @@ CASES = [
     ],
     Case("nan_to_num", fixed([-2, 3]), np.nan_to_num, order=0, note="integers"),
     # Two operands
-    *[
-        Case(name, make(*shapes), getattr(np, name), note=note)
-        for name, make in [
-            ("logaddexp", normal),
-            ("hypot", nonzero),
-            ("copysign", nonzero),
-        ]
-        for note, shapes in {
-            "": [(2, 3), (2, 3)],
-            "broadcast": [(2, 1), (3,)],
-            "0-d": [(), ()],
-            "empty": [(0, 2), (2,)],
-        }.items()
-    ],
-    *[
-        Case(
-            name, fixed(dtype([1, 3]), dtype([2, 0])), narrow(getattr(np, name)), note=note, order=0
-        )
-        for name in ("logaddexp", "hypot", "copysign")
-        for note, dtype in GIVE_FLOAT32.items()
-    ],
-    *[
-        Case(
-            name, nonzero((3,)), getattr(np, name), function=lambda f, x: f(x, -2.0), note="number"
-        )
-        for name in ("logaddexp", "hypot", "copysign")
-    ],
+    *rows_of_two("logaddexp", np.logaddexp),
+    *rows_of_two("hypot", np.hypot, nonzero),
+    *rows_of_two("copysign", np.copysign, nonzero),
     Case("logaddexp", fixed([0.3, -2.0], [0.3, -2.0]), np.logaddexp, note="equal"),
     Case(
         "logaddexp",

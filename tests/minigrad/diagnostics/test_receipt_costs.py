@@ -120,7 +120,7 @@ class Fused(Observer):
 
 
 ON_MASKS = ("broadcast value", "wholly", "-inf")  # rows that may attend to nothing, and the like
-NUMBERS = ("swiglu-number first",)  # silu of a number is no call that a receipt sees
+NUMBERS = ("swiglu-number first",)  # a run on sketches does not count silu of a number
 
 
 def with_labels_as_tensors(x):
