@@ -27,6 +27,7 @@ from minigrad.checks import check_above_0, check_choice, check_number, check_ran
 from minigrad.core.tensor import Tensor
 from minigrad.creation import below
 from minigrad.errors import named_errors
+from minigrad.heap import MIB
 from minigrad.random import Rng, generator
 
 __all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_"]
@@ -47,7 +48,7 @@ class _Unwritten:
     parts of larger blocks, which numpy puts on huge pages.
     """
 
-    BLOCK = 64 * 1024 * 1024  # bytes
+    BLOCK = 64 * MIB  # bytes
     SMALL = 64 * 1024  # bytes: smaller arrays are usual ones
     LINE = 64  # bytes: arrays begin at a line of the cache
 
