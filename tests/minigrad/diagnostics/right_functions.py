@@ -53,7 +53,6 @@ def common_steps(m: Any) -> dict[str, Step]:
         "log": lambda x: m.log(m.square(x) + 0.5),
         "log1p": lambda x: m.log1p(m.square(x)),
         "logaddexp": lambda x: m.logaddexp(x, 0.5 - x),
-        "swiglu": lambda x: m.swiglu(x, 0.5 - x),
         "maximum": lambda x: m.maximum(x, 0.3 * x),
         "mean": lambda x: m.mean(x, 1)[None],
         "minimum": lambda x: m.minimum(x, x * x),
