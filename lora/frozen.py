@@ -167,7 +167,7 @@ class NarrowFrozenMatrix(FrozenMatrix):
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
-        return self.matrix.T.matmul(a).T
+        return self.matrix.matmul(a, transposed=True).T
 
     def is_finite(self) -> bool:
         """Return whether W has no NaN and no Inf."""

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+REAL = float, numbers.Real
+"""The types of real numbers; asking for floats first is faster than asking the abstract class."""
+
 LONGEST_LINE, MOST_LINES = 1000, 20
 """The largest number of characters of a line in a message, and the largest number of lines."""
 
@@ -33,7 +36,7 @@ def check_number(name: str, value: Any) -> float:
 
     An integer that is too large for a float becomes infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be a number, not {value!r:.60}")
     try:
         return float(value)
@@ -109,7 +112,7 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_end: boo
 
 def check_probability(name: str, p: float) -> None:
     """Raise a ValueError unless `p` is in [0, 1], or a TypeError if it is not a number."""
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+    if isinstance(p, bool) or not isinstance(p, REAL):
         raise TypeError(f"{name} is a probability, not {p!r}")
     if not 0 <= p <= 1:
         raise ValueError(f"{name} is a probability, not {p!r}")

@@ -246,7 +246,7 @@ class Attention(Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (mg.swapaxes(y, 1, 2) for y in (q, k, v))  # (batch, heads, length, head_dim)
+        q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))  # (batch, heads, length, head_dim)
         if rotation is not None:
             q, k = mg.rope(q, *rotation), mg.rope(k, *rotation)
         before = 0 if cache is None else cache.length
@@ -260,5 +260,5 @@ class Attention(Module):
         else:
             texts = [np.s_[:, :, a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
             out = mg.concatenate([attend(q[text], k[text], v[text]) for text in texts], 2)
-        out = mg.swapaxes(out, 1, 2).reshape(batch, length, -1)
+        out = out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
         return self.o_proj(out)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from minigrad.kernels.vector import Emitter, address_of, instruction
 from minigrad.packages import package
 
 SECONDS = 1e-10  # approximate seconds of an element
-AHEAD = 2048  # bytes: how far ahead rows are prefetched for one row x, which waits for memory
+AHEAD = 1024  # bytes: how far ahead rows are prefetched for one row x, which waits for memory
 INFINITE = np.uint16(0x7F80)  # the bits of the exponent of NaN and Inf
 
 
@@ -99,7 +99,7 @@ class BFloat16Matrix(NarrowMatrix):
         rows, cols = self.bits.shape
         if not _dots_loop or rows < WIDTH or cols < LANES:
             return False
-        _dots_loop[SINGLE](self.size * SECONDS, x, self.bits, out)
+        _dots_loop[SINGLE](self.bits.size * SECONDS, x, self.bits, out)
         return True
 
 

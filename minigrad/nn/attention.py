@@ -219,30 +219,27 @@ class KVCache:
             ValueError: if a shape or dtype does not fit, or the tokens would exceed `capacity`.
             RuntimeError: if `k` or `v` requires a gradient, and gradients are enabled.
         """
-        _, batch, heads, capacity, head_dim = self._both.shape
-        for x in (k, v):
-            fits = x.shape == (batch, heads, *k.shape[2:3], head_dim)
-            if not fits or x.dtype != self._both.dtype:
-                raise ValueError(
-                    f"KVCache: keys and values are ({batch}, {heads}, L, {head_dim}) of "
-                    f"{self._both.dtype}, not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
-                )
-            if is_differentiated(x):
-                raise RuntimeError(
-                    "KVCache: no gradient flows through a cache, and keys or values require one; "
-                    "call the model under minigrad.no_grad()"
-                )
-        end = self.length + k.shape[2]
+        both, (_, batch, heads, capacity, head_dim) = self._both, self._both.shape
+        shape = (batch, heads, *k.shape[2:3], head_dim)
+        if not (k.shape == v.shape == shape and k.dtype == v.dtype == both.dtype):
+            raise ValueError(
+                f"KVCache: keys and values are ({batch}, {heads}, L, {head_dim}) of {both.dtype}, "
+                f"not {k.shape} of {k.dtype} and {v.shape} of {v.dtype}"
+            )
+        if is_differentiated(k) or is_differentiated(v):
+            raise RuntimeError(
+                "KVCache: no gradient flows through a cache, and keys or values require one; call "
+                "the model under minigrad.no_grad()"
+            )
+        start, end = self.length, self.length + shape[2]
         if end > capacity:
             raise ValueError(
-                f"KVCache: {self.length} tokens and {k.shape[2]} more are {end}, but there is "
-                f"memory for {capacity}; make the cache with a larger capacity"
+                f"KVCache: {start} tokens and {shape[2]} more are {end}, but there is memory for "
+                f"{capacity}; make the cache with a larger capacity"
             )
-        for stored, new in zip(self._both, (k, v), strict=True):
-            stored[:, :, self.length : end] = as_array(new)
+        both[0, :, :, start:end], both[1, :, :, start:end] = as_array(k), as_array(v)
         self.length = end
-        keys, values = self._both[:, :, :, :end]
-        return Tensor(keys), Tensor(values)
+        return Tensor.at(both[0, :, :, :end], None), Tensor.at(both[1, :, :, :end], None)
 
     def truncate(self, length: int) -> None:
         """Keep only the first `length` tokens; the next ones are written after them.

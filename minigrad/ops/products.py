@@ -225,7 +225,7 @@ def _narrow_linear(x: Array, weight: Any, bias: Array, kind: type) -> Array:
     kernels.narrow.check_kind("", weight, kind)
     x = np.asarray(x)
     check_linear(x, weight, bias)
-    out = weight.T.matmul(as_rows(x))
+    out = weight.matmul(as_rows(x), transposed=True)
     if bias is not None:
         out += bias
     return out.reshape(*x.shape[:-1], weight.shape[0])

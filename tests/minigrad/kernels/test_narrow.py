@@ -106,9 +106,10 @@ def test_an_array_in_bfloat16_is_shared_and_read_only(rng):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
     assert copy.deepcopy(matrix) is matrix
+    assert (matrix.shape, matrix.T.shape, matrix.size, matrix.ndim) == ((4, 6), (6, 4), 24, 2)
     for same in (pickle.loads(pickle.dumps(matrix)), pickle.loads(pickle.dumps(matrix.T)).T):
         assert_array_equal(same.bits, matrix.bits)
-    assert (matrix.shape, matrix.T.shape, matrix.size, matrix.ndim) == ((4, 6), (6, 4), 24, 2)
+        assert same.shape == matrix.shape
     assert matrix.nbytes == 48
     assert repr(matrix.T) == "BFloat16Matrix(6, 4, transposed)"
 
@@ -136,6 +137,8 @@ def test_wrong_calls_are_refused(rng):
         BFloat16Matrix(np.ones((2, 3), np.int16))
     with pytest.raises(ValueError, match=r"does not go with a matrix of shape \(2, 3\)"):
         matrix.matmul(np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"a matrix of shape \(3, 2\); it must be \(n, 3\)"):
+        matrix.matmul(np.ones((4, 2)), transposed=True)
     with pytest.raises(TypeError, match="real numbers, not complex128"):
         matrix.matmul(np.ones((4, 2), complex))
     with pytest.raises(ValueError, match="not in a matrix of 2"):
@@ -175,7 +178,8 @@ def test_products_are_those_of_the_dense_matrix(make, n, rows, cols, dtype, seed
     rng = np.random.default_rng(seed)
     matrix = make(draw(rng, (rows, cols)))
     for m in (matrix, matrix.T):
-        check_product(m, draw(rng, (n, m.shape[0]), dtype))
+        x = draw(rng, (n, m.shape[0]), dtype)
+        assert_array_equal(m.T.matmul(x, transposed=True), check_product(m, x))
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
