@@ -21,8 +21,8 @@ from lora.adapter import DEFAULT, UNMERGEABLE, Adapter, check_names, joined
 from lora.frozen import Array, DenseMatrix, LayerMatrix, NarrowFrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import functional, ops
-from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
+from minigrad.core.observers import is_differentiated
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written

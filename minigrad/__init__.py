@@ -48,7 +48,6 @@ from minigrad import renamed as renamed  # helpful errors for other libraries' n
 from minigrad import sampling as sampling
 from minigrad.config import installed_version, set_pack_limit, show_config
 from minigrad.core.backward import grad
-from minigrad.core.checkpoint import checkpoint
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import OPS, Op, op
@@ -69,6 +68,7 @@ from minigrad.ops import *
 from minigrad.programs import CaptureError, capture
 from minigrad.random import manual_seed
 from minigrad.training import History, Trainer
+from minigrad.transforms.checkpoint import checkpoint
 from minigrad.transforms.derivatives import *
 
 __version__ = installed_version("minigrad-lora")

@@ -16,8 +16,8 @@ import numpy as np
 
 from minigrad import functional, ops
 from minigrad.core.backward import backward
-from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
+from minigrad.core.observers import is_differentiated
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor, as_array, converted, overwrite
 from minigrad.creation import as_shape

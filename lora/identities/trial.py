@@ -28,9 +28,9 @@ from lora.frozen import Array
 from lora.linear import LoRALayer
 from minigrad import functional, ops
 from minigrad.core.backward import grad
-from minigrad.core.checkpoint import Draws
 from minigrad.core.grad_mode import enable_grad, no_grad
 from minigrad.core.tensor import Tensor
+from minigrad.transforms.checkpoint import Draws
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output

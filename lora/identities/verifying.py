@@ -22,13 +22,13 @@ from lora.identities import equations
 from lora.identities.trial import DOUBLE, NOTHING, Agreement, LayerTrial, Use, Verdict
 from lora.linear import LoRALayer
 from minigrad.core.backward import grad
-from minigrad.core.checkpoint import Draws
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.errors import named_errors
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned, as_html, counted
+from minigrad.transforms.checkpoint import Draws
 
 Identity = Callable[[LayerTrial], Agreement]
 

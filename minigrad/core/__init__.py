@@ -7,8 +7,6 @@ The engine does not depend on any particular op or layer. In reading order:
     codegen      the call of an op, as a function written for that op; the dtype of its result
     node         the graph, and the order in which a backward pass visits it
     backward     the backward pass
-    forward_mode derivatives in a direction, computed together with the values
-    checkpoint   freeing what a part of the forward pass saved, and running that part again
     grad_mode    whether this thread records a graph
     observers    watching calls of ops and backward passes, for diagnostics and pictures
     blocked_sum  sums of many rows with small rounding errors

@@ -106,6 +106,10 @@ class Observer:
     def on_random(self, generator: np.random.Generator) -> None:
         """Random numbers are about to be drawn from `generator`."""
 
+    def has_tangent(self, tensor: Tensor) -> bool:
+        """Return whether results of `tensor` get tangents now, as in forward mode."""
+        return False
+
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
@@ -127,3 +131,15 @@ def observe(observer: Observer) -> Iterator[Observer]:
             if others[i] is observer:
                 mode.state = (enabled, others[:i] + others[i + 1 :])
                 break
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Return whether results of one of `tensors` get tangents now."""
+    return any(observer.has_tangent(x) for observer in mode.observers for x in tensors)
+
+
+def is_differentiated(value: Any) -> bool:
+    """Return whether anything may need the derivative of results computed from `value` now."""
+    if not isinstance(value, Tensor) or value.node is None:
+        return False
+    return mode.grad_enabled or has_tangent(value)

@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minigrad.checks import check_flag
-from minigrad.core.forward_mode import ForwardMode
 from minigrad.core.grad_mode import check_runs_at_once, mode
 from minigrad.core.node import Node, OpLike, in_words
 from minigrad.core.observers import observe
@@ -31,6 +30,7 @@ from minigrad.diagnostics.recorder import Recorder, SourceLine, user_line, value
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 from minigrad.optim import Optimizer
 from minigrad.readonly import WeakIdMap
+from minigrad.transforms.forward_mode import ForwardMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from minigrad import kernels, ops
 from minigrad.checks import check_above_0, check_integer, check_positive, check_probability
-from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import is_grad_enabled, observed
+from minigrad.core.observers import is_differentiated
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.compositions import composition, narrowed, widened

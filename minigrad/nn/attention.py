@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike
 
 from minigrad import functional, ops
 from minigrad.checks import check_choice, check_flag, check_positive, check_probability
-from minigrad.core.forward_mode import is_differentiated
 from minigrad.core.grad_mode import observed
+from minigrad.core.observers import is_differentiated
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.creation import or_float32
 from minigrad.nn import init

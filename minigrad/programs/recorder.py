@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import add, contiguous_copy, fit_to_input
-from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.codegen import SequenceInputs, agree, array_of, as_floats, view
 from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
@@ -37,6 +36,7 @@ from minigrad.programs.names import (
 )
 from minigrad.programs.program import ProgramLine
 from minigrad.programs.surroundings import Surroundings, codes, is_known
+from minigrad.transforms.checkpoint import CHECKPOINT
 
 DRAWS = (
     "the step draws random numbers from a generator, which a program would not do again; draw by "

@@ -41,7 +41,8 @@ If f's result does not depend on an argument, the derivative is zero. No `.grad`
 `requires_grad` of a tensor is changed.
 
 `derivatives` has the transforms. `function_call` handles the arguments of f, runs f, and
-backpropagates through its graph.
+backpropagates through its graph. `forward_mode` computes tangents together with the values.
+`checkpoint` runs f again in the backward pass, instead of saving its activations.
 """
 
 from minigrad.transforms.derivatives import *

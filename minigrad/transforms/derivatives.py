@@ -10,8 +10,8 @@ import numpy as np
 
 from minigrad.containers import Structure, flatten_as, rebuild
 from minigrad.core.backward import initial_gradient
-from minigrad.core.forward_mode import carried
 from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.observers import has_tangent
 from minigrad.core.tensor import Tensor
 from minigrad.ops import concatenate, reshape, transpose
 from minigrad.transforms.function_call import (
@@ -123,7 +123,7 @@ def vjp(f: Function, *primals: Any) -> ValueAndPullback:
         leaves = flatten_as(structure, v, "vjp: the pullback's v")
         cotangents = as_like(outs, leaves)
         record = is_grad_enabled() and (wanted or any(c.requires_grad for c in cotangents))
-        record = record or carried(*cotangents) or (wanted and carried(*outs))
+        record = record or has_tangent(*cotangents) or (wanted and has_tangent(*outs))
         pulled = run.pull(outs, cotangents, record, retain=True)
         return call.arranged(pulled)
 
@@ -138,7 +138,7 @@ def jvp(f: Function, primals: Any, tangents: Any) -> ValueAndTangent:
     argument. Tangents have the structure of the primals; for a Module, they are a dict by parameter
     names. f may return a container. f runs once, in forward mode: after each op, the tangent of its
     result is computed, and nothing is saved for a backward pass. So memory does not grow with the
-    depth of f (see `minigrad.core.forward_mode`).
+    depth of f (see `minigrad.transforms.forward_mode`).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 

@@ -10,13 +10,13 @@ import numpy as np
 from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, flatten_as, rebuild
 from minigrad.core.backward import announce, propagate, take
-from minigrad.core.forward_mode import ForwardMode, Tangents, carried, running
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode, observed
 from minigrad.core.node import Node, reachable
-from minigrad.core.observers import observe
+from minigrad.core.observers import has_tangent, observe
 from minigrad.core.op import identity
 from minigrad.core.tensor import Tensor, assigned
 from minigrad.ops import clone, concatenate, reshape
+from minigrad.transforms.forward_mode import ForwardMode, Tangents, running
 from minigrad.versions import clock
 
 Function = Callable[..., Any]
@@ -148,7 +148,7 @@ class Run:
 
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside may need the derivative of one of `results`."""
-        return self._is_in_graph(*results) or carried(*results)
+        return self._is_in_graph(*results) or has_tangent(*results)
 
     def _is_in_graph(self, *results: Tensor) -> bool:
         """Return whether one of `results` depends on an older node that requires a gradient."""

@@ -10,9 +10,9 @@ import lora
 import minigrad
 from minigrad.core import backward as engine
 from minigrad.core import codegen, grad_mode
-from minigrad.core.checkpoint import DryRun
 from minigrad.core.op import Op, replay
 from minigrad.core.tensor import Tensor
+from minigrad.transforms.checkpoint import DryRun
 from tests.zoo.mutant import Mutant, edited, fault
 
 _rng = np.random.default_rng(6)
@@ -113,7 +113,7 @@ MUTANTS: list[Mutant] = [
         lambda x, w: minigrad.checkpoint(lambda x: x * w, x),
         normal(3),
         normal(3),
-        suite=("tests/minigrad/core/test_checkpoint.py",),
+        suite=("tests/minigrad/transforms/test_checkpoint.py",),
     ),
     # What is handed to the user
     fault(

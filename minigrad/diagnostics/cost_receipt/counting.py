@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import observe
@@ -33,6 +32,7 @@ from minigrad.diagnostics.recorder import Recorder
 from minigrad.optim import Optimizer
 from minigrad.readonly import WeakIdMap, owner_of
 from minigrad.renamed import with_hints
+from minigrad.transforms.checkpoint import CHECKPOINT
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from minigrad.checks import shown
 from minigrad.containers import Leaf, Structure, flatten, rebuild
-from minigrad.core.checkpoint import Draws
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, FLOAT64, finfo, is_float
 from minigrad.errors import op_error
+from minigrad.transforms.checkpoint import Draws
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]

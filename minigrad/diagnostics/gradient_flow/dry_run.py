@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
-from minigrad.core.checkpoint import Draws, DryRun
 from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
@@ -36,6 +35,7 @@ from minigrad.diagnostics.recorder import CallRecord, Recorder, values_of
 from minigrad.kernels.start import interrupts_held_back
 from minigrad.nn.module import Module, Parameter, attributes_of, restore_attributes
 from minigrad.readonly import WeakIdMap, owner_of, release
+from minigrad.transforms.checkpoint import Draws, DryRun
 from minigrad.versions import mark_written
 
 T = TypeVar("T")

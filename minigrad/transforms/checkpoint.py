@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.forward_mode import running
 from minigrad.core.grad_mode import mode, no_grad
 from minigrad.core.node import Edge, Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op, replay
 from minigrad.core.tensor import Tensor, assigned
+from minigrad.transforms.forward_mode import running
 from minigrad.versions import clock
 
 

@@ -103,9 +103,9 @@ class ForwardMode(Observer):
         zeros = np.zeros_like
         return [Tensor(observed(zeros, result._data)) if v is None else v for v in tangents]
 
-    def carries(self, result: Tensor) -> bool:
-        """Return whether a result has tangents, because it depends on an input."""
-        return self._of(result) is not None
+    def has_tangent(self, tensor: Tensor) -> bool:
+        """Return whether results of `tensor` get tangents now: whether it depends on an input."""
+        return self.is_running() and self._of(tensor) is not None
 
     def is_running(self) -> bool:
         """Return whether ops that are called now get tangents."""
@@ -181,18 +181,6 @@ class ForwardMode(Observer):
 def running() -> list[ForwardMode]:
     """Return the runs that compute tangents for the ops that are called now."""
     return [o for o in mode.observers if isinstance(o, ForwardMode) and o.is_running()]
-
-
-def carried(*tensors: Tensor) -> bool:
-    """Return whether one of `tensors` carries a tangent of a run that computes tangents now."""
-    return any(forward.carries(tensor) for forward in running() for tensor in tensors)
-
-
-def is_differentiated(value: Any) -> bool:
-    """Return whether anything may need the derivative of results computed from `value` now."""
-    if not isinstance(value, Tensor) or value.node is None:
-        return False
-    return mode.grad_enabled or carried(value)
 
 
 def _is_unwatched() -> bool:
