@@ -141,7 +141,7 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
                 return {}
             if left is not None:
                 found[name] = saved / name
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # it is being written, belongs to another user, or has no valid manifest
     return found
 
