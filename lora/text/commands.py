@@ -236,12 +236,13 @@ def write(writer: generating.TextGenerator, prompt: str | generating.Messages, s
             show(piece)
     if shown:
         show("\n")
-        if len(writer.tokens) == writer.max_tokens:
+        longest = writer.model.config.max_length
+        if len(writer.prompt_tokens) + len(writer.tokens) == longest:
+            many = counted(longest, "token")
+            print(f"cut at {many}, the longest text of this model", file=sys.stderr)
+        elif writer.finish_reason == "length":
             many = counted(writer.max_tokens, "token")
             print(f"cut after {many}; --max-tokens allows more", file=sys.stderr)
-        elif writer.finish_reason == "length":
-            many = counted(writer.model.config.max_length, "token")
-            print(f"cut at {many}, the longest text of this model", file=sys.stderr)
     return text
 
 

@@ -118,8 +118,7 @@ def data_files(data: str | os.PathLike[str]) -> dict[str, Path]:
             if path.exists()
             else f"there is no file or folder {os.fspath(path)!r}"
         )
-    found = {split: path / f"{split}.jsonl" for split in SPLITS}
-    found = {split: file for split, file in found.items() if file.is_file()}
+    found = {split: file for split in SPLITS if (file := path / f"{split}.jsonl").is_file()}
     if not found:
         there = ", ".join(sorted(each.name for each in path.iterdir())[:20])
         raise FileNotFoundError(
@@ -228,9 +227,9 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
         lengths = [int(np.flatnonzero(row.counted)[-1]) + 1 for row in chosen]
-        pairs = list(zip(chosen, lengths, strict=True))
-        ids = np.concatenate([row.ids[:length] for row, length in pairs])
-        counts = np.concatenate([row.counted[:length] for row, length in pairs])
+        pairs = zip(chosen, lengths, strict=True)
+        cut = [(row.ids[:length], row.counted[:length]) for row, length in pairs]
+        ids, counts = map(np.concatenate, zip(*cut, strict=True))
         shape = (len(chosen) if len(set(lengths)) == 1 else 1, -1)
         made.append((ids.reshape(shape), counts.reshape(shape), lengths))
     return [made[i] for i in drawn.permutation(len(made))]

@@ -180,10 +180,8 @@ class TextGenerator:
         adapters = _active_adapters(self.model)
         if adapters != self._adapters or any(time > self._written for time in times):
             self._read, self._adapters = [], adapters
-        known = 0
         most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits
-        while known < most and self._read[known] == ids[known]:
-            known += 1
+        known = next((i for i in range(most) if self._read[i] != ids[i]), most)
         for cache in self._caches:
             cache.truncate(known)
         self._read, self._written = self._read[:known], last_write[0]

@@ -36,6 +36,7 @@ from lora.text.architecture import (
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
 from minigrad.io.tensor_file import bounds
+from minigrad.io.tensor_info import NAMES
 from minigrad.packages import package
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -64,8 +65,6 @@ _FACTORS = "rope_freqs.weight"
 
 _PERMUTED = ("llama", "mistral", "smollm3")
 """The architectures in which llama.cpp reorders the rows of query and key projections."""
-
-_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -158,7 +157,7 @@ class GGUFFile:
         begin, end = bounds(rows, tensor.shape[0])
         if len(tensor.shape) == 1 and rows != slice(None):
             return self.read(name)[begin:end]
-        kind, plain = gguf.GGMLQuantizationType[tensor.type], _PLAIN.get(tensor.type)
+        kind, plain = gguf.GGMLQuantizationType[tensor.type], NAMES.get(tensor.type)
         dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
         shape, size = (end - begin, *tensor.shape[1:]), tensor.nbytes // tensor.shape[0]
         out = np.empty((math.prod(shape[:-1]), shape[-1]), dtype)
@@ -300,7 +299,7 @@ def config_json(file: GGUFFile) -> dict[str, Any]:
 
 def read_config(file: GGUFFile) -> ModelConfig:
     """Return the configuration of the model in a file; errors are those of `config_json`."""
-    sizes = [(_PLAIN.get(each.type, "float32"), each.nbytes) for each in file.tensors.values()]
+    sizes = [(NAMES.get(each.type, "float32"), each.nbytes) for each in file.tensors.values()]
     return config_from_json(config_json(file), None, sizes)
 
 
@@ -340,7 +339,7 @@ class GGUFTensors(TensorFile):
         shapes = {name: tensor.shape for name, tensor in found.items()}
         check_shapes(self.location, shapes, expected_shapes(self.config))
         self.tensors = {
-            name: TensorInfo(name, _PLAIN.get(tensor.type, "float32"), tensor.shape)
+            name: TensorInfo(name, NAMES.get(tensor.type, "float32"), tensor.shape)
             for name, tensor in found.items()
         }
 

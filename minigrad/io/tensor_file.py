@@ -412,7 +412,10 @@ class TensorWriter:
         tensor = self._announced(name)
         span = range(tensor.nbytes)
         self._begin(name, span)
-        written = sum(self._file.write(part) for part in parts)
+        written = 0
+        for part in parts:  # bytes that are too many belong to no tensor, or to another one
+            self._file.write(part[: max(tensor.nbytes - written, 0)])
+            written += len(part)
         if written != tensor.nbytes:
             raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not {written}")
         self._written[name].append(span)

@@ -141,7 +141,7 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
                 return {}
             if left is not None:
                 found[name] = saved / name
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # it is being written, belongs to another user, or has no valid manifest
     return found
 
@@ -244,11 +244,10 @@ def _take_turn(target: Path, stage: Path, written: Sequence[str]) -> None:
             ) from error
         try:
             os.rename(stage, saved)
-        except OSError as error:
-            if not isinstance(error, FileExistsError) and error.errno != errno.ENOTEMPTY:
-                raise
-        else:
             return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
         if time.monotonic() > end:
             raise TimeoutError(
                 f"another process is saving into {os.fspath(target)!r} and has not ended for "

@@ -50,6 +50,7 @@ from minigrad.programs.names import (
 from minigrad.programs.program import Program
 from minigrad.programs.recorder import StepRecorder, check_code
 from minigrad.programs.surroundings import Surroundings
+from minigrad.tables import counted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,9 +121,8 @@ class Captured(Generic[P, R]):
         return self._last
 
     def __repr__(self) -> str:
-        count = len(self.programs)
         name = getattr(self.step, "__qualname__", type(self.step).__qualname__)
-        return f"<captured {name}: {count} program{'' if count == 1 else 's'}>"
+        return f"<captured {name}: {counted(len(self.programs), 'program')}>"
 
     def __reduce__(self) -> Any:
         """Return what to copy or pickle: only the step, because a copy records its own programs."""

@@ -101,8 +101,8 @@ class ValueNames:
         self.others: dict[str, Tensor] = {}  # used tensors that the surroundings do not have
         self.surroundings = surroundings
         self._literals: dict[float, None] = {}
-        self._names: dict[int, str] = {}  # names of existing arrays and other values, by id
-        self._alive: dict[int, Any] = {}  # a weak reference to each, or the value itself
+        # By id, the name of a value, and the value itself, or a weak reference to an array.
+        self._names: dict[int, tuple[str, Any]] = {}
         self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # the sizes of all arrays
         self._count = itertools.count(1)  # numbers the values
@@ -140,12 +140,10 @@ class ValueNames:
 
     def register(self, value: Any, name: str) -> str:
         """Give a value this name, as long as the value exists."""
-        key = id(value)
-        self._names[key] = name
+        key, kept = id(value), value
         if isinstance(value, np.ndarray):
-            self._alive[key] = weakref.ref(value, lambda _: self._names.pop(key, None))
-        else:
-            self._alive[key] = value
+            kept = weakref.ref(value, lambda _: self._names.pop(key, None))
+        self._names[key] = name, kept
         return name
 
     def made(self, value: Any, prefix: str = "v") -> str:
@@ -160,7 +158,8 @@ class ValueNames:
 
     def known(self, value: Any) -> str | None:
         """Return the name of a value, or None if it has no name."""
-        return self._names.get(id(value))
+        name, _ = self._names.get(id(value), (None, None))
+        return name
 
     def name(self, value: Any) -> str:
         """Return an expression for a value: its name, a literal, or the name of a new constant."""

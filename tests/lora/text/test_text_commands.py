@@ -308,6 +308,8 @@ def test_an_answer_that_is_cut_says_so(base, capsys):
     assert said == "cut after 2 tokens; --max-tokens allows more\n"
     _, long, said = run(capsys, *ask, 1000)
     assert said == "cut at 256 tokens, the longest text of this model\n"
+    room = 256 - len(tokenizer(base).encode_beginning("the quick"))
+    assert run(capsys, *ask, room) == (0, long, said)  # no more tokens are possible
     assert long.startswith(short.strip())
     assert run(capsys, *ask, 2, "--json")[2] == ""
 

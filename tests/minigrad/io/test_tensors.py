@@ -146,6 +146,18 @@ def test_bytes_that_are_not_those_of_the_tensor_are_refused(path):
             writer.copy("y", [b"1234"])
 
 
+def test_bytes_that_are_too_many_do_not_reach_the_next_tensor(path):
+    infos = [TensorInfo("a", "int8", (2,)), TensorInfo("b", "int8", (2,))]
+    with writing(path, infos) as writer:
+        writer.write("b", np.array([5, 6], np.int8))
+        with pytest.raises(ValueError, match="with 2 bytes, not 4"):
+            writer.copy("a", [b"\1", b"\2\3\4"])
+        writer.copy("a", [b"\1\2"])
+    with TensorFile(path) as file:
+        assert file.read("a").tolist() == [1, 2]
+        assert file.read("b").tolist() == [5, 6]
+
+
 def test_rows_are_written_once(path):
     info = TensorInfo("x", "float32", (4, 2))
     with writing(path, [info]) as writer:

@@ -283,7 +283,10 @@ def test_what_others_wrote_since_counts(unfinished, name):
     assert hidden(unfinished) == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"entry": 1}', '{"entry": [0, 0, 0]}', "\xff"])
+NO_MANIFESTS = ["", "{", "[]", '{"entry": 1}', '{"entry": [0, 0, 0]}', "\xff", "[" * 200_000]
+
+
+@pytest.mark.parametrize("content", NO_MANIFESTS, ids=[text[:20] for text in NO_MANIFESTS])
 def test_a_manifest_that_is_none_does_not_count(unfinished, content):
     [manifest] = [each for each in (unfinished / ".saved").iterdir() if each.name[0] == "."]
     manifest.write_text(content, encoding="latin-1")
