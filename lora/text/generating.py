@@ -139,15 +139,15 @@ class TextGenerator:
         if not prompt:
             raise ValueError("the prompt is empty; there is nothing to continue")
         check_tokens(prompt, self.model.config.vocab_size)
-        started = time.perf_counter()
-        self.prompt_tokens, self.finish_reason = prompt, "length"
-        tokens = self.tokens = list[int]()
         room = self.model.config.max_length - len(prompt)
         if room < 1:
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens, and this model was made for texts of at "
                 f"most {self.model.config.max_length}; shorten it"
             )
+        started = time.perf_counter()
+        self.prompt_tokens, self.finish_reason = prompt, "length"
+        tokens = self.tokens = list[int]()
         written = min(self.max_tokens, room)
         logits = self._read_prompt(prompt, len(prompt) + written)
         while True:

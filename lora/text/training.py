@@ -233,8 +233,9 @@ def train(
                     f"{error}. The adapter before that step is in {os.fspath(folder.path)!r}; "
                     f"begin again in another folder with an lr below {lr:g}, or a longer warmup"
                 ) from error
-            judged = [step for step in trainer.history.steps if "validation_loss" in step]
-            best = trainer.history.steps[-1]
+            made = trainer.history.steps
+            judged = [s for s in made if math.isfinite(s.get("validation_loss", math.nan))]
+            best = made[-1]
             if judged:
                 trainer.restore_best()
                 best = min(judged, key=lambda step: step["validation_loss"])

@@ -190,6 +190,15 @@ def test_what_cannot_be_written_is_refused(parts):
         next(TextGenerator(model, tok).tokens_after([5, 400]))
 
 
+def test_a_prompt_that_is_refused_changes_nothing(parts):
+    writer = TextGenerator(*parts, max_tokens=4)
+    list(writer.stream("fox"))
+    before = writer.prompt_tokens, writer.tokens, writer.finish_reason, writer.seconds
+    with pytest.raises(ValueError, match="made for texts of at most 256"):
+        list(writer.stream("fox " * 300))
+    assert (writer.prompt_tokens, writer.tokens, writer.finish_reason, writer.seconds) == before
+
+
 def test_the_tokens_of_a_row_are_a_prompt(parts):
     writer = TextGenerator(*parts, max_tokens=4)
     written = list(writer.tokens_after([5, 6]))

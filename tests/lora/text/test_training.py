@@ -148,6 +148,18 @@ def test_the_best_adapter_by_validation_is_written(validated, tmp_path):
     assert "validation loss:" in repr(result)
 
 
+@pytest.mark.parametrize("losses", [[np.nan, 2.0, 1.0, 3.0], [np.nan, np.inf, -np.inf, np.nan]])
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(
+    losses, validated, tmp_path, monkeypatch
+):
+    found = iter(losses)
+    monkeypatch.setattr("minigrad.training.trainer.mean_loss", lambda *_: next(found))
+    result = run(validated, tmp_path / "out", steps=8, validate_every=2)
+    assert result.best_step == (6 if 1.0 in losses else 8)  # or the last one
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "validation loss: nan (step 2)" in repr(result)
+
+
 def test_validation_is_only_by_request_and_then_at_the_end_too(validated, tmp_path, capsys):
     steps = run(validated, tmp_path / "out", steps=13, validate_every=6).history.steps
     assert [s["step"] for s in steps if "validation_loss" in s] == [6, 12, 13]
