@@ -143,7 +143,17 @@ def extract(
                 f"made of {', '.join(grouped)}; exclude these layers, and copy them with "
                 f"modules_to_save"
             )
-        plan = _plan_for(differing, base, config)
+        # Adapters for these layers alone, with ranks no larger than the layers allow.
+        ranks = {n: min(config.rank, largest_rank(modules[n].weight.shape)) for n in differing}
+        smaller = exact_table(ranks, config.rank)
+        chosen = replace(
+            config,
+            targets=exact(differing, modules),
+            exclude=(),
+            rank_pattern=smaller,
+            alpha_pattern=smaller,
+        )
+        plan = Plan(base, chosen, None, targets_in(base, chosen))
         _check_complete(plan, values, different)
         bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
         found = {}
@@ -170,21 +180,6 @@ def _state_of(finetuned: Module) -> dict[str, Any]:
     return finetuned.state_dict() | {
         f"{name}.weight": layer.weight.dense(layer.dtype) for name, layer in narrow.items()
     }
-
-
-def _plan_for(names: Sequence[str], base: Module, config: LoRAConfig) -> Plan:
-    """Plan adapters for these layers alone, with ranks no larger than the layers allow."""
-    modules: dict[str, Any] = dict(base.named_modules())
-    ranks = {n: min(config.rank, largest_rank(modules[n].weight.shape)) for n in names}
-    smaller = exact_table(ranks, config.rank)
-    exactly = replace(
-        config,
-        targets=exact(names, modules),
-        exclude=(),
-        rank_pattern=smaller,
-        alpha_pattern=smaller,
-    )
-    return Plan(base, exactly, np.random.default_rng(0), targets_in(base, exactly))
 
 
 def _check_complete(plan: Plan, values: Mapping[str, Array], different: Sequence[str]) -> None:

@@ -95,9 +95,10 @@ class AdaptedBase(Closing):
     def untrained(self) -> list[str]:
         """Return the layers of the base that are targets of the adapter, and have no update."""
         names = [
-            self._adapter_name(name.removesuffix(".weight"))
+            own_name
             for name, info in self.tensors.tensors.items()
             if name.endswith(".weight") and len(info.shape) > 1
+            if (own_name := self._adapter_name(name.removesuffix(".weight")))
         ]
         return [n for n in self.files.config.targets_among(names, ()) if n not in self.files.layers]
 

@@ -1178,6 +1178,21 @@ def test_targets_without_tensors_are_named(files, tmp_path):
     assert "1 layer of the base, 'up', has" in repr(check_adapter(adapter, base))
 
 
+def test_a_layer_outside_of_the_adapted_part_of_a_base_is_no_target(files):
+    base, adapter = files
+    edit(
+        base / "model.safetensors",
+        lambda arrays: (
+            {f"model.{name}": x for name, x in arrays.items()}
+            | {"classifier.weight": np.ones((2, 8), "f4")}
+        ),
+    )
+    configure(adapter, target_modules=r"(?!table).*")
+    found = repr(check_adapter(adapter, base))
+    assert "1 layer of the base, 'embed', has no tensors" in found
+    assert "classifier" not in found
+
+
 def test_an_attention_layer_of_pytorch_is_no_sign_of_another_base(files, tmp_path):
     base, adapter = files
     arrays = {}
