@@ -413,10 +413,9 @@ class CheckedFunction(ABC):
         """Add a note that says how f was called to errors in the block."""
         try:
             yield
-        except NoGradient:
-            raise
         except Exception as error:
-            error.add_note(f"raised while {self.checker} called {self.name} {how}")
+            if not isinstance(error, NoGradient):
+                error.add_note(f"raised while {self.checker} called {self.name} {how}")
             raise
 
     def check_unwritten(self, when: str) -> None:
