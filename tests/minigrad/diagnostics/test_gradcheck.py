@@ -921,6 +921,8 @@ def test_a_report_is_saved_as_a_page(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert report._repr_html_() in text
     assert 'content="light dark"' in text
+    report.save(tmp_path / "LOUD.HTML")  # as for the pages and drawings of viz
+    assert (tmp_path / "LOUD.HTML").read_text(encoding="utf-8") == text
     with pytest.raises(ValueError, match=r"saved as \.html, not as 'report.png'"):
         report.save("report.png")
 
