@@ -233,17 +233,16 @@ class _RoundingErrors:
     def __init__(self, part: LayerMerge, dtype: str, radius: float) -> None:
         self.part, self.dtype = part, dtype
         self.radius = 1.0 if part.one_hot else radius
-        self.own = part.dtype
         # Weights of bfloat16 and NF4 are converted to float32 before they are multiplied.
         stored = dtype if dtype in ("float16", "float64") else "float32"
-        self.wide = np.promote_types(self.own, stored)
+        self.wide = np.promote_types(part.dtype, stored)
         self.summed = 0 if part.one_hot else part.shape[1]
         self.update_error = np.broadcast_to(part.update_error, part.shape[:1])
         self.underflows = np.broadcast_to(part.underflows, part.shape[:1])
         # An element of NF4 has two roundings: of its level, and of level times absmax.
         coded = 2 if dtype == "nf4" else 0
         self.gamma_merged = gamma(coded + (0 if part.one_hot else self.summed + 1), self.wide)
-        self.gamma_apart = gamma(part.roundings, self.own)
+        self.gamma_apart = gamma(part.roundings, part.dtype)
         self.absorbed = self.updated = 0
         self.ulp = self.bound = 0.0
         self.errors: list[Array] = []
@@ -314,7 +313,7 @@ class _RoundingErrors:
         bias = np.zeros(len(w)) if part.bias is None else np.abs(part.bias[rows].astype(np.float64))
         apart, merged = size(w) + part.spread[rows], size(stored)
         for sums, relative, dtype in (
-            (np.maximum(apart, part.peak), self.gamma_apart, self.own),
+            (np.maximum(apart, part.peak), self.gamma_apart, part.dtype),
             (merged, self.gamma_merged, self.wide),
         ):
             largest = (self.radius * sums + bias) * (1 + relative)
@@ -333,7 +332,7 @@ class _RoundingErrors:
         coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
         lost_merged = (1 + self.gamma_merged) * (self.summed + coded)
         evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
-        bounds += least_of(self.own) * lost_apart + least_of(self.wide) * lost_merged + evaluated
+        bounds += least_of(part.dtype) * lost_apart + least_of(self.wide) * lost_merged + evaluated
         found = float(upper(bounds, part.shape[1]).max())
         if not math.isfinite(found):  # `max` could drop a NaN
             self.notes.append("the bound overflows float64, or dW's own error is not known")

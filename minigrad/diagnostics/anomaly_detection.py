@@ -407,7 +407,13 @@ class _Detection(ContextDecorator):
         vars(self._thread).setdefault("blocks", []).append(block)
 
     def __exit__(self, *_: object) -> None:
-        self._thread.blocks.pop().__exit__(None, None, None)
+        blocks = vars(self._thread).get("blocks")
+        if not blocks:
+            raise RuntimeError(
+                "a block of detect_anomaly ends in another thread than it began in; advance and "
+                "close a generator with such a block in one thread only"
+            )
+        blocks.pop().__exit__(None, None, None)
 
     def __call__(self, function: F) -> F:
         check_runs_at_once(function)

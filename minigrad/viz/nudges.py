@@ -20,7 +20,7 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.functional import decompositions
 from minigrad.viz.graph_view import GraphView, NodeView, known_arguments
-from minigrad.viz.previews import Array, Json, exact
+from minigrad.viz.previews import Array, Json, exact, rounded
 
 STEPS = 16  # nudges in each direction; the k-th is (k / STEPS)^2 of the largest
 MOST = 24  # the most elements that can be nudged
@@ -79,7 +79,7 @@ def _curves(graph: GraphView, rerun: _Rerun, gradients: Mapping[Node, Array]) ->
                 "value": exact(value.ravel()[element]),
                 "gradient": exact(gradients[node].ravel()[element]),
                 "reach": reach,
-                "changes": [exact(np.float64(f"{x:.5g}")) for x in changes],
+                "changes": [rounded(x, 5) for x in changes],
             }
 
 

@@ -55,7 +55,7 @@ class Previews:
                 content.append(letters)
                 if array.size > self._few:
                     *known, broken = range_of(array)
-                    content += [_rounded(x) for x in known]
+                    content += [rounded(x) for x in known]
                     content += [broken] if broken else []
             written = [self._index(self.kinds, kind), *content]
             self._seen[id(value)] = value, self._index(self.pictures, written)
@@ -119,10 +119,10 @@ def _block_means(matrix: Array, side: int) -> Array:
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 
-def _rounded(x: float) -> Any:
-    """Return a number for JSON: four digits, or all where four would round it to infinity."""
-    rounded = np.float64(f"{x:.4g}")
-    return exact(rounded if np.isfinite(rounded) else x)
+def rounded(x: float, digits: int = 4) -> Any:
+    """Return a number for JSON: some digits, or all where those would round it to infinity."""
+    shorter = float(f"{x:.{digits}g}")
+    return exact(shorter if math.isfinite(shorter) else x)
 
 
 def exact(x: Any) -> Any:

@@ -413,10 +413,9 @@ class CheckedFunction(ABC):
         """Add a note that says how f was called to errors in the block."""
         try:
             yield
-        except NoGradient:
-            raise
         except Exception as error:
-            error.add_note(f"raised while {self.checker} called {self.name} {how}")
+            if not isinstance(error, NoGradient):
+                error.add_note(f"raised while {self.checker} called {self.name} {how}")
             raise
 
     def check_unwritten(self, when: str) -> None:
@@ -487,11 +486,12 @@ def names_of_inputs(f: Any, count: int) -> list[str]:
     names = [f"input {i}" for i in range(count)]
     is_module = hasattr(f, "named_parameters") and not isinstance(f, type)
     taken = dict(f.named_parameters()) if is_module else {}
+    context = ""  # a parameter of PyTorch's `forward` that is no input
     if is_apply(f):
-        f = getattr(f.__self__, "forward", f)
+        f, context = getattr(f.__self__, "forward", f), "ctx"
     with suppress(TypeError, ValueError):  # a function not in Python may have no signature
         signature = inspect.signature(f.forward if is_module else f)
-        parameters = [p for p in signature.parameters.values() if p.name != "ctx"]
+        parameters = [p for p in signature.parameters.values() if p.name != context]
         for i, p in enumerate(parameters[:count]):
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in taken:
                 names[i] = p.name

@@ -229,7 +229,7 @@ class GradcheckReport:
             ValueError: if the name of the file has another ending.
             OSError: if the file cannot be written; an old file is not changed then.
         """
-        if Path(path).suffix != ".html":
+        if Path(path).suffix.lower() != ".html":
             raise ValueError(f"a report is saved as .html, not as {os.fspath(path)!r}")
         head = (
             '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'

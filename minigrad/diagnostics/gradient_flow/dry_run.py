@@ -252,10 +252,9 @@ class BackwardTrace(Observer):
         """Note whether a nonzero gradient arrived, and whether a nonzero one was passed on."""
         if not values_of(gradient).any():
             self._passed[parent].append(node)
-        elif not values_of(result).any():
-            self._stops[parent].append(Stop.at(node, parent))
         else:
-            self._fed[parent].append(Stop.at(node, parent))
+            ops = self._fed if values_of(result).any() else self._stops
+            ops[parent].append(Stop.at(node, parent))
 
     def stops(self, node: Node | None) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, from near to far."""
@@ -291,8 +290,7 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         if isinstance(value, (Tensor, np.ndarray)):
             yield index, value
         elif isinstance(value, (tuple, list)):
-            for _, part in _operands(value):
-                yield index, part
+            yield from ((index, part) for _, part in _operands(value))
 
 
 def union(*sets: frozenset[Any]) -> frozenset[Any]:

@@ -816,6 +816,27 @@ def test_another_thread_is_not_watched():
     assert np.isinf(results[0].data).all()
 
 
+def test_a_block_that_ends_in_another_thread_is_an_error_that_says_so():
+    def waiting():
+        with detect_anomaly():
+            yield
+
+    generator, errors = waiting(), []
+
+    def close():
+        with pytest.raises(RuntimeError) as caught_error:
+            generator.close()
+        errors.append(str(caught_error.value))
+
+    before = mode.state
+    next(generator)
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    mode.state = before  # this thread is left as it was in the block
+    assert "detect_anomaly ends in another thread than it began in" in errors[0]
+
+
 def test_the_error_can_be_pickled():
     error = caught(lambda: minigrad.log(leaf([0.0])))
     copied = pickle.loads(pickle.dumps(error))

@@ -125,6 +125,13 @@ def test_operands_of_functions_of_arrays_have_names_too():
     assert {comparison.operand for comparison in report.comparisons} == {"x", "w"}
 
 
+def test_an_operand_may_have_the_name_that_pytorch_has_for_its_context():
+    report = gradcheck(lambda ctx, x: (ctx * x).sum(), (X, Y), 1)
+    assert [comparison.operand for comparison in report.comparisons] == ["ctx", "x"]
+    report = minigrad.check_vjp(lambda ctx, x: ctx * x, lambda g, c, x: (g * x, g * c), [X, Y])
+    assert [comparison.operand for comparison in report.comparisons] == ["ctx", "x"]
+
+
 @pytest.mark.peers
 def test_operands_of_functions_of_other_frameworks_have_names_too():
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
@@ -914,6 +921,8 @@ def test_a_report_is_saved_as_a_page(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert report._repr_html_() in text
     assert 'content="light dark"' in text
+    report.save(tmp_path / "LOUD.HTML")  # as for the pages and drawings of viz
+    assert (tmp_path / "LOUD.HTML").read_text(encoding="utf-8") == text
     with pytest.raises(ValueError, match=r"saved as \.html, not as 'report.png'"):
         report.save("report.png")
 

@@ -40,6 +40,13 @@ def test_the_curve_is_what_the_function_does():
     np.testing.assert_allclose(second["changes"], 0.5 * grid(second), rtol=1e-4)
 
 
+def test_a_change_near_the_largest_number_does_not_become_infinite_by_its_rounding():
+    x, largest = number(1.0), np.finfo(np.float64).max
+    (curve,) = nudged(x * (largest / 2))["elements"]
+    assert curve["reach"] == 2
+    assert curve["changes"][0] == -largest
+
+
 def test_a_gradient_predicts_small_nudges_and_not_large_ones():
     a = number(0.5)
     (curve,) = nudged(mg.exp(a) * a)["elements"]
