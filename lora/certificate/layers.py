@@ -186,7 +186,7 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
     for adapter in adapters:
         a, b = adapter.exact_factors()
         own = abs(adapter.scale) * (np.abs(b) @ norms(a))
-        whole = size + own
+        summed = size + own
         if adapter.lora_magnitude is None:
             total = total + own
             continue
@@ -196,13 +196,13 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
         # The error of n^2 from underflow in W A^T, as a share of n^2.
         lost_squares = 2 * abs(adapter.scale) * np.abs(b).sum(axis=1) * weight.shape[1] * projected
         share = np.where(size > 0, lost_squares, 0.0) / np.square(n)
-        lost += float((ratio * whole * 2 * share).max()) if share.max() < 0.5 else math.inf
-        peak = max(peak, float(whole.max()))
+        lost += float((ratio * summed * 2 * share).max()) if share.max() < 0.5 else math.inf
+        peak = max(peak, float(summed.max()))
         if not (np.isfinite(n) & (ratio <= finfo.max)).all():
             peak = math.inf
         if ratio.min() < finfo.tiny:  # a subnormal number has few digits
-            lost += least_of(plain.dtype) * float(whole.max())
-        total = total + ratio * whole * (2 + whole / n)
+            lost += least_of(plain.dtype) * float(summed.max())
+        total = total + ratio * summed * (2 + summed / n)
         total = total if alone else total + size
         largest = max(largest, float(ratio.max()))
     d_in, rank = weight.shape[1], sum(adapter.update_rank for adapter in adapters)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from minigrad.checks import check_positive
 from minigrad.tables import aligned, as_html, counted, in_bytes, in_flops, paragraph
 
 Phase = Literal["forward", "recomputed", "backward", "not done", "optimizer", "dropped"]
@@ -142,7 +143,12 @@ class Receipt:
         return self.saved_bytes - self.freed_bytes
 
     def chart(self, width: int = 64) -> str:
-        """Draw the bytes saved for backward, change by change, in one line of text."""
+        """Draw the bytes saved for backward, change by change, in one line of text.
+
+        Raises:
+            ValueError: if `width`, the largest number of characters, is not a positive integer.
+        """
+        check_positive("width", width)
         if self.peak is None:
             return ""
         values = [moment.saved_bytes for moment in self.timeline]

@@ -454,6 +454,10 @@ def test_the_timeline_rises_forward_and_falls_backward():
     ]
     assert r.peak == r.timeline[1]
     assert r.chart() == "▄█▄ "
+    assert r.chart(1) == "█"
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="width must be a positive integer"):
+            r.chart(wrong)
     assert (r.saved_bytes, r.freed_bytes, r.kept_bytes) == (8000, 8000, 0)
 
 
