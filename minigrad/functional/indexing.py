@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,13 +76,9 @@ def flat_positions(
     x has the given shape. i and k count to `sizes`, unless the indices are broadcast there. An
     index that is out of range is an IndexError.
     """
-    steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    positions: NDArray[Any] = from_the_front(indices, axis, shape) * steps[axis]
-    for i, (size, step) in enumerate(zip(sizes, steps, strict=True)):
-        if i != axis and size != 1:
-            along = step * np.arange(size).reshape(-1, *[1] * (len(shape) - i - 1))
-            positions = positions + along
-    return positions
+    index = list(np.indices(sizes, sparse=True))
+    index[axis] = from_the_front(indices, axis, shape)
+    return np.ravel_multi_index(tuple(index), shape)
 
 
 @composition

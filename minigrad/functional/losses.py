@@ -140,8 +140,8 @@ def cross_entropy(
             terms = terms * _along(axis, weights, logits.ndim)
         return narrowed(_reduced(-ops.sum(terms, axis), reduction), given)
     labels, classes = _labels(target, logits, axis), logits.shape[axis]
-    options: Any = logits.dtype, reduction
-    counts, divisor = observed(label_weights, labels, classes, ignore_index, weights, *options)
+    options = ignore_index, weights, logits.dtype, reduction
+    counts, divisor = observed(label_weights, labels, classes, *options)
     smoothed = labels, counts, label_smoothing, divisor
     if weights is None or not label_smoothing:
         if logits.ndim == 2 and logits.size and logits.dtype in _FLOATS:
@@ -152,8 +152,7 @@ def cross_entropy(
         return narrowed(losses, given)
     scores = ops.log_softmax(logits, axis)
     # What smoothing spreads over the classes has their weights, and not those of the labels.
-    ones, _ = observed(label_weights, labels, classes, ignore_index, None, *options)
-    counted, *_ = observed(counted_scores, labels, ones, axis)
+    counted = observed(np.not_equal, labels, ignore_index)
     spread = ops.sum(scores * _along(axis, weights, scores.ndim), axis)
     losses = (1 - label_smoothing) * _label_losses(scores, labels, counts, 0.0, None, axis)
     losses = losses - (label_smoothing / classes) * ops.where(counted, spread, 0.0)

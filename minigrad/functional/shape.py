@@ -331,7 +331,8 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
                 f"{limits.max}, not {constant_values!r}; convert x first"
             )
         filling = observed(np.full, (), constant_values, x.dtype).item()
-        return where(observed(outside_of, shape, inside), filling, padded)
+        of_x = observed(np.ones, x.shape, np.bool_)
+        return where(observed(scatter_add.forward, of_x, inside, shape), padded, filling)
     padded_axes = [axis for axis, width in enumerate(widths) if any(width)]
     if any(x.shape[axis] == 0 for axis in padded_axes):
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
@@ -340,13 +341,6 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         taken = observed(np.pad, observed(np.arange, x.shape[axis]), width, mode)
         x = getitem(x, (*[slice(None)] * axis, taken))
     return x  # type: ignore[no-any-return]
-
-
-def outside_of(shape: Sequence[int], inside: tuple[slice, ...]) -> Any:
-    """Return a boolean array of the given shape: False inside a block of elements, else True."""
-    outside = np.ones(shape, bool)
-    outside[inside] = False
-    return outside
 
 
 @composition

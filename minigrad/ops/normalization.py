@@ -29,9 +29,7 @@ Sizes = int | Sequence[int]
 def _layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
-    deviation = x - _mean(x, normalized_shape)
-    out = deviation * rsqrt(_mean(deviation * deviation, normalized_shape) + eps)
-    out = out if weight is None else out * weight
+    out = _rms_norm(x - _mean(x, normalized_shape), normalized_shape, weight, eps)
     return out if bias is None else out + bias
 
 

@@ -120,12 +120,5 @@ def clip_grad_value(parameters: Module | Tensor | Iterable[Tensor], clip_value: 
     """
     check_above_0("clip_value", clip_value)
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
-    gradients = _gradients(parameters)
-    clipped = observed(clipped_values, [*gradients.values()], limit)
-    for tensor, out in zip(gradients, clipped, strict=True):
-        tensor.grad = Tensor(out)
-
-
-def clipped_values(gradients: list[NDArray[Any]], limit: float) -> list[NDArray[Any]]:
-    """Return new arrays with every element clipped to [-limit, limit]."""
-    return [np.clip(g, -limit, limit) for g in gradients]
+    for tensor, g in _gradients(parameters).items():
+        tensor.grad = Tensor(observed(np.clip, g, -limit, limit))
