@@ -193,7 +193,7 @@ def top_indices(x: Array, k: int, axis: int, largest: bool) -> Array:
         rows = np.moveaxis(x, axis, -1)
         last = size - k if largest else k - 1
         bound = np.partition(rows, last, -1)[..., last, None]
-        chosen = rows >= bound if largest else rows <= bound
+        chosen = ~(rows < bound) if largest else rows <= bound  # a nan is the largest
         if (np.count_nonzero(chosen, -1) == k).all():
             found = np.nonzero(chosen)[-1].reshape(*rows.shape[:-1], k)
             order = ops.argsort.forward(np.take_along_axis(rows, found, -1), -1, largest)

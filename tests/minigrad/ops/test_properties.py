@@ -183,6 +183,18 @@ def test_sort_is_a_permutation_in_order(data, shape, descending):
     )
 
 
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk_finds_a_nan_beside_elements_that_equal_the_last_one(largest):
+    sign = 1.0 if largest else -1.0
+    x = np.zeros(64)
+    x[[3, 5, 7, 9]] = np.nan, 5 * sign, 4 * sign, 4 * sign
+    for k in range(1, 9):
+        values, indices = minigrad.topk(x, k, 0, largest)
+        order = minigrad.argsort(x, 0, descending=largest)[:k]
+        assert_array_equal(indices, order)
+        assert_array_equal(values, x[order])
+
+
 @hypothesis.given(st.data(), of_dims(1, 3, side=1))
 @many
 def test_topk_is_the_beginning_of_sort(data, shape):
