@@ -330,9 +330,12 @@ class PeftConfig:
         numbers = [i for i, part in enumerate(parts[:-1]) if part.isdecimal()]
         if not self.layers_pattern:  # two parts or more are before the index
             return next((int(parts[i]) for i in numbers if i > 1), None)
-        befores = [expression(rf"(?:^|.*?\.){pattern}") for pattern in self.layers_pattern]
-        found = (i for before in befores for i in numbers if before.matches(".".join(parts[:i])))
-        return next((int(parts[i]) for i in found), None)
+        for pattern in self.layers_pattern:
+            before = expression(rf"(?:^|.*?\.){pattern}")
+            for i in numbers:
+                if before.matches(".".join(parts[:i])):
+                    return int(parts[i])
+        return None
 
     def saved_modules(self, names: Iterable[str]) -> list[str]:
         """Return the modules trained in full: those whose name ends in one of `modules_to_save`."""

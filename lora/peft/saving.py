@@ -221,9 +221,12 @@ def _config_of(
     for chosen in (targets, sizes):
         changed = replace(config, **chosen)
         # The first match counts, and PEFT sorts the patterns when it saves them again.
-        tables = {"rank_pattern": changed.rank_pattern, "alpha_pattern": changed.alpha_pattern}
-        ordered: Any = {name: dict(sorted(table.items())) for name, table in tables.items()}
-        if means_the_same(changed) and means_the_same(replace(changed, **ordered)):
+        ordered = replace(
+            changed,
+            rank_pattern=dict(sorted(changed.rank_pattern.items())),
+            alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+        )
+        if means_the_same(changed) and means_the_same(ordered):
             config = changed
     return config
 
