@@ -90,17 +90,12 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
 
     def __enter__(self) -> None:
         before, observers = mode.state
-        vars(self._thread).setdefault("before", []).append(before)
+        vars(self._thread).setdefault("blocks", []).append(before)
         mode.state = (self._enabled, observers)
         mode.no_grad_blocks += not self._enabled
 
     def __exit__(self, *_: object) -> None:
-        before = vars(self._thread).get("before")
-        if not before:
-            raise RuntimeError(
-                "a block of no_grad or enable_grad ends in another thread than it began in; "
-                "advance and close a generator with such a block in one thread only"
-            )
+        before = open_blocks(self._thread, "no_grad or enable_grad")
         mode.state = (before[-1], mode.state[1])
         before.pop()
         mode.no_grad_blocks -= not self._enabled
@@ -114,6 +109,23 @@ class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with g
         """
         check_runs_at_once(function)
         return super().__call__(function)
+
+
+def open_blocks(thread: threading.local, name: str) -> list[Any]:
+    """Return what the open `with` blocks of this thread have saved, the innermost last.
+
+    Each block appends to the attribute `blocks` when it begins.
+
+    Raises:
+        RuntimeError: if no block is open, because the one that ends began in another thread.
+    """
+    blocks: list[Any] = vars(thread).get("blocks", [])
+    if not blocks:
+        raise RuntimeError(
+            f"a block of {name} ends in another thread than it began in; advance and close a "
+            f"generator with such a block in one thread only"
+        )
+    return blocks
 
 
 def check_runs_at_once(

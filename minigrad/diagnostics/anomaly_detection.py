@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minigrad.checks import check_flag
-from minigrad.core.grad_mode import check_runs_at_once, mode
+from minigrad.core.grad_mode import check_runs_at_once, mode, open_blocks
 from minigrad.core.node import Node, OpLike, in_words
 from minigrad.core.observers import observe
 from minigrad.core.op import Op
@@ -407,13 +407,7 @@ class _Detection(ContextDecorator):
         vars(self._thread).setdefault("blocks", []).append(block)
 
     def __exit__(self, *_: object) -> None:
-        blocks = vars(self._thread).get("blocks")
-        if not blocks:
-            raise RuntimeError(
-                "a block of detect_anomaly ends in another thread than it began in; advance and "
-                "close a generator with such a block in one thread only"
-            )
-        blocks.pop().__exit__(None, None, None)
+        open_blocks(self._thread, "detect_anomaly").pop().__exit__(None, None, None)
 
     def __call__(self, function: F) -> F:
         check_runs_at_once(function)
