@@ -234,8 +234,12 @@ class LayerTrial:
     def bounds(self, sizes: Mapping[str, Array] | None = None, more: int = 0) -> dict[str, Array]:
         """Bound the errors of y, dA, dB and dx, with `more` roundings of each term than usual."""
         layer, sizes = self.layer, self.sizes() if sizes is None else sizes
-        terms = {"y": layer.d_in, "A": layer.d_out + self.rows, "B": layer.d_in + self.rows}
-        terms["x"] = layer.d_out
+        terms = {
+            "y": layer.d_in,
+            "A": layer.d_out + self.rows,
+            "B": layer.d_in + self.rows,
+            "x": layer.d_out,
+        }
         more += layer.rank + FEW
         return {name: gamma(n + more, self.dtype) * sizes[name] for name, n in terms.items()}
 

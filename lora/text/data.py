@@ -227,9 +227,9 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
         lengths = [int(np.flatnonzero(row.counted)[-1]) + 1 for row in chosen]
-        pairs = zip(chosen, lengths, strict=True)
-        cut = [(row.ids[:length], row.counted[:length]) for row, length in pairs]
-        ids, counts = map(np.concatenate, zip(*cut, strict=True))
+        pairs = list(zip(chosen, lengths, strict=True))
+        ids = np.concatenate([row.ids[:length] for row, length in pairs])
+        counts = np.concatenate([row.counted[:length] for row, length in pairs])
         shape = (len(chosen) if len(set(lengths)) == 1 else 1, -1)
         made.append((ids.reshape(shape), counts.reshape(shape), lengths))
     return [made[i] for i in drawn.permutation(len(made))]

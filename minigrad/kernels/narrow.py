@@ -154,17 +154,15 @@ class NarrowMatrix(ABC):
             TypeError: if x is not made of real numbers.
             ValueError: if the shapes do not align.
         """
-        x = np.asarray(x)
+        name, x = type(self).__name__, np.asarray(x)
         rows, cols = self.shape[::-1] if transposed else self.shape
         if x.ndim != 2 or x.shape[1] != rows:
             raise ValueError(
-                f"{type(self).__name__}.matmul: x of shape {x.shape} does not go with a matrix of "
-                f"shape {(rows, cols)}; it must be (n, {rows})"
+                f"{name}.matmul: x of shape {x.shape} does not go with a matrix of shape "
+                f"{(rows, cols)}; it must be (n, {rows})"
             )
         if x.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{type(self).__name__}.matmul: x is made of real numbers, not {x.dtype}"
-            )
+            raise TypeError(f"{name}.matmul: x is made of real numbers, not {x.dtype}")
         dtype = np.result_type(x.dtype, np.float32)
         wide = np.asarray(x, dtype)
         out = np.empty((len(x), cols), dtype)

@@ -164,8 +164,10 @@ def _checked_sizes(
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
-    is_tuple = isinstance(normalized_shape, (tuple, Sequence))  # the abstract class is slow
-    given: Any = normalized_shape if is_tuple else (normalized_shape,)
+    is_sequence = isinstance(
+        normalized_shape, (tuple, Sequence)
+    )  # asking for tuples first is faster
+    given: Any = normalized_shape if is_sequence else (normalized_shape,)
     for size in given:
         if not isinstance(size, (int, np.integer)):
             raise TypeError(

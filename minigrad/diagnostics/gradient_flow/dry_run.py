@@ -253,8 +253,8 @@ class BackwardTrace(Observer):
         if not values_of(gradient).any():
             self._passed[parent].append(node)
         else:
-            ops = self._fed if values_of(result).any() else self._stops
-            ops[parent].append(Stop.at(node, parent))
+            found = self._fed if values_of(result).any() else self._stops
+            found[parent].append(Stop.at(node, parent))
 
     def stops(self, node: Node | None) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, from near to far."""
