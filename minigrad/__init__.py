@@ -26,8 +26,9 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
         "make a virtual environment with a later one"
     )
 
-from minigrad import cpu
+from minigrad import cpu, launcher
 
+launcher.prepare_rank()  # first, so that an error in the rest of this import ends all ranks
 cpu.limit_instructions()  # before numpy and numba choose theirs
 
 from minigrad import (

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 
 from lora.config import Bias, check_bias
 from lora.extraction import Extracted
 from lora.frozen import Array
-from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
+from lora.offline.model_folder import (
+    EMBEDDINGS,
+    TIED,
+    input_digest,
+    open_base,
+    tied_tables,
+    transposed_weights,
+)
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.patterns import check_several, is_glob_match, is_inside
-from lora.peft.config import PeftConfig
+from lora.peft.config import CONFIG, PeftConfig
 from lora.peft.facts import Facts, LayerFacts
-from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_folder
+from lora.peft.folder import FLOATS, check_dtype, check_no_model, write_files
 from lora.peft.keys import A, B, by_key
 from lora.scaling import check_size
 from lora.spectra import Approximation
+from minigrad import __version__
 from minigrad.checks import check_flag, check_problems, nearest
 from minigrad.errors import named_errors
-from minigrad.io import TensorSet
+from minigrad.io import TensorSet, load_state, replacing_together, save_state
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
 
@@ -47,6 +58,7 @@ class ExtractedFiles:
         whole: the tensors that the adapter has in full.
         lost: the tensors that differ, and are not in the adapter.
         tied: weights of embeddings that change, and may also be the model's head.
+        kept: the layers that an earlier extraction completed before it was killed.
     """
 
     path: str
@@ -55,6 +67,7 @@ class ExtractedFiles:
     whole: tuple[str, ...]
     lost: tuple[str, ...]
     tied: tuple[str, ...]
+    kept: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
@@ -66,7 +79,11 @@ class ExtractedFiles:
         rows += [(name, "in full", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
         tied = [f"{name} {TIED}" for name in self.tied]
-        return "\n".join([*aligned(head, rows, left=2), *tied])
+        lines = [*aligned(head, rows, left=2), *tied]
+        if self.kept:
+            kept = ", ".join(self.kept)
+            lines.append(f"complete already, from an extraction that was killed: {kept}")
+        return "\n".join(lines)
 
 
 @named_errors
@@ -99,6 +116,9 @@ def extract_files(
     Layers have the names in the files. If transformers renames weights when it loads them, PEFT
     does not find these names. Then save both models with
     `save_pretrained(..., save_original_format=False)` first.
+
+    If the extraction or one of its workers is killed, start it again with the same inputs and
+    options. It keeps the updates of complete layers, if the hashes of all inputs are the same.
 
     Args:
         base: the base model: a safetensors file, an index of several, a folder with one of
@@ -146,7 +166,9 @@ def extract_files(
         check_several(role, names)
     targets, exclude, embeddings, saved = map(tuple, lists.values())
     check_no_model(out, base, finetuned)
-    with WorkerPool(partial(_opened, base, finetuned), workers, progress) as pool:
+    with ExitStack() as stack:
+        opening = partial(_opened, base, finetuned)
+        pool = stack.enter_context(WorkerPool(opening, workers, progress))
         before, after = pool.opened
         _check_fit(before, after, saved)
         parts = {name.removesuffix(".weight").rpartition(".")[2] for name in before}
@@ -173,7 +195,18 @@ def extract_files(
         stored = {n: fan_in_fan_out if known is None else known for n, known in shown.items()}
         if all(os.environ.get(name) != "1" for name in _BLAS_THREADS):
             pool.workers = 1  # too many BLAS threads for the cores are ten times slower
-        tasks = [(name, stored.get(name, True), rank) for name in layers]
+        inputs = [(i, name) for i, model in enumerate(pool.opened) for name in model.files]
+        hashes = list(pool.map(_digest, inputs, "hash of the inputs", "file"))
+        given = hashes, layers, stored, rank, __version__, np.__version__
+        plan = sha256(repr(given).encode()).hexdigest()
+        stage = stack.enter_context(replacing_together(out, CONFIG, plan))
+        stack.callback(pool.close)  # no worker may write while the folder is moved or removed
+        # The hidden files of the layers are not moved to `out`.
+        tasks = [
+            (name, stored.get(name, True), rank, stage / f".layer-{i}.safetensors")
+            for i, name in enumerate(layers)
+        ]
+        kept = tuple(name for name, *_, file in tasks if file.exists())
         rows, *others = zip(*pool.map(_extract, tasks, "extract", "layer"), strict=True)
         updates, facts = (dict(zip(layers, each, strict=True)) for each in others)
         # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
@@ -183,12 +216,11 @@ def extract_files(
         named = {"bias": bias, "modules_to_save": saved, "fan_in_fan_out": fan_in_fan_out or known}
         config = PeftConfig.of_layers(ranks, ranks, modules, (rank, rank), **named)
         tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
-        write_folder(out, config, tensors, Facts(facts), dtype)
+        write_files(stage, config, tensors, Facts(facts), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
-    return ExtractedFiles(
-        os.fspath(out), rows, tuple(tables), tuple(copied), tuple(lost), tuple(tied)
-    )
+    found = tuple(tables), tuple(copied), tuple(lost), tuple(tied), kept
+    return ExtractedFiles(os.fspath(out), rows, *found)
 
 
 @contextmanager
@@ -208,21 +240,34 @@ def _is_equal(models: _Models, name: str) -> bool:
     return old.dtype == new.dtype and all(one == other for one, other in parts)
 
 
+def _digest(models: _Models, task: tuple[int, str]) -> str:
+    """Return the hash of an input; `task` is the index of its model, and its name there."""
+    file = models[task[0]].files[task[1]]
+    return input_digest(file.path, file)
+
+
 def _extract(
-    models: _Models, task: tuple[str, bool, int]
+    models: _Models, task: tuple[str, bool, int, Path]
 ) -> tuple[Extracted, dict[str, Array], LayerFacts]:
     """Return the report of a layer, its update, and the facts about it.
 
-    `task` is the name of the layer, whether its weight is transposed, and the rank.
+    `task` is the name of the layer, whether its weight is transposed, the rank, and a file for the
+    result, which an earlier extraction may have written.
     """
-    name, is_transposed, rank = task
-    old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
-    difference = new.dense() - old.dense()
-    if not np.isfinite(difference).all():
-        raise ValueError(f"{name}.weight has NaN or Inf in it")
-    best = Approximation.of_matrix(difference, rank)
-    update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-    return Extracted.of(name, best), update, LayerFacts(1.0, old.fingerprint())
+    name, is_transposed, rank, file = task
+    if not file.exists():
+        old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
+        difference = new.dense() - old.dense()
+        if not np.isfinite(difference).all():
+            raise ValueError(f"{name}.weight has NaN or Inf in it")
+        best = Approximation.of_matrix(difference, rank)
+        update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+        row, facts = Extracted.of(name, best), LayerFacts(1.0, old.fingerprint())
+        texts = {"row": json.dumps(asdict(row)), "facts": json.dumps(asdict(facts))}
+        save_state(file, update, texts)
+    update, texts = load_state(file)
+    values, known = (json.loads(texts[part]) for part in ("row", "facts"))
+    return Extracted(**values), update, LayerFacts(**known)
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lora.certificate import CertificateRow, MergeCertificate, certify, merging_
 from lora.frozen import Array, strips
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars, input_digest
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
@@ -206,17 +206,9 @@ def merge_files(
 
 
 def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
-    """Return the hash of an input file; `task` is its name in the base, or None, and its path.
-
-    If the header has a checksum, only the header is hashed, and the checksum of the tensors is
-    checked.
-    """
+    """Return the hash of an input; `task` is its name among the base's files, or None; its path."""
     name, path = task
-    with open(path, "rb") as file:
-        if name is not None and base.tensors.files[name].has_checksum:
-            base.tensors.files[name].check()
-            return sha256(file.read(int.from_bytes(file.read(8), "little"))).hexdigest()
-        return file_digest(file, "sha256").hexdigest()
+    return input_digest(path, None if name is None else base.tensors.files[name])
 
 
 def _certificate(

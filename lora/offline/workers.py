@@ -68,7 +68,7 @@ class WorkerPool(Closing, Generic[O]):
             raise ChildProcessError(
                 "a worker was killed or could not start; if memory has run out, use fewer workers; "
                 'a script needs `if __name__ == "__main__":` around its calls; a merge into a '
-                "folder continues when the same command is started again"
+                "folder, or an extraction, continues when the same command is started again"
             ) from None
 
     def _submit(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

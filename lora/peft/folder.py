@@ -351,15 +351,26 @@ def write_folder(
             rounding.
         OSError: if the files cannot be written; old files, if any, are unchanged.
     """
+    with replacing_together(folder, CONFIG) as stage:
+        write_files(stage, config, tensors, facts, dtype)
+
+
+def write_files(
+    stage: Path,
+    config: PeftConfig,
+    tensors: Mapping[str, Array],
+    facts: Facts,
+    dtype: str | None = None,
+) -> None:
+    """Write the two files of an adapter into a temporary folder, as `write_folder` does."""
     check_dtype(dtype)
     infos = check_tensors(tensors, dtype)
-    with replacing_together(folder, CONFIG) as stage:
-        with open(stage / WEIGHTS, "w+b") as file:
-            writer = TensorWriter(file, infos, facts.metadata())
-            for key, array in tensors.items():
-                writer.write(key, array)
-            writer.finish()
-        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
+    with open(stage / WEIGHTS, "w+b") as file:
+        writer = TensorWriter(file, infos, facts.metadata())
+        for key, array in tensors.items():
+            writer.write(key, array)
+        writer.finish()
+    (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -23,12 +23,10 @@ While MPI starts, ranks wait five times as long for each other.
 from functools import cache
 
 from minigrad import renamed
-from minigrad.distributed.launcher import launched, prepare_rank
 from minigrad.distributed.worlds import World
+from minigrad.launcher import launched
 
 __all__ = ["World", "world"]
-
-prepare_rank()
 
 
 @cache

@@ -25,11 +25,11 @@ import numpy as np
 
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
-from minigrad.distributed.launcher import INSTALL, Launch, end_others
 from minigrad.distributed.message import Message, as_builtin, decoded, encoded
 from minigrad.distributed.tree import Part, owner
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
+from minigrad.launcher import INSTALL, Launch, end_others
 
 PATIENCE = "MINIGRAD_PATIENCE"
 """The variable with the seconds without a heartbeat after which a rank counts as lost."""

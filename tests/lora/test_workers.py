@@ -217,8 +217,13 @@ def merge_until(action, files, count, what="merge", done=1):
 
     Workers never write the last two files, so that the merge is not done before that.
     """
+    return run_until(action, ["merge", *files], count, what, done)
+
+
+def run_until(action, command, count, what, done):
+    """Run a command, and do something when so much is done."""
     script = SCRIPT.format(action=action)
-    arguments = [what, done, "merge", *files, "--workers", count]
+    arguments = [what, done, *command, "--workers", count]
     with subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=ROOT,
@@ -342,6 +347,41 @@ def test_a_kill_at_any_time_leaves_what_goes_on(files, tmp_path):
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "old", out)
     assert kept or len(attacks) < 6
+
+
+@linux
+@pytest.mark.parametrize(("action", "killed"), [(KILL_ALL, 1), full(KILL_WORKERS, 2)])
+def test_an_extraction_that_was_killed_goes_on(action, killed, net, rng, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # or one process would extract all
+    base, out = sharded(net.state_dict(), tmp_path / "base"), tmp_path / "out"
+    tuned = {n: x + rng.standard_normal(x.shape) for n, x in net.state_dict().items()}
+    tuned = sharded(tuned, tmp_path / "tuned", "float32")
+    command = ["extract", base, tuned, out, "--rank", 2, "--lossy"]
+    assert run_until(action, command, killed, "extract", done=2)[0] in (-signal.SIGKILL, FAILED)
+    assert [each.name for each in out.iterdir()] == [rest_of(out).name]
+    done = list(rest_of(out).glob(".layer-*.safetensors"))
+    other = extract_files(base, tuned, tmp_path / "other", 3, lossy=True)
+    found = extract_files(base, tuned, out, 2, lossy=True)
+    assert other.kept == ()
+    assert len(found.kept) == len(done) == 2 or killed == 2
+    assert f"killed: {', '.join(found.kept)}" in repr(found)
+    right = extract_files(base, tuned, tmp_path / "right", 2, lossy=True)
+    assert found.layers == right.layers
+    assert clean(out) == clean(tmp_path / "right")
+
+
+@linux
+def test_an_extraction_from_something_else_begins_anew(net, rng, tmp_path):
+    base, out = sharded(net.state_dict(), tmp_path / "base"), tmp_path / "out"
+    for seed in (1, 2):
+        noise = np.random.default_rng(seed)
+        tuned = {n: x + noise.standard_normal(x.shape) for n, x in net.state_dict().items()}
+        sharded(tuned, tmp_path / f"{seed}", "float32")
+    command = ["extract", base, tmp_path / "1", out, "--rank", 2, "--lossy"]
+    assert run_until(KILL_ALL, command, 1, "extract", done=2)[0] == -signal.SIGKILL
+    assert extract_files(base, tmp_path / "2", out, 2, lossy=True).kept == ()
+    extract_files(base, tmp_path / "2", tmp_path / "right", 2, lossy=True)
+    assert clean(out) == clean(tmp_path / "right")
 
 
 @pytest.mark.full

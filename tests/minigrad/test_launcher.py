@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigrad.distributed import launcher, mpi, world
+from minigrad import launcher
+from minigrad.distributed import mpi, world
 from minigrad.distributed.agreement import check_agreement
-from minigrad.distributed.launcher import PARENT, launched
+from minigrad.launcher import PARENT, launched
 from tests.minigrad.distributed.ranks import ROOT, needs_mpi
 
 
@@ -52,6 +53,14 @@ def alone(code, **variables):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-c", f"import sys, minigrad\n{code}"]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_rank_that_cannot_import_minigrad_ends_all_ranks():
+    ended = alone("", PMI_SIZE="2", MINIGRAD_CPU="pentium")
+    assert ended.returncode == -signal.SIGTERM
+    error, last = ended.stderr.splitlines()[-2:]
+    assert error.startswith("ValueError: MINIGRAD_CPU is 'pentium'")
+    assert last == "this rank ends all ranks, because of its error"
 
 
 def test_processes_that_cannot_talk_are_refused():
@@ -102,7 +111,7 @@ def test_processes_that_mpi_does_not_find_are_refused(variable):
 def test_a_child_of_a_rank_that_has_not_met_the_others_is_none():
     child = "import minigrad; print(minigrad.distributed.world().size)"
     code = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"
-    size = "from minigrad.distributed import launcher; print(launcher.launched().size, flush=True)"
+    size = "from minigrad import launcher; print(launcher.launched().size, flush=True)"
     ended = alone(f"{size}\n{code}", PMI_SIZE="2")
     assert ended.stdout == "2\n1\n", ended.stderr
 
