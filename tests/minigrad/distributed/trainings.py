@@ -17,7 +17,7 @@ import lora
 import minigrad
 from minigrad import Trainer, nn, optim
 
-STEPS = 12
+STEPS = 20
 WIDTH, ROWS, LENGTH = 16, 90, 5
 LORA = lora.LoRAConfig(rank=4, targets="all-linear")
 DROPPING = lora.LoRAConfig(rank=4, targets="all-linear", dropout=0.2)
