@@ -102,8 +102,8 @@ class StepRecorder(Observer):
                 if slot < len(called) and not shape_only:
                     converted[slot] = value  # the VJP gets this equal value
             called = [*map(self._cast, called, converted)]
-        name = self.names.made(out)
         passed, options = op.passed([*map(self.names.name, called)])
+        name = self.names.made(out)  # after the arguments: the output may be a view of a constant
         passed = [*passed, *(f"{key}={value}" for key, value in options.items())]
         call = self.names.call(op.forward, passed, op.name)
         if op.returns_residuals:

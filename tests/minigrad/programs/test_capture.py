@@ -724,6 +724,16 @@ def test_numbers_of_numpy_are_constants():
     check_same(lambda: made(body))
 
 
+def test_lists_in_a_composition_are_constants():
+    """`outer` reshapes the array that a list becomes; the result is a view of this constant."""
+
+    def body(m, o, x, y):
+        o.zero_grad()
+        return learn(o, mg.mse(mg.outer(m(x), [1.0, 2.0]), mg.outer(y, [0.5, 1.0])))
+
+    check_same(lambda: made(body))
+
+
 def test_options_that_numpy_promotes():
     def body(m, o, x, y):
         o.zero_grad()
