@@ -230,6 +230,8 @@ class Captured(Generic[P, R]):
                 if known.zeroed.issuperset(before):  # the program leaves no gradients either
                     for leaf in surroundings.with_gradients():
                         leaf.grad = None
+            elif any(p.is_same_with_other_elements(program) for p in self._programs.get(key, ())):
+                pass
             elif (changes := not surroundings.is_unchanged()) or first is None:
                 program.changes_what_it_reads = changes
                 others.insert(0, program)
@@ -302,17 +304,17 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
         is None, except after the first two calls, which run the step itself.
 
     A program only repeats the work of the library. Other work of the step runs only while it is
-    recorded: writing to a file or a log, for example, or a choice by `math.isfinite` or `float` of
-    the norm that `clip_grad_norm` returns. A `jvp` becomes ops; its last digits may differ.
+    recorded: writing to a file or a log, for example, or a choice by an error that the step
+    catches, or by `float(norm)` or `math.isfinite(norm)`. A `jvp` becomes ops (other last digits).
 
     Some values are constants of the program: those that the step reads through C code or in objects
     of the standard library, such as a context variable, a bytearray, a queue or an
-    `operator.attrgetter`; through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr`
-    and `vars` with a name that it computes; those that functions of installed packages read, except
-    for the packages of the step and of its modules; and results of numpy, outside of the library,
-    from arrays of more than 64 KB. The class of an object is a constant too, and so is what a
-    metaclass or a weak dictionary holds, what a function such as `get_num_threads` returns, and a
-    function or a class of minigrad, also if another one has taken its place.
+    `operator.attrgetter`; through `globals()`, `os.environ`, `sys.modules`, `eval`, or `getattr`,
+    `vars` and `group[...]` with a name that it computes; those that functions of installed packages
+    read, except for the packages of the step and of its modules; and results of numpy, outside of
+    the library, from parameters, buffers, and arrays of more than 64 KB. The class of an object is
+    a constant too, and so is what a metaclass or a weak dictionary holds, what a function such as
+    `get_num_threads` returns, and a function or a class of minigrad, also if it is replaced later.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

@@ -52,9 +52,10 @@ class StepMadeError(CaptureError):
 class StepNumber(float):
     """A number that the library computes in a step, while that is recorded, such as a norm.
 
-    The step can return the number, and pass it to ops. If it compares the number, or asks
-    numpy about it, a CaptureError is raised. If it computes with it, the constants of two
-    recordings differ. A comparison of `float(number)` is not noticed: numpy calls float() too.
+    The step can return the number, and pass it to ops. If it compares or rounds the number, or what
+    it has computed from it, or asks numpy about it, a CaptureError is raised. If it passes what it
+    has computed to ops, the lines of two recordings differ. A comparison of `float(number)` is not
+    noticed: numpy calls float() too.
     """
 
     __class__: Any = property(lambda self: float)  # ops see a float
@@ -79,6 +80,25 @@ class StepNumber(float):
         if is_answer and not any(isinstance(x, (np.ndarray, Tensor)) for x in inputs):
             self._read()
         return result
+
+
+def _computing(name: str) -> Callable[..., Any]:
+    """Return a method of StepNumber: a float that it computes becomes a StepNumber."""
+
+    def method(self: StepNumber, *others: Any) -> Any:
+        result = getattr(float, name)(self, *others)
+        if type(result) is int:  # what rounding gives
+            self._read()
+        return StepNumber(result) if type(result) is float else result
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    for _full in f"__{_name}__", f"__r{_name}__":
+        setattr(StepNumber, _full, _computing(_full))
+for _full in ("__neg__", "__abs__", "__round__", "__trunc__", "__floor__", "__ceil__"):
+    setattr(StepNumber, _full, _computing(_full))
 
 
 class ValueNames:
@@ -172,7 +192,8 @@ class ValueNames:
             return known
         if value is None or type(value) in (bool, str) or value is Ellipsis:
             return repr(value)
-        if type(value) is int or (type(value) is float and math.isfinite(value)):
+        if type(value) is int or (value.__class__ is float and math.isfinite(value)):
+            value = value if type(value) is int else float(value)  # of a StepNumber
             self._literals[value] = None
             return repr(value)
         if isinstance(value, slice):
@@ -205,7 +226,7 @@ class ValueNames:
             return f"{self.constant(type(value))}._make({as_tuple(map(self.result, value))})"
         raise StepMadeError(
             f"capture: a step returns None, Tensors, or tuples, lists and dicts of them, not a "
-            f"{type(value).__name__}, {value!r:.60}; the step has been made"
+            f"{value.__class__.__name__}, {value!r:.60}; the step has been made"
         )
 
     def constant(self, value: Any, name: str | None = None) -> str:

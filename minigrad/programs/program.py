@@ -20,6 +20,7 @@ from minigrad.versions import last_written
 
 _WORD = re.compile(rf"{MARK}?\b[^\W\d]\w*")
 _VALUE = re.compile(rf"{MARK}[a-z]\d+")
+_MOST_REREAD = 3  # changes of elements without effect on a program, until they are not compared
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Program:
 
     def __init__(self, names: ValueNames, lines: Sequence[ProgramLine], result: str) -> None:
         self.surroundings = names.surroundings  # what the step reads besides its arguments
-        self.calls, self.next_check = 2, 10
+        self.calls, self.next_check, self._reread = 2, 10, 0
         kept = _needed(lines, result)
         texts = [*map(str, kept), result]
         new = names.final(texts)
@@ -123,9 +124,26 @@ class Program:
                 f"of the step and pass it as an argument"
             )
 
+    def is_same_with_other_elements(self, later: Program) -> bool:
+        """Return whether a later recording has the same lines, and reads the same changed arrays.
+
+        After a few such changes, these arrays are not compared before each run any more.
+        """
+        constants = later._constants
+        is_same = self.texts == later.texts and all(
+            _is_same(value, constants.get(name)) for name, value in self._constants.items()
+        )
+        if not is_same or not self.surroundings.accept_elements(constants.values()):
+            return False
+        self._reread += 1
+        if self._reread == _MOST_REREAD:
+            self.surroundings.leave_out(constants.values())
+        return True
+
     def compile(self, zeroed: set[Node]) -> None:
         """Compile the source and define the function."""
         self.zeroed = zeroed
+        self.surroundings.compare_all()
         filename = f"<captured step {id(self)}>"
         lines = self.source.splitlines(keepends=True)
         linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks

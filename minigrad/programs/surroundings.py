@@ -9,8 +9,8 @@ attributes that the code names are compared.
 
 A program reads some values again in each run, so they are not compared: the elements of arrays, the
 options and states of optimisers, and the states of schedulers, averages and random generators. Only
-small plain arrays that are not in the program are compared by their elements, because the step may
-have computed with them in numpy.
+small plain arrays are compared by their elements, because the step may have computed with them in
+numpy; those of the program are not, after they have changed several times with no effect on it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ _READ_AGAIN = {"param_groups", "averages", "_states", "_last"}
 _CONTAINERS = {"argparse", "collections", "configparser", "types"}
 _IMPLICIT = "forward", "function", "__getattr__"  # called without being named
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}  # of classes that the code can reach
+_ARGUMENTS = {"defaults", "kwdefaults", "args", "keywords"}  # of functions and partials
 _NOT_IN_STEPS = {"__repr__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__"}
 _NOT_IN_STEPS |= {"__annotate_func__", "__annotate__"}  # of classes with annotations in Python 3.14
 _INSTALLED = re.compile("(site|dist)-packages")  # folders of packages that are mostly not read
@@ -103,6 +104,7 @@ class Surroundings:
         self._callable: set[type] = set()  # classes that the functions may make objects of
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
         self._sources: list[Any] = []  # sources of random numbers
+        self._draws_globally = False  # whether the functions can reach a global generator
         self._iterators: list[str] = []  # the paths of iterators
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
@@ -121,8 +123,8 @@ class Surroundings:
         self.add({})
         self.leave_out(self._arrays)
         self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
-        self._plain = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
-        self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
+        self._small = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
+        self.compare_all()
 
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
@@ -138,6 +140,20 @@ class Surroundings:
         owners = {id(owner_of(array)) for array in arrays if isinstance(array, np.ndarray)}
         plain = self._plain.items()
         self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
+
+    def compare_all(self) -> None:
+        """Compare the elements of all small plain arrays from now on."""
+        self._plain = self._small
+        self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
+
+    def accept_elements(self, arrays: Iterable[Any]) -> bool:
+        """If only elements of these arrays have changed, accept the new ones, and return True."""
+        before = self._plain
+        self.leave_out(arrays)
+        is_unchanged, self._plain = self.is_unchanged(), before
+        if is_unchanged:
+            self._bytes = {path: x.tobytes() for path, x in before.items()}
+        return is_unchanged
 
     def is_unchanged(self) -> bool:
         """Return whether nothing has changed."""
@@ -191,14 +207,18 @@ class Surroundings:
         """
         settings = {path: _settings_of(each) for path, each in self.settable.items()}
         states: list[Any] = [pickle.dumps(source.__getstate__()) for source in self._sources]
-        if "random" in self._words:
+        if "random" in self._words or self._draws_globally:
             states += states_of_global_generators()
         return settings, states
 
     def iterators(self) -> list[str]:
         """Return the paths of the iterators that the functions use."""
-        names = [(path, re.sub(r"(\.\d+)+$", "", path)) for path in self._iterators]
-        return [path for path, name in names if name.rpartition(".")[2] in self._words]
+        named = [(path, re.sub(r"(\.\d+)+$", "", path).split(".")) for path in self._iterators]
+        return [
+            path
+            for path, names in named
+            if names[-1] in self._words or _ARGUMENTS.intersection(names[-2:])
+        ]
 
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since the recording began."""
@@ -283,8 +303,10 @@ class Surroundings:
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
         elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
-            for name in ("fget", "__func__", "func", "args", "keywords"):
+            for name in ("fget", "__func__", "func"):
                 self._walk(getattr(value, name, None), path)
+            for name in ("args", "keywords"):
+                self._walk(getattr(value, name, None), _joined(path, name))
         elif isinstance(value, (tuple, frozenset)):  # they cannot change
             self._walk_all(path, enumerate(value))
         elif isinstance(value, (list, set, deque, MappingView)):
@@ -298,6 +320,7 @@ class Surroundings:
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value), True)
         elif isinstance(value, ModuleType):
+            self._draws_globally |= value in (stdlib_random, np.random)
             if not is_known(value.__name__):
                 self._scopes.append((path, value))
         else:

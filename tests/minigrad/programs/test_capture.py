@@ -11,6 +11,7 @@ import functools
 import gc
 import inspect
 import linecache
+import math
 import pickle
 import pprint
 import random as stdlib_random
@@ -1116,6 +1117,12 @@ COMPARES = {
     "max": lambda norm: max(norm, 1.0),
     "int": int,
     "numpy": np.isfinite,
+    "difference": lambda norm: 1.0 if norm - 3 < 0 else 2.0,
+    "negative number": lambda norm: 1.0 if -norm < 0 else 2.0,
+    "sum of numbers": lambda norm: 1.0 if sum([norm, norm]) > 1 else 2.0,
+    "quotient": lambda norm: 1.0 if 1 // norm else 2.0,
+    "integer": lambda norm: [1.0, 2.0][round(norm) % 2],
+    "floor": math.floor,
 }
 COMPUTES = {
     "sum": lambda norm: sum([norm, norm]),

@@ -4,6 +4,7 @@ Each is run eagerly and captured, and gives the same numbers; or it is refused b
 """
 
 import copy
+import functools
 import itertools
 import random
 import types
@@ -568,6 +569,26 @@ REFUSED = {
         r"float\(\) takes a value out of the step",
     ),
     "random": (lambda w, x: (w * x).sum() * random.random(), list, "draws random numbers"),
+    "random by another name": (
+        lambda w, x, source: (w * x).sum() * source.uniform(0, 1),
+        lambda: [random],
+        "draws random numbers",
+    ),
+    "numpy.random by another name": (
+        lambda w, x, source: (w * x).sum() * source.rand(),
+        lambda: [np.random],
+        "draws random numbers",
+    ),
+    "iterator as default": (
+        lambda w, x, function: (w * x).sum() * function(),
+        lambda: [lambda numbers=iter([2.0]): next(numbers)],  # noqa: B008  # it is tested
+        r"the step reads \S+defaults\.0, an iterator",
+    ),
+    "iterator in a partial": (
+        lambda w, x, function: (w * x).sum() * function(),
+        lambda: [functools.partial(lambda numbers: next(numbers), numbers=iter([2.0]))],
+        r"the step reads \S+keywords\.numbers, an iterator",
+    ),
     "iterator in a list": (
         lambda w, x, numbers: (w * x).sum() * next(numbers),
         lambda: [itertools.repeat(2)],
@@ -608,6 +629,53 @@ def test_an_option_that_the_step_reads_and_changes_is_refused(read):
 
     with pytest.raises(mg.CaptureError, match="that changes from call to call"):
         [step(mg.ones(2)) for _ in range(CALLS)]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 30], ids="{} steps apart".format)
+def test_numbers_of_an_array_that_the_program_reads_too(steps):
+    """The step divides by a sum that numpy computes, and the array enters an op, too."""
+
+    def train(capture):
+        w, optimizer = two()
+        mask = np.array([1, 0], np.float32)
+
+        @capture
+        def step(x):
+            optimizer.zero_grad()
+            loss = (w * x * mask).sum() / mask.sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        losses = []
+        for i in range(5 * steps):
+            if i % steps == 0:
+                mask[:] = [[1, 0], [0, 1], [1, 1], [3, 1], [0, 5]][i // steps]
+            losses.append(step(mg.ones(2)))
+        return [w, *losses]
+
+    check_same(train)
+
+
+def test_an_array_that_changes_between_steps_is_read_again():
+    """After three changes that do not change the program, it is not compared any more."""
+    w, optimizer = two()
+    batch = np.ones(2, np.float32)
+
+    @mg.capture
+    def step():
+        optimizer.zero_grad()
+        loss = (w * batch).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for i in range(9):
+        batch[:] = i
+        expected = float((w.data * batch).sum())
+        assert step().item() == expected
+    (program,) = step.programs
+    assert program.calls - 2 == 9 - 2 - 3
 
 
 MADE_ANEW = {
