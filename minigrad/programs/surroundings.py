@@ -24,9 +24,11 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
-from functools import cached_property, partial
+from functools import cached_property, partial, partialmethod
+from importlib.util import resolve_name
 from inspect import iscode
 from itertools import chain
 from operator import attrgetter, call, is_
@@ -302,7 +304,9 @@ class Surroundings:
                 self._sources.append(getattr(value, "bit_generator", value))
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             self._iterators.append(path)
-        elif isinstance(value, (property, staticmethod, classmethod, cached_property, partial)):
+        elif isinstance(
+            value, (property, staticmethod, classmethod, cached_property, partial, partialmethod)
+        ):
             for name in ("fget", "__func__", "func"):
                 self._walk(getattr(value, name, None), path)
             for name in ("args", "keywords"):
@@ -411,6 +415,7 @@ class Surroundings:
         for code in codes(function):
             self._words |= {*code.co_freevars, *texts(code.co_consts)}
             self.numbers |= {c for c in code.co_consts if isinstance(c, (bool, int, float))}
+            before: list[Any] = [0, None]  # the arguments of the last two instructions
             for instruction in dis.get_instructions(code):
                 if instruction.opcode in dis.hasname and instruction.opname != unread:
                     self._words.add(instruction.argval)
@@ -419,7 +424,12 @@ class Surroundings:
                 elif instruction.opname == "LOAD_SMALL_INT":  # no constant in Python 3.14
                     self.numbers.add(instruction.argval)
                 elif instruction.opname == "IMPORT_NAME":
-                    self._walk(sys.modules.get(instruction.argval), instruction.argval)
+                    name = "." * before[0] + instruction.argval  # with the level of the import
+                    with suppress(ImportError):  # which the step itself would raise
+                        name = resolve_name(name, function.__globals__.get("__package__"))
+                        self._walk(sys.modules.get(name), instruction.argval)
+                if instruction.opname != "EXTENDED_ARG":
+                    before = [before[1], instruction.argval]
         names = sorted(read)
         self._enter("", names, partial(map, function.__globals__.get, names))
 

@@ -5,8 +5,10 @@ Each is run eagerly and captured, and gives the same numbers; or it is refused b
 
 import copy
 import functools
+import importlib
 import itertools
 import random
+import sys
 import types
 
 import numpy as np
@@ -676,6 +678,44 @@ def test_an_array_that_changes_between_steps_is_read_again():
         assert step().item() == expected
     (program,) = step.programs
     assert program.calls - 2 == 9 - 2 - 3
+
+
+@pytest.mark.parametrize("statement", ["from .settings import SCALE", "from . import settings"])
+def test_a_change_in_a_module_that_the_step_imports_is_noticed(statement, tmp_path, monkeypatch):
+    name = "SCALE" if "SCALE" in statement else "settings.SCALE"
+    package = tmp_path / "scaled_training"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "settings.py").write_text("SCALE = 1.0\n")
+    (package / "step.py").write_text(f"def scaled(x):\n    {statement}\n    return x * {name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("scaled_training.step")
+    settings = importlib.import_module("scaled_training.settings")
+    try:
+        step = mg.capture(lambda x: module.scaled(x).sum())
+        assert [step(mg.ones(2)).item() for _ in range(4)] == [2.0] * 4
+        settings.SCALE = 3.0
+        assert step(mg.ones(2)).item() == 6.0
+    finally:
+        for each in [each for each in sys.modules if each.startswith("scaled_training")]:
+            del sys.modules[each]
+
+
+class Scaled:
+    factor = 1.0
+
+    def by(self, x, power):
+        return x * self.factor**power
+
+    twice = functools.partialmethod(by, power=2)
+
+
+def test_a_change_that_a_partial_method_reads_is_noticed():
+    scaled = Scaled()
+    step = mg.capture(lambda x: scaled.twice(x).sum())
+    assert [step(mg.ones(2)).item() for _ in range(4)] == [2.0] * 4
+    scaled.factor = 3.0
+    assert step(mg.ones(2)).item() == 18.0
 
 
 MADE_ANEW = {
