@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -86,8 +87,7 @@ def add_commands(command: Callable[..., Add], path: Callable[[str], str]) -> Non
     help_text = "options.json of an earlier run, whose options count unless they are given here"
     add("--config", type=path, metavar="FILE", help=help_text)
     add_options(add, training.train, training.OPTION_TYPES)
-    help_text = "leave prompts out of the loss, as is the default; mlx-lm has this option"
-    add("--mask-prompt", action="store_true", help=help_text)
+    add_mask_prompt(add)
     help_text = "continue the run in OUT from its last checkpoint, with its options and the same "
     help_text += "base and data"
     add("--resume", action="store_true", help=help_text)
@@ -113,6 +113,19 @@ def add_commands(command: Callable[..., Add], path: Callable[[str], str]) -> Non
     add("data", type=path, help=_EVAL_HELP)
     add_adapters(add, "a folder with an adapter, which is compared with the base")
     add_options(add, training.train, ("max_length", "long_rows", "train_on_prompts", "as_chat"))
+    add_mask_prompt(add)
+
+
+def add_mask_prompt(add: Add) -> None:
+    """Add mlx-lm's option for what is the default here."""
+    help_text = "leave prompts out of the loss, as is the default; mlx-lm has this option"
+    add("--mask-prompt", action="store_true", help=help_text)
+
+
+def check_mask_prompt(mask_prompt: bool, options: dict[str, Any]) -> None:
+    """Raise a ValueError if an option contradicts --mask-prompt."""
+    if mask_prompt and options.setdefault("train_on_prompts", False):
+        raise ValueError("--mask-prompt contradicts --train-on-prompts; give one of them")
 
 
 def add_options(add: Add, function: Callable[..., Any], names: Iterable[str]) -> None:
@@ -151,8 +164,7 @@ def train(
 ) -> str | dict[str, Any] | None:  # fmt: skip
     """Train an adapter; options that are not given are those of an earlier run, or defaults."""
     ranks, saved = world(), Path(out) / run_folder.OPTIONS
-    if mask_prompt and options.setdefault("train_on_prompts", False):
-        raise ValueError("--mask-prompt contradicts --train-on-prompts; give one of them")
+    check_mask_prompt(mask_prompt, options)
     ranks.on_first(lambda: check_no_model(out, base), "train")
 
     def options_of_earlier_run() -> dict[str, Any]:
@@ -284,9 +296,10 @@ def show(text: str) -> None:
 
 def evaluate(
     base: str, data: str, *, adapter: Sequence[str], dtype: str | None = None, check_base: bool,
-    progress: bool, **options: Any,
+    mask_prompt: bool, progress: bool, **options: Any,
 ) -> evaluating.EvalReport | dict[str, Any]:  # fmt: skip
     """Compute the loss of the base, and of an adapter if one is given."""
+    check_mask_prompt(mask_prompt, options)
     if len(adapter) > 1:
         raise ValueError(f"eval compares the base with one adapter, not with {len(adapter)}")
     files = data_files(data)
@@ -299,6 +312,9 @@ def evaluate(
     if progress:
         print(rows, file=sys.stderr)
     report = evaluating.evaluate(model, rows, base=bool(adapter), progress=progress)
+    for which, each in (("the base", report.base), ("this model", report)):
+        if each is not None and not math.isfinite(each.loss):
+            print(f"the logits of {which} are not finite numbers, on some row", file=sys.stderr)
     if progress:
         return report
     base_loss = None if report.base is None else report.base.loss

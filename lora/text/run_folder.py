@@ -89,9 +89,11 @@ class RunFolder:
 
     def steps_done(self) -> int:
         """Return the number of steps of the run to resume; 0 if it has no checkpoint yet."""
-        if not self.resume or not self.checkpoint.exists():
-            return 0
-        return len(read(self.checkpoint)["steps"])
+        return self.steps_saved() if self.resume else 0
+
+    def steps_saved(self) -> int:
+        """Return the number of steps before the last checkpoint; 0 if there is none yet."""
+        return len(read(self.checkpoint)["steps"]) if self.checkpoint.exists() else 0
 
     @contextmanager
     def running(self, facts: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[None]:

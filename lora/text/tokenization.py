@@ -73,7 +73,8 @@ class Tokenizer:
 
     Attributes:
         bos_token, bos_token_id: the token that begins a text, and its id, or None.
-        eos_token, eos_token_id: the token that ends a text, and its id, or None.
+        eos_token, eos_token_id: the token that ends a text, and its id, or None. If the files of
+            a tokenizer name none, it is the first one that the model's configuration names.
         chat_template: the chat template, or None; of several by name, the one called "default".
 
     A ValueError is raised if the vocabulary has no token for a letter, and so is not for text.
@@ -256,7 +257,14 @@ class Tokenizer:
             others = sorted(find(folder, "additional_chat_templates").glob("*.jinja"))
             files = {_DEFAULT: file, **{other.stem: other for other in others}}
             templates = {name: _text_of(each) for name, each in files.items()}
-        return cls(tokens, special, templates)
+        made = cls(tokens, special, templates)
+        for name in ("generation_config.json", "config.json"):
+            if made.eos_token_id is None:  # the configuration of the model may name one
+                end = (json_table(folder, name) or {}).get("eos_token_id")
+                end = end[0] if isinstance(end, list) and end else end
+                if type(end) is int and end >= 0 and (text := tokens.id_to_token(end)) is not None:
+                    made.eos_token, made.eos_token_id = text, end
+        return made
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:

@@ -178,8 +178,8 @@ def train(
             model has an adapter called "default", `out` has another run or a model, or the data,
             their tokens, the base or an option differ from those of the run to resume. After this
             error and a TypeError the model is unchanged, and nothing was written.
-        FloatingPointError: if the loss is no longer finite; the adapter before that step is
-            written.
+        FloatingPointError: if the loss is no longer finite; the best adapter is written, or
+            without a validation that of the last checkpoint. Or if no validation loss was finite.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
     check_model(model)
@@ -227,20 +227,24 @@ def train(
             try:
                 _run(trainer, schedule, progress)
             except FloatingPointError as error:
-                # The adapter still has its values from before the failed step.
+                which = _restore_saved(trainer, folder)
                 ranks.on_first(write, "train")
                 raise FloatingPointError(
-                    f"{error}. The adapter before that step is in {os.fspath(folder.path)!r}; "
-                    f"begin again in another folder with an lr below {lr:g}, or a longer warmup"
+                    f"{error}. The adapter {which} is in {os.fspath(folder.path)!r}; begin again "
+                    f"in another folder with an lr below {lr:g}, or a longer warmup"
                 ) from error
             made = trainer.history.steps
-            judged = [s for s in made if math.isfinite(s.get("validation_loss", math.nan))]
-            best = made[-1]
-            if judged:
+            best = _best_step(made)
+            if best is not None:
                 trainer.restore_best()
-                best = min(judged, key=lambda step: step["validation_loss"])
             ranks.on_first(write, "train")
-    return TrainResult(folder.path, trainer.history, rows, int(best["step"]))
+            if best is None and any("validation_loss" in step for step in made):
+                raise FloatingPointError(
+                    f"the validation loss was never finite, so the adapter in "
+                    f"{os.fspath(folder.path)!r} is that of the last step; begin again in another "
+                    f"folder with an lr below {lr:g}, or a longer warmup"
+                )
+    return TrainResult(folder.path, trainer.history, rows, best or len(made))
 
 
 _NO_OPTIONS = {"model", "tokenizer", "data", "out", "resume", "base_model", "progress", "return"}
@@ -310,6 +314,28 @@ def _facts(
         "base": base,
         "time": began.isoformat(),
     }
+
+
+def _best_step(steps: Sequence[Mapping[str, float]]) -> int | None:
+    """Return the step with the least finite validation loss, or None."""
+    judged = [s for s in steps if math.isfinite(s.get("validation_loss", math.nan))]
+    return int(min(judged, key=lambda s: s["validation_loss"])["step"]) if judged else None
+
+
+def _restore_saved(trainer: Trainer, folder: RunFolder) -> str:
+    """After a loss that is not finite, restore the best adapter, or else that of the checkpoint.
+
+    The adapter before the failed step has given this loss, so it stays only if no other is saved.
+    Returns which adapter it is, for a message.
+    """
+    steps = trainer.history.steps
+    if best := _best_step(steps):
+        trainer.restore_best()
+        return f"of step {best}, with the least validation loss,"
+    if 0 < (saved := world().on_first(folder.steps_saved, "train")) < len(steps):
+        trainer.load(folder.checkpoint)
+        return f"of step {saved}, from the last checkpoint,"
+    return "before that step"
 
 
 class _Schedule:

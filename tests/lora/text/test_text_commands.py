@@ -19,6 +19,7 @@ from lora.text.commands import show
 from lora.text.data import read_rows
 from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
+from lora.text.model import LanguageModel
 from lora.text.run_folder import options_of
 from lora.text.samples import Sample, draw
 from lora.text.training import OPTION_TYPES
@@ -425,6 +426,10 @@ def test_an_adapter_has_the_letters_of_its_folder_in_any_script(
             "--mask-prompt contradicts --train-on-prompts",
         ),
         (
+            ("eval", "BASE", "LONG", "--train-on-prompts", "--mask-prompt"),
+            "--mask-prompt contradicts --train-on-prompts",
+        ),
+        (
             ("generate", "BASE", "--chat", "--adapter", "x/a", "--adapter", "y/a"),
             "a folder name of its own",
         ),
@@ -451,6 +456,19 @@ def test_json_of_eval_tells_of_rows_that_were_cut_or_left_out(base, tmp_path, ca
     assert (status, error) == (0, "")
     notes = {"cut to 6 tokens": [1], "left out, with no answer up to token 6": [2]}
     assert json.loads(printed)["data"] == {"file": str(file), "rows": 2, "notes": notes}
+
+
+def test_eval_says_if_logits_are_not_finite(base, data, tmp_path, capsys, monkeypatch):
+    loss = LanguageModel.loss
+
+    def broken(*arguments):
+        mean, count = loss(*arguments)
+        return mean * np.float32(np.nan), count
+
+    monkeypatch.setattr(LanguageModel, "loss", broken)
+    status, printed, error = run(capsys, "eval", base, data, "--mask-prompt", "--json")
+    assert (status, json.loads(printed)["loss"]) == (0, None)
+    assert error == "the logits of this model are not finite numbers, on some row\n"
 
 
 @pytest.mark.full

@@ -344,6 +344,34 @@ def test_a_template_has_extra_tokens_by_their_names(tmp_path, key):
     assert rendered == "<|im_start|>" + 3 * "<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("generation", "model", "expected"),
+    [
+        ({"eos_token_id": [3, 2]}, {"eos_token_id": 2}, 3),
+        ({}, {"eos_token_id": 2}, 2),
+        (None, {"eos_token_id": [2]}, 2),
+        (None, {"eos_token_id": None}, None),
+        (None, {"eos_token_id": 10**6}, None),
+        (None, {"eos_token_id": -1}, None),
+        (None, {"eos_token_id": []}, None),
+    ],
+)
+def test_the_end_of_a_text_is_the_models_if_the_tokenizers_files_name_none(
+    generation, model, expected, tmp_path
+):
+    folder = tiny_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | model))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    with_files = Tokenizer.from_folder(folder)
+    (folder / "tokenizer_config.json").unlink()
+    without = Tokenizer.from_folder(folder)
+    assert with_files.eos_token == "<|im_end|>"
+    assert without.eos_token_id == expected
+    assert (without.eos_token is None) == (expected is None)
+
+
 def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
     folder = tiny_folder(tmp_path / "m")
     (folder / "tokenizer_config.json").unlink()

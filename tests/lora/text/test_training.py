@@ -148,16 +148,23 @@ def test_the_best_adapter_by_validation_is_written(validated, tmp_path):
     assert "validation loss:" in repr(result)
 
 
-@pytest.mark.parametrize("losses", [[np.nan, 2.0, 1.0, 3.0], [np.nan, np.inf, -np.inf, np.nan]])
-def test_a_validation_loss_that_is_not_finite_is_never_the_best(
-    losses, validated, tmp_path, monkeypatch
-):
+def with_validation_losses(monkeypatch, losses):
     found = iter(losses)
     monkeypatch.setattr("minigrad.training.trainer.mean_loss", lambda *_: next(found))
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(validated, tmp_path, monkeypatch):
+    with_validation_losses(monkeypatch, [np.nan, 2.0, 1.0, 3.0])
     result = run(validated, tmp_path / "out", steps=8, validate_every=2)
-    assert result.best_step == (6 if 1.0 in losses else 8)  # or the last one
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert result.best_step == 6
     assert "validation loss: nan (step 2)" in repr(result)
+
+
+def test_a_run_without_a_finite_validation_loss_is_an_error(validated, tmp_path, monkeypatch):
+    with_validation_losses(monkeypatch, [np.nan, np.inf, -np.inf, np.nan])
+    with pytest.raises(FloatingPointError, match=r"was never finite, so the adapter in .*last step"):
+        run(validated, tmp_path / "out", steps=8, validate_every=2)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 def test_validation_is_only_by_request_and_then_at_the_end_too(validated, tmp_path, capsys):
@@ -480,28 +487,50 @@ def test_no_adapter_is_trained_into_the_folder_of_a_model(data, tmp_path):
 # ----------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_leaves_the_adapter_before_it(data, tmp_path):
-    class Breaks(StandIn):
-        calls = 0
+class BreaksAtStep6(StandIn):
+    """A model whose sixth loss in training is NaN."""
 
-        def loss(self, ids, counted, lengths=None):
-            type(self).calls += 1
-            mean, count = super().loss(ids, counted, lengths)
-            return (mean * np.float32(np.nan) if type(self).calls == 6 else mean), count
+    calls = 0
 
-    with pytest.raises(
-        FloatingPointError, match=r"nan at step 6.*is in '.*out'.*an lr below 0\.05"
-    ):
-        run(data, tmp_path / "out", Breaks())
+    def loss(self, ids, counted, lengths=None):
+        self.calls += self.training
+        mean, count = super().loss(ids, counted, lengths)
+        return (mean * np.float32(np.nan) if self.calls == 6 else mean), count
+
+
+def check_adapter_is_of_step(step, data, out, tmp_path):
+    """Compare the adapter with the checkpoint of a run that ends after this step."""
     with pytest.raises(SystemExit):
-        run(data, tmp_path / "whole", Interrupted(6, die), save_every=5)
-    lora.load(StandIn(), tmp_path / "out", progress=False)
-    kept = adapter_of(tmp_path / "out")
-    states, _ = load_state(tmp_path / "whole" / "checkpoint.safetensors")
+        run(data, tmp_path / "other", Interrupted(step + 1, die), save_every=step)
+    lora.load(StandIn(), out, progress=False)
+    kept = adapter_of(out)
+    states, _ = load_state(tmp_path / "other" / "checkpoint.safetensors")
     trained = [v for name, v in states.items() if name.startswith("model.")]
     assert len(kept) == len(trained)
     for value in kept.values():
         assert any(np.array_equal(value, each) for each in trained)
+
+
+@pytest.mark.parametrize(
+    ("every", "step", "which"),
+    [(3, 3, "of step 3, from the last checkpoint,"), (7, 5, "before that step")],
+)
+def test_a_loss_that_is_not_finite_leaves_the_last_adapter_that_is_saved(
+    every, step, which, data, tmp_path
+):
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"nan at step 6.* The adapter {which} is in '.*out'.*an lr below 0\.05",
+    ):
+        run(data, tmp_path / "out", BreaksAtStep6(), save_every=every)
+    check_adapter_is_of_step(step, data, tmp_path / "out", tmp_path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_best_adapter(validated, tmp_path, monkeypatch):
+    with_validation_losses(monkeypatch, [3.0, 1.0, 2.0, np.nan, 2.0])
+    with pytest.raises(FloatingPointError, match="adapter of step 2, with the least validation"):
+        run(validated, tmp_path / "out", BreaksAtStep6(), validate_every=1)
+    check_adapter_is_of_step(2, validated, tmp_path / "out", tmp_path)
 
 
 @pytest.fixture
