@@ -254,11 +254,12 @@ class Findings:
         lines = [*map(str, self.findings), total]
         if self.merged:
             right = [layer for layer in self.merged if layer.verdict == RIGHT]
-            text = f"{len(right)} of {self.checked} layers of the model have the update"
+            dtypes = ", ".join(sorted({layer.dtype for layer in self.merged}))
+            text = f"{len(right)} of {self.checked} layers of the model have the update; the "
+            text += f"model stores them in {dtypes}"
             if right:
-                dtypes = ", ".join(sorted({layer.dtype for layer in right}))
                 lost = max(layer.error for layer in right)
-                text += f"; in {dtypes}, rounding changed it by {lost:.2g} of its norm at most"
+                text += f", and rounding changed the update by {lost:.2g} of its norm at most"
             lines.append(text)
         return "\n".join(lines)
 

@@ -185,9 +185,10 @@ def test_other_shapes_are_named_and_counted(tmp_path):
     assert findings["model.layers.1.mlp.up_proj.weight"] == (
         "has dtype float32 and shape (40, 32) in the model, and float32 and (48, 32) in the base"
     )
-    assert "12 of 14 layers of the model have the update; in float32" in repr(found)
+    last = "layers of the model have the update; the model stores them in float32"
+    assert f"12 of 14 {last}, and rounding changed the update by" in repr(found)
     found = check_adapter(adapter, base, base)
-    assert repr(found).endswith("0 of 14 layers of the model have the update")
+    assert repr(found).endswith(f"0 of 14 {last}")
 
 
 def test_a_scale_of_another_rule_is_named(tmp_path):

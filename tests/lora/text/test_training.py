@@ -162,7 +162,9 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(validated, tmp_p
 
 def test_a_run_without_a_finite_validation_loss_is_an_error(validated, tmp_path, monkeypatch):
     with_validation_losses(monkeypatch, [np.nan, np.inf, -np.inf, np.nan])
-    with pytest.raises(FloatingPointError, match=r"was never finite, so the adapter in .*last step"):
+    with pytest.raises(
+        FloatingPointError, match=r"was never finite, so the adapter in .*last step"
+    ):
         run(validated, tmp_path / "out", steps=8, validate_every=2)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
