@@ -231,7 +231,7 @@ class Captured(Generic[P, R]):
                     for leaf in surroundings.with_gradients():
                         leaf.grad = None
             elif any(p.is_same_with_other_elements(program) for p in self._programs.get(key, ())):
-                pass
+                pass  # the earlier program stays, and compares the new elements from now on
             elif (changes := not surroundings.is_unchanged()) or first is None:
                 program.changes_what_it_reads = changes
                 others.insert(0, program)
