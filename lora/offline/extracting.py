@@ -38,6 +38,7 @@ from minigrad import __version__
 from minigrad.checks import check_flag, check_problems, nearest
 from minigrad.errors import named_errors
 from minigrad.io import TensorSet, load_state, replacing_together, save_state
+from minigrad.io.tensor_file import is_complete
 from minigrad.io.tensor_info import CODES
 from minigrad.tables import aligned
 
@@ -206,7 +207,7 @@ def extract_files(
             (name, stored.get(name, True), rank, stage / f".layer-{i}.safetensors")
             for i, name in enumerate(layers)
         ]
-        kept = tuple(name for name, *_, file in tasks if file.exists())
+        kept = tuple(name for name, *_, file in tasks if is_complete(file))
         rows, *others = zip(*pool.map(_extract, tasks, "extract", "layer"), strict=True)
         updates, facts = (dict(zip(layers, each, strict=True)) for each in others)
         # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
@@ -255,7 +256,7 @@ def _extract(
     result, which an earlier extraction may have written.
     """
     name, is_transposed, rank, file = task
-    if not file.exists():
+    if not is_complete(file):
         old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
         difference = new.dense() - old.dense()
         if not np.isfinite(difference).all():

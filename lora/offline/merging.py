@@ -28,6 +28,7 @@ from minigrad.checks import check_problems
 from minigrad.errors import named_errors
 from minigrad.io import TensorInfo, find, writing
 from minigrad.io.sharded import SINGLE, staging_set
+from minigrad.io.tensor_file import is_complete
 from minigrad.kernels.vector import REGISTERS, VECTOR
 from minigrad.tables import counted, in_bytes
 
@@ -187,7 +188,7 @@ def merge_files(
             plan = sha256(repr(facts).encode()).hexdigest()
             folder = stack.enter_context(staging_set(target, shards, sidecars, plan))
             stack.callback(pool.close)  # no worker may write while the folder is moved or removed
-            kept = [name for name in shards if (folder / name).exists()]
+            kept = [name for name in shards if is_complete(folder / name)]
         certificate = _certificate(pool, shards, radius)
         if limit is not None:
             for kind in certificate.dtypes:

@@ -308,6 +308,15 @@ class TensorFile(Tensors):
             )
 
 
+def is_complete(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a safetensors file of the size that its header says."""
+    try:
+        with TensorFile(path):
+            return True
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 class TensorWriter:
     """Write tensors to an open file; `writing` makes a writer for a path.
 

@@ -284,6 +284,17 @@ def test_a_merge_that_was_killed_goes_on(action, killed, then, files, tmp_path):
     assert clean(out) == {**clean(tmp_path / "right"), "card.md": b"old"}
 
 
+@linux
+def test_a_file_that_was_cut_is_written_again(files, tmp_path):
+    base, adapter, out = files
+    merge_files(base, adapter, tmp_path / "right")
+    merge_until(KILL_ALL, files, 1, done=2)
+    cut, *others = sorted(rest_of(out).glob("model-*"))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert merge_files(base, adapter, out).kept == [each.name for each in others]
+    assert clean(out) == clean(tmp_path / "right")
+
+
 CHANGES = ["the base", "the adapter", "an option"]
 
 
