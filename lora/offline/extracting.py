@@ -17,14 +17,7 @@ import numpy as np
 from lora.config import Bias, check_bias
 from lora.extraction import Extracted
 from lora.frozen import Array
-from lora.offline.model_folder import (
-    EMBEDDINGS,
-    TIED,
-    input_digest,
-    open_base,
-    tied_tables,
-    transposed_weights,
-)
+from lora.offline.model_folder import EMBEDDINGS, TIED, open_base, tied_tables, transposed_weights
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.patterns import check_several, is_glob_match, is_inside
@@ -202,13 +195,14 @@ def extract_files(
         plan = sha256(repr(given).encode()).hexdigest()
         stage = stack.enter_context(replacing_together(out, CONFIG, plan))
         stack.callback(pool.close)  # no worker may write while the folder is moved or removed
-        # The hidden files of the layers are not moved to `out`.
+        # Hidden files are not moved to `out`.
+        files = {name: stage / f".layer-{i}.safetensors" for i, name in enumerate(layers)}
+        kept = tuple(name for name in layers if is_complete(files[name]))
         tasks = [
-            (name, stored.get(name, True), rank, stage / f".layer-{i}.safetensors")
-            for i, name in enumerate(layers)
+            (name, stored.get(name, True), rank, files[name]) for name in layers if name not in kept
         ]
-        kept = tuple(name for name, *_, file in tasks if is_complete(file))
-        rows, *others = zip(*pool.map(_extract, tasks, "extract", "layer"), strict=True)
+        list(pool.map(_extract, tasks, "extract", "layer"))
+        rows, *others = zip(*map(_read, files.values()), strict=True)
         updates, facts = (dict(zip(layers, each, strict=True)) for each in others)
         # The argument counts if the base shows nothing; else PEFT expects the last layer's value.
         known = None not in shown.values() and any(shown.values())
@@ -243,32 +237,32 @@ def _is_equal(models: _Models, name: str) -> bool:
 
 def _digest(models: _Models, task: tuple[int, str]) -> str:
     """Return the hash of an input; `task` is the index of its model, and its name there."""
-    file = models[task[0]].files[task[1]]
-    return input_digest(file.path, file)
+    index, name = task
+    return models[index].files[name].digest()
 
 
-def _extract(
-    models: _Models, task: tuple[str, bool, int, Path]
-) -> tuple[Extracted, dict[str, Array], LayerFacts]:
-    """Return the report of a layer, its update, and the facts about it.
+def _extract(models: _Models, task: tuple[str, bool, int, Path]) -> None:
+    """Write the update of a layer, its report, and the facts about it.
 
-    `task` is the name of the layer, whether its weight is transposed, the rank, and a file for the
-    result, which an earlier extraction may have written.
+    `task` is the name of the layer, whether its weight is transposed, the rank, and the file.
     """
     name, is_transposed, rank, file = task
-    if not is_complete(file):
-        old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
-        difference = new.dense() - old.dense()
-        if not np.isfinite(difference).all():
-            raise ValueError(f"{name}.weight has NaN or Inf in it")
-        best = Approximation.of_matrix(difference, rank)
-        update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
-        row, facts = Extracted.of(name, best), LayerFacts(1.0, old.fingerprint())
-        texts = {"row": json.dumps(asdict(row)), "facts": json.dumps(asdict(facts))}
-        save_state(file, update, texts)
+    old, new = (StoredWeight(each, f"{name}.weight", is_transposed) for each in models)
+    difference = new.dense() - old.dense()
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{name}.weight has NaN or Inf in it")
+    best = Approximation.of_matrix(difference, rank)
+    update = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+    row, facts = Extracted.of(name, best), LayerFacts(1.0, old.fingerprint())
+    texts = {"row": json.dumps(asdict(row)), "facts": json.dumps(asdict(facts))}
+    save_state(file, update, texts)
+
+
+def _read(file: Path) -> tuple[Extracted, dict[str, Array], LayerFacts]:
+    """Read what `_extract` wrote: the report, the update, and the facts."""
     update, texts = load_state(file)
-    values, known = (json.loads(texts[part]) for part in ("row", "facts"))
-    return Extracted(**values), update, LayerFacts(**known)
+    row, facts = (json.loads(texts[name]) for name in ("row", "facts"))
+    return Extracted(**row), update, LayerFacts(**facts)
 
 
 def _check_fit(before: TensorSet, after: TensorSet, saved: Sequence[str]) -> None:

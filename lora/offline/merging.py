@@ -18,7 +18,7 @@ from lora.certificate import CertificateRow, MergeCertificate, certify, merging_
 from lora.frozen import Array, strips
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars, input_digest
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
@@ -26,7 +26,7 @@ from lora.peft.folder import FLOATS, WEIGHTS, check_can_be_folder, check_not_emp
 from minigrad import __version__
 from minigrad.checks import check_problems
 from minigrad.errors import named_errors
-from minigrad.io import TensorInfo, find, writing
+from minigrad.io import TensorInfo, writing
 from minigrad.io.sharded import SINGLE, staging_set
 from minigrad.io.tensor_file import is_complete
 from minigrad.kernels.vector import REGISTERS, VECTOR
@@ -180,9 +180,7 @@ def merge_files(
         left_out: Sequence[str] = ()
         if not is_file:
             sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(opened.heads))
-            paths = ((name, file.path) for name, file in tensors.files.items())
-            inputs = [(None, find(adapter, WEIGHTS)), *paths]
-            hashes = list(pool.map(_digest, inputs, "hash of the inputs", "file"))
+            hashes = list(pool.map(_digest, [None, *tensors.files], "hash of the inputs", "file"))
             computing = __version__, np.__version__, (VECTOR, REGISTERS)
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
             plan = sha256(repr(facts).encode()).hexdigest()
@@ -206,10 +204,9 @@ def merge_files(
     return MergedFiles(target, certificate, *found, left_out, size, kept, on_nf4)
 
 
-def _digest(base: AdaptedBase, task: tuple[str | None, Path]) -> str:
-    """Return the hash of an input; `task` is its name among the base's files, or None; its path."""
-    name, path = task
-    return input_digest(path, None if name is None else base.tensors.files[name])
+def _digest(base: AdaptedBase, name: str | None) -> str:
+    """Return the hash of a file of the base, or with None that of the adapter."""
+    return (base.files.file if name is None else base.tensors.files[name]).digest()
 
 
 def _certificate(

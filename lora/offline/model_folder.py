@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lora.peft.config import CONFIG, read_json
 from lora.text.architecture import ModelConfig, config_from_json, json_table, rotary_frequencies
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
 from lora.text.tokenization import Tokenizer
-from minigrad.io import TensorFile, TensorSet, open_tensors
+from minigrad.io import TensorSet, open_tensors
 
 PathLike = str | os.PathLike[str]
 
@@ -88,19 +87,6 @@ def open_base(path: PathLike) -> TensorSet:
         if is_gguf:
             return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
     return open_tensors(path)
-
-
-def input_digest(path: Path, file: TensorFile | None = None) -> str:
-    """Return the sha256 of an input; `file` is it, opened, if it may have a checksum.
-
-    If the header has a checksum, only the header is hashed, and the checksum of the tensors is
-    checked.
-    """
-    with open(path, "rb") as opened:
-        if file is not None and file.has_checksum:
-            file.check()
-            return sha256(opened.read(int.from_bytes(opened.read(8), "little"))).hexdigest()
-        return file_digest(opened, "sha256").hexdigest()
 
 
 def is_computed(name: str, axes: int) -> bool:

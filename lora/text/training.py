@@ -215,6 +215,8 @@ def train(
             print(f"no validation on valid.jsonl; {advice}", file=sys.stderr)
         print(expected, file=sys.stderr)
 
+    advice = f"begin again in another folder with an lr below {lr:g}, or a longer warmup"
+
     def write() -> None:
         save(model, folder.path, seed=seed, base_model=base_model, progress=progress)
 
@@ -230,8 +232,7 @@ def train(
                 which = _restore_saved(trainer, folder)
                 ranks.on_first(write, "train")
                 raise FloatingPointError(
-                    f"{error}. The adapter {which} is in {os.fspath(folder.path)!r}; begin again "
-                    f"in another folder with an lr below {lr:g}, or a longer warmup"
+                    f"{error}. The adapter {which} is in {os.fspath(folder.path)!r}; {advice}"
                 ) from error
             made = trainer.history.steps
             best = _best_step(made)
@@ -241,8 +242,7 @@ def train(
             if best is None and any("validation_loss" in step for step in made):
                 raise FloatingPointError(
                     f"the validation loss was never finite, so the adapter in "
-                    f"{os.fspath(folder.path)!r} is that of the last step; begin again in another "
-                    f"folder with an lr below {lr:g}, or a longer warmup"
+                    f"{os.fspath(folder.path)!r} is that of the last step; {advice}"
                 )
     return TrainResult(folder.path, trainer.history, rows, best or len(made))
 

@@ -307,6 +307,21 @@ class TensorFile(Tensors):
                 f"{CHECKSUM!r} out of its metadata"
             )
 
+    def digest(self) -> str:
+        """Return a sha256 by which the file is known again.
+
+        It is that of the file; or if the header has a checksum, that of the header, and the tensors
+        are compared with their checksum.
+
+        Raises:
+            ValueError: if they do not match it.
+        """
+        with open(self.path, "rb") as file:
+            if not self.has_checksum:
+                return file_digest(file, "sha256").hexdigest()
+            self.check()
+            return sha256(file.read(int.from_bytes(file.read(8), "little"))).hexdigest()
+
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
     """Return whether there is a safetensors file of the size that its header says."""

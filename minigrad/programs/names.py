@@ -94,11 +94,10 @@ def _computing(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    for _full in f"__{_name}__", f"__r{_name}__":
-        setattr(StepNumber, _full, _computing(_full))
-for _full in ("__neg__", "__abs__", "__round__", "__trunc__", "__floor__", "__ceil__"):
-    setattr(StepNumber, _full, _computing(_full))
+_OF_TWO = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_OF_ONE = ("neg", "abs", "round", "trunc", "floor", "ceil")
+for _name in (*_OF_TWO, *(f"r{name}" for name in _OF_TWO), *_OF_ONE):
+    setattr(StepNumber, f"__{_name}__", _computing(f"__{_name}__"))
 
 
 class ValueNames:

@@ -106,7 +106,6 @@ class Surroundings:
         self._callable: set[type] = set()  # classes that the functions may make objects of
         self._scopes: list[tuple[str, Any]] = []  # objects of which only named attributes count
         self._sources: list[Any] = []  # sources of random numbers
-        self._draws_globally = False  # whether the functions can reach a global generator
         self._iterators: list[str] = []  # the paths of iterators
         # The packages of the function, also in a partial, and of modules: these are always read.
         whole = getattr(function, "func", function)
@@ -126,7 +125,7 @@ class Surroundings:
         self.leave_out(self._arrays)
         self._sums = {path: (x, crc32(x.tobytes())) for path, x in self._plain.items()}
         self._small = {path: x for path, x in self._plain.items() if x.nbytes <= _LARGEST}
-        self.compare_all()
+        self._compare_elements(self._small)
 
     def add(self, tensors: dict[str, Tensor]) -> None:
         """Compare further tensors."""
@@ -143,18 +142,22 @@ class Surroundings:
         plain = self._plain.items()
         self._plain = {path: array for path, array in plain if id(owner_of(array)) not in owners}
 
+    def _compare_elements(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Compare the elements of these arrays with those of now."""
+        self._plain = arrays
+        self._bytes = {path: x.tobytes() for path, x in arrays.items()}
+
     def compare_all(self) -> None:
         """Compare the elements of all small plain arrays from now on."""
-        self._plain = self._small
-        self._bytes = {path: x.tobytes() for path, x in self._plain.items()}
+        self._compare_elements(self._small)
 
     def accept_elements(self, arrays: Iterable[Any]) -> bool:
         """If only elements of these arrays have changed, accept the new ones, and return True."""
-        before = self._plain
+        compared = self._plain
         self.leave_out(arrays)
-        is_unchanged, self._plain = self.is_unchanged(), before
+        is_unchanged, self._plain = self.is_unchanged(), compared
         if is_unchanged:
-            self._bytes = {path: x.tobytes() for path, x in before.items()}
+            self._compare_elements(compared)
         return is_unchanged
 
     def is_unchanged(self) -> bool:
@@ -209,7 +212,7 @@ class Surroundings:
         """
         settings = {path: _settings_of(each) for path, each in self.settable.items()}
         states: list[Any] = [pickle.dumps(source.__getstate__()) for source in self._sources]
-        if "random" in self._words or self._draws_globally:
+        if "random" in self._words:
             states += states_of_global_generators()
         return settings, states
 
@@ -324,7 +327,8 @@ class Surroundings:
             if isinstance(value, Optimizer):
                 self._compare(path, (), partial(_groups_and_members, value), True)
         elif isinstance(value, ModuleType):
-            self._draws_globally |= value in (stdlib_random, np.random)
+            if value in (stdlib_random, np.random):
+                self._words.add("random")  # the code may know the module by another name
             if not is_known(value.__name__):
                 self._scopes.append((path, value))
         else:
