@@ -23,7 +23,7 @@ from lora.peft.folder import check_no_model
 from lora.text import evaluating, generating, loading, run_folder, samples, training
 from lora.text.data import data_files, read_rows
 from lora.text.model import LanguageModel
-from lora.text.tokenization import Tokenizer
+from lora.text.tokenization import Tokenizer, check_text
 from minigrad.distributed import world
 from minigrad.tables import counted
 
@@ -282,6 +282,7 @@ def converse(writer: generating.TextGenerator, messages: list[dict[str, str]]) -
         elif word:
             question = {"role": "user", "content": line.strip()}
             try:
+                check_text("the line", line.strip())
                 answer = write(writer, [*messages, question], True)
             except ValueError as error:  # for example, the text is too long for the model
                 show(f"{error}; /reset begins anew\n")

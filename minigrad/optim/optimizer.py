@@ -167,6 +167,10 @@ class Optimizer(ABC):
                 f"{type(self).__name__}: {name} is an option of each group; set "
                 f"optimizer.param_groups[i][{name!r}]"
             )
+        if name == "learning_rate":
+            raise AttributeError(
+                f"{type(self).__name__}: the learning rate is called lr; set optimizer.lr"
+            )
         super().__setattr__(name, value)
 
     @named_errors

@@ -321,7 +321,7 @@ def test_bytes_that_are_no_text_do_not_end_a_conversation(base, capsys, monkeypa
     status, printed, _ = run(capsys, "generate", base, "--chat", "--max-tokens", 6)
     assert status == 0
     first, second = printed.split("> ")[1:3]
-    assert "is half of one, or a byte that is not UTF-8" in first
+    assert "character 1 of 2 of the line is half of one, or a byte that is not UTF-8" in first
     assert second.strip()
 
 

@@ -1088,6 +1088,14 @@ def test_other_options_are_no_attributes(name):
     assert optimizer.note == "an attribute of one's own"
 
 
+def test_the_learning_rate_has_one_name():
+    optimizer = Adam([parameter([1.0])])
+    with pytest.raises(AttributeError, match="Adam: the learning rate is called lr"):
+        optimizer.learning_rate = 0.5
+    with pytest.raises(TypeError, match="learning_rate.*lr"):
+        Adam([parameter([1.0])], learning_rate=0.5)
+
+
 def test_an_optimiser_without_a_learning_rate_has_no_such_attribute():
     class Plain(Optimizer):
         def check_options(self, group):
