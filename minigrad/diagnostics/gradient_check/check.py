@@ -135,7 +135,7 @@ def check_vjp(
     inputs. Otherwise it is in the dtype of the inputs, and the report says which errors it can see.
     The verdict is also "disagree" if backward returns None, or an array of another shape or dtype;
     if it writes to g; if its next call overwrites its result; if its result shares memory with an
-    input; if it uses values of another call; or if it clips large gradients.
+    input; if it uses values of another call; or if it is not linear in g, as if it clips gradients.
 
     Args:
         forward: a function of the inputs that returns an array or a number, or a tuple of them.
@@ -355,7 +355,10 @@ class _Comparison:
             gradients = problem.function.gradients(operands, problem.cotangents)
         except Exception:  # f may be undefined there
             return
-        directions = [self.rng.choice([-1.0, 1.0], x.shape) for x in operands]
+        # The elements move by different distances, because all steps are powers of two, and a wave
+        # may have a period of such a length.
+        distances = [self.rng.uniform(0.5, 1.0, x.shape) for x in operands]
+        directions = [d * self.rng.choice([-1.0, 1.0], d.shape) for d in distances]
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)

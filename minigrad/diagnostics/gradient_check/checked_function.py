@@ -300,11 +300,12 @@ class CheckedFunction(ABC):
         ]
 
     def gradients_by_path(
-        self, operands: Arrays, cotangents: Arrays, recorded: bool
+        self, operands: Arrays, cotangents: Arrays, dtype: np.dtype[Any], recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients, and by each other path that leads to them; all must be the same.
 
-        If `recorded`, one path is a pass that is recorded for a derivative of higher order.
+        f computes in `dtype`. If `recorded`, one path is a pass that is recorded for a derivative
+        of higher order.
         """
         pullback = self.vjp(operands)
         gradients = pullback(cotangents)
@@ -315,10 +316,10 @@ class CheckedFunction(ABC):
         if self.layout is not None:
             name, laid_out = self.layout
             paths[name] = pullback([laid_out(v) for v in cotangents])
-        times = tolerances.LARGER
-        larger = [g / times for g in pullback([v * times for v in cotangents])]
-        if np.array_equal(np.isfinite(flat(larger)), np.isfinite(flat(gradients))):
-            paths[f"a pass for cotangents {times:,} times as large"] = larger
+        for times in tolerances.SCALES.get(dtype, tolerances.COARSE_SCALES):
+            scaled = [g / times for g in pullback([v * times for v in cotangents])]
+            if np.array_equal(np.isfinite(flat(scaled)), np.isfinite(flat(gradients))):
+                paths[f"a pass for cotangents times {times:.2g}"] = scaled
         with suppress(Exception):  # f may not be defined there
             self.vjp(elsewhere(operands))
             paths["a pass behind another call of f"] = pullback(cotangents)

@@ -224,13 +224,13 @@ class TensorFunction(FrameworkFunction):
         return None
 
     def gradients_by_path(
-        self, operands: Arrays, cotangents: Arrays, recorded: bool
+        self, operands: Arrays, cotangents: Arrays, dtype: np.dtype[Any], recorded: bool
     ) -> tuple[Gradients, dict[str, Gradients]]:
         """Compute the gradients by `grad`, and by each other path, including `backward`.
 
         The `.grad` of leaves that are not operands is restored.
         """
-        gradients, paths = super().gradients_by_path(operands, cotangents, recorded)
+        gradients, paths = super().gradients_by_path(operands, cotangents, dtype, recorded)
         leaves, results = self._required(operands)
         others = [(node, node.grad) for node in _other_leaves(results, leaves)]
         try:

@@ -82,7 +82,9 @@ class GradientProblem:
         self.cotangents = function.cotangents(self.operands, rng)
         self.weights = flat(self.cotangents)
         self.in_forward_mode = recorded
-        gradients, self.paths = function.gradients_by_path(self.operands, self.cotangents, recorded)
+        gradients, self.paths = function.gradients_by_path(
+            self.operands, self.cotangents, self.dtype, recorded
+        )
         if function.unsteady:  # if calls differ, the last digits mean nothing
             self.dtype = tolerances.least_exact([self.dtype, FLOAT32])
         inside = partial(function.gradients, cotangents=self.cotangents, recorded=True)

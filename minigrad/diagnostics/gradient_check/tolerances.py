@@ -33,10 +33,15 @@ SAME_PATH = 1e-9
 # another order.
 SAME_BROADCAST_EPS = 1e3
 
-# A VJP is linear in its cotangent. So for cotangents that are this number of times as large, the
-# gradient is as many times as large: exactly, because this is a power of two. A VJP that clips its
-# gradients gives others. In float16, a larger factor would overflow for ordinary gradients.
-LARGER = 1024
+# A VJP is linear in its cotangent. So for cotangents times one of these numbers, the gradient is
+# multiplied by it: exactly, because they are powers of two. A VJP that clips large gradients, drops
+# small ones or ignores their sign gives others. In float16, a larger or smaller factor would
+# overflow or lose digits for ordinary gradients.
+SCALES = {
+    FLOAT64: (-(2.0**40), 2.0**40, 2.0**-40),
+    FLOAT32: (-(2.0**20), 2.0**20, 2.0**-20),
+}
+COARSE_SCALES = -1024, 1024
 
 # Steps and points of differences:
 

@@ -1092,7 +1092,7 @@ def test_the_learning_rate_has_one_name():
     optimizer = Adam([parameter([1.0])])
     with pytest.raises(AttributeError, match="Adam: the learning rate is called lr"):
         optimizer.learning_rate = 0.5
-    with pytest.raises(TypeError, match="learning_rate.*lr"):
+    with pytest.raises(TypeError, match=r"learning_rate.*lr"):
         Adam([parameter([1.0])], learning_rate=0.5)
 
 
