@@ -144,6 +144,9 @@ class ForwardMode(Observer):
             mode.state = (from_outside or needed, around)
             try:
                 tangents = self._push(op, inputs, result, moving)
+            except Exception as error:
+                error.add_note(f"raised while forward mode computed the derivative of `{op.name}`")
+                raise
             finally:
                 mode.state = before
             self._known[_give_node(op, result)] = _Known(tangents, from_outside)

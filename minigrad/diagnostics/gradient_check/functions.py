@@ -19,8 +19,9 @@ import numpy as np
 
 from minigrad.containers import Leaf, flatten
 from minigrad.core.backward import grad
-from minigrad.core.grad_mode import grad_mode, unobserved
+from minigrad.core.grad_mode import grad_mode, mode, unobserved
 from minigrad.core.node import Node, reachable
+from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor, as_array, assigned
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
@@ -108,6 +109,12 @@ class FrameworkFunction(CheckedFunction):
         """Call f with these leaves of its inputs, and with these parameters, if it has any."""
         return self._f(*self._inputs.rebuilt(leaves))
 
+    def _note_cuts(self, cuts: set[str]) -> None:
+        """Note what f uses that takes values out of the graph, as a reason for wrong gradients."""
+        if cuts:
+            why = f"f uses {' and '.join(sorted(cuts))}, through which no gradient flows"
+            self.unreached = dict.fromkeys(self.names, why)
+
     def flaws(self, cotangents: Arrays) -> list[tuple[str, str]]:
         """Find faults of gradients as arrays, also for a cotangent of ones that is a broadcast 1.
 
@@ -181,8 +188,10 @@ class TensorFunction(FrameworkFunction):
         return grad(results, by, seeds, **options)
 
     def outline(self, operands: Arrays) -> np.dtype[Any]:
-        """Call f where a gradient is required, and find the dtypes and leaves of its graph."""
-        leaves, results = self._required(operands)
+        """Call f where a gradient is required, and find dtypes, leaves and cuts of its graph."""
+        with observe(cuts := _Cuts()):
+            leaves, results = self._required(operands)
+        self._note_cuts(cuts.found)
         nodes = reachable([x.node for x in results if x.node is not None])
         dtypes = [node.dtype for node in nodes if node.op is not None]
         self.others = len(_other_leaves(results, leaves))
@@ -244,6 +253,21 @@ class TensorFunction(FrameworkFunction):
         twice = self._as_gradients([x.grad for x in leaves], operands)
         paths["backward, twice"] = [g / 2 for g in twice]
         return gradients, paths
+
+
+class _Cuts(Observer):
+    """Finds what takes values out of the graph."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        if tensor.requires_grad:
+            self.found.add(how)
+
+    def on_call(self, op: Any, inputs: Sequence[Any], result: Any) -> None:
+        if not mode.grad_enabled and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            self.found.add("no_grad")
 
 
 def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
@@ -332,9 +356,7 @@ class TorchFunction(FrameworkFunction):
         dtype = super().outline(operands)
         with Watch():
             leaves, results = self._required(operands)
-        if cut:
-            why = f"f uses {' and '.join(sorted(cut))}, through which no gradient flows"
-            self.unreached = dict.fromkeys(self.names, why)
+        self._note_cuts(cut)
         pending, seen = [x.grad_fn for x in results if x.grad_fn is not None], set()
         while pending:
             node = pending.pop()

@@ -655,6 +655,16 @@ def test_derivatives_of_higher_order_and_empty_arrays_give_no_alarm():
         minigrad.sum(np.arange(4)) // 1
 
 
+def test_an_anomaly_in_forward_mode_names_the_op_whose_derivative_it_is():
+    with (
+        detect_anomaly(),
+        pytest.raises(AnomalyError, match="`divide` made the first Inf") as caught,
+    ):
+        minigrad.jvp(minigrad.sqrt, np.zeros(2), np.ones(2))
+    notes = ["raised while forward mode computed the derivative of `sqrt`"]
+    assert caught.value.__notes__ == notes
+
+
 def test_a_checkpoint_is_watched_in_both_of_its_runs():
     x = leaf([0.0])
 
