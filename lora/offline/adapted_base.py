@@ -19,7 +19,10 @@ from lora.offline.model_folder import (
     PathLike,
     bias_of,
     config_of,
+    has_scaled_head,
+    head_and_tables,
     is_computed,
+    name_of_head,
     open_base,
     tied_tables,
     transposed_weights,
@@ -72,9 +75,15 @@ class AdaptedBase(Closing):
             shapes = [self.tensors.info(name).shape for name in self.tables]
             own = {name: self.files.tensors[key].shape for name, key in self.replaced.items()}
             self.heads = [name for name in self.added if own[name] in shapes]
-            self.problems += [*self._left_without(), *self._renamed()]
-            changed = [] if self.heads else [*self.layers, *self.replaced]
-            self.tied = [name for name in self.tables if name in changed]
+            changed = {*self.layers, *self.replaced}
+            self.tied = [name for name in self.tables if name in changed and not self.heads]
+            # The names of heads that stay as they are where such an embedding changes.
+            names = {name_of_head(table, self.tensors): table for table in self.tied}
+            self.copied = {name: table for name, table in names.items() if name}
+            # Whether the head and the embedding of the merged model are two weights.
+            is_changed = not changed.isdisjoint(head_and_tables(self.tensors))
+            self.is_untied = is_changed or bool(self.heads or self.copied)
+            self.problems += [*self._problems_of_heads(), *self._renamed()]
             # The layers with an update that cannot be merged.
             self.grouped = [name for name, each in self.files.layers.items() if each.groups > 1]
             self._stack = stack.pop_all()
@@ -239,12 +248,20 @@ class AdaptedBase(Closing):
                 f"{_RENAMED}"
             )
 
-    def _left_without(self) -> Iterator[str]:
-        """Yield an error if a head that is not tied leaves other layers without a weight.
+    def _problems_of_heads(self) -> Iterator[str]:
+        """Yield an error if a head that is not tied changes more than its weight.
+
+        T5 scales the vectors before its head by d_model^-0.5, but only if the head is tied.
 
         In BART and similar models, encoder, decoder and head share a table, all of them or none. A
         table without a prefix is that of T5, where encoder and decoder always share it.
         """
+        if self.is_untied and has_scaled_head(self.tensors):
+            yield (
+                "tied: a model of the T5 family scales the vectors before a tied head by "
+                "d_model^-0.5, and before another head it does not, so a merged model would "
+                "compute other logits; use the adapter without merging it"
+            )
         for table in self.tables if self.heads else ():
             prefix = table.removesuffix("shared.weight")
             names = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]

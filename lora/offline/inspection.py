@@ -341,11 +341,12 @@ def check_adapter(
             )
             found.append(Finding("odd", "base", what))
         added = "is trained in full, and not in the base"
+        keeps_head = opened.copied if opened.model is None else opened.copied.keys() & opened.model
         found += [
             *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
             *(Finding("wrong", "base", problem) for problem in problems),
             *(Finding("odd", name, added) for name in opened.added),
-            *(Finding("odd", name, TIED) for name in opened.tied),
+            *(Finding("odd", name, TIED) for name in opened.tied if not keeps_head),
             *(Finding("odd", name, UNTIED) for name in opened.heads),
         ]
         return Findings(path, tuple(found), layers, True, has_checksum, tuple(rows))

@@ -18,7 +18,7 @@ from lora.certificate import CertificateRow, MergeCertificate, certify, merging_
 from lora.frozen import Array, strips
 from lora.offline.adapted_base import AdaptedBase, made_on_nf4, other_weights
 from lora.offline.inspection import wrong_in
-from lora.offline.model_folder import TIED, UNTIED, find_sidecars
+from lora.offline.model_folder import COPIED, TIED, UNTIED, find_sidecars
 from lora.offline.stored_weight import StoredWeight
 from lora.offline.workers import WorkerPool
 from lora.peft.config import CONFIG
@@ -43,6 +43,7 @@ class MergedFiles:
         replaced: the tensors that the adapter replaces by its own, trained in full.
         added: the tensors among them that the base does not have.
         tied: weights of embeddings that change, and may also be the weight of the model's head.
+        copied: weights of embeddings that change; the merged model has their copies as heads.
         heads: the tensors among `added` that are heads, which the base ties to an embedding.
         prefix: the beginning of names that only the base has; or "-" and one that only the adapter
             has.
@@ -57,6 +58,7 @@ class MergedFiles:
     replaced: Sequence[str]
     added: Sequence[str]
     tied: Sequence[str]
+    copied: Sequence[str]
     heads: Sequence[str]
     prefix: str
     left_out: Sequence[str]
@@ -73,6 +75,7 @@ class MergedFiles:
             tensors = counted(len(self.replaced), "tensor")
             lines.append(f"taken over in full: {tensors} of the adapter{added}")
         lines += [f"{name} {TIED}" for name in self.tied]
+        lines += [f"{name} {COPIED}" for name in self.copied]
         lines += [f"{name} {UNTIED}" for name in self.heads]
         if self.on_nf4:
             verb = "was" if len(self.on_nf4) == 1 else "were"
@@ -169,6 +172,8 @@ def merge_files(
                 f"PEFT, which compute unmerged, or train one that excludes these layers"
             )
         added = [replace(files.tensors[opened.replaced[name]], name=name) for name in opened.added]
+        copied = {} if is_file else opened.copied  # only a folder has a configuration
+        added += [replace(tensors.info(table), name=name) for name, table in copied.items()]
         next(iter(shards.values())).extend(added)
         if dtype is not None:
             shards = {
@@ -179,7 +184,7 @@ def merge_files(
         folder, kept = target.parent, list[str]()
         left_out: Sequence[str] = ()
         if not is_file:
-            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(opened.heads))
+            sidecars, left_out = find_sidecars(Path(base), tensors, dtype, opened.is_untied)
             hashes = list(pool.map(_digest, [None, *tensors.files], "hash of the inputs", "file"))
             computing = __version__, np.__version__, (VECTOR, REGISTERS)
             facts = hashes, files.config, metadata, shards, sorted(sidecars), radius, computing
@@ -198,7 +203,8 @@ def merge_files(
         ]
         list(pool.map(_write, tasks, "merge", "file"))
     prefix = f"-{opened.own_prefix}" if opened.own_prefix else opened.base_prefix
-    found = list(opened.replaced), opened.added, opened.tied, opened.heads, prefix
+    tied = [] if copied else opened.tied
+    found = list(opened.replaced), opened.added, tied, [*copied.values()], opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
     on_nf4 = made_on_nf4(opened)
     return MergedFiles(target, certificate, *found, left_out, size, kept, on_nf4)
@@ -249,12 +255,12 @@ def _write(
             elif name in base.layers:
                 layer = base.layers[name]
                 parts = _merged(base.weights[layer], base.update(layer))
-            elif base.tensors.info(name).dtype == info.dtype:
-                writer.copy(name, base.tensors.raw(name))
+            elif base.tensors.info(source := base.copied.get(name, name)).dtype == info.dtype:
+                writer.copy(name, base.tensors.raw(source))
                 continue
             else:
                 strip = strips(info.shape)
-                parts = ((rows.start or 0, base.tensors.read(name, None, rows)) for rows in strip)
+                parts = ((rows.start or 0, base.tensors.read(source, None, rows)) for rows in strip)
             for first, part in parts:
                 is_rounded = (is_converted or key is not None) and part.dtype.kind == "f"
                 if is_rounded and not is_finite_in(part, info.dtype):

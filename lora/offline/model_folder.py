@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from lora.patterns import is_any_match
 from lora.peft.config import CONFIG, read_json
 from lora.text.architecture import ModelConfig, config_from_json, json_table, rotary_frequencies
 from lora.text.gguf_file import GGUFFile, GGUFTensors, config_json
@@ -36,6 +37,10 @@ TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
     "in both, and a model with the adapter only in the embedding; to keep the head as it is, first "
     "save the base with a copy of the weight for the head (tie_word_embeddings=False)"
+)
+COPIED = (
+    "is the weight of the head too, which the adapter does not change: so the merged model has a "
+    "copy of the old weight as its head, and tie_word_embeddings=false in its config.json"
 )
 UNTIED = (
     "is the weight of the head, which in the base is the weight of the embedding: config.json must "
@@ -55,6 +60,12 @@ _WITH_HEADS = re.compile(
     "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
 )
 """Matches the names of transformers' classes that have a head, which may be tied."""
+
+_TABLES = {"model.embed_tokens.weight": "ForCausalLM", "transformer.wte.weight": "GPT2LMHeadModel"}
+"""Tables of embeddings in transformers' classes whose head, if it has one, is `lm_head.weight`."""
+
+_SCALED = "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5"
+"""The types of models that scale the vectors before a tied head by d_model^-0.5."""
 
 _COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
 
@@ -149,7 +160,33 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     shapes = Counter(info.shape for info in base.tensors.values())
     found = [(name, base.info(name).shape) for name in names]
     size = config.get("vocab_size")
-    return [n for n, shape in found if len(shape) == 2 and shape[0] == size and shapes[shape] == 1]
+    return [
+        name
+        for name, shape in found
+        if len(shape) == 2 and shape[0] == size
+        if shapes[shape] == 1 or name_of_head(name, base) not in ("", *base)
+    ]
+
+
+def name_of_head(table: str, base: TensorSet) -> str:
+    """Return the name that transformers gives to the head of which a table is the weight, or ""."""
+    kinds = str(config_of(base).get("architectures"))
+    is_known = any(table == name and re.search(kind, kinds) for name, kind in _TABLES.items())
+    return "lm_head.weight" if is_known else ""
+
+
+def has_scaled_head(base: TensorSet) -> bool:
+    """Return whether the model scales the vectors before its head, but only if it is tied."""
+    config = config_of(base)
+    return config.get("model_type") in _SCALED and bool(config.get("tie_word_embeddings", True))
+
+
+def head_and_tables(base: TensorSet) -> list[str]:
+    """List the names of a head that the base has, and of embeddings that may be tied to it."""
+    heads = [name for name in base if name.endswith("lm_head.weight")]
+    shapes = [base.info(name).shape for name in heads]
+    alike = [name for name in base if base.info(name).shape in shapes]
+    return [n for n in alike if n in heads or is_any_match(EMBEDDINGS, n.removesuffix(".weight"))]
 
 
 def other_settings(base: TensorSet, model: TensorSet) -> list[str]:
@@ -219,6 +256,8 @@ def find_sidecars(
         changes: dict[str, Any] = dict.fromkeys(named, dtype)
         if is_untied:
             changes["tie_word_embeddings"] = False
+            if isinstance(inner := content.get("text_config"), dict):
+                changes["text_config"] = inner | {"tie_word_embeddings": False}
         if changes or copied[_MODEL] == b"":
             copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
     return copied, tuple(left_out)

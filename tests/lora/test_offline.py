@@ -41,7 +41,7 @@ from minigrad.io import (
     writing_set,
 )
 from minigrad.io.tensor_file import CHECKSUM
-from minigrad.nn import Linear, Module
+from minigrad.nn import Embedding, Linear, Module
 from tests.lora.folders import (
     FOLDERS,
     PREFIX,
@@ -735,6 +735,32 @@ def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
 
+@pytest.mark.parametrize(
+    ("options", "is_untied"),
+    [
+        ({"targets": ["up"]}, False),
+        ({"targets": ["embed_tokens"]}, True),
+        ({"targets": ["lm_head"]}, True),
+        ({"targets": ["up"], "modules_to_save": ["embed_tokens"]}, True),
+        ({"targets": ["up"], "modules_to_save": ["lm_head"]}, True),
+    ],
+)
+def test_a_head_and_an_embedding_that_are_both_stored_are_untied_if_one_changes(
+    options, is_untied, rng, tmp_path
+):
+    net = Module()
+    net.embed_tokens, net.lm_head = Embedding(11, 6, rng=rng), Linear(6, 11, bias=False, rng=rng)
+    net.up = Linear(6, 6, rng=rng)
+    base = base_of(net, tmp_path / "base")
+    config = {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True, "a": 1}}
+    (base / "config.json").write_text(json.dumps(config))
+    lora.save(adapted_copy(net, rng, **options), tmp_path / "adapter")
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    untied = {"tie_word_embeddings": False}
+    assert content == (untied | {"text_config": {"a": 1} | untied} if is_untied else config)
+
+
 def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
     base, weights = base_of(net, tmp_path / "base"), tmp_path / "adapter" / WEIGHTS
@@ -782,6 +808,13 @@ def test_a_new_head_of_an_embedding_that_encoder_and_decoder_share_needs_copies(
     with pytest.raises(ValueError, match=message):
         merge_files(base, tmp_path / "adapter", tmp_path / "out")
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+    edit(weights, lambda arrays: without("model.shared.weight")({**arrays, "shared.weight": table}))
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
+    message = r"tied: a model of the T5 family scales .*use the adapter without merging it"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+    edit(weights, lambda arrays: without("shared.weight")({**arrays, "model.shared.weight": table}))
     edit(weights, lambda arrays: arrays | dict.fromkeys(both, table))
     (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     out = merge_files(base, tmp_path / "adapter", tmp_path / "out").path / "model.safetensors"

@@ -406,8 +406,11 @@ def test_a_head_may_stay_that_of_the_base_where_the_embedding_is_changed(tmp_pat
     untied = tiny_folder(tmp_path / "untied")
     options = {"targets": ["q_proj"], "modules_to_save": ["embed_tokens"]}
     adapter = tiny_adapter(tmp_path / "a", untied, **options)
-    merge_files(base, adapter, tmp_path / "out", check_base=False)
+    merged = merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert merged.copied == ["model.embed_tokens.weight"]
     table = weights(base)["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(weights(tmp_path / "out")["lm_head.weight"], table)
+    assert not json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
     for head, others in ((table, []), (2 * table, ["is in the model only"])):
         change = lambda arrays, head=head: {**arrays, "lm_head.weight": head}
         model = write(tmp_path / "out", tmp_path / "head", change)

@@ -10,7 +10,7 @@ from lora.__main__ import main
 from lora.offline import check_adapter, extract_files, merge_files
 from lora.text.architecture import CLASSES
 from lora.text.loading import load_model, tokenizer
-from minigrad.io import open_tensors
+from minigrad.io import open_tensors, save_state
 from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
 
 
@@ -44,6 +44,33 @@ def test_a_gguf_file_becomes_a_folder_with_the_adapter_merged(architecture, tmp_
     assert after.encode(TEXT) == before.encode(TEXT)
     assert after.render(messages, True) == before.render(messages, True)
     assert after.eos_token_id == before.eos_token_id
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "gguf"])
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_a_tied_head_stays_as_it_is_where_the_embedding_changes(dtype, kind, tmp_path):
+    base = tiny_folder(
+        tmp_path / "m", tie_word_embeddings=True, shards=2 if kind == "shards" else 1
+    )
+    if kind == "gguf":
+        base = tiny_gguf(tmp_path / "m.gguf", base)
+    adapter = tiny_adapter(tmp_path / "adapter", base, targets=["embed_tokens", "q_proj"])
+    found = check_adapter(adapter, base)
+    assert found.is_right
+    assert "tie_word_embeddings" not in repr(found)
+    merged = merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    assert merged.copied == ["model.embed_tokens.weight"]
+    assert "so the merged model has a copy of the old weight as its head" in repr(merged)
+    wanted = merged_logits(base, adapter)
+    assert abs(wanted - logits(load_model(base))).max() > 0.1
+    atol = 0.02 if dtype else 1e-5  # the weights are rounded to float16
+    np.testing.assert_allclose(logits(load_model(tmp_path / "out", "float32")), wanted, atol=atol)
+    assert check_adapter(adapter, base, tmp_path / "out").findings == ()
+    with open_tensors(tmp_path / "out") as tensors:
+        arrays = {name: tensors.read(name) for name in tensors if name != "lm_head.weight"}
+    save_state(tmp_path / "head_of_the_changed_table.safetensors", arrays)
+    found = check_adapter(adapter, base, tmp_path / "head_of_the_changed_table.safetensors")
+    assert "may be the weight of the head too" in repr(found)
 
 
 def adapter_in(form, base, path, targets=("q_proj", "down_proj")):

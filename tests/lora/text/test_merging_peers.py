@@ -47,6 +47,17 @@ def test_transformers_computes_what_we_do_with_the_adapter(kind, architecture, t
     assert (theirs.bos_token, theirs.eos_token) == (ours.bos_token, ours.eos_token)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_transformers_reads_the_head_that_a_merge_unties(architecture, tmp_path):
+    base = tiny_folder(tmp_path / "m", architecture, tie_word_embeddings=True)
+    adapter = tiny_adapter(tmp_path / "adapter", base, targets=["embed_tokens", "q_proj"])
+    assert merge_files(base, adapter, tmp_path / "out").copied
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = model(torch.arange(3, 20)[None]).logits.numpy()
+    np.testing.assert_allclose(found, merged_logits(base, adapter), atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers in PEFT
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
