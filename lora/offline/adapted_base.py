@@ -194,7 +194,8 @@ class AdaptedBase(Closing):
             name, layer = self._base_name(own_name), own_name.removesuffix(".weight")
             if layer != own_name and layer in files.layers:  # PEFT may write it with an update
                 has_weight = layer in self.weights
-                if has_weight and not files.is_same(key, base.read(name, np.float64)):
+                dtype = base.info(name).dtype if has_weight else ""
+                if has_weight and not files.is_same(key, base.read(name, np.float64), dtype):
                     self.problems.append(
                         f"another base: {key} of the adapter is not {name}, which it has an update "
                         f"of"
@@ -226,7 +227,8 @@ class AdaptedBase(Closing):
         """Return whether PEFT wrote the table of the embeddings once more, as the tied head."""
         names = [self._adapter_name(name) for name in self.tables]
         keys = [self.files.whole[name] for name in names if name in self.files.whole]
-        return any(self.files.is_same(key, self.files.read(each)) for each in keys)
+        files = self.files
+        return any(files.is_same(key, files.read(n), files.tensors[n].dtype) for n in keys)
 
     def _renamed(self) -> Iterator[str]:
         """Yield an error if tensors in full seem to have other names in the base.

@@ -39,6 +39,9 @@ UNFINISHED = (
     "completes that save, and until then other programs do not see the file"
 )
 
+_WRAPPERS = "_orig_mod.", "module.", "base_model.model."
+"""The beginnings of names in models that are wrapped."""
+
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
@@ -340,6 +343,12 @@ def check_adapter(
                 f"the adapter into it (--dtype nf4 of generate and eval)"
             )
             found.append(Finding("odd", "base", what))
+        if opened.own_prefix in _WRAPPERS:
+            what = (
+                f"begin with {opened.own_prefix!r}, the mark of a wrapped model (torch.compile, "
+                f"data-parallel training, PEFT twice): PEFT ignores them; take it out of the keys"
+            )
+            found.append(Finding("odd", "names", what))
         added = "is trained in full, and not in the base"
         keeps_head = opened.copied if opened.model is None else opened.copied.keys() & opened.model
         found += [

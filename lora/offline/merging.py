@@ -68,7 +68,9 @@ class MergedFiles:
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
-        if self.prefix:
+        if self.prefix.startswith("-"):
+            lines.append(f"names of the adapter have {self.prefix[1:]!r} before those of the base")
+        elif self.prefix:
             lines.append(f"names of the base have {self.prefix!r} before those of the adapter")
         if self.replaced:
             added = f", {len(self.added)} of them new to it" if self.added else ""

@@ -62,7 +62,7 @@ _UNMERGEABLE = "use the adapter with PEFT, which cannot merge it either"
 _NEVER_MERGED = {"alora_invocation_tokens", "arrow_config", "layer_replication", "use_qalora"}
 
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
-_INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
+_INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "lora_ga")
 
 _POSITIVE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 _LISTS_OF_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -133,6 +133,8 @@ def _read(name: str, kind: Any, value: Any) -> Any:
             patterns.check_expression(pattern, patterns.END_OF_NAME)
     if name == "init_lora_weights" and isinstance(value, str):
         value = value.lower()
+        if value.startswith("loftq"):
+            raise ValueError(f"with it PEFT has changed the base, so {_MERGEABLE}")
         if value.startswith(_INITS_OF_ANOTHER_BASE):
             raise ValueError(
                 "with it PEFT has changed the base, in a way that is not in the file; let PEFT "
@@ -228,6 +230,8 @@ class PeftConfig:
                 continue
             elif name in _NOT_IMPLEMENTED:
                 advice = _UNMERGEABLE if name in _NEVER_MERGED else _MERGEABLE
+                if name == "lora_bias":  # the merged bias needs memory in the layer
+                    advice = "merge the adapter with PEFT, which needs layers with biases for it"
                 problems.append(f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); {advice}")
             else:
                 hint = nearest(name, {*kinds, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})

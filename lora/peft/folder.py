@@ -17,7 +17,17 @@ from numpy.typing import DTypeLike
 from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
-from lora.peft.keys import MAGNITUDE, PARTS, PREFIX, A, B, Shape, in_order, parameter_of
+from lora.peft.keys import (
+    MAGNITUDE,
+    PARTS,
+    PREFIX,
+    A,
+    B,
+    Shape,
+    in_order,
+    parameter_of,
+    usual,
+)
 from lora.scaling import largest_rank
 from minigrad.errors import named_errors
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
@@ -90,12 +100,15 @@ class AdapterFolder(Closing):
         self.has_checksum = self.file.has_checksum
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
+        self._keys: dict[str, str] = {}  # of the parts of updates, by the key that PEFT writes
         updates: dict[str, dict[str, str]] = {}
         try:
             for key in sorted(self.tensors, key=in_order):
-                ending = next((e for e in PARTS if key.endswith(f".{e}")), None)
+                name = usual(key)
+                ending = next((e for e in PARTS if name.endswith(f".{e}")), None)
                 if ending is not None and key.startswith(PREFIX):
-                    layer, part = key[len(PREFIX) : -len(ending) - 1], PARTS[ending][0]
+                    layer, part = name[len(PREFIX) : -len(ending) - 1], PARTS[ending][0]
+                    self._keys[name] = key
                     _put(updates.setdefault(layer, {}), part, key, f"{part} of {layer}")
                 elif self._is_repeated(key):
                     self.repeated.append(key)
@@ -146,6 +159,7 @@ class AdapterFolder(Closing):
 
         Before 0.6, PEFT gave the bias of a layer with an update the name that it has in the model.
         """
+        key = self._keys.get(key, key)
         older = key.replace(".base_layer.", ".")
         return older if key not in self.tensors and older in self.tensors else key
 
@@ -194,14 +208,23 @@ class AdapterFolder(Closing):
             return "" if own in FLOATS else f"has dtype {own}, and not of {', '.join(FLOATS)}"
         return "" if own == dtype else f"has dtype {own}, not {dtype}"
 
-    def is_same(self, key: str, array: Array) -> bool:
-        """Return whether a tensor has the shape of an array and, in its dtype, equal elements.
+    def is_same(self, key: str, array: Array, dtype: str) -> bool:
+        """Return whether a tensor is equal to an array of numbers that are stored in `dtype`.
 
+        A model may be loaded in a dtype with fewer digits than its files have, here and in PEFT. So
+        the numbers are also equal if those of one become the others in the dtype of the others.
         PEFT writes a weight as PiSSA has changed it, so of this weight only the shape is compared.
         """
-        is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
-        is_changed = self.is_pissa(parameter_of(key).removesuffix(".weight"))
-        return is_like and (is_changed or np.array_equal(self.read(key, array.dtype), array))
+        info = self.tensors[key]
+        if info.shape != array.shape or self.dtype_problem(key):
+            return False
+        own = self.read(key, array.dtype)
+        return (
+            self.is_pissa(parameter_of(key).removesuffix(".weight"))
+            or np.array_equal(own, array)
+            or np.array_equal(own, _rounded(array, info.dtype))
+            or np.array_equal(_rounded(own, dtype), array)
+        )
 
     def tensor_problems(self, key: str, shape: Shape, dtype: str, source: str) -> Iterator[str]:
         """Yield why a tensor does not have the shape and dtype of the model or base, `source`."""
@@ -226,6 +249,11 @@ class AdapterFolder(Closing):
     def close(self) -> None:
         """Close the files."""
         self.file.close()
+
+
+def _rounded(x: Array, dtype: str) -> Array:
+    with np.errstate(over="ignore"):  # a number beyond the largest becomes infinite
+        return from_stored(to_stored(x, dtype), dtype).astype(x.dtype)
 
 
 def _put(keys: dict[str, str], part: str, key: str, what: str) -> None:

@@ -38,6 +38,27 @@ PARTS = {
 }
 
 
+_SPELLINGS = re.compile(
+    r"\.(?:(lora_[AB])(?:\.default)?\.weight|(lora_embedding_[AB])(?:\.default)?"
+    r"|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
+)
+"""Matches the parts of keys as PEFT reads them, also from a state dict of its model."""
+
+
+def usual(key: str) -> str:
+    """Return the key that PEFT writes for a part of an update that another program has named.
+
+    In a model of PEFT, the name of the adapter, "default", is in the middle of the part, and a
+    magnitude vector has a `.weight`.
+    """
+    found = _SPELLINGS.search(key)
+    if found is None:
+        return key
+    matrix, embedding, magnitude = found.groups()
+    ending = f"{matrix}.weight" if matrix else embedding or magnitude
+    return f"{key[: found.start()]}.{ending}"
+
+
 def by_key(
     updates: Mapping[str, Mapping[str, V]], full: Mapping[str, V], embeddings: Collection[str]
 ) -> dict[str, V]:

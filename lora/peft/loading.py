@@ -166,7 +166,10 @@ def _set_parameters(
     problems = []
     for key, (parameter, shape) in parameters.items():
         if key not in files.tensors:
-            problems.append(f"missing: {key} {shape}")
+            hint = ""
+            if key.endswith(".bias") and files.config.bias == "lora_only":
+                hint = "; PEFT before 0.21 leaves such biases out, so save it with a newer version"
+            problems.append(f"missing: {key} {shape}{hint}")
             continue
         source = "by its configuration and the model"
         unfit = list(files.tensor_problems(key, shape, parameter.dtype.name, source))
@@ -179,11 +182,12 @@ def _set_parameters(
     for copy in plan.copies:
         first, *others = (PREFIX + name for name in copy.names)
         problems += [
-            f"apart: {first} and {other} differ, and are one parameter in the model; untie them"
+            f"apart: {first} and {other} differ, and are one parameter in the model; untie "
+            f"them, or merge the adapter with `python -m lora merge`, and load the merged model"
             for other in others
             if {first, other} <= values.keys() and not np.array_equal(values[first], values[other])
         ]
-    problems += _problems_of_base_weights(plan, files, parameters)
+    problems += _problems_of_base_weights(plan, files, parameters, check_base)
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     problems += [
         f"dilated: {name} is a convolution with dilation={layer.options['dilation']}, which PEFT's "
@@ -241,13 +245,13 @@ def _problems_of_tied_weights(plan: Plan) -> Iterator[str]:
 
 
 def _problems_of_base_weights(
-    plan: Plan, files: AdapterFolder, parameters: Collection[str]
+    plan: Plan, files: AdapterFolder, parameters: Collection[str], check_base: bool
 ) -> Iterator[str]:
     """Yield errors about tensors that are not parameters of the adapter.
 
     PEFT may write the weights of embeddings and of the head, adapted or not, and the biases of
-    layers with another adapter. They must equal those of the model. For NF4, only the shape is
-    compared.
+    layers with another adapter. They must equal those of the model. For NF4, and without
+    `check_base`, only the shape is compared.
     """
     # The weights of the base, dense or in few bits, by all names that PEFT may use.
     own = named_tensors(plan.model)
@@ -256,16 +260,28 @@ def _problems_of_base_weights(
         if key in parameters or key in files.repeated:
             continue
         weight = own.get(parameter_of(key))
+        shape = files.tensors[key].shape
         if weight is None or isinstance(weight, Buffer):
-            yield f"unexpected: {key} {files.tensors[key].shape}"
+            is_head = key.startswith(f"{PREFIX}lm_head.lora_")
+            hint = "; is the head tied? Then save the base with tie_word_embeddings=False"
+            yield f"unexpected: {key} {shape}{hint if is_head else ''}"
             continue
-        if getattr(weight, "format", None) == "nf4":  # rounding has changed the values
-            is_same = files.tensors[key].shape == weight.shape
+        if isinstance(weight, Parameter):
+            is_same = files.is_same(key, weight._data, weight.dtype.name)
+        elif weight.format == "nf4":  # rounding has changed the values
+            is_same = shape == weight.shape
         else:
-            dense = weight._data if isinstance(weight, Parameter) else weight.dense()
-            is_same = files.is_same(key, dense)
-        if not is_same:
-            yield f"another base: {key} is not the weight that the model has"
+            is_same = files.is_same(key, weight.dense(), weight.format)
+        if shape != weight.shape or (check_base and not is_same):
+            shapes = "" if shape == weight.shape else f": {shape}, not {weight.shape}"
+            hint = (
+                "; if the adapter was trained on a base with a resized vocabulary, merge the two "
+                "with `python -m lora merge`, and load the merged model"
+            )
+            yield (
+                f"another base: {key} is not the weight that the model has{shapes}"
+                f"{hint if len(shape) == 2 else ''}"
+            )
 
 
 def set_pissa_start(

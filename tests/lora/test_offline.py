@@ -761,6 +761,18 @@ def test_a_head_and_an_embedding_that_are_both_stored_are_untied_if_one_changes(
     assert content == (untied | {"text_config": {"a": 1} | untied} if is_untied else config)
 
 
+def test_names_of_a_wrapped_model_are_reported(files, tmp_path):
+    base, adapter = files
+    arrays = load_state(adapter / WEIGHTS)[0]
+    wrapped = {key.replace(PREFIX, f"{PREFIX}_orig_mod."): x for key, x in arrays.items()}
+    save_state(adapter / WEIGHTS, wrapped)  # without our metadata, as PEFT does
+    found = check_adapter(adapter, base)
+    assert found.is_right
+    assert "begin with '_orig_mod.', the mark of a wrapped model" in repr(found)
+    merged = merge_files(base, adapter, tmp_path / "out")
+    assert "names of the adapter have '_orig_mod.' before those of the base" in repr(merged)
+
+
 def test_weights_that_peft_wrote_beside_the_updates_may_need_another_base(net, rng, tmp_path):
     lora.save(adapted_copy(net, rng, targets=["up"]), tmp_path / "adapter")
     base, weights = base_of(net, tmp_path / "base"), tmp_path / "adapter" / WEIGHTS
@@ -850,9 +862,9 @@ BROKEN_WHOLES = {
     ),
     "no prefix": ("up.lora_A.weight", np.ones((2, 6), "f4"), r"unexpected: up.lora_A.weight is no"),
     "the name of an adapter": (
-        f"{PREFIX}up.lora_A.default.weight",
+        f"{PREFIX}up.lora_A.other.weight",
         np.ones((2, 6), "f4"),
-        r"unexpected: .*up.lora_A.default.weight is not a part of an update, as base_model",
+        r"unexpected: .*up.lora_A.other.weight is not a part of an update, as base_model",
     ),
 }
 

@@ -10,7 +10,7 @@ from lora.__main__ import main
 from lora.offline import check_adapter, extract_files, merge_files
 from lora.text.architecture import CLASSES
 from lora.text.loading import load_model, tokenizer
-from minigrad.io import open_tensors, save_state
+from minigrad.io import TensorInfo, load_state, open_tensors, save_state, writing
 from tests.lora.text.models import TEXT, tiny_adapter, tiny_folder, tiny_gguf
 
 
@@ -98,6 +98,42 @@ def test_the_base_of_an_adapter_that_was_made_in_bfloat16_is_known(targets, tmp_
     merge_files(other, adapter, tmp_path / "other", check_base=False)
     same = tiny_folder(tmp_path / "c", seed=0, dtype="bfloat16")  # has the same rounded values
     assert check_adapter(adapter, same).findings == ()
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("copy_dtype", ["float32", "float16", "bfloat16"])
+def test_the_copy_of_an_embedding_may_have_another_dtype_than_the_base(
+    copy_dtype, base_dtype, tmp_path
+):
+    # PEFT writes an adapted embedding beside the update, in the dtype in which it was loaded.
+    base = tiny_folder(tmp_path / "m", dtype=base_dtype)
+    adapter = tiny_adapter(tmp_path / "adapter", base, targets=["embed_tokens", "q_proj"])
+    with open_tensors(base) as tensors:
+        table = tensors.read("model.embed_tokens.weight", np.float64)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+
+    def with_copy(change):
+        file = adapter / "adapter_model.safetensors"
+        arrays = {**load_state(file)[0], key: change(table)}
+        infos = [
+            TensorInfo(n, copy_dtype if n == key else "float32", x.shape) for n, x in arrays.items()
+        ]
+        with writing(file, infos, {"format": "pt"}) as writer:
+            for name, x in arrays.items():
+                writer.write(name, x)
+
+    with_copy(lambda table: table)
+    assert check_adapter(adapter, base).is_right
+    merge_files(base, adapter, tmp_path / "out")
+    # What was rounded twice, to float16 and to bfloat16, cannot be compared.
+    is_known = (copy_dtype, base_dtype) != ("float16", "float32")
+    for dtype in ("float32", "bfloat16", "nf4"):
+        lora.load(load_model(base, dtype), adapter, check_base=is_known or dtype == "float32")
+    with_copy(lambda table: 1.5 * table)
+    assert "another base" in repr(check_adapter(adapter, base))
+    with pytest.raises(ValueError, match=r"another base: .*embed_tokens.* resized vocabulary"):
+        lora.load(load_model(base, "float32"), adapter)
+    lora.load(load_model(base, "float32"), adapter, check_base=False)
 
 
 def test_of_an_adapter_that_was_made_in_nf4_the_check_says_that_its_base_is_not_known(tmp_path):
