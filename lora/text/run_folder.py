@@ -49,11 +49,12 @@ class RunFolder:
             return str(_saved_run(self.options_file)["time"])
         return datetime.now().isoformat()
 
-    def check(self, facts: Mapping[str, Any]) -> None:
+    def check(self, facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """Check that a run can begin here, or resume with the same facts; only rank 0 calls this.
 
         Args:
             facts: the options, hashes of data, base and beginning of the run.
+            defaults: the options of a run in whose file they are missing.
 
         Raises:
             OSError: if the folder is a file or cannot be written, or has no run to resume.
@@ -75,7 +76,9 @@ class RunFolder:
                 f"{name!r} has no {OPTIONS}, so there is no run to resume; begin one without resume"
             )
         runs = _saved_run(self.options_file), known
-        old, new = ({**run["options"], **run["data"], "base": run["base"]} for run in runs)
+        old, new = (
+            {**defaults, **run["options"], **run["data"], "base": run["base"]} for run in runs
+        )
         changed = [
             f"{key}: it was {old.get(key)!r:.60}, and is {new.get(key)!r:.60}"
             for key in {**old, **new}
@@ -131,7 +134,7 @@ class RunFolder:
         try:
             self.options_file.touch(exist_ok=False)
         except FileExistsError:  # another run began while this one read its rows
-            self.check(facts)
+            self.check(facts, {})
             raise
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_type_hints
@@ -106,6 +107,9 @@ def train(
     rank: int = 8,
     alpha: float = 16.0,
     targets: str | Sequence[str] | None = None,
+    scaling: Literal["standard", "rslora"] = "standard",
+    use_dora: bool = False,
+    dropout: float = 0.0,
     steps: int | None = None,
     epochs: int = 1,
     batch_size: int = 4,
@@ -145,6 +149,9 @@ def train(
         alpha: the strength of each update, whose scale is alpha / rank.
         targets: the layers that get an adapter, by the ends of their names, such as q_proj; by
             default all linear ones except the head.
+        scaling: rslora for the scale alpha / sqrt(rank) (Kalajdzievski, 2023).
+        use_dora: whether a magnitude of each output trains too (DoRA, Liu et al., 2024).
+        dropout: the probability of dropping an element of the input of A in training.
         steps: the number of steps of the optimiser; by default it follows from `epochs`.
         epochs: how many times to go through the rows, unless `steps` is given.
         batch_size: the number of rows in a micro-batch.
@@ -192,13 +199,13 @@ def train(
     layers = candidates(dict(model.named_modules()))
     head = [name for name in layers if name.split(".")[-1] == "lm_head"]
     chosen = {"exclude": head} if targets is None else {"targets": targets}
-    config = LoRAConfig(rank, alpha, **chosen)
+    config = LoRAConfig(rank, alpha, scaling=scaling, use_dora=use_dora, dropout=dropout, **chosen)
     folder, ranks = RunFolder(out, resume), world()
     progress = progress and ranks.is_first
     rows = _rows(data, tokenizer, model, options, folder.began, progress)
     facts = _facts(model, rows, options, folder.began)
     check_agreement(ranks, facts["data"])
-    ranks.on_first(lambda: folder.check(facts), "train")
+    ranks.on_first(lambda: folder.check(facts, _DEFAULTS), "train")
     rng = np.random.default_rng(seed)
     schedule = _Schedule(rows, options, rng)
     check_ranks(ranks, len(schedule.batches), accumulation_steps)
@@ -254,6 +261,8 @@ OPTION_TYPES = {
     name: kind for name, kind in get_type_hints(train).items() if name not in _NO_OPTIONS
 }
 """The types of the parameters of `train` that are stored with a run, and stay when it resumes."""
+
+_DEFAULTS = {name: signature(train).parameters[name].default for name in OPTION_TYPES}
 
 
 def longest_row(max_length: int | None, context: int) -> int:

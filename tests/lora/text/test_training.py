@@ -237,6 +237,37 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(validated, tmp_path, last, sav
     assert again.left == -2 * (12 - saved)  # two micro-batches in each step that was left
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_run_with_dora_rslora_and_dropout_goes_on_to_the_bit(data, tmp_path, checkpointing):
+    plain = run(data, tmp_path / "plain")
+    options = {"use_dora": True, "scaling": "rslora", "dropout": 0.5, "save_every": 3}
+    whole = run(data, tmp_path / "whole", checkpointing=checkpointing, **options)
+    assert whole.history.steps[0]["loss"] == plain.history.steps[0]["loss"]  # B is zero
+    assert whole.history.steps[2]["loss"] != plain.history.steps[2]["loss"]
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "out", Interrupted(8, die), checkpointing=checkpointing, **options)
+    again = Interrupted(0, die)
+    same_runs(
+        run(data, tmp_path / "out", again, resume=True, checkpointing=checkpointing, **options),
+        whole,
+    )
+    assert again.left == -6
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_bytes())
+    assert (config["use_dora"], config["use_rslora"], config["lora_dropout"]) == (True, True, 0.5)
+    assert any("magnitude" in name for name in adapter_of(whole.out))
+
+
+def test_an_option_that_the_file_of_an_older_run_has_not_has_its_default(data, tmp_path):
+    run(data, tmp_path / "out")
+    file = tmp_path / "out" / "options.json"
+    facts = json.loads(file.read_bytes())
+    del facts["options"]["use_dora"], facts["options"]["dropout"]
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="use_dora: it was False, and is True"):
+        run(data, tmp_path / "out", resume=True, use_dora=True)
+    run(data, tmp_path / "out", resume=True)
+
+
 def test_a_run_of_one_epoch_that_was_killed_has_lost_few_steps(data, tmp_path):
     options = {"steps": None, "batch_size": 1}  # an epoch of 30 steps
     whole = run(data, tmp_path / "whole", **options)
