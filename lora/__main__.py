@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     if unknown:
         is_option = unknown[0].startswith("-")
-        likely = nearest(unknown[0], re.findall(r"--[a-z-]+", given.usage())) if is_option else ""
+        likely = nearest(unknown[0], re.findall(r"--[a-z-]+", given.manual())) if is_option else ""
         hint = f"{likely}; {parser.prog} {given.command} --help lists the options"
         if given.command == "generate" and given.adapter and not is_option:
             hint = "; give several adapters by repeating --adapter"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     options = {name: value for name, value in vars(given).items() if value is not None}
-    command, run, as_json, _ = (options.pop(key) for key in ("command", "run", "json", "usage"))
+    command, run, as_json, _ = (options.pop(key) for key in ("command", "run", "json", "manual"))
     plot = options.pop("plot", None)
     written = plot or options.get("out")
     found: Any = None
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         """Add a command, and return the function that adds an argument to it."""
         description = f"{help_text[0].upper()}{help_text[1:]}."
         made = commands.add_parser(name, help=help_text, description=description, aliases=aliases)
-        made.set_defaults(run=run, usage=made.format_usage)
+        made.set_defaults(run=run, manual=made.format_help)
         made.add_argument(
             "--json", action="store_true", help="print the result as JSON, for programs"
         )

@@ -135,7 +135,7 @@ def extract(
         if not differing:
             raise ValueError(
                 f"none of the targets differs from the base, so there is nothing to extract: "
-                f"{', '.join(names)}"
+                f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
             )
         if grouped := [name for name in differing if getattr(modules[name], "groups", 1) > 1]:
             raise ValueError(

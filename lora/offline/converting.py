@@ -212,6 +212,9 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
         for key, value in {**wanted, "general.architecture": _kind(config)}.items()
         if file.metadata.get(key) != value
     ]
+    what = f"{os.fspath(file.path)!r} cannot become a folder of PEFT's"
+    if not file.is_adapter:  # its tensors would be many more problems
+        check_problems(what, problems[:1])
     if _INVOCATION in file.metadata:
         problems.append(f"{_INVOCATION}: its update begins in the middle of a text")
     alpha = file.metadata.get(_ALPHA, 0.0)
@@ -231,7 +234,7 @@ def _to_folder(file: GGUFFile, out: PathLike, config: ModelConfig) -> ConvertedA
         problems += [f"{name} has no {part}" for part in sorted({A, B} - parts.keys())]
     pairs = {n: [parts[A].shape, parts[B].shape] for n, parts in updates.items() if len(parts) == 2}
     problems += _misfits(pairs, config) if updates else ["no tensors"]
-    check_problems(f"{os.fspath(file.path)!r} cannot become a folder of PEFT's", problems)
+    check_problems(what, problems)
     for name, parts in updates.items():
         parts[B] = swap_heads(parts[B], name, config, back=True)
     ranks = {name: len(parts[A]) for name, parts in updates.items()}

@@ -304,7 +304,7 @@ def _layers(
     if not found:
         raise ValueError(
             f"none of the targets differs from the base, so there is nothing to extract: "
-            f"{', '.join(meant)}"
+            f"{', '.join(meant[:5])}{', ...' * (len(meant) > 5)}"
         )
     return found
 

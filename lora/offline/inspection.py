@@ -253,7 +253,8 @@ class Findings:
         total = f"{counted(self.checked, 'layer')}{and_base} checked: "
         total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
         if self.checked and not self.has_checksum:
-            total += "; not all tensors have a checksum"
+            which = " of the adapter and the base" if self.has_base else ""
+            total += f"; not all tensors{which} have a checksum"
         lines = [*map(str, self.findings), total]
         if self.merged:
             right = [layer for layer in self.merged if layer.verdict == RIGHT]

@@ -268,7 +268,10 @@ def check_is_folder(path: str | os.PathLike[str]) -> None:
     if os.path.isfile(path):
         advice = f"name its folder, which has {CONFIG} too"
         if name.endswith(".gguf"):
-            advice = f"python -m lora convert {name} FOLDER --base BASE converts it"
+            advice = (
+                f"python -m lora convert {name} FOLDER --base BASE converts it, if it is an "
+                f"adapter and not a model"
+            )
         raise NotADirectoryError(f"{name!r} is a file, and an adapter is a folder; {advice}")
     if not os.path.isdir(path):
         raise FileNotFoundError(f"there is no folder {name!r}")

@@ -39,17 +39,22 @@ class Sample:
 def write_samples(
     model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Row], progress: bool = True
 ) -> list[Sample]:
-    """Answer the prompts of some rows, evenly spread, always with the likeliest tokens.
+    """Answer the prompts of some rows, always with the likeliest tokens.
 
-    For a text without a prompt, or with a prompt of one token, the first words are the prompt.
+    The rows are evenly spread; one whose prompt has been answered is skipped. For a text without a
+    prompt, or with a prompt of one token, the first words are the prompt.
     """
     writer = TextGenerator(model, tokenizer, max_tokens=MOST_TOKENS)
-    chosen = [rows[len(rows) * i // SAMPLES] for i in range(min(SAMPLES, len(rows)))]
+    chosen: dict[tuple[int, ...], Row] = {}  # by the prompt
+    for i in range(SAMPLES):
+        for row in rows[len(rows) * i // SAMPLES :]:
+            prompt = (*row.ids[: _end_of_prompt(row)].tolist(),)
+            if prompt not in chosen:
+                chosen[prompt] = row
+                break
     found = []
-    for row in progress_bar(chosen, what="answering", unit="prompt", shown=progress):
-        ids = row.ids.tolist()
-        begin = int(np.argmax(row.counted))
-        begin = begin if begin > 1 else min(BEGINNING, max(1, len(ids) // 2))
+    for row in progress_bar([*chosen.values()], what="answering", unit="prompt", shown=progress):
+        ids, begin = row.ids.tolist(), _end_of_prompt(row)
         answer = ids[begin : begin + int(np.argmin(np.append(row.counted[begin:], False)))]
         if tokenizer.eos_token_id in answer:  # a template may write more after it
             answer = answer[: answer.index(tokenizer.eos_token_id)]
@@ -59,6 +64,12 @@ def write_samples(
         after = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
         found.append(Sample(tokenizer.decode(ids[:begin]), expected, before, after))
     return found
+
+
+def _end_of_prompt(row: Row) -> int:
+    """Return the number of tokens in the prompt of a row."""
+    begin = int(np.argmax(row.counted))
+    return begin if begin > 1 else min(BEGINNING, max(1, len(row.ids) // 2))
 
 
 def draw(

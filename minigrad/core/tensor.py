@@ -87,9 +87,11 @@ def refuse_gradients(data: Any) -> None:
         return
     for value in data:
         if isinstance(value, Tensor) and value.node is not None:
+            kind = type(data).__name__
+            hint = "" if kind == "list" else "; or take one of them, as `out, state = lstm(x)` does"
             raise TypeError(
-                f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
-                f"them, through which their gradients flow: {data!r:.80}"
+                f"a {kind} has tensors that require a gradient; minigrad.stack makes one tensor of "
+                f"them, through which their gradients flow{hint}: {data!r:.80}"
             )
         refuse_gradients(value)
 

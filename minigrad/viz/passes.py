@@ -233,7 +233,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     if vjps == usual:
         shown.about += "Here only one gradient arrives at each inner node, so that changes nothing."
         return shown
-    shown.about += f"It runs {vjps:,} VJPs where {usual:,} do. "
+    shown.about += f"It runs {vjps:,} VJPs; {usual:,} are enough. "
     if stack:
         shown.about += "That is too many to run to the end, so only its beginning is shown. "
     elif sent < vjps:

@@ -247,7 +247,9 @@ def test_a_check_does_not_claim_that_bytes_without_a_checksum_are_right(tmp_path
     base.write_bytes(base.read_bytes()[:-3] + b"\x01\x02\x03")  # of another tensor
     found = check_adapter(adapter, base)
     assert (found.is_right, found.has_checksum) == (True, False)
-    assert repr(found).endswith("nothing is wrong; not all tensors have a checksum")
+    assert repr(found).endswith(
+        "nothing is wrong; not all tensors of the adapter and the base have a checksum"
+    )
 
 
 def test_an_adapter_is_extracted_from_a_merged_gguf_file(tmp_path):

@@ -21,7 +21,7 @@ from lora.text.evaluating import evaluate
 from lora.text.loading import load_model, tokenizer
 from lora.text.model import LanguageModel
 from lora.text.run_folder import options_of
-from lora.text.samples import Sample, draw
+from lora.text.samples import Sample, draw, write_samples
 from lora.text.training import OPTION_TYPES
 from tests.lora.text.models import tiny_folder
 
@@ -119,6 +119,18 @@ def test_no_adapter_is_trained_into_the_folder_of_a_model(own, base, data, tmp_p
 
 
 @pytest.mark.full
+def test_samples_answer_different_prompts(base, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    prompts = ["the quick", "the quick", "the quick", "a lazy"]
+    rows = [{"prompt": prompt, "completion": f" {i}"} for i, prompt in enumerate(prompts)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    model, tok = load_model(base, "float32", progress=False), tokenizer(base)
+    lora.attach(model, lora.LoRAConfig(targets=["q_proj"]), progress=False)
+    found = write_samples(model, tok, read_rows(file, tok), progress=False)
+    assert [sample.prompt.split()[-1] for sample in found] == ["quick", "lazy"]
+    assert found[0].expected.startswith(" 0")
+
+
 @pytest.mark.usefixtures("no_samples")
 def test_a_run_is_repeated_from_its_options(base, data, tmp_path, capsys):
     others = ("--targets", "q_proj", "v_proj", "--dtype", "nf4")

@@ -251,7 +251,7 @@ def test_depth_first_says_6_for_4(tmp_path):
         6,
         2,
     ]
-    assert "4 VJPs where 3 do" in shown["about"]
+    assert "4 VJPs; 3 are enough" in shown["about"]
     assert (x, h) != (None, None)
 
 
@@ -344,7 +344,7 @@ def test_a_walk_of_exponentially_many_steps_is_cut_short(tmp_path):
         y = y + y
     data = explored(tmp_path, y)
     shown = pass_of(data, "depth")
-    assert f"{2**61 - 2:,} VJPs where 120 do" in shown["about"]
+    assert f"{2**61 - 2:,} VJPs; 120 are enough" in shown["about"]
     assert "too many to run to the end" in shown["about"]
     assert shown["ends"] == []
     assert shown["fault"] > 0
@@ -359,7 +359,8 @@ def test_of_a_long_walk_the_beginning_and_the_end_are_shown(tmp_path):
     data = explored(tmp_path, y)
     shown = pass_of(data, "depth")
     assert (
-        f"{2**11 - 2:,} VJPs where 20 do. The first 400 are shown, and the end." in shown["about"]
+        f"{2**11 - 2:,} VJPs; 20 are enough. The first 400 are shown, and the end."
+        in shown["about"]
     )
     ((got, right),) = ends_of(data, "depth").values()
     assert right == 2**10

@@ -219,7 +219,7 @@ def test_the_wrong_order_is_shown_where_it_goes_wrong(opened):
     reader = opened(diamond)
     assert reader.page.locator("#to-fault").is_hidden()
     reader.page.click("#pass-depth")
-    assert "4 VJPs where 3 do" in reader.text("#about")
+    assert "4 VJPs; 3 are enough" in reader.text("#about")
     reader.press("ArrowRight", 2)
     assert "does not wait" in reader.text("#step .note")
     reader.page.click("#to-fault")
