@@ -1,6 +1,6 @@
 """minigrad: reverse-mode automatic differentiation from scratch, on numpy and numba.
 
-`Tensor` is an array that results can be differentiated by; `grad` computes the derivatives. In
+`Tensor` is an array with respect to which results are differentiated, as `grad` does. In
 reading order:
 
     core                 tensors, ops, the graph that ops record, and backpropagation

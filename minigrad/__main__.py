@@ -157,7 +157,8 @@ def load(target: str) -> Any:
         known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
         if not hasattr(found, part):
             hint = nearest(part, known)
-            raise ValueError(f"{source} has no {name!r}{hint}, only {', '.join(known)}")
+            others = f", only {', '.join(known)}"
+            raise ValueError(f"{source} has no {name!r}{hint or others}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
         what = repr(found)[:60]

@@ -29,7 +29,7 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
     dtype; in a list, those of floats determine the dtype of the Python floats beside them.
 
     Raises:
-        TypeError: if `data` does not hold numbers, or if a gradient is required and the numbers
+        TypeError: if `data` does not contain numbers, or if a gradient is required and the numbers
             are not floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
@@ -48,8 +48,8 @@ def from_dlpack(x: Any, *, copy: bool | None = None) -> Tensor:
             memory of a tensor is writable. False never copies: read-only memory is an error.
 
     Raises:
-        TypeError: if `x` does not support DLPack, or holds complex numbers.
-        BufferError: if the memory cannot be shared: the array is on a GPU, holds text, has the
+        TypeError: if `x` does not support DLPack, or contains complex numbers.
+        BufferError: if the memory cannot be shared: the array is on a GPU, contains text, has the
             dtype bfloat16, or requires a gradient; or it is read-only, and `copy` is False.
     """
     if not hasattr(x, "__dlpack__"):
@@ -280,9 +280,10 @@ def as_shape(name: str, sizes: Any) -> tuple[int, ...]:
     try:
         return tuple(map(operator.index, sizes))
     except TypeError:
+        is_float = any(isinstance(size, float) for size in sizes)
+        hint = "; n // 2 is an integer where n / 2 is a float" if is_float else ""
         raise TypeError(
-            f"{name} takes integers, or one tuple of them, not {sizes!r:.100}; n // 2 is an "
-            f"integer where n / 2 is a float"
+            f"{name} takes integers, or one tuple of them, not {sizes!r:.100}{hint}"
         ) from None
 
 

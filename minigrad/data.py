@@ -116,7 +116,7 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     Raises:
         ValueError: if the lengths differ, there are no arrays or no rows, `test_size` is not
             between 0 and 1, or one of the two sets would be empty.
-        TypeError: if an array does not hold numbers, `test_size` is not a number, or `rng` is not
+        TypeError: if an array does not contain numbers, `test_size` is not a number, or `rng` is not
             a generator.
     """
     converted = [as_array(array) for array in arrays]
@@ -153,7 +153,7 @@ class Standardizer:
         Raises:
             ValueError: if there are no rows, a value is not finite, or the standard deviation
                 overflows, or underflows to 0.
-            TypeError: if `x` does not hold numbers.
+            TypeError: if `x` does not contain numbers.
         """
         values = as_array(x, np.float64, "Standardizer.fit()")
         _common_length([values])
@@ -173,7 +173,7 @@ class Standardizer:
         return cls(mean, scale)
 
     def transform(self, x: Any) -> Arrays:
-        """Return (x - mean) / scale, in the dtype of x, or in float64 if x holds integers.
+        """Return (x - mean) / scale, in the dtype of x, or in float64 if x contains integers.
 
         `x` is an array of rows, or one row.
 
@@ -217,7 +217,7 @@ def batches(
         ValueError: when the first batch is taken, as for all errors, if the lengths differ or are
             0, there are no arrays, or the batch size is not a positive integer.
         TypeError: if `arrays` is a single array or a dict, not a sequence of arrays, a list in it
-            does not hold numbers, `shuffle` is not True or False, or `rng` is not a generator.
+            does not contain numbers, `shuffle` is not True or False, or `rng` is not a generator.
     """
     is_one = isinstance(arrays, (np.ndarray, Tensor))
     if is_one or not isinstance(arrays, Iterable) or isinstance(arrays, (str, Mapping)):

@@ -177,7 +177,7 @@ class Operators(Tensor):
         Raises:
             ValueError: if the shape is not the same, or a number is out of range of an integer
                 dtype.
-            TypeError: if `value` does not hold numbers.
+            TypeError: if `value` does not contain numbers.
             RuntimeError: if this is the result of an op, or if `value` is one, and its derivative
                 may be needed.
         """

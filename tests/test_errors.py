@@ -61,7 +61,7 @@ PLAIN = nn.Linear(2, 2)
         (lambda: mg.tensor(1.0, requires_grad=3), "tensor: requires_grad must be True or False"),
         (lambda: mg.ones_like(X, dtype="abc"), "ones_like: a dtype is 'float32'"),
         (lambda: mg.zeros_like(3), "zeros_like: takes a Tensor or an array, not 3"),
-        (lambda: mg.linspace("a", 1), "linspace: a tensor holds booleans"),
+        (lambda: mg.linspace("a", 1), "linspace: a tensor contains booleans"),
         (lambda: mg.manual_seed(-1), "manual_seed: the seed must be"),
         (lambda: mg.grad(X.sum(), 3.5), r"grad: inputs are tensors, .*, not 3\.5"),
         (lambda: optim.grad_norm(3), "grad_norm: the parameters are tensors"),
@@ -107,7 +107,7 @@ def test_an_op_that_refuses_a_masked_array_names_itself(name):
 
 @pytest.mark.parametrize("bias", [np.array(["a"]), [1, "a"]])
 def test_an_op_that_refuses_an_array_of_texts_names_itself(bias):
-    with pytest.raises(TypeError, match=r"^linear: a tensor holds booleans"):
+    with pytest.raises(TypeError, match=r"^linear: a tensor contains booleans"):
         mg.linear(X, X, bias)
 
 

@@ -66,7 +66,8 @@ class RunFolder:
         if not self.resume:
             if self.options_file.exists():
                 raise ValueError(
-                    f"{name!r} has {OPTIONS} of an earlier run; resume it, or name another folder"
+                    f"{name!r} has {OPTIONS} of an earlier run; continue it with resume=True "
+                    f"(--resume), or name another folder"
                 )
             if (self.path / CONFIG).exists():
                 raise ValueError(f"{name!r} is the folder of an adapter; name another one")

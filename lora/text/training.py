@@ -84,11 +84,12 @@ class TrainResult:
     def __repr__(self) -> str:
         steps = self.history.steps
         losses, seconds = [s["loss"] for s in steps], sum(s["seconds"] for s in steps)
-        part = max(1, len(steps) // 10)
+        part = max(1, min(len(steps) // 2, max(5, len(steps) // 10)))
         lines = [
             *map(repr, self.data.values()),
-            f"{counted(len(steps), 'step')} in {counted(round(seconds), 'second')}; loss "
-            f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} in the end",
+            f"{counted(len(steps), 'step')} in {counted(round(seconds), 'second')}; mean "
+            f"loss {np.mean(losses[:part]):.4f} in the first {counted(part, 'step')}, "
+            f"{np.mean(losses[-part:]):.4f} in the last",
         ]
         if judged := {s["step"]: s["validation_loss"] for s in steps if "validation_loss" in s}:
             found = ", ".join(f"{loss:.4f} (step {step:.0f})" for step, loss in judged.items())

@@ -46,7 +46,7 @@ def backward(
     Raises:
         ValueError: if `gradient` is missing, but L has several elements, or it has a wrong shape;
             or if a hook returns something else than None or a Tensor of the right shape.
-        TypeError: if `gradient` does not hold real numbers, or is a masked array.
+        TypeError: if `gradient` does not contain real numbers, or is a masked array.
         RuntimeError: if L does not require a gradient, an earlier pass has freed the graph, or an
             array that the graph saved was overwritten.
     """
@@ -128,7 +128,7 @@ def grad(
         ValueError: if a cotangent is missing for an output of several elements, its shape is not
             that of its output, or the numbers of cotangents and outputs differ.
         TypeError: if `outputs` is a function, `inputs` are missing, an input or an output is not a
-            Tensor, a cotangent does not hold real numbers, is a masked array, or is another
+            Tensor, a cotangent does not contain real numbers, is a masked array, or is another
             container than its output.
     """
     if not isinstance(outputs, Tensor) and callable(outputs):

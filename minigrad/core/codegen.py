@@ -166,7 +166,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         if constants:
             given = any_of("_{p}_node is not None", constants)
             yield f"if _recording and ({given}) and _out.dtype.kind == 'f':"
-            yield f"    raise _without_vjp(_op, {constants})"
+            pairs = "".join(f"({p!r}, _{p}_node), " for p in constants)
+            yield f"    raise _without_vjp(_op, [_p for _p, _node in ({pairs}) if _node])"
         if inputs:
             given = any_of("_{p}_node is not None", inputs)
             yield f"if _recording and _differentiable and ({given}):"
@@ -274,7 +275,7 @@ def plain(value: Any, op: OpLike, argnum: int | None = None) -> Any:
     `argnum` is None for an option.
 
     Raises:
-        TypeError: if the array has a mask, or holds no numbers, or the value is None and the op
+        TypeError: if the array has a mask, or contains no numbers, or the value is None and the op
             requires this input, or is a list with tensors that require a gradient.
     """
     if value is None and argnum is not None and op.is_required(argnum):
@@ -425,7 +426,7 @@ def cast_back(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     if kind not in "biuf":
         advice = "; return its real and its imaginary part" if kind == "c" else ""
         raise TypeError(
-            f"the forward of `{op.name}` returned an array of {out.dtype}; a tensor holds "
+            f"the forward of `{op.name}` returned an array of {out.dtype}; a tensor contains "
             f"booleans, integers or floats{advice}"
         )
     if not out.dtype.isnative:
@@ -456,9 +457,9 @@ def as_output(op: OpLike, out: Any) -> Any:
 def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:
     """Return the error for an input that requires a gradient, if the op has no VJP for it."""
     return TypeError(
-        f"`{op.name}` has no VJP for {' or '.join(names)}, which requires a gradient; pass "
-        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a VJP "
-        f"by its method `vjp`)"
+        f"`{op.name}` has no VJP for {' and '.join(names)}, and a gradient is required; give an op "
+        f"of your own a VJP by its method `vjp`, or pass {names[0]}.detach() if it is meant as a "
+        f"constant"
     )
 
 
@@ -492,7 +493,7 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     kind: type[Exception] = IndexError if isinstance(error, IndexError) else TypeError
     if isinstance(error, (OverflowError, ValueError)):  # AxisError is an IndexError as well
         kind = ValueError
-    return op_error(kind, op.name, text.rstrip("."), called_with(values))
+    return op_error(kind, op.name, text.rstrip(" ."), called_with(values))
 
 
 # The types of options that are or hold a list or dict, and the errors of numpy that are explained.

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
 
-from minigrad.checks import check_flag
+from minigrad.checks import check_flag, nearest
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
@@ -212,7 +212,10 @@ class Op(OpLike, Generic[P]):
                 f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
         if any(argnum == known for known, _ in self.vjps):
-            raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
+            raise ValueError(
+                f"`{self.name}` already has a VJP for {name!r}; make the op again, with "
+                f"`minigrad.op`, to give it another one"
+            )
         self._check("cost", cost, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
@@ -333,10 +336,10 @@ class Op(OpLike, Generic[P]):
         """Raise an error that says what the op takes if an unknown keyword has caused `error`."""
         if text := instead_of_argument(error):
             raise op_error(TypeError, self.name, text) from None
-        unknown = rf"(?:{self.name}\(\) )?(got an unexpected keyword argument '\w+')"
+        unknown = rf"(?:{self.name}\(\) )?(got an unexpected keyword argument '(\w+)')"
         if found := re.match(unknown, str(error)):
-            accepted = ", ".join(self.parameters)
-            raise TypeError(f"{self.name}() {found[1]}; it takes {accepted}") from None
+            hint, accepted = nearest(found[2], self.parameters), ", ".join(self.parameters)
+            raise TypeError(f"{self.name}() {found[1]}{hint}; it takes {accepted}") from None
 
     def passed(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the positional and the keyword arguments, from a value for each parameter."""

@@ -45,7 +45,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
     are told that the value of a Tensor leaves the graph by `how`.
 
     Raises:
-        TypeError: if `data` holds no real numbers (text, objects, None, complex numbers).
+        TypeError: if `data` contains no real numbers (text, objects, None, complex numbers).
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     if isinstance(data, Tensor):
@@ -73,7 +73,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
             array = array.astype(target, copy=False)
     if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
+            f"a tensor contains booleans, integers or floats, not {array.dtype}: {data!r:.80}"
         )
     if dtype is None and array.dtype.isnative:
         return array
@@ -147,7 +147,7 @@ class Tensor:
         dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` does not hold numbers, or if a gradient is required and the numbers
+        TypeError: if `data` does not contain numbers, or if a gradient is required and the numbers
             are not floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
@@ -191,7 +191,7 @@ class Tensor:
 
         Raises:
             ValueError: in an assignment, if the shape is not the same.
-            TypeError: in an assignment, if the value does not hold numbers, or the tensor requires
+            TypeError: in an assignment, if the value does not contain numbers, or the tensor requires
                 a gradient and the numbers are not floats.
             RuntimeError: in an assignment, if the tensor is the result of an op.
         """

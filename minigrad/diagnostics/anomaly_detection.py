@@ -190,7 +190,7 @@ class Detector(Recorder):
                 first = f"an Inf came in first with input {name} of `{op.name}` at {user_line()}"
                 self._entries[values_of(result)] = entered or first
                 return
-            headline = f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
+            headline = f"input {name} of `{op.name}` ({what}) contains {made.kind} already: "
             headline += operand.counted()
             hint = None
             if what == _LEAF:
@@ -237,7 +237,7 @@ class Detector(Recorder):
                 raise anomaly(headline, node.name, "backward", line, [loss], self._entry([output]))
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
-            headline = f"backward() was handed a gradient that holds {seed.kind}"
+            headline = f"backward() was handed a gradient that contains {seed.kind}"
             raise anomaly(headline, node.name, "backward", user_line(), [seed])
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
@@ -269,7 +269,9 @@ class Detector(Recorder):
             operands.append(slope)
             headline = f"the derivative of {vjp} in a direction made the first {slope.kind}"
         elif self._is_bad(arrived):
-            headline = f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
+            headline = (
+                f"the gradient that arrived at the result of `{op.name}` contains {got.kind} "
+            )
             headline += "already, and no VJP has made it"
             hint = _hook_or(node, "a sum of several gradients overflowed")
         elif not self._is_bad(result):
@@ -309,7 +311,7 @@ class Detector(Recorder):
         what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
         operands = [Operand.of("the gradient that arrived", gradient)]
         if self._is_bad(gradient):
-            headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
+            headline = f"the gradient of {what} contains {operands[0].kind}, and no VJP has made it"
             routes = self._routes.get(node, [])
             hint = _hook_or(node, "a sum overflowed" if len(routes) > 1 else "")
             if len(routes) > 1:
@@ -321,7 +323,7 @@ class Detector(Recorder):
             old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
             operands = [old, *operands, new]
             if self._is_bad(before):
-                headline = f"the .grad of {what} holds {old.kind} already"
+                headline = f"the .grad of {what} contains {old.kind} already"
                 hint = _UNWATCHED
             else:
                 headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
@@ -346,7 +348,9 @@ class Detector(Recorder):
                 headline = f"the step of `{name}` made the first {made.kind}, in {where}"
                 hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
                 if grad.nan or grad.inf:
-                    headline = f"the .grad of parameter {index} held {grad.kind} already, when "
+                    headline = (
+                        f"the .grad of parameter {index} contained {grad.kind} already, when "
+                    )
                     headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
                 raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 

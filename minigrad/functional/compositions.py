@@ -138,7 +138,7 @@ def widened(x: Array) -> Array:
 
 
 def narrowed(result: Tensor, x: Array) -> Tensor:
-    """Convert a result to the dtype of x; if x holds integers, convert a Tensor to float32."""
+    """Convert a result to the dtype of x; if x contains integers, convert a Tensor to float32."""
     if x.dtype.kind == "f":
         return astype(result, x.dtype) if result.dtype != x.dtype else result
     return astype(result, np.float32) if isinstance(result, Tensor) else result

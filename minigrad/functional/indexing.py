@@ -103,7 +103,7 @@ def scatter(x: Array, axis: int, indices: Array, src: Array) -> Tensor:
     axis, taken = normalize_axis(axis, x.ndim), as_integers("indices", indices)
     _check_smaller(taken, "x", x.shape, axis)
     if src.dtype.kind == "f" and x.dtype.kind != "f":
-        raise TypeError(f"x holds {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
+        raise TypeError(f"x contains {x.dtype} and no floats; use x.astype({str(src.dtype)!r})")
     if src.ndim:
         _check_smaller(taken, "src", src.shape)
         src = ops.getitem(src, tuple(slice(n) for n in taken.shape))

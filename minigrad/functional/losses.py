@@ -301,9 +301,10 @@ def _labels(target: Array, scores: Array, axis: int) -> Any:
     """Check class indices against scores with the classes along `axis`; return them as int64."""
     labels: Any = as_array(target)
     if labels.dtype.kind not in "iu":
+        swapped = "; are the two arguments swapped?" if labels.ndim > scores.ndim else ""
         raise TypeError(
             f"targets are integer classes (or, for cross_entropy, floats of shape "
-            f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
+            f"{scores.shape}), not {labels.dtype} of shape {labels.shape}{swapped}"
         )
     expected = scores.shape[:axis] + scores.shape[axis + 1 :]
     if labels.shape != expected:

@@ -247,7 +247,7 @@ def scaled_dot_product_attention(
         ValueError: if shapes do not match, there are no keys, both a mask and `is_causal` are
             given, `dropout_p` is not in [0, 1], `scale` is infinite, or `causal_offset` is not an
             integer of at least 0, or is given without `is_causal`.
-        TypeError: if the mask does not hold booleans or floats, a flag is not True or False,
+        TypeError: if the mask does not contain booleans or floats, a flag is not True or False,
             `scale` or `dropout_p` is not a number, or `rng` is not a generator.
     """
     check_probability("dropout_p", dropout_p)
@@ -314,5 +314,5 @@ def _mask(
     if values.dtype == np.bool_:
         return values, None
     if values.dtype.kind != "f":
-        raise TypeError(f"a mask holds booleans or floats, not {values.dtype}")
+        raise TypeError(f"a mask contains booleans or floats, not {values.dtype}")
     return None, attn_mask if values.ndim else reshape(attn_mask, (1, 1))

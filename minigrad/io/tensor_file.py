@@ -400,7 +400,7 @@ class TensorWriter:
             KeyError: if no tensor of this name was given at the start.
             ValueError: if the shape differs, the rows are not in the tensor, the dtype cannot store
                 the numbers, or a part of the tensor was written before.
-            TypeError: if the array does not hold numbers, or `first_row` is not an integer.
+            TypeError: if the array does not contain numbers, or `first_row` is not an integer.
         """
         tensor = self._announced(name)
         array = np.asarray(array)
@@ -510,7 +510,7 @@ def save_state(
 
     Raises:
         OSError: if the file cannot be written; an old file is not changed then.
-        TypeError: if `arrays` or `metadata` is not a dict, an array does not hold numbers, or a
+        TypeError: if `arrays` or `metadata` is not a dict, an array does not contain numbers, or a
             name or a value in the metadata is not a string.
         ValueError: if UTF-8 cannot encode a name or the metadata, or they are longer than the
             header of a file can be, or an array is called "__metadata__".

@@ -121,7 +121,7 @@ class MultiHeadAttention(Module):
         Raises:
             ValueError: if shapes do not match, or a mask has another number of axes: the first axis
                 of `(batch, L, S)`, for example, would be mistaken for the axis of heads.
-            TypeError: if the mask holds neither booleans nor floats, or `is_causal` is not True or
+            TypeError: if the mask contains neither booleans nor floats, or `is_causal` is not True or
                 False.
         """
         check_flag("MultiHeadAttention: is_causal", is_causal)
@@ -165,7 +165,9 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     """Raise an error unless the mask fits the scores; `shapes` are those of query, key, value."""
     values = as_array(mask)
     if values.dtype.kind not in "bf":
-        raise TypeError(f"MultiHeadAttention: a mask holds booleans or floats, not {values.dtype}")
+        raise TypeError(
+            f"MultiHeadAttention: a mask contains booleans or floats, not {values.dtype}"
+        )
     ndim = max(map(len, shapes)) + 1
     if values.ndim not in (2, ndim):
         raise ValueError(

@@ -66,7 +66,7 @@ class Conv2d(Module):
         check_flag("bias", bias)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"groups={groups} do not divide {in_channels} and {out_channels} channels"
+                f"groups={groups} must divide both {in_channels} and {out_channels} channels"
             )
         self.stride = self._sizes("stride", stride)
         if isinstance(padding, str):

@@ -68,7 +68,7 @@ class Parameter(Tensor):
         dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` does not hold numbers, or a gradient is required, as by default, and
+        TypeError: if `data` does not contain numbers, or a gradient is required, as by default, and
             they are not floats.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
@@ -106,7 +106,7 @@ class Buffer(Tensor):
         dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` does not hold numbers.
+        TypeError: if `data` does not contain numbers.
         ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 

@@ -46,7 +46,7 @@ logical_or = logical(
     "a or b, element by element, broadcast. Raises a TypeError unless both are booleans.",
 )
 _OF_BOOLEANS = (
-    "Raises a TypeError unless x holds booleans and `keepdims` is True or False, and a ValueError "
+    "Raises a TypeError unless x contains booleans and `keepdims` is True or False, and a ValueError "
     "if an axis does not exist."
 )
 any = logical_reducer(
@@ -66,7 +66,7 @@ def logical_not(x: Array) -> Array:
     """not x, element by element, for booleans.
 
     Raises:
-        TypeError: if x does not hold booleans.
+        TypeError: if x does not contain booleans.
     """
     return np.logical_not(booleans(x))
 

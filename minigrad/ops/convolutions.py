@@ -183,6 +183,8 @@ def _checked(
     _check_axes(x=x, weight=weight)
     if 0 in weight:
         raise ValueError("weight must not be empty")
+    if groups == 1 and x[1] != weight[1]:
+        raise ValueError(f"x has {x[1]} channels, and the filters take {weight[1]}")
     if x[1] != weight[1] * groups or weight[0] % groups:
         found = f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels"
         raise ValueError(

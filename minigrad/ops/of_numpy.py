@@ -56,7 +56,7 @@ def of_numpy(example: Callable[P, Any], result: str, **shared: Any) -> Callable[
 
 
 def booleans(x: Array) -> Array:
-    """Return x; raise a TypeError if it does not hold booleans."""
+    """Return x; raise a TypeError if it does not contain booleans."""
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if dtype != np.bool_:
         raise TypeError(f"takes booleans, as comparisons give, not {dtype}")

@@ -120,10 +120,10 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
         TypeError: if `dtype`, or the dtype of x, is not one of booleans, integers or floats.
     """
     if dtype is None or (target := native_dtype(dtype)).kind not in "biuf":
-        raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
+        raise TypeError(f"a tensor contains booleans, integers or floats, not {dtype!r}")
     x = x if hasattr(x, "astype") else np.asarray(x)
     if x.dtype.kind not in "biuf":  # of complex numbers, numpy would take the real part
-        raise TypeError(f"a tensor holds booleans, integers or floats, not {x.dtype}")
+        raise TypeError(f"a tensor contains booleans, integers or floats, not {x.dtype}")
     return x.astype(target)
 
 

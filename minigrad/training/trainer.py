@@ -193,7 +193,7 @@ class Trainer(TrainingStep):
                 Also if there are metrics of micro-batches, `validate_every` without validation
                 data, or ranks that cannot train together, because their data differ, for example.
             TypeError: if the loss does not return a Tensor of one element, or that and a count, a
-                metric does not return a number, or the data do not hold numbers.
+                metric does not return a number, or the data do not contain numbers.
             FloatingPointError: if the loss (or with `clip_norm` the gradient norm) is not finite.
                 The weights are those before the step.
             OSError: if the checkpoint cannot be written; an old file is not changed then.
@@ -352,7 +352,7 @@ class Trainer(TrainingStep):
         Raises:
             ValueError: if `x` has no rows; on all ranks, if their models or their `x` differ, or
                 the model draws random numbers.
-            TypeError: if `x` does not hold numbers, or the model does not return a Tensor.
+            TypeError: if `x` does not contain numbers, or the model does not return a Tensor.
         """
         array = as_data(x, self._dtype())
         ranks.check_same_model(world(), self.model, array)
@@ -369,7 +369,7 @@ class Trainer(TrainingStep):
                 are metrics of micro-batches, the loss counted nothing, or a count is negative or
                 not finite; on all ranks, if their models, losses or data differ, or the model
                 draws random numbers.
-            TypeError: if the data do not hold numbers, the model does not return a Tensor, the loss
+            TypeError: if the data do not contain numbers, the model does not return a Tensor, the loss
                 not a Tensor of one element (or that and a count, if targets have no rows), or a
                 metric not a number.
         """

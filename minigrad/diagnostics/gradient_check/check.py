@@ -210,7 +210,7 @@ def _checked(
     """Compare the gradients of a function of any kind with finite differences."""
     is_integer = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
     if not (is_integer and order in (1, 2)):
-        several = "; several inputs are one tuple, (x, y)" if hasattr(order, "shape") else ""
+        several = "; several inputs are one tuple, (x, y)" if not isinstance(order, int) else ""
         raise function.error(f"order is 1 or 2, not {shown(order)}{several}", ValueError)
     if not (isinstance(tolerance, (int, float, np.floating)) and 0 < tolerance < 1):
         message = f"tolerance is a number between 0 and 1, not {tolerance!r}"

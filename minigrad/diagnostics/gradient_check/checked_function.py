@@ -101,7 +101,7 @@ class CheckedFunction(ABC):
         self._given: Foreign = self.operands  # the operands, as arrays of the framework
         if not self.operands:
             raise self.error(
-                f"no input holds floats of {self.framework}, so there is nothing to differentiate "
+                f"no input contains floats of {self.framework}, so there is nothing to differentiate "
                 f"by; they are {kinds_of(inputs)}; convert them to such floats first"
             )
 

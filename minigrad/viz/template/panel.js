@@ -63,7 +63,7 @@ class Panel {
   sentence(step, pass) {
     const number = (index) => inWords(this.data.pictures[index]);
     const name = this.name(step.node);
-    if (step.kind === "seed") return `The pass starts at ${name}. The gradient of a number by itself is 1.`;
+    if (step.kind === "seed") return `The pass starts at ${name}. The derivative of a number with respect to itself is 1.`;
     if (step.kind === "leaf") {
       const had = step.before === undefined ? `${name} had no .grad` : `.grad of ${name} was ${number(step.before)}`;
       return `${had}; ${number(step.g)} has arrived; now it is ${number(step.after)}.`;
@@ -93,7 +93,7 @@ class Panel {
   seed(step) {
     return [
       html("h2", { tabindex: -1 }, "Start at ", this.link(step.node)),
-      html("p", {}, "The gradient of a number by itself is 1."),
+      html("p", {}, "The derivative of a number with respect to itself is 1."),
       this.sum([["g", this.picture(step.g, "grad")]]),
     ];
   }

@@ -109,9 +109,9 @@ def test_training_leaves_a_model_in_the_mode_that_it_was_in(data, tmp_path, mode
 def test_one_step_and_one_second_are_no_plural(data, tmp_path):
     result = run(data, tmp_path / "out", steps=1)
     result.history.steps[0]["seconds"] = 1.2
-    assert "1 step in 1 second; loss" in repr(result)
+    assert "1 step in 1 second; mean loss" in repr(result)
     result.history.steps[0]["seconds"] = 10.4
-    assert "1 step in 10 seconds; loss" in repr(result)
+    assert "1 step in 10 seconds; mean loss" in repr(result)
 
 
 def test_the_steps_are_those_of_a_loop_by_hand(data, tmp_path):
@@ -408,7 +408,9 @@ def test_a_folder_with_a_run_and_one_without_are_refused(data, tmp_path):
         run(data, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
     run(data, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
+    with pytest.raises(
+        ValueError, match=r"has options\.json of an earlier run; continue it with resume=True"
+    ):
         run(data, tmp_path / "out")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").touch()  # as from PEFT, so it cannot resume
@@ -475,7 +477,9 @@ def test_of_two_runs_that_begin_at_once_one_has_the_folder(data, tmp_path, monke
 
     monkeypatch.setattr("lora.text.training.attach", save_it_first)
     model = StandIn()
-    with pytest.raises(ValueError, match=r"has options\.json of an earlier run; resume it, or"):
+    with pytest.raises(
+        ValueError, match=r"has options\.json of an earlier run; continue it with resume=True"
+    ):
         run(data, tmp_path / "out", model, seed=1)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     same_runs(run(data, tmp_path / "whole"), others[0])

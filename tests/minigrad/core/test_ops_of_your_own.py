@@ -129,7 +129,7 @@ def test_an_op_without_a_vjp_for_what_needs_a_gradient_is_an_error():
     def rounded(x):
         return np.round(x)
 
-    with pytest.raises(TypeError, match=r"^`rounded` has no VJP for x, .*x\.detach\(\).* `vjp`\)$"):
+    with pytest.raises(TypeError, match=r"^`rounded` has no VJP for x, .* `vjp`, .*x\.detach\(\)"):
         rounded(leaf(1.4, 2.6))
     assert_array_equal(rounded(leaf(1.4, 2.6).detach()).data, [1.0, 3.0])
     with minigrad.no_grad():
@@ -198,8 +198,8 @@ def test_a_forward_must_return_one_array(result):
     [
         (np.fft.rfft, "complex128; .*; return its real and its imaginary part"),
         (lambda x: x[0] * 2j, "complex128; .*; return its real and its imaginary part"),
-        (lambda x: x.astype(str), "<U32; a tensor holds booleans, integers or floats$"),
-        (lambda x: x.astype(object), "object; a tensor holds booleans, integers or floats$"),
+        (lambda x: x.astype(str), "<U32; a tensor contains booleans, integers or floats$"),
+        (lambda x: x.astype(object), "object; a tensor contains booleans, integers or floats$"),
     ],
 )
 def test_a_forward_must_return_real_numbers(forward, message):
@@ -748,7 +748,7 @@ class OfAnotherLibrary:
 
 def test_what_a_call_must_not_be_given_is_named():
     for bad in ("text", object(), [1.0, "a"], {1: 2}):
-        with pytest.raises(TypeError, match=r"add: takes tensors, arrays and numbers|tensor holds"):
+        with pytest.raises(TypeError, match=r"add: takes tensors, arrays and numbers|tensor contains"):
             minigrad.add(leaf(1.0), bad)
     with pytest.raises(TypeError, match=r"numbers, not .* for b; minigrad.tensor\(x\) converts it"):
         minigrad.add(leaf(1.0), OfAnotherLibrary())

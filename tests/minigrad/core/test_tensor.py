@@ -1233,12 +1233,12 @@ def test_messages_about_shapes_name_the_op_and_the_shapes(call, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: minigrad.full(2, None), TypeError, "full: a tensor holds booleans"),
+        (lambda: minigrad.full(2, None), TypeError, "full: a tensor contains booleans"),
         (lambda: minigrad.full(2, 300, "uint8"), ValueError, "full: 300 does not fit into uint8"),
         (lambda: minigrad.linspace(0, 1, -1), ValueError, "linspace: "),
         (lambda: minigrad.arange(3, step=0), ValueError, "arange: step must not be 0"),
         (lambda: minigrad.arange(None), TypeError, "arange: start must be a number, not None"),
-        (lambda: minigrad.zeros(2, dtype=complex), TypeError, "zeros: a tensor holds booleans"),
+        (lambda: minigrad.zeros(2, dtype=complex), TypeError, "zeros: a tensor contains booleans"),
         (lambda: minigrad.ones(2, size=3), TypeError, "ones: "),
         (lambda: minigrad.eye(-1), ValueError, "eye: each size of a shape must be"),
         (lambda: minigrad.rand(2, rng=0), TypeError, "rand: rng must be a numpy.random.Generator"),

@@ -125,7 +125,7 @@ def test_the_status_does_not_depend_on_what_can_be_written(tmp_path, monkeypatch
         ("{file}:root", ["--seed", "one"], "an integer of at least 0"),
         ("{file}:product", ["--order", "3"], "argument --order: invalid choice"),
         ("{file}:product", ["--shapes", "3x4,5x4"], "matmul"),
-        ("{file}:root", ["--shapes", ""], "no input holds floats"),
+        ("{file}:root", ["--shapes", ""], "no input contains floats"),
     ],
 )
 def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, file, capsys):

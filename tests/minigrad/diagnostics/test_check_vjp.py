@@ -363,7 +363,7 @@ def failing(*arrays):
         (lambda x: {"y": x}, square_vjp, X, "not dict (object[])"),
         (lambda x: x.astype(complex), square_vjp, X, "not ndarray (complex128[2, 3])"),
         (lambda x: (), square_vjp, X, "not tuple (nothing)"),
-        (square, square_vjp, np.array([1, 2]), "no input holds floats"),
+        (square, square_vjp, np.array([1, 2]), "no input contains floats"),
         (square, square_vjp, "text",
          "input 0 must be an array of real numbers, not str of dtype <U4"),
         (square, square_vjp, [X, None], "input 1 must be an array of real numbers, not NoneType"),

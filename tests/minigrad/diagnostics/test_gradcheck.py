@@ -1320,7 +1320,7 @@ def test_the_tolerance_that_was_used_is_reported():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (None, "no input holds floats"),
+        (None, "no input contains floats"),
         ({1.0}, "a must be made of numbers; .* not object: {1.0}"),
         ([X, {"y": "text"}], r'b\["y"\] must be made of numbers'),
         ([X, None], "multiply"),

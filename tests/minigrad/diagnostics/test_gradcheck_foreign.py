@@ -323,9 +323,11 @@ def test_errors_say_what_to_pass(torch):
     x = torch.tensor(X)
     with pytest.raises(TypeError, match=r"a torch.Tensor of floats, or .* not ndarray"):
         gradcheck(lambda x: x.detach().numpy(), [x])
-    with pytest.raises(TypeError, match=r"no input holds floats .* \['Tensor torch.int64'\]; conv"):
+    with pytest.raises(
+        TypeError, match=r"no input contains floats .* \['Tensor torch.int64'\]; conv"
+    ):
         gradcheck(torch.sum, [torch.tensor([1, 2])])
-    with pytest.raises(TypeError, match=r"no input holds floats of torch.*\['Tensor float64'\]"):
+    with pytest.raises(TypeError, match=r"no input contains floats of torch.*\['Tensor float64'\]"):
         gradcheck(torch.sum, [tensor(X)])
     custom = function(torch, torch.tanh, raising).__self__
     with pytest.raises(TypeError, match=r"f is the class Custom; pass Custom.apply"):
@@ -482,7 +484,7 @@ def test_operands_of_few_digits_with_results_of_more_are_not_accused(jax, torch,
     else:
         scale = gradcheck(lambda x, scale: x * scale.double(), [torch.tensor(X), x])
         assert scale.verdict == "agree"
-        with pytest.raises(TypeError, match=f"no input holds floats of torch.*{dtype}"):
+        with pytest.raises(TypeError, match=f"no input contains floats of torch.*{dtype}"):
             gradcheck(lambda x: x.float() * 2, [x])
 
 

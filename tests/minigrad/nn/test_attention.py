@@ -276,7 +276,7 @@ def test_sequences_that_do_not_fit_are_errors(shapes, message):
         (np.ones(3, bool), ValueError, r"a mask is \(L, S\), or has all 4 axes"),
         (np.ones((3, 4), bool), ValueError, r"\(3, 4\)"),
         (np.ones((3, 1, 3, 3), bool), ValueError, r"\(3, 1, 3, 3\)"),
-        (np.ones((3, 3), int), TypeError, "a mask holds booleans or floats, not int64"),
+        (np.ones((3, 3), int), TypeError, "a mask contains booleans or floats, not int64"),
     ],
 )
 def test_masks_that_do_not_fit_are_errors(mask, error, message, is_causal):

@@ -45,7 +45,13 @@ def test_operands_that_are_refused():
     for f, x, weight, bias, message in (
         (mg.conv2d, np.ones((4, 5)), WEIGHT, None, r"images \(N, C, H, W\)"),
         (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, "weight"),
-        (mg.conv2d, np.ones((1, 3, 5, 5)), WEIGHT, None, "3 channels and 4 filters of 2 channels"),
+        (
+            mg.conv2d,
+            np.ones((1, 3, 5, 5)),
+            WEIGHT,
+            None,
+            "x has 3 channels, and the filters take 2",
+        ),
         (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT, np.ones(3), r"bias must have shape \(4,\)"),
         (mg.conv2d, np.ones((1, 2, 5, 5)), WEIGHT[:0], None, "weight"),
         (mg.conv1d, np.ones((1, 2, 5, 5)), WEIGHT[0], None, r"sequences \(N, C, L\)"),
@@ -82,7 +88,7 @@ def test_operands_that_are_refused():
 def test_layers_refuse_what_cannot_be():
     for options, message in (
         ({"out_channels": 0}, "Conv2d: out_channels must be a positive integer"),
-        ({"groups": 2}, "Conv2d: groups=2 do not divide 3 and 4 channels"),
+        ({"groups": 2}, "Conv2d: groups=2 must divide both 3 and 4 channels"),
         ({"kernel_size": (3, 0)}, "Conv2d: kernel_size must be a positive integer"),
         ({"stride": 0}, "Conv2d: stride must be a positive integer"),
         ({"padding": "sam"}, "'same' or 'valid', not 'sam'"),

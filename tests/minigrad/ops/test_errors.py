@@ -825,7 +825,7 @@ def test_layers_refuse_none_too():
 @pytest.mark.parametrize("name", ["norm", "svd", "svdvals", "eigh", "eigvalsh", "var", "sinc"])
 def test_complex_numbers_do_not_lose_their_imaginary_part(name):
     hermitian = np.array([[0, -1j], [1j, 0]])
-    says = rf"^{name}: a tensor holds booleans, integers or floats, not complex128"
+    says = rf"^{name}: a tensor contains booleans, integers or floats, not complex128"
     with pytest.raises(TypeError, match=says):
         getattr(minigrad, name)(hermitian)
     with pytest.raises(TypeError, match=r"^astype: .* not complex128"):

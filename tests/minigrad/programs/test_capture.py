@@ -960,7 +960,7 @@ def test_the_programs_of_many_kinds_of_arguments_are_checked_and_go_on_running()
         ((object(),), "x is a object, <object"),
         ((network(),), "(?s)x is a Sequential, .* variables outside of the step"),
         (([{3},],), r"x\[0\] is a set, \{3\}"),
-        ((np.array(["a"]),), "a tensor holds booleans, integers or floats"),
+        ((np.array(["a"]),), "a tensor contains booleans, integers or floats"),
     ],
 )  # fmt: skip
 def test_other_arguments_are_refused(arguments, message):

@@ -1263,7 +1263,7 @@ def test_best_weights_that_are_no_arrays_do_not_stop_fit(data):
     trainer = make(patience=1)
     trainer.fit(data, epochs=1)
     state = trainer.state_dict()
-    with pytest.raises(ValueError, match="a tensor holds booleans, integers or floats"):
+    with pytest.raises(ValueError, match="a tensor contains booleans, integers or floats"):
         trainer.load_state_dict({**state, "best": {"weight": "text"}})
     trainer.load_state_dict({**state, "best": {"weight": 1.0}})
     trainer.fit(data, epochs=1)

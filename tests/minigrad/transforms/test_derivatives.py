@@ -1173,7 +1173,7 @@ BAD_ARGUMENTS = [
     ("text", "argument 1 must be a Tensor, an array or a number, not a str"),
     (None, "argument 1 must be .* not a NoneType"),
     ({1.0, 2.0}, "argument 1 must be .* not a set; containers of these are dicts, lists"),
-    (np.array(["text"]), "a tensor holds booleans, integers or floats"),
+    (np.array(["text"]), "a tensor contains booleans, integers or floats"),
 ]
 
 

@@ -543,7 +543,7 @@ def test_a_screen_reader_hears_what_another_pass_is(opened):
     said = reader.page.locator("[aria-live]").text_content()
     assert said.startswith("Depth first. The pass that does not sort the nodes")
     assert said.endswith(
-        "Step 1 of 6. The pass starts at y. The gradient of a number by itself is 1."
+        "Step 1 of 6. The pass starts at y. The derivative of a number with respect to itself is 1."
     )
 
 
