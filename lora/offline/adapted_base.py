@@ -172,7 +172,7 @@ class AdaptedBase(Closing):
         if wanted != (weight.shape if is_matrix else weight.stored_shape):
             shape = self.tensors.info(name).shape
             raise ValueError(
-                f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} {shape}"
+                f"mis-shaped: A {a} and B {b} of {layer.name} do not fit {name} {shape}"
             )
         return weight
 

@@ -138,7 +138,7 @@ def _misfits(shapes: Mapping[str, Any], config: ModelConfig) -> list[str]:
         if len(shape) != 2:
             problems.append(f"another base: it has no matrix {name}.weight")
         elif len(a) != 2 or len(b) != 2 or a[0] != b[1] or (b[0], a[1]) != shape:
-            problems.append(f"mis-shaped: A {a} and B {b} of {name} do not go with {shape}")
+            problems.append(f"mis-shaped: A {a} and B {b} of {name} do not fit {shape}")
     return problems
 
 

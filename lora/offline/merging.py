@@ -166,7 +166,7 @@ def merge_files(
         problems = [*wrong_in(files, progress), *opened.problems]
         if check_base:
             problems += other_weights(pool)
-        check_problems(f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}", problems)
+        check_problems(f"{os.fspath(adapter)!r} does not fit {os.fspath(base)!r}", problems)
         if opened.grouped:
             raise ValueError(
                 f"the updates of {', '.join(opened.grouped)} in {os.fspath(adapter)!r} cannot be "

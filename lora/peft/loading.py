@@ -89,13 +89,13 @@ def load(
                 f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"
             )
         targets = [_target(files, name, pattern, modules[name]) for name, pattern in found.items()]
-        refusal = f"{path!r} does not go with the model; nothing was changed"
+        refusal = f"{path!r} does not fit the model; nothing was changed"
         check_problems(refusal, list(_prefix_problems(files, list(found))))
         check_problems(refusal, list(_rank_problems(modules, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
-            raise ValueError(f"{path!r} does not go with the model: {error}") from error
+            raise ValueError(f"{path!r} does not fit the model: {error}") from error
         _set_parameters(plan, files, refusal, check_base, progress)
         plan.seed = files.facts.seed
         bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)

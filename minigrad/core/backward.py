@@ -451,9 +451,8 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
     if gradient is None:
         if value.size != 1:
             raise ValueError(
-                f"{role}: {tensor.describe()} has {value.size} elements, and only for one element "
-                f"is it clear what to start from; reduce it with .sum() or .mean(), or give a "
-                f"gradient of that shape"
+                f"{role}: {tensor.describe()} has {value.size} elements, and a pass starts from "
+                f"one; reduce it with .sum() or .mean(), or give a gradient of that shape"
             )
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed

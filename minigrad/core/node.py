@@ -204,9 +204,9 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
             if any(last_written(array) > node.order for array in arrays_in(value)):
                 raise RuntimeError(
                     f"`{node.name}` (result of shape {node.shape}) saved {in_words(name)} for the "
-                    f"backward pass, and that memory was written since, by an optimiser step, "
-                    f"load_state_dict or an assignment; run the backward pass before the write, or "
-                    f"compute the result again after it"
+                    f"backward pass, and that memory was overwritten since then, by an "
+                    f"optimiser step, load_state_dict or an assignment; run the backward pass "
+                    f"before the write, or compute the result again after it"
                 )
 
 

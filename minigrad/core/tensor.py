@@ -434,7 +434,9 @@ class Tensor:
 
     def describe(self) -> str:
         """Describe the tensor in a few words for messages, without its values."""
-        made_by = "" if self.node is None or self.node.op is None else f", made by {self.node.name}"
+        made_by = (
+            "" if self.node is None or self.node.op is None else f" (made by {self.node.name})"
+        )
         return f"a {type(self).__name__} of shape {self.shape} and dtype {self.dtype}{made_by}"
 
     def __repr__(self) -> str:
@@ -496,7 +498,7 @@ class Tensor:
         """
         if self.node is not None:
             raise TypeError(
-                "a tensor has no mask, so it does not go with a masked array; fill the array in "
+                "a tensor has no mask, so it does not fit a masked array; fill the array in "
                 "first, with .filled(value), or pass tensor.detach().numpy()"
             )
         self.numpy()  # tells the observers that the value leaves the graph
@@ -534,7 +536,7 @@ class Tensor:
             if given.__array_interface__ == view.__array_interface__:  # the same memory
                 return  # it is the end of `x[index] += y`, which has written to the view
         raise TypeError(
-            "tensors are not written in place, their gradients would be wrong; use "
+            "tensors are not written in place, because their gradients would be wrong; use "
             "minigrad.where(mask, value, x) for a new tensor, or x.data[index] = value for a leaf "
             "outside of any graph"
         )

@@ -43,7 +43,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     others = [pair for i, pair in enumerate(pairs) if i != axis]
     if taken.ndim != x.ndim or any(1 != a != b != 1 for a, b in others):
         raise ValueError(
-            f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
+            f"indices of shape {taken.shape} do not fit x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
         )
     positions = observed(flat_positions, taken, axis, x.shape, x.shape)
@@ -140,7 +140,7 @@ def _check_smaller(
     ):
         larger = "may not be larger" if axis is None else f"only along axis {axis} may be larger"
         raise ValueError(
-            f"indices of shape {indices.shape} do not go with {name} of shape {shape}: they need "
+            f"indices of shape {indices.shape} do not fit {name} of shape {shape}: they need "
             f"as many axes as {name}, and {larger}"
         )
 

@@ -292,7 +292,7 @@ def _factor(name: str, weight: Array, t: Array) -> Array:
     if weight is None:
         return None
     if not fits(weight.shape, t.shape):
-        raise ValueError(f"{name} of shape {weight.shape} does not go with {t.shape}")
+        raise ValueError(f"{name} of shape {weight.shape} does not fit {t.shape}")
     observed(check_not_negative, as_array(weight), f"{name} must be at least 0, not {{}}")
     return ops.astype(weight, t.dtype)
 

@@ -310,7 +310,7 @@ def _mask(
         )
     values = as_array(attn_mask)
     if not fits(values.shape, shape):
-        raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
+        raise ValueError(f"a mask of shape {values.shape} does not fit scores of shape {shape}")
     if values.dtype == np.bool_:
         return values, None
     if values.dtype.kind != "f":

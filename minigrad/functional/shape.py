@@ -307,7 +307,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise TypeError(f"widths are integers, not {pad_width!r:.60}")
     if given.shape not in ((), (1,), (2,), (1, 2), (x.ndim, 2), (x.ndim, 1)):
         raise ValueError(
-            f"a width of {pad_width!r:.60} does not go with shape {x.shape}; give (before, after) "
+            f"a width of {pad_width!r:.60} does not fit shape {x.shape}; give (before, after) "
             f"for each axis, from the first to the last, as in {[(0, 1)] * x.ndim}"
         )
     widths = np.broadcast_to(given, (x.ndim, 2)).tolist()

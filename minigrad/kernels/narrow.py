@@ -158,7 +158,7 @@ class NarrowMatrix(ABC):
         rows, cols = self.shape[::-1] if transposed else self.shape
         if x.ndim != 2 or x.shape[1] != rows:
             raise ValueError(
-                f"{name}.matmul: x of shape {x.shape} does not go with a matrix of shape "
+                f"{name}.matmul: x of shape {x.shape} does not fit a matrix of shape "
                 f"{(rows, cols)}; it must be (n, {rows})"
             )
         if x.dtype.kind not in "biuf":

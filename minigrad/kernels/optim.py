@@ -118,7 +118,7 @@ class MultiTensor:
         sizes = [[x.size for x in column] for column in columns]
         for others in sizes[1:]:
             if others != sizes[0]:
-                raise ValueError(f"arrays of sizes {sizes[0]} do not go with those of {others}")
+                raise ValueError(f"arrays of sizes {sizes[0]} do not fit those of {others}")
         pairs = zip(columns[0], columns[1], strict=True)
         first = [np.asarray(g, x.dtype, order="C") for g, x in pairs]
         if self._run([first, *columns[1:]], options, own):

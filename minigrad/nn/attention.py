@@ -181,7 +181,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
     if not fits(values.shape, scores):
         raise ValueError(
-            f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
+            f"MultiHeadAttention: a mask of shape {values.shape} does not fit scores of shape "
             f"{scores}"
         )
 

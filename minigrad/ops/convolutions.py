@@ -188,7 +188,7 @@ def _checked(
     if x[1] != weight[1] * groups or weight[0] % groups:
         found = f"{x[1]} channels and {weight[0]} filters of {weight[1]} channels"
         raise ValueError(
-            f"{found} do not go with groups={groups}: groups must divide the filters, and x must "
+            f"{found} do not fit groups={groups}: groups must divide the filters, and x must "
             f"have groups times as many channels as a filter"
         )
     size = geometry.result_size(x[2:], weight[2:])

@@ -74,7 +74,7 @@ def solve(a: Array, b: Array, left: bool = True) -> Array:
     if not fit or b.shape[-1 if vector or not left else -2] != a.shape[-1]:
         text = "(..., n, k)" if left else "(..., k, n)"
         text = (
-            f"a of shape {a.shape} does not go with b of shape {b.shape}; they are (..., n, n) "
+            f"a of shape {a.shape} does not fit b of shape {b.shape}; they are (..., n, n) "
             f"and {text} or (n,)"
         )
         if b.shape == a.shape[:-1]:

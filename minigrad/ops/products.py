@@ -124,7 +124,7 @@ def check_linear(x: Array, weight: Array, bias: Array) -> None:
     """Raise an error if the shapes of the operands of a linear map do not match."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
+            f"x of shape {x.shape} does not fit a weight of shape {weight.shape}; "
             f"shapes are (..., d_in) and (d_out, d_in)"
         )
     shape = getattr(bias, "shape", None)  # np.shape takes three times as long

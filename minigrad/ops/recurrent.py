@@ -122,7 +122,7 @@ def _check(x: Array, state: Array, weight: Array, bias: Array, cell: str) -> Non
     height, size = weight.shape
     if x.ndim != 3 or x.shape[2] != height or len(x) == 0:
         raise ValueError(
-            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; for {cell!r} "
+            f"x of shape {x.shape} does not fit a weight of shape {weight.shape}; for {cell!r} "
             f"it is (L, N, {height}), with at least one step"
         )
     check_shape("state", state, (x.shape[1], states * size))

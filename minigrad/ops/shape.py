@@ -269,7 +269,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
 
     Raises:
         IndexError: if an index is out of range.
-        ValueError: if the shape of `values` does not go with the index.
+        ValueError: if the shape of `values` does not fit the index.
     """
     values = np.asarray(values)
     out = np.zeros(shape, values.dtype)

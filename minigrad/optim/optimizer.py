@@ -225,7 +225,7 @@ class Optimizer(ABC):
         return ()
 
     def check_states(self, states: Sequence[State], group: Mapping[str, Any]) -> None:  # noqa: B027
-        """Raise a ValueError if states of earlier steps do not go with the options of a group."""
+        """Raise a ValueError if states of earlier steps do not fit the options of a group."""
 
     def check_value(self, role: str, name: str, value: Any, parameter: Tensor) -> None:
         """Raise an error about `role`, a value of a state to load, if it does not fit.
@@ -267,7 +267,7 @@ class Optimizer(ABC):
         float16 parameters are float32.
 
         Raises:
-            ValueError: if an option was set to an impossible value, or to one that does not go with
+            ValueError: if an option was set to an impossible value, or to one that does not fit
                 the earlier steps. Nothing is changed then.
             TypeError: if an option was set to a value of a wrong type.
             RuntimeError: if no gradient is left outside of a captured step, which computed them.

@@ -255,7 +255,7 @@ class _Inputs:
                 stored = value.codes if op is nf4_linear else value.bits
                 self._freeze(view, name, stored, why, value.dense())
             elif isinstance(value, (Tensor, np.ndarray)):
-                why = f"`{op.name}` cannot be differentiated with respect to its {name}, and has no VJP for it."
+                why = f"`{op.name}` has no VJP for its {name}, which no gradient goes to."
                 self._freeze(view, name, value, why)
             elif name in given:
                 view.options.append((name, in_words(value)))

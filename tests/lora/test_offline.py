@@ -668,7 +668,7 @@ def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_pat
 
 BROKEN_BASES = {
     "a missing layer": (without("up.weight"), r"1 of 3 weights .* such as 'up.weight'"),
-    "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
+    "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not fit up.weight"),
     "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
     "other numbers": (
         replaced("up.weight", np.ones((8, 6), "f4")),

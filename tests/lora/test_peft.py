@@ -765,7 +765,7 @@ def test_a_scale_that_was_lost_is_noticed(saved):
 
 
 # ----------------------------------------------------------------------------------------------
-# Folders that do not go with the model
+# Folders that do not fit the model
 # ----------------------------------------------------------------------------------------------
 
 

@@ -138,7 +138,7 @@ def test_memory_that_is_held_is_released_first():
         (
             lambda: from_dlpack(minigrad.ones(2, requires_grad=True) * 2),
             BufferError,
-            r"made by multiply requires a gradient, .* use \.detach\(\)",
+            r"\(made by multiply\) requires a gradient, .* use \.detach\(\)",
         ),
         (
             lambda: np.from_dlpack(minigrad.arange(3.0)[::-1]),

@@ -748,7 +748,9 @@ class OfAnotherLibrary:
 
 def test_what_a_call_must_not_be_given_is_named():
     for bad in ("text", object(), [1.0, "a"], {1: 2}):
-        with pytest.raises(TypeError, match=r"add: takes tensors, arrays and numbers|tensor contains"):
+        with pytest.raises(
+            TypeError, match=r"add: takes tensors, arrays and numbers|tensor contains"
+        ):
             minigrad.add(leaf(1.0), bad)
     with pytest.raises(TypeError, match=r"numbers, not .* for b; minigrad.tensor\(x\) converts it"):
         minigrad.add(leaf(1.0), OfAnotherLibrary())

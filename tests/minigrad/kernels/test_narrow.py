@@ -135,7 +135,7 @@ def test_wrong_calls_are_refused(rng):
     matrix = BFloat16Matrix.of(np.ones((2, 3)))
     with pytest.raises(TypeError, match="BFloat16Matrix: takes an array of uint16, not int16"):
         BFloat16Matrix(np.ones((2, 3), np.int16))
-    with pytest.raises(ValueError, match=r"does not go with a matrix of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"does not fit a matrix of shape \(2, 3\)"):
         matrix.matmul(np.ones((4, 3)))
     with pytest.raises(ValueError, match=r"a matrix of shape \(3, 2\); it must be \(n, 3\)"):
         matrix.matmul(np.ones((4, 2)), transposed=True)

@@ -658,7 +658,7 @@ def test_what_is_no_matrix_of_floats_is_refused(array, options, kind, message):
 def test_wrong_calls_of_a_matrix_are_refused():
     matrix = NF4Matrix.of(ONES)
     for x in (np.ones((4, 3)), np.ones(2), np.ones((1, 4, 2))):
-        with pytest.raises(ValueError, match=r"does not go with a matrix of shape \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"does not fit a matrix of shape \(2, 3\)"):
             matrix.matmul(x)
     with pytest.raises(TypeError, match="real numbers, not complex128"):
         matrix.matmul(np.ones((4, 2), complex))

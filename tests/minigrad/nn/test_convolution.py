@@ -23,7 +23,7 @@ REFUSED = {
     "a negative padding": ({"padding": -1}, "padding must be an integer of at least 0, not -1"),
     "half a dilation": ({"dilation": 0.5}, "dilation must be a positive integer, not 0.5"),
     "no groups": ({"groups": 0}, "groups must be a positive integer, not 0"),
-    "groups that do not divide": ({"groups": 3}, "do not go with groups=3: groups must divide"),
+    "groups that do not divide": ({"groups": 3}, "do not fit groups=3: groups must divide"),
     "an unknown padding": ({"padding": "full"}, "'same' or 'valid', not 'full'"),
     "same with a stride": (
         {"padding": "same", "stride": 2},

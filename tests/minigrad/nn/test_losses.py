@@ -342,7 +342,7 @@ def test_no_more_than_a_chunk_of_logits_is_in_memory(rng):
         ({"target": np.full(4, 11)}, "11"),
         ({"target": np.full(4, -100)}, "no target counts"),
         ({"target": np.zeros(4)}, "targets must be integers, not float64"),
-        ({"weight": np.zeros((11, 6))}, r"does not go with a weight of shape \(11, 6\)"),
+        ({"weight": np.zeros((11, 6))}, r"does not fit a weight of shape \(11, 6\)"),
         ({"chunk": 0}, "chunk must be a positive integer, not 0"),
         ({"label_smoothing": 2.0}, "label_smoothing"),
         ({"reduction": "average"}, "reduction"),

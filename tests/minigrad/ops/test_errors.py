@@ -459,7 +459,7 @@ MATRICES = [
     bad("inv", (np.stack([SQUARE, SINGULAR]),), ValueError, "(1,)", "singular"),
     bad("solve", (SINGULAR, ROW), ValueError, "singular"),
     bad("solve", (np.stack([SQUARE] * 2), X), ValueError, "b[..., None] is a stack of vectors"),
-    bad("solve", (np.zeros((4, 2, 3, 3)), np.zeros((4, 3, 3))), ValueError, "does not go with"),
+    bad("solve", (np.zeros((4, 2, 3, 3)), np.zeros((4, 3, 3))), ValueError, "does not fit"),
     bad("solve", (np.zeros((2, 3, 3, 3)), np.zeros((2, 3, 3))), ValueError, "b[..., None] is a"),
     bad("solve", (SQUARE, X.T), ValueError, "(..., k, n)", "(3, 2)", left=False),
     bad("matrix_power", (X, 2), ValueError, "(2, 3)"),

@@ -345,7 +345,11 @@ def test_a_state_is_a_copy_on_both_ways(moved):
         ({"averages": {}}, ValueError, r"missing: 0 .*\s+missing: 1"),
         ({"averages": {"0": np.ones(2), "1": np.ones(1), "2": 0}}, ValueError, "unexpected: 2"),
         ({"averages": {"0": np.ones(2), "1": np.ones(2)}}, ValueError, r"mis-shaped: 1 is \(2,\)"),
-        ({"averages": {"0": np.ones(2), "1": ["a"]}}, ValueError, "unusable: 1: .*a tensor contains"),
+        (
+            {"averages": {"0": np.ones(2), "1": ["a"]}},
+            ValueError,
+            "unusable: 1: .*a tensor contains",
+        ),
         ({"averages": None}, TypeError, "the state is a dict of arrays"),
         ({"steps": 1}, ValueError, r"a state of an EMA is a dict of .*'updates'"),
     ],

@@ -1013,7 +1013,7 @@ def _overwritten():
     ("make", "error", "message"),
     [
         (_freed, RuntimeError, "was freed by an earlier backward pass"),
-        (_overwritten, RuntimeError, "that memory was written since"),
+        (_overwritten, RuntimeError, "that memory was overwritten since"),
         (lambda: mg.tensor(1.0), RuntimeError, "explore: a Tensor of shape .* has no graph"),
         (lambda: 1.0, TypeError, "explore: loss must be a Tensor, not float"),
         (
