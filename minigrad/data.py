@@ -116,8 +116,8 @@ def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> 
     Raises:
         ValueError: if the lengths differ, there are no arrays or no rows, `test_size` is not
             between 0 and 1, or one of the two sets would be empty.
-        TypeError: if an array does not contain numbers, `test_size` is not a number, or `rng` is not
-            a generator.
+        TypeError: if an array does not contain numbers, `test_size` is not a number, or `rng` is
+            not a generator.
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)

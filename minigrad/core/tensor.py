@@ -191,8 +191,8 @@ class Tensor:
 
         Raises:
             ValueError: in an assignment, if the shape is not the same.
-            TypeError: in an assignment, if the value does not contain numbers, or the tensor requires
-                a gradient and the numbers are not floats.
+            TypeError: in an assignment, if the value does not contain numbers, or the tensor
+                requires a gradient and the numbers are not floats.
             RuntimeError: in an assignment, if the tensor is the result of an op.
         """
         if mode.state[1]:

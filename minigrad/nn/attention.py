@@ -121,8 +121,8 @@ class MultiHeadAttention(Module):
         Raises:
             ValueError: if shapes do not match, or a mask has another number of axes: the first axis
                 of `(batch, L, S)`, for example, would be mistaken for the axis of heads.
-            TypeError: if the mask contains neither booleans nor floats, or `is_causal` is not True or
-                False.
+            TypeError: if the mask contains neither booleans nor floats, or `is_causal` is not True
+                or False.
         """
         check_flag("MultiHeadAttention: is_causal", is_causal)
         query = as_input(self, query, "query")

@@ -46,8 +46,8 @@ logical_or = logical(
     "a or b, element by element, broadcast. Raises a TypeError unless both are booleans.",
 )
 _OF_BOOLEANS = (
-    "Raises a TypeError unless x contains booleans and `keepdims` is True or False, and a ValueError "
-    "if an axis does not exist."
+    "Raises a TypeError unless x contains booleans and `keepdims` is True or False, and a "
+    "ValueError if an axis does not exist."
 )
 any = logical_reducer(
     "any",

@@ -23,8 +23,8 @@ def where(condition: Array, x: Array, y: Array) -> Array:
     """x where `condition` is true, else y, broadcast; the gradient goes to the chosen operand.
 
     Raises:
-        ValueError: if the shapes cannot be broadcast, or one operand contains integers, and the other
-            is an integer out of their range.
+        ValueError: if the shapes cannot be broadcast, or one operand contains integers, and the
+            other is an integer out of their range.
     """
     if x.__class__ is int or y.__class__ is int:  # before 2.3, numpy drops the high bits of one
         dtype = np.result_type(x, y)

@@ -313,8 +313,8 @@ def capture(step: Callable[P, R]) -> Captured[P, R]:
     `vars` and `group[...]` with a name that it computes; those that functions of installed packages
     read, except for the packages of the step and of its modules; and results of numpy, outside of
     the library, from parameters, buffers, and arrays of more than 64 KB. The class of an object is
-    a constant too, and so is the content of a metaclass or a weak dictionary, what a function such as
-    `get_num_threads` returns, and a function or a class of minigrad, also if it is replaced later.
+    a constant too, and so is the content of a metaclass or a weak dictionary, what a function such
+    as `get_num_threads` returns, and a function or a class of minigrad, also if it is replaced.
 
     Raises:
         TypeError: if `step` is not a function, or is a generator or a coroutine; in a call, if an

@@ -369,9 +369,9 @@ class Trainer(TrainingStep):
                 are metrics of micro-batches, the loss counted nothing, or a count is negative or
                 not finite; on all ranks, if their models, losses or data differ, or the model
                 draws random numbers.
-            TypeError: if the data do not contain numbers, the model does not return a Tensor, the loss
-                not a Tensor of one element (or that and a count, if targets have no rows), or a
-                metric not a number.
+            TypeError: if the data do not contain numbers, the model does not return a Tensor, the
+                loss not a Tensor of one element (or that and a count, if targets have no rows), or
+                a metric not a number.
         """
         given = self._prepared(data, "data")
         if given is not data:  # `fit` passes prepared data, which it has compared already

@@ -262,8 +262,8 @@ def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
         if tensor.dtype.kind != "f":
             how = f"write {value}.0" if type(value) is int else "convert it, .astype('float32')"
             raise TypeError(
-                f"{role} has dtype {tensor.dtype}, and gradients are with respect to floats only; {how}"
-                f", or differentiate by others only"
+                f"{role} has dtype {tensor.dtype}, and gradients are with respect to floats only; "
+                f"{how}, or differentiate by others only"
             )
     elif tensor.shape != like.shape:
         raise ValueError(f"{role} must have shape {like.shape}, not {tensor.shape}")

@@ -101,8 +101,8 @@ class CheckedFunction(ABC):
         self._given: Foreign = self.operands  # the operands, as arrays of the framework
         if not self.operands:
             raise self.error(
-                f"no input contains floats of {self.framework}, so there is nothing to differentiate "
-                f"by; they are {kinds_of(inputs)}; convert them to such floats first"
+                f"no input contains floats of {self.framework}, with respect to which to "
+                f"differentiate; they are {kinds_of(inputs)}; convert them to such floats first"
             )
 
     def error(self, message: str, kind: type[Exception] = TypeError) -> Exception:
