@@ -5,7 +5,7 @@ The method `liveness_parts` of a layer with adapters returns an `AdapterPart` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,28 +77,36 @@ class AdapterPart:
                 return
 
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> AdapterRow:
-        """Make the row of the adapter; the rows of A and B tell whether it trains."""
-        a, b = self.adapter.lora_a, self.adapter.lora_b
-        trains, verdict = _verdict(row_of(a), row_of(b))
+        """Make the row of the adapter; the rows of its parameters tell whether it trains."""
+        a, b, magnitude = self.adapter.lora_a, self.adapter.lora_b, self.adapter.lora_magnitude
+        rows = {"B": row_of(b), "A": row_of(a)}
+        if magnitude is not None:
+            rows["the magnitude"] = row_of(magnitude)
+        trains, verdict = _verdict(rows)
         if verdict == "frozen" and not self.active:
             verdict = "not active"
         return AdapterRow(name, trains, verdict, *ranks(a, b, self.adapter.groups))
 
 
-def _verdict(a: ParameterRow, b: ParameterRow) -> tuple[bool, str]:
-    if a.state == b.state == "frozen":
+def _verdict(rows: Mapping[str, ParameterRow]) -> tuple[bool, str]:
+    """Return whether an adapter trains, and which of its parameters do, given their rows."""
+    live = [name for name, row in rows.items() if row.state == "live"]
+    frozen = [name for name, row in rows.items() if row.state == "frozen"]
+    if len(frozen) == len(rows):
         return False, "frozen"
-    if a.state == b.state == "live":
+    if len(live) == len(rows):
         return True, "trains"
-    for row in (b, a):
-        if not row.trains and row.state != "frozen":
+    others = [row for row in rows.values() if row.state not in ("frozen", "live")]
+    for row in others:
+        if not row.trains:
             return False, f"does not train: {row.why}"
-    for one, other, names in ((b, a, ("B", "A")), (a, b, ("A", "B"))):
-        if one.state == "live" and other.state == "frozen":
-            return True, f"trains {names[0]} only: {names[1]} is frozen"
-        if one.state == "live":
-            return True, f"trains {names[0]} only, and {names[1]} once {names[0]} has moved"
-    return True, f"trains later: {(b if b.reason else a).why}"
+    if not live:
+        return True, f"trains later: {next((row for row in others if row.reason), others[0]).why}"
+    text = f"trains {' and '.join(live)} only"
+    if frozen:
+        return True, f"{text}: {' and '.join(frozen)} {'is' if len(frozen) == 1 else 'are'} frozen"
+    later = " and ".join(name for name in rows if name not in live)
+    return True, f"{text}, and {later} once {live[0]} has moved"
 
 
 def ranks(a: Tensor, b: Tensor, groups: int) -> tuple[int | None, int | None, int | None]:

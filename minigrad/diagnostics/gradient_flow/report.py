@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from minigrad.diagnostics.recorder import SourceLine
-from minigrad.tables import aligned, as_html, paragraph
+from minigrad.tables import aligned, as_html, counted, paragraph
 
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
@@ -78,12 +78,14 @@ class LivenessReport:
         rows: one row for each parameter, in the order of `named_parameters`.
         adapters: one row for each part of the model that explains itself, such as a LoRA adapter.
         strays: names of Tensors that require a gradient but are not Parameters, and so have no row.
+        outside: the number of other tensors that require a gradient, on which the loss depends.
     """
 
     loss: float
     rows: tuple[ParameterRow, ...]
     adapters: tuple[PartRow, ...] = ()
     strays: tuple[str, ...] = ()
+    outside: int = 0
 
     @property
     def trains(self) -> bool:
@@ -186,6 +188,13 @@ class LivenessReport:
             f"and no optimiser gets it from there: make it an nn.Parameter."
             for name in self.strays
         ]
+        if self.outside:
+            notes.append(
+                f"The loss also depends on {counted(self.outside, 'tensor')} outside of the model "
+                f"that {'requires' if self.outside == 1 else 'require'} a gradient. Parameters are "
+                f"found in attributes that are Parameters, Modules, or lists, tuples and dicts of "
+                f"these; an optimiser does not get others."
+            )
         if not math.isfinite(self.loss) and all(row.state != "not finite" for row in self.rows):
             notes.append(f"The loss is {self.loss}: {_REMEDIES['not finite']}.")
         return notes

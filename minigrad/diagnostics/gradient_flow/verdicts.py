@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from minigrad.core.node import Node
+from minigrad.core.node import Node, reachable
 from minigrad.core.tensor import Tensor, assigned
 from minigrad.diagnostics.gradient_flow.dry_run import StepRun, run_step, zero_by_construction
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
@@ -102,15 +102,19 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
     judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
     rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
-    strays = (  # tensors that require a gradient like parameters, but are not parameters
-        f"{name}.{attribute}" if name else attribute
+    strays = {  # tensors that require a gradient like parameters, but are not parameters
+        f"{name}.{attribute}" if name else attribute: value.node
         for name, module in model.named_modules()
         for attribute, value in attributes_of(module).items()
         if isinstance(value, Tensor) and not isinstance(value, Parameter)
         if value.requires_grad and value.is_leaf
-    )
+    }
     part_rows = tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts)
-    return LivenessReport(run.loss._data.item(), tuple(rows.values()), part_rows, tuple(strays))
+    known = {*strays.values(), *(parameter.node for parameter in run.parameters.values())}
+    nodes = reachable([] if run.loss.node is None else [run.loss.node])
+    outside = sum(node.op is None and node not in known for node in nodes)
+    loss = run.loss._data.item()
+    return LivenessReport(loss, tuple(rows.values()), part_rows, tuple(strays), outside)
 
 
 @dataclass

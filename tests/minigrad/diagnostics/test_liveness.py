@@ -1428,3 +1428,42 @@ def test_zeros_in_a_part_of_a_factor_are_found():
     report = liveness(Joined(), lambda m, _: m().sum(), None)
     assert states(report) == {"v": "live", "w": "zero by construction", "a": "live", "b": "live"}
     assert report["w"].reason == "b is all zeros, and multiplies it"
+
+
+def test_the_magnitude_of_dora_is_a_part_of_the_verdict():
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(4, 3, rng=rng))
+    lora.attach(model, LoRAConfig(rank=2, use_dora=True), rng=rng)
+    layer = model[0]
+    batch = rng.standard_normal((5, 4), np.float32), rng.standard_normal((5, 3), np.float32)
+
+    def verdict():
+        (row,) = liveness(model, minigrad.mse, batch).adapters
+        return row.trains, row.verdict
+
+    assert verdict() == (True, "trains B and the magnitude only, and A once B has moved")
+    layer.lora_a.requires_grad_(False)
+    assert verdict() == (True, "trains B and the magnitude only: A is frozen")
+    layer.lora_b.requires_grad_(False)
+    assert verdict() == (True, "trains the magnitude only: B and A are frozen")
+    layer.lora_magnitude.requires_grad_(False)
+    assert verdict() == (False, "frozen")
+
+
+def test_parameters_that_are_not_found_in_the_model_are_counted():
+    hidden = nn.Linear(4, 4)
+
+    class Partly(nn.Module):
+        def __init__(self, inner):
+            self.last, self.inner = nn.Linear(4, 3), inner
+
+        def forward(self, x):
+            (inner,) = self.inner
+            return self.last(minigrad.tanh(inner(x)))
+
+    batch = np.ones((5, 4), np.float32), np.zeros((5, 3), np.float32)
+    report = liveness(Partly({hidden}), minigrad.mse, batch)  # modules in a set are not found
+    assert (report.trains, report.outside) == (True, 2)
+    assert "The loss also depends on 2 tensors outside of the model that require" in repr(report)
+    assert hidden.weight.grad is None
+    assert liveness(Partly([hidden]), minigrad.mse, batch).outside == 0
