@@ -357,8 +357,9 @@ class _Comparison:
             return
         # The elements move by different distances, because all steps are powers of two, and a wave
         # may have a period of such a length.
-        distances = [self.rng.uniform(0.5, 1.0, x.shape) for x in operands]
-        directions = [d * self.rng.choice([-1.0, 1.0], d.shape) for d in distances]
+        signs = [self.rng.choice([-1.0, 1.0], x.shape) for x in operands]
+        rng = np.random.default_rng(0)  # a separate one, so that order 2 draws the same numbers
+        directions = [sign * rng.uniform(0.5, 1.0, sign.shape) for sign in signs]
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
