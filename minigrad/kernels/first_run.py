@@ -33,12 +33,19 @@ TRAINING = (
 )  # fmt: skip
 """The kernels of usual training steps. It begins with those that the first process needs last."""
 
-IMAGES = (
-    "gemm", "sums_of_taps", "_row_sums_loop", "_input_gradient_loop", "_spread_loop", "adam_loop",
-    "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
-    "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
-)  # fmt: skip
-"""The kernels of a convolutional network. `gemm` is needed first, but takes longest."""
+BEFORE = {
+    "minigrad.kernels.convolution": (
+        "gemm", "sums_of_taps", "_row_sums_loop", "_input_gradient_loop", "_spread_loop",
+        "adam_loop", "relu_gradient_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+        "_cross_entropy_loop", "_largest_loop", "relu_loop", "_scaled_loop", "_moments_loop",
+    ),
+    "minigrad.kernels.gemm.skinny": ("stream",),
+}  # fmt: skip
+"""The kernels that are compiled before, by the module of the first one that a program has called.
+
+A convolutional network needs `gemm` first, but it takes longest. A network with LoRA adapters
+begins with a thin product.
+"""
 
 NOBODY_WAITS = (
     "CI", "TF_BUILD", "JENKINS_URL", "BUILD_ID", "TEAMCITY_VERSION", "PYTEST_VERSION",
@@ -179,8 +186,7 @@ def start_second_process(module: str = "") -> int:
 def compile_for_training(folders: list[str], module: str) -> None:
     """Compile the kernels of `TRAINING`, unless another process does so for these folders.
 
-    If the first kernel of the first process is in the module of convolutions, those of `IMAGES` are
-    compiled first.
+    `module` is the module of the first kernel of the first process (see `BEFORE`).
     """
     os.nice(10)  # other processes come first
     start.before_compiling = None
@@ -189,8 +195,8 @@ def compile_for_training(folders: list[str], module: str) -> None:
     if folder is None or not _is_the_only_one(folder):
         return
     kernels = {kernel.function.__name__: kernel for kernel in reversed(kernels_of(double=False))}
-    is_convolution = module.startswith("minigrad.kernels.convolution")
-    for name in (*IMAGES, *TRAINING) if is_convolution else TRAINING:
+    first = (names for prefix, names in BEFORE.items() if module.startswith(prefix))
+    for name in (*next(first, ()), *TRAINING):
         kernels[name].compile()
 
 
