@@ -505,10 +505,10 @@ def is_apply(f: Any) -> bool:
 
 
 def elsewhere(operands: Arrays) -> list[Array]:
-    """Return another point, near this one and on the same side of 0."""
+    """Return a point near this one, on the same side of 0, where equal operands differ."""
     moved = [copied(x) for x in operands]
-    for x in moved:
-        x *= x.dtype.type(1 + tolerances.ANOTHER_POINT)
+    for i, x in enumerate(moved):
+        x *= x.dtype.type(1 + tolerances.ANOTHER_POINT * (1 + i / 8))
     return moved
 
 

@@ -1168,6 +1168,16 @@ def test_a_report_names_what_takes_values_out_of_the_graph(f, cut):
     assert all(entry.reason == reason for entry in report.wrong)
 
 
+def test_vjps_that_are_swapped_are_found_where_the_operands_are_equal():
+    @op
+    def product(x, y):
+        return x * y
+
+    product.vjp("x", lambda g, x: g * x)
+    product.vjp("y", lambda g, y: g * y)
+    assert gradcheck(product, [np.ones(3), np.ones(3)], order=1).verdict == "disagree"
+
+
 def test_a_gradient_that_leaves_out_a_fast_wave_is_found():
     def features(x):
         waves = 2.0 ** np.arange(14) * np.pi * minigrad.reshape(x, (-1, 1))
