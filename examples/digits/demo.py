@@ -17,6 +17,7 @@ from examples.digits.equal_time import (
     comparison,
     compile_kernels,
     gains,
+    mean_gain,
     train_in_turns,
 )
 from examples.digits.equal_time_picture import draw_readers
@@ -70,10 +71,11 @@ def main(
 
 
 def compare(quick: bool, out: str | Path, capture: bool) -> list[Readers]:
-    """Train a CNN and an MLP in equal time, and check that the CNN reads more.
+    """Train a CNN and an MLP in equal time, and check that the CNN reads more shifted digits.
 
-    One split, as in the quick form, does not show which network reads upright digits better. It
-    shows the difference on shifted digits.
+    Of upright digits both read almost all. The table says whether their difference is clear, which
+    depends on the speed of the machine and on the number of splits. The check is only that the CNN
+    does not read clearly less of them.
     """
     seeds, seconds = (range(1), 0.4) if quick else (range(SPLITS_IN_TURNS), 1.0)
     first = compile_kernels(capture)
@@ -89,8 +91,8 @@ def compare(quick: bool, out: str | Path, capture: bool) -> list[Readers]:
 
     assert gains(results, SHIFTED).min() > 0.05, "the CNN reads more of the shifted digits"
     if not quick:
-        more = gains(results, UPRIGHT)
-        assert more.mean() > 2 * more.std(ddof=1) / np.sqrt(len(more)), "and more of all others"
+        gain, margin = mean_gain(results, UPRIGHT)
+        assert gain > -margin, "and no less of the upright ones"
     return results
 
 

@@ -17,6 +17,7 @@ from examples.digits.equal_time import (
     SHIFTED,
     TURN,
     Learner,
+    Reader,
     comparison,
     gains,
     images,
@@ -128,6 +129,19 @@ def test_the_table_has_both_and_their_difference(compared):
     assert warning not in comparison([result, result], 0.4)
 
 
+def test_several_splits_say_whether_a_difference_is_clear(monkeypatch):
+    """Against the formula: mean 0.02, sample deviation 0.02, so two standard errors are 0.0231."""
+    gained = {UPRIGHT: np.array([0.0, 0.02, 0.04]), SHIFTED: np.array([0.1, 0.1, 0.1])}
+    monkeypatch.setattr(equal_time, "gains", lambda results, kind: gained[kind])
+    monkeypatch.setattr(equal_time, "shares", lambda results, name, kind: gained[kind])
+    result = {name: Reader({}, 0, 0, None, 1.0, 10, [], None, None) for name in (DENSE, CNN)}
+    upright, shifted = comparison([result] * 3, 1.0).splitlines()[-2:]
+    assert upright == (
+        "CNN against MLP, upright: 2.0 +- 2.3 points (two standard errors), inside the noise."
+    )
+    assert shifted == "CNN against MLP, shifted: 10.0 +- 0.0 points (two standard errors), clear."
+
+
 def test_the_option_is_handed_on(monkeypatch):
     seen = []
     monkeypatch.setattr(digits, "main", lambda **options: seen.append(options))
@@ -145,7 +159,7 @@ def test_the_picture_of_the_comparison_does_not_replace_the_other_one(monkeypatc
 
 @pytest.mark.full
 def test_the_whole_comparison(tmp_path, monkeypatch):
-    """With half of its splits, which show the difference on upright digits too."""
+    """With half of its splits."""
     monkeypatch.setattr(demo, "SPLITS_IN_TURNS", 6)
     results = digits.main(out=tmp_path / "cnn.png", cnn=True)
     assert len(results) == 6
