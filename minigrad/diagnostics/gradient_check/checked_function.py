@@ -289,15 +289,32 @@ class CheckedFunction(ABC):
         seeds = [rng.standard_normal(shape, np.float32).astype(FLOAT64) for shape in self.shapes]
         if len(seeds) == 1:
             return seeds
+        changes = self._changes(operands)
         sizes = []
-        for k in range(len(seeds)):
+        for k, change in enumerate(changes):
             one = [v if at == k else np.zeros(v.shape) for at, v in enumerate(seeds)]
-            sizes.append(largest_of(self.gradients(operands, one)))
+            sizes.append(max(change, largest_of(self.gradients(operands, one))))
         largest = max(sizes)
         return [
             v * 2.0 ** round(math.log2(largest / size)) if 0 < size < largest else v
             for v, size in zip(seeds, sizes, strict=True)
         ]
+
+    def _changes(self, operands: Arrays) -> list[float]:
+        """Return how fast each result changes if all elements move away from 0.
+
+        So a result counts although its gradient is wrong and small, or 0.
+        """
+        step = tolerances.ANOTHER_POINT
+        moved = [copied(x) for x in operands]
+        for x in moved:
+            x += np.copysign(step * np.maximum(np.abs(x), 1), x).astype(x.dtype)
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        try:
+            changes = (self.values(moved) - self.values(operands)) / step
+        except Exception:  # f may not be defined there
+            return [0.0 for _ in self.shapes]
+        return [largest_of([change]) for change in np.split(changes, ends)]
 
     def gradients_by_path(
         self, operands: Arrays, cotangents: Arrays, dtype: np.dtype[Any], recorded: bool

@@ -1473,6 +1473,18 @@ def test_a_function_that_depends_on_the_dtype_is_not_accused():
     assert "in float32 f is another function than in float64" in report.undecided[0].reason
 
 
+@pytest.mark.parametrize("share", [0, 1e-7])
+def test_a_small_result_counts_although_its_gradient_is_cut_to_almost_0(share):
+    def f(x):
+        cut = x.detach()
+        return x * x, 1e-7 * minigrad.sin(cut + share * (x - cut))
+
+    for at in (0.5, 0.0):
+        assert gradcheck(f, [np.array([at, at + 0.25])]).verdict == "disagree"
+    right = lambda x: (x * x, 1e-7 * minigrad.sin(x))
+    assert gradcheck(right, [np.array([0.0, 0.5])]).verdict == "agree"
+
+
 def test_a_small_result_beside_a_large_one_is_checked_as_well():
     wrong = square_with_vjp(lambda g, x: 2.02 * g * x)
     for scale in (1e5, 1e9):
