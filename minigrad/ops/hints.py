@@ -49,6 +49,8 @@ def cause_of_gradient(
             "; a gradient of 0 times it is NaN, so a `where` after the op does not help: choose a "
             "harmless input by a `where` before the op as well"
         )
+    if known is None and hint is not of_product_gradient:
+        return too_steep(g, gradient, values.values())
     return known
 
 
@@ -85,6 +87,17 @@ def overflow(dtype: np.dtype[Any], what: str = "") -> str:
 def too_large(out: Array, operands: Iterable[Array]) -> str | None:
     """Recognise an overflow: an Inf from finite operands, because the dtype is too small."""
     return overflow(out.dtype) if are_finite(operands) and np.isinf(out).any() else None
+
+
+def too_steep(g: Array, gradient: Array, residuals: Iterable[Array]) -> str | None:
+    """Recognise a gradient that is Inf although all that it is computed from is finite."""
+    if not (np.isinf(gradient).any() and are_finite([g, *residuals])):
+        return None
+    largest = f"{float(np.finfo(gradient.dtype).max):.4g}"
+    return (
+        f"overflow: the largest {gradient.dtype} is {largest}; the gradient that arrived is too "
+        "large, or the function is too steep at this input"
+    )
 
 
 def are_finite(operands: Iterable[Array]) -> bool:

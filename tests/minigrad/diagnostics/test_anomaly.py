@@ -332,6 +332,24 @@ def test_infinite_slopes_are_recognised(function, value):
     assert "infinite at" in hint_of(caught(lambda: function(leaf([value])).sum().backward()))
 
 
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        (lambda x: 1 / x, 1e-30),
+        (lambda x: x**-2, 1e-15),
+        (minigrad.reciprocal, 1e-30),
+        (minigrad.rsqrt, 1e-30),
+        (minigrad.log, 1e-40),
+    ],
+)
+def test_a_slope_beyond_the_largest_number_is_an_overflow(function, value):
+    error = caught(lambda: function(leaf([value])).sum().backward())
+    assert hint_of(error) == (
+        "\n  overflow: the largest float32 is 3.403e+38; the gradient that arrived is too large, or "
+        "the function is too steep at this input"
+    )
+
+
 def test_the_op_inside_the_vjp_is_named_and_what_a_vjp_drops_is_no_error():
     def make(drop):
         @op
