@@ -345,8 +345,8 @@ def test_infinite_slopes_are_recognised(function, value):
 def test_a_slope_beyond_the_largest_number_is_an_overflow(function, value):
     error = caught(lambda: function(leaf([value])).sum().backward())
     assert hint_of(error) == (
-        "\n  overflow: the largest float32 is 3.403e+38; the gradient that arrived is too large, or "
-        "the function is too steep at this input"
+        "\n  overflow: the largest float32 is 3.403e+38; the gradient that arrived is too large, "
+        "or the function is too steep at this input"
     )
 
 
