@@ -24,6 +24,13 @@ def python_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def python_numbers(value: Any) -> Any:
+    """Return a value with all scalars of numpy as numbers of Python, also in tuples and lists."""
+    if type(value) in (tuple, list):
+        return type(value)(map(python_numbers, value))
+    return python_number(value)
+
+
 def check_integer(name: str, value: Any) -> int:
     """Return `value` as an integer of Python, which cannot overflow; a TypeError for others."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

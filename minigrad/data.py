@@ -97,7 +97,9 @@ def _number(text: str, name: str, line: int, column: str) -> float:
         raise ValueError(
             f"{where}: {shown} is not a number; encode text columns as numbers, or leave them out"
         ) from None
-    if not abs(value) <= float(np.finfo(np.float32).max):
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(np.float32(value))
+    if not is_finite:
         raise ValueError(
             f"{where}: {shown} is not finite in float32; fill it in, scale it, or leave it out"
         )

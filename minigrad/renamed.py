@@ -20,7 +20,7 @@ from inspect import getattr_static
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from minigrad.checks import python_number
+from minigrad.checks import python_numbers
 from minigrad.errors import named_errors, without_name
 
 P = ParamSpec("P")
@@ -189,14 +189,10 @@ def with_python_numbers(function: Callable[P, R]) -> Callable[P, R]:
     `4 * size` of an integer of 8 bits would overflow, and `1 - beta` of a float16 would be rounded.
     """
 
-    def plain(value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return type(value)(map(plain, value))
-        return python_number(value)
-
     @wraps(function)
     def converted(*args: Any, **options: Any) -> Any:
-        return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
+        named = {key: python_numbers(value) for key, value in options.items()}
+        return function(*map(python_numbers, args), **named)
 
     return converted
 

@@ -287,8 +287,6 @@ class TensorFile(Tensors):
         Raises:
             ValueError: if they do not match: the file is damaged, or another program changed it.
         """
-        if not self.has_checksum:
-            return
         changed = f"{self.location} is damaged, or another program has changed it: "
         advice = "fetch or save it again, or, if the change is meant, take"
         if not self._has_right_header:
@@ -297,6 +295,8 @@ class TensorFile(Tensors):
                 f"have the sha256 in its header; {advice} {CHECKSUM_OF_HEADER!r} out of its "
                 f"metadata"
             )
+        if not self.has_checksum:
+            return
         found, offset, part = sha256(), self._data, memoryview(bytearray(PART))
         while count := self._read_at(offset, part):
             found.update(part[:count])

@@ -136,6 +136,7 @@ class MultiTensor:
         table = None if kernel is None else table_of(columns, dtype)
         if kernel is None or table is None:
             return False
+        options = tuple(map(float, options))  # a float16 of numpy would equal many other numbers
         last, constants = self._last.get(dtype, ((), None))
         if constants is None or last != options:
             constants = np.zeros(OPTIONS, dtype)

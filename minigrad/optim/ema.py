@@ -88,7 +88,7 @@ class EMA:
         observed(self._advance)
 
     def _advance(self) -> None:
-        self._check_outside("update()")
+        self.check_outside("update()")
         for name, parameter in self._frozen.items():
             if parameter.requires_grad:
                 raise RuntimeError(
@@ -96,7 +96,7 @@ class EMA:
                     f"now it requires a gradient; make a new EMA, next time before freezing"
                 )
         early = (1 + self.updates) / (10 + self.updates)
-        decay = min(self.decay, early) if self.warmup else self.decay
+        decay = float(min(self.decay, early) if self.warmup else self.decay)
         for name, parameter in self.parameters.items():
             dtype = dtype_of_state(parameter)
             if self.averages[name].dtype != dtype:  # the model was converted
@@ -118,7 +118,7 @@ class EMA:
             RuntimeError: if blocks are nested, or, at the end of the block, if it has written to a
                 parameter. In both cases the weights are restored.
         """
-        self._check_outside("applied()")
+        self.check_outside("applied()")
         weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
         try:
             self.is_applied = True
@@ -127,9 +127,14 @@ class EMA:
             yield
             written = [n for n in weights if last_written(self.parameters[n]._data) > now]
         finally:
-            with interrupts_held_back():
-                self.is_applied = False
-                self._write(weights)
+            try:
+                with interrupts_held_back():
+                    self._write(weights)
+                    self.is_applied = False
+            finally:
+                if self.is_applied:  # an interrupt came before it was held back
+                    self._write(weights)
+                    self.is_applied = False
         if written:
             raise RuntimeError(
                 f"EMA: {', '.join(written):.200} changed inside applied(), and the change is lost, "
@@ -145,7 +150,7 @@ class EMA:
         observed(self._copy_to)
 
     def _copy_to(self) -> None:
-        self._check_outside("copy_to()")
+        self.check_outside("copy_to()")
         self._write(self.averages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,7 +172,7 @@ class EMA:
             TypeError: if an option has a value of another type.
             RuntimeError: inside `applied()`.
         """
-        self._check_outside("load_state_dict()")
+        self.check_outside("load_state_dict()")
         check_state("an EMA", state_dict, ("averages", "updates", "decay", "warmup"))
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
@@ -186,7 +191,8 @@ class EMA:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
-    def _check_outside(self, what: str) -> None:
+    def check_outside(self, what: str) -> None:
+        """Raise a RuntimeError about `what` inside `applied()`."""
         if self.is_applied:
             raise RuntimeError(
                 f"EMA: {what} inside applied(), where the averages replace the weights; leave the "

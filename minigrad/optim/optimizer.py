@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.checks import are_same, check_count, check_state, shown
+from minigrad.checks import are_same, check_count, check_state, python_numbers, shown
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
@@ -214,6 +214,7 @@ class Optimizer(ABC):
             seen.add(id(tensor))
         complete = {**self.defaults, **group, "params": tensors}
         self.check_options(complete)
+        _convert_numbers(complete)
         self.param_groups.append(complete)
 
     @abstractmethod
@@ -298,8 +299,11 @@ class Optimizer(ABC):
             error.args = (f"step: {error}",)
             raise
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         """Check the options of a group if one has changed since its last step.
+
+        Also convert scalars of numpy to numbers of Python, as which a checkpoint saves them. With a
+        float32, 1 - beta would be rounded, so a resumed run would have other bits.
 
         A scheduler changes lr in every step. So if only lr has, the other options, whose checks
         take a third of the time of a small step, are not checked again.
@@ -319,12 +323,14 @@ class Optimizer(ABC):
             self.check_options(group)
             states = map(self._states.get, group["params"])
             self.check_states([state for state in states if state], group)
+        _convert_numbers(group)
         if last is not None:
-            last.options, last.others = values, others
+            last.options = [*group.values()]
+            last.others = [*{**group, "lr": None}.values()]
 
     def step_group(
         self,
-        group: Mapping[str, Any],
+        group: dict[str, Any],
         parameters: Sequence[Tensor],
         gradients: Sequence[NDArray[Any]],
     ) -> None:
@@ -483,6 +489,11 @@ def check_ordered(whose: str, params: Any, wrong: tuple[type, ...] = ()) -> None
             f"{whose} are a list of tensors, in the same order in each run, such as "
             f"model.trainable_parameters(), not {shown(params)}"
         )
+
+
+def _convert_numbers(group: dict[str, Any]) -> None:
+    """Convert the options of a group that are scalars of numpy to numbers of Python."""
+    group.update({k: python_numbers(v) for k, v in group.items() if k != "params"})
 
 
 def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:

@@ -273,7 +273,8 @@ def loss_and_count(result: Any) -> tuple[Tensor, float | None]:
     loss, count = result, None
     if isinstance(loss, tuple) and len(loss) == 2:
         loss, count = loss
-        count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+        is_number = isinstance(count, (Tensor, np.ndarray)) and count.size == 1
+        count = count.item() if is_number else count
         check_range("the count of a loss", count, 0, math.inf)
         count = float(count)
     if not isinstance(loss, Tensor) or loss.size != 1:

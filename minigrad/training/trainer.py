@@ -240,7 +240,9 @@ class Trainer(TrainingStep):
                 in_files=True, delay=0.0, dynamic_ncols=True,
             ) as bar:  # fmt: skip
                 is_stopped = self._epoch(data, held_out, bar, last)
-                while len(self.history.steps) < last and not is_stopped:
+                while not is_stopped and (
+                    len(self.history.steps) < last or self._has_only_the_end_left(data)
+                ):
                     is_stopped = self._epoch(data, held_out, bar, last)
         except BaseException as error:
             self._unfinished = None  # a step may be half done, so the epoch cannot be resumed
@@ -450,6 +452,10 @@ class Trainer(TrainingStep):
         seconds = before + time.perf_counter() - started
         return self._end_epoch(epoch, train, validation, counts, seconds)
 
+    def _has_only_the_end_left(self, data: Rows | MicroBatches) -> bool:
+        """Return whether an `on_step` function has loaded an epoch whose steps are all done."""
+        return self._unfinished is not None and self._unfinished.position >= len(data)
+
     def _end_epoch(
         self, epoch: int, train: Rows | MicroBatches, validation: Any, counts: list[float],
         seconds: float,
@@ -551,7 +557,13 @@ class Trainer(TrainingStep):
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a later step depends on (see `training.checkpoint_file`)."""
+        """Return what a later step depends on (see `training.checkpoint_file`).
+
+        Raises:
+            RuntimeError: inside `ema.applied()`, where the model does not have its weights.
+        """
+        if self.ema is not None:
+            self.ema.check_outside("a Trainer is saved or loaded")
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
         return {
             "classes": {name: _class_name(part) for name, part in parts.items()},
@@ -578,6 +590,7 @@ class Trainer(TrainingStep):
         Raises:
             ValueError: if the state does not fit the model, optimiser, scheduler, averages or
                 random generators, or has an impossible value. Nothing is changed then.
+            RuntimeError: inside `ema.applied()`.
         """
         before = self.state_dict()
         try:
@@ -671,6 +684,7 @@ class Trainer(TrainingStep):
 
         Raises:
             OSError: if the file cannot be written; an old file is not changed then.
+            RuntimeError: inside `ema.applied()`, where the model does not have its weights.
         """
         world().on_first(lambda: checkpoint_file.write(path, self.state_dict()), "save")
 

@@ -132,3 +132,10 @@ def test_what_is_no_dict_of_arrays_is_refused(path):
 def test_others_read_files_with_one(path):
     save_state(path, {"x": np.arange(3)})
     assert load_file(path)["x"].tolist() == [0, 1, 2]
+
+
+def test_a_checksum_of_the_header_counts_without_that_of_the_tensors(path):
+    save_state(path, {"x": np.ones(3)}, {"a": "b"})
+    path.write_bytes(path.read_bytes().replace(KEY.encode(), b"minigrad.shb256"))
+    with pytest.raises(ValueError, match="is damaged, or another program has changed it"):
+        load_state(path)

@@ -292,3 +292,11 @@ def test_nan_and_infinity_are_passed_on(step):
     assert np.isnan(x[0])
     assert not np.isfinite(x[1])
     assert np.isfinite(x[2])
+
+
+def test_an_option_of_few_digits_is_not_mistaken_for_the_next_one():
+    """A number of Python that is compared with a float16 of numpy is rounded first."""
+    for rate, expected in ((np.float16(0.1), 1 - np.float64(np.float16(0.1))), (0.1, 0.9)):
+        x = np.ones(1)
+        kernels.sgd([[np.ones(1)], [x]], (rate, 0.0, 0.0, 0.0))
+        assert x[0] == expected

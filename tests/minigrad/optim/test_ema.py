@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -418,3 +419,34 @@ def test_the_average_of_a_weight_that_stays_0_becomes_0():
         ema.update()
     (average,) = ema.state_dict()["averages"].values()
     assert np.all(average == 0)
+
+
+def test_an_interrupt_at_the_end_of_the_block_does_not_lose_the_weights(monkeypatch):
+    """It comes in the very call that holds interrupts back."""
+    weight = Parameter(np.ones(2))
+    ema = EMA([weight], decay=0.5)
+    weight.data[...] = 5
+    known = signal.signal
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(signal, "signal", known)
+        signal.raise_signal(signal.SIGINT)
+        return known(*arguments)
+
+    with pytest.raises(KeyboardInterrupt), ema.applied():
+        monkeypatch.setattr(signal, "signal", interrupted)
+    assert weight.data[0] == 5
+    with ema.applied():
+        pass
+
+
+def test_a_decay_of_few_digits_is_rounded_once():
+    weight = Parameter(np.ones(2))
+    ema = EMA([weight])
+    ema.decay = np.float16(0.9999)  # which is 1
+    weight.data[...] = 5
+    ema.update()
+    assert averages(ema)["0"][0] == 1
+    ema.decay = np.float32(0.3)
+    ema.update()
+    assert averages(ema)["0"][0] == 1 + (1 - float(np.float32(0.3))) * 4

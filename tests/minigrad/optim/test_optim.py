@@ -1345,6 +1345,40 @@ def test_flags_and_numbers_of_numpy_are_those_of_python(make):
     assert (parameter.data < 1).all()
 
 
+@pytest.mark.parametrize("how", ["group", "later", "lr", "betas"])
+def test_numbers_of_numpy_are_those_of_python_in_a_group_too(how):
+    """A checkpoint saves 0.99 of float32 as a number of Python, and 1 - beta must be the same."""
+    rate, betas = np.float32(0.01), (np.float32(0.9), np.float32(0.99))
+    options = {"lr": rate, "betas": betas}
+
+    def make(options):
+        first, second = (Parameter(np.ones(3, np.float32)) for _ in range(2))
+        if how == "group":
+            return Adam([{"params": [first, second], **options}])
+        optimizer = Adam([first] if how == "later" else [first, second])
+        if how == "later":
+            optimizer.add_param_group({"params": [second], **options})
+        elif how == "lr":
+            optimizer.lr = options["lr"]
+        else:
+            optimizer.param_groups[0]["betas"] = options["betas"]
+        return optimizer
+
+    found = []
+    for each in (options, {"lr": float(rate), "betas": tuple(map(float, betas))}):
+        optimizer, parameters = make(each), []
+        for group in optimizer.param_groups:
+            parameters += group["params"]
+        for step in range(3):
+            for parameter in parameters:
+                parameter.grad = minigrad.tensor(np.float32([1, 0.3, -2]) + step)
+            optimizer.step()
+        found.append([parameter.data.tobytes() for parameter in parameters])
+        for group in optimizer.param_groups:
+            assert type(group["lr"]) is type(group["betas"][0]) is float
+    assert found[0] == found[1]
+
+
 def test_a_loaded_state_shares_no_list_with_the_caller():
     optimizer = Adam([Parameter(np.ones(1))])
     state = optimizer.state_dict()

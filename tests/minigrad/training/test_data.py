@@ -140,6 +140,11 @@ def test_a_number_beyond_float32_is_an_error(table, text):
         table(f"a,y\n{text},1\n")
 
 
+def test_the_largest_float32_is_a_number_as_numpy_shows_it(table):
+    largest = np.finfo(np.float32).max
+    assert table(f"a,y\n{largest!s},1\n").x[0, 0] == largest
+
+
 def test_numbers_with_underscores_are_text(table):
     with pytest.raises(ValueError, match="'1_000' is not a number"):
         table("a,y\n1_000,1\n")

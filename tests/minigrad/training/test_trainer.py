@@ -1573,3 +1573,50 @@ def test_predict_and_evaluate_print_nothing(data, capsys):
     trainer.predict(data[0])
     trainer.evaluate(data)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_trainer_is_neither_saved_nor_loaded_while_the_averages_are_applied(data, tmp_path):
+    def with_averages():
+        trainer = make()
+        trainer.ema = EMA(trainer.model)
+        return trainer
+
+    trainer, path = with_averages(), tmp_path / "x.state"
+    trainer.fit(data, steps=3)
+    trainer.save(path)
+    trainer.fit(data, steps=3)
+    before = trainer.state_dict()
+    with trainer.ema.applied():
+        for change in (trainer.save, trainer.load):
+            with pytest.raises(RuntimeError, match=r"saved or loaded inside applied\(\)"):
+                change(path)
+    assert repr(trainer.state_dict()) == repr(before)
+    again = with_averages()
+    again.load(path)
+    again.fit(data, steps=3)
+    assert repr(again.state_dict()["model"]) == repr(before["model"])
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_state_that_is_loaded_at_the_last_step_leaves_the_end_of_the_epoch(data, is_refused):
+    ended = []
+
+    def load(trainer):
+        if len(trainer.history.steps) == 4 and not ended:
+            state = trainer.state_dict() | ({"best_loss": math.nan} if is_refused else {})
+            try:
+                trainer.load_state_dict(state)
+            except ValueError:
+                assert is_refused
+
+    trainer = make(batch_size=10, on_step=load, on_epoch=lambda trainer: ended.append(trainer))
+    history = trainer.fit(data, epochs=1, validation=data)
+    assert len(history.steps) == 4
+    assert ended == [trainer]
+    assert "validation_loss" in history.epochs[0]
+
+
+def test_a_count_of_several_numbers_is_an_error_of_the_loss(data):
+    counting = lambda prediction, y: (minigrad.mse(prediction, y), np.ones(4))
+    with pytest.raises(TypeError, match="the count of a loss must be a number, not array"):
+        make(loss=counting).fit(data, steps=1)
