@@ -19,7 +19,7 @@ from minigrad.core.backward import backward
 from minigrad.core.grad_mode import observed
 from minigrad.core.observers import is_differentiated
 from minigrad.core.op import Op
-from minigrad.core.tensor import Tensor, as_array, converted, overwrite
+from minigrad.core.tensor import Tensor, converted, overwrite
 from minigrad.creation import as_shape
 from minigrad.errors import named_errors
 from minigrad.ops.shape import normalize_axis
@@ -186,8 +186,6 @@ class Operators(Tensor):
                 f"copy_: {value.describe()} would lose its gradient; compute with it itself, or "
                 f"copy .detach(), or do it under no_grad()"
             )
-        if self.dtype.kind == "f" and isinstance(value, (float, list, tuple)):
-            value = as_array(value, self.dtype)  # its floats may have more digits than float32
         array = self.assignable(value)
         if self.dtype.kind in "iu":
             converted(array, self.dtype)  # for its error

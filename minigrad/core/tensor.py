@@ -215,13 +215,18 @@ class Tensor:
             self.node = self.node.converted(array)
 
     def assignable(self, value: Any) -> NDArray[Any]:
-        """Return `value` as an array, after checking its shape and that this tensor is a leaf."""
+        """Return `value` as an array, after checking its shape and that this tensor is a leaf.
+
+        A number or a list gets the dtype of a tensor of floats.
+        """
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
                 f"{self.describe()} is the result of an op, its value follows from its inputs; "
                 f"write to a leaf, or to .detach()"
             )
-        array = as_array(value)
+        # The floats of Python may have more digits than float32.
+        follows = self.dtype.kind == "f" and isinstance(value, (float, list, tuple))
+        array = as_array(value, self.dtype if follows else None)
         if array.shape != self._data.shape:
             raise ValueError(
                 f"cannot copy data of shape {array.shape} into a tensor of shape {self._data.shape}"
@@ -460,6 +465,9 @@ class Tensor:
         if self._data.ndim == 0:
             raise TypeError("a 0-d tensor cannot be iterated over")
         return (self[i] for i in range(len(self._data)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
 
     def __bool__(self) -> bool:
         return bool(self._number("bool()"))

@@ -20,7 +20,8 @@ def xlogy(x: Array, y: Array) -> Tensor:
     A nan in y stays nan.
     """
     undefined = logical_and(x == 0, logical_or(y <= 0, y == math.inf))
-    one = astype(undefined, x.dtype)  # where it is chosen, and a number y does not set the dtype
+    # Where 1 is chosen, the dtype of the result must still be that of x y.
+    one = 1.0 if np.ndim(y) else astype(undefined, x.dtype)
     return multiply(x, log(where(undefined, one, y)))
 
 

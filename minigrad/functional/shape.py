@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.checks import check_choice, check_count, check_integer, check_positive, shown
+from minigrad.core.codegen import common_float
 from minigrad.core.grad_mode import observed
-from minigrad.core.tensor import Array, Axis, Tensor
+from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.errors import none_given
 from minigrad.functional.compositions import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
@@ -102,11 +103,23 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
 
 
 def _listed(arrays: Sequence[Array]) -> list[Array]:
-    """Return the arrays in a list; raise a TypeError if they are not in a sequence."""
+    """Return the arrays in a list, with numbers and lists in the dtype of the others.
+
+    A number does not change the dtype of the result, and is not rounded to float32 in a float64.
+
+    Raises:
+        TypeError: if the arrays are not in a sequence.
+    """
     try:
-        return list(arrays)
+        listed = list(arrays)
     except TypeError:
         raise TypeError(f"takes a sequence of tensors, not {shown(arrays)}") from None
+    firm = [isinstance(x, Tensor) or getattr(x, "ndim", 0) > 0 for x in listed]
+    dtype = common_float([x for x, is_firm in zip(listed, firm, strict=True) if is_firm])
+    return [
+        x if is_firm or x is None or dtype is None else observed(as_array, x, dtype)
+        for x, is_firm in zip(listed, firm, strict=True)
+    ]
 
 
 @composition
@@ -268,7 +281,7 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
         x, axis = reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
     size = x.shape[axis]
-    counts = np.asarray(repeats)
+    counts = np.asarray(repeats, None if np.size(repeats) else np.int64)
     if counts.dtype.kind not in "iu":
         raise TypeError(f"takes integers, not {repeats!r:.60}")
     if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
@@ -322,7 +335,7 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         shape = [b + size + a for (b, a), size in zip(widths, x.shape, strict=True)]
         inside = tuple(slice(b, b + size) for (b, _), size in zip(widths, x.shape, strict=True))
         padded = scatter_add(x, inside, shape)
-        if constant_values == 0:
+        if constant_values == 0 and not np.signbit(constant_values):
             return padded
         limits = np.iinfo(x.dtype) if x.dtype.kind in "iu" else None
         if limits and not limits.min <= constant_values <= limits.max:

@@ -44,7 +44,7 @@ def forward(
         kernel.alone(x, weight, lora_a, lora_b, row, scale, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
-    h *= scale
+    h = np.multiply(h, scale, out=h if h.dtype.kind == "f" else None)
     out = None if few else multiply_and_update(x, weight, True, h, lora_b.T, bias)
     if out is not None:
         return out, h

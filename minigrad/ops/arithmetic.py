@@ -7,7 +7,7 @@ import numpy as np
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.ops import hints
-from minigrad.ops.comparison import logical_and
+from minigrad.ops.comparison import logical_and, logical_not
 from minigrad.ops.elementwise import flat, log, round, where
 from minigrad.ops.of_numpy import binary, unary
 
@@ -138,13 +138,13 @@ def _power_a(g: Array, a: Array, b: Array) -> Array:
         if b == 2:
             return g * (b * a)
         return g * (b * power(a, b - 1)) if b != 0 else g * 0.0
-    # 0 times a^-1, which is infinite for a = 0 and for the smallest subnormal numbers.
-    nothing = logical_and(abs(a) <= float(np.finfo(g.dtype).tiny) / 4, b == 0)
-    return g * b * a ** where(nothing, 1.0, b - 1)
+    # 0 times a^-1, which is infinite for a = 0 and the smallest subnormal numbers, or nan.
+    nothing = logical_and(logical_not(abs(a) > float(np.finfo(g.dtype).tiny) / 4), b == 0)
+    return g * b * where(nothing, 0.0, a) ** where(nothing, 1.0, b - 1)
 
 
 @power.vjp("b")
 def _power_b(g: Array, a: Array, b: Array, out: Array) -> Array:
     zero = a == 0
-    at_zero = where(b < 0, -g * out, 0.0)  # infinite, because out is infinite
+    at_zero = where(b >= 0, 0.0, -g * out)  # infinite or nan, as out is
     return where(zero, at_zero, g * out * log(where(zero, 1.0, a)))

@@ -190,7 +190,7 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
             axis.
         TypeError: if a shift is not an integer.
     """
-    if np.asarray(shift).dtype.kind not in "iu":
+    if np.size(shift) and np.asarray(shift).dtype.kind not in "iu":
         raise TypeError(f"a shift is an integer, not {shift!r}")
     return np.roll(x, shift, axis)
 

@@ -257,7 +257,10 @@ def as_tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
             f"these are dicts, lists, tuples, named tuples, dataclasses and Modules, and "
             f"minigrad.from_dlpack(x) makes a Tensor of another library's array"
         )
-    tensor = value if isinstance(value, Tensor) else Tensor(value)
+    if isinstance(value, Tensor):
+        tensor = value
+    else:  # a number is not rounded to float32 first
+        tensor = Tensor(value, dtype=None if like is None else like.dtype)
     if like is None:
         if tensor.dtype.kind != "f":
             how = f"write {value}.0" if type(value) is int else "convert it, .astype('float32')"
