@@ -22,7 +22,7 @@ from lora.attachment.plan import Match, Plan
 from lora.attachment.state import Attached, Attachment, FullCopy
 from lora.attachment.targets import KINDS
 from lora.config import LoRAConfig
-from lora.frozen import OwnBuffer, TrainedCopy
+from lora.frozen import TrainedCopy
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
 from minigrad.kernels.start import interrupts_held_back
@@ -142,6 +142,13 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
     if not attachment.adapters:
         state.check_own(model)
     attachment.check_enabled("adapters cannot be attached")
+    state.check_copies_are_known(model)
+    layers = state.layers_in(model).items()
+    if taken := [name for name, layer in layers if adapter in layer.adapters]:
+        raise ValueError(
+            f"{', '.join(taken)}: an adapter {adapter!r} was added by hand already; give another "
+            f"name, or take that one off with layer.remove({adapter!r})"
+        )
     check_switch(model, attachment, (adapter,))
     generator(rng)  # raises an error if it is not a generator
     try:
@@ -166,6 +173,7 @@ def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     known |= {id(part) for update in updates for _, part in update.contents()}
     new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
     attachment.flags.freeze(new, state.state_names(model))
+    state.restore_flags((parameter, False) for parameter, _, _ in attachment.flags.known)
     attachment.replaced |= plan.replaced
     state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
@@ -261,7 +269,9 @@ def deactivate(attachment: Attachment, name: str) -> None:
     """Freeze the parameters of an adapter, and store their flags until it is active again."""
     attached, layers = attachment.adapters[name], attachment.layers
     own: list[Tensor] = [copy.own for copy in attached.copies]
-    own += [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
+    for layer in map(layers.__getitem__, attached.layers):
+        if name in layer.adapters:  # it may have been removed by hand
+            own += layer.adapters[name].trained()
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
     state.restore_flags((parameter, False) for parameter in own)
 
@@ -281,14 +291,7 @@ def disabled(model: Module) -> Iterator[Module]:
     """
     layers = [layer for _, layer in state.adapted_layers(model)]
     attachments = state.attachments_in(model)
-    every = [each for _, attachment in attachments for each in attachment.adapters.values()]
-    known = {id(copy.own) for each in every for copy in each.copies}
-    for name, tensor in model.named_state():
-        if isinstance(tensor, (TrainedCopy, OwnBuffer)) and id(tensor) not in known:
-            raise ValueError(
-                f"{name} is trained in full by an adapter, and its original is known to the "
-                f"complete model only; call this with the model that lora.attach was called with"
-            )
+    state.check_copies_are_known(model)
     is_off = False
     try:
         with interrupts_held_back(), _lock:
@@ -320,11 +323,14 @@ def detach(model: Module) -> Module:
 
     Raises:
         TypeError: if `model` is not a Module.
-        ValueError: if no adapter was attached, or a layer with adapters was moved.
+        ValueError: if no adapter was attached, a layer with adapters was moved, or `attach` was
+            also called with a larger model, and `model` contains parameters that an adapter of that
+            one trains in full.
         RuntimeError: inside of `lora.disabled`.
     """
     attachment = state.required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
+    state.check_copies_are_known(model)
     state.attached_layers(model, attachment)
     attachment.swap_in(model, ())
     state.store(model, None)
@@ -349,6 +355,7 @@ def remove(model: Module, adapter: str) -> Module:
     attachment = state.required_attachment(model)
     attachment.check_enabled("an adapter cannot be removed")
     check_names([adapter], attachment.adapters)
+    state.check_copies_are_known(model)
     attached = attachment.adapters[adapter]
     layers = state.attached_layers(model, attachment)
     for layer in layers.values():
@@ -360,7 +367,8 @@ def remove(model: Module, adapter: str) -> Module:
     attachment.active = tuple(name for name in attachment.active if name != adapter)
     del attachment.adapters[adapter]
     for name in attached.layers:
-        layers[name].remove(adapter)
+        if adapter in layers[name].adapters:  # it may have been removed by hand
+            layers[name].remove(adapter)
     bare = [name for name in attached.layers if not layers[name].adapters]
     _restore_originals(model, attachment, bare)
     attachment.swap_in(model, attachment.active)

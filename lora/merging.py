@@ -149,6 +149,7 @@ def fold(model: Module) -> Module:
     for part, attachment in attachments:
         attachment.check_enabled("adapters cannot be folded in")
         state.attached_layers(part, attachment)
+    state.check_copies_are_known(model)
     known = {id(layer) for _, each in attachments for layer in each.layers.values()}
     others = [name for name, m in layers.items() if name and m.is_attached and id(m) not in known]
     if others:

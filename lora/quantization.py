@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import Attachment, attachment_of, replace, state_names
+from lora.attachment.state import (
+    Attachment,
+    attachment_of,
+    check_copies_are_known,
+    check_replaceable,
+    replace,
+    state_names,
+)
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -194,6 +201,8 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
 
 def _check_replaceable(model: Module, linears: Mapping[str, Any], attachment: Attachment) -> None:
     """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
+    check_copies_are_known(model)
+    check_replaceable(model, linears)
     names = state_names(model)
     copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
     for adapter, attached in attachment.adapters.items():

@@ -10,7 +10,14 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter, check_goes_with_groups
-from lora.attachment.state import FullCopy, attachment_of, check_own, state_names
+from lora.attachment.state import (
+    FullCopy,
+    attachment_of,
+    check_own,
+    check_replaceable,
+    has_state,
+    state_names,
+)
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -66,6 +73,8 @@ class Plan:
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
         self.layers = {each.name: self._layer(each) for each in targets}
+        originals = {name: original for name, (original, _) in self.replaced.items()}
+        check_replaceable(model, originals)
         self._check_common_bases()
         self.copies: list[FullCopy] = []  # the parameters and buffers that the adapter has in full
         if config.modules_to_save:
@@ -154,10 +163,7 @@ class Plan:
     def _save_modules(self) -> None:
         """Copy the parameters and buffers of the modules to save."""
         names = {id(module): name for name, module in self._modules.items()}
-        able = [
-            n for n, m in self._modules.items()
-            if n and (any(m.named_state()) or any(map(is_narrow, m.modules())))
-        ]  # fmt: skip
+        able = [name for name, module in self._modules.items() if name and has_state(module)]
         parts: set[str] = set()  # first names of tensors, which may be in another module
         for name in find("modules_to_save", self.config.modules_to_save, able, {}):
             for part in self._modules[name].modules():

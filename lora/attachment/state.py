@@ -210,6 +210,48 @@ def check_own(model: Module, names: Collection[str] | None = None) -> None:
         )
 
 
+def check_copies_are_known(model: Module) -> None:
+    """Raise a ValueError if the model has copies in full of an adapter that it does not know.
+
+    Their originals are known to the model with which `attach` was called: a larger one, or another
+    one that shares a module.
+    """
+    every = [each for _, found in attachments_in(model) for each in found.adapters.values()]
+    known = {id(copy.own) for each in every for copy in each.copies}
+    for name, tensor in model.named_state():
+        if isinstance(tensor, (TrainedCopy, OwnBuffer)) and id(tensor) not in known:
+            raise ValueError(
+                f"{name} is trained in full by an adapter of the complete model, or of another one "
+                f"that shares it, and only that model knows the original; call this with that "
+                f"model, or first switch its adapters off: lora.switch(that_model)"
+            )
+
+
+def check_replaceable(model: Module, modules: Mapping[str, Module]) -> None:
+    """Raise a ValueError if `replace` would not find some modules of a model, given by name."""
+    found: set[int] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, Module):
+            found.add(id(value))
+        elif isinstance(value, (list, tuple, dict)):
+            for item in value.values() if isinstance(value, dict) else value:
+                look(item)
+
+    for module in model.modules():
+        look(list(attributes_of(module).values()))
+    if hidden := [name for name, module in modules.items() if id(module) not in found]:
+        raise ValueError(
+            f"{shortened(', '.join(hidden), LONGEST_LINE)} cannot be replaced, because the module "
+            f"around it keeps it elsewhere than in an attribute, or in a list, tuple or dict there"
+        )
+
+
+def has_state(module: Module) -> bool:
+    """Return whether a module has parameters, buffers or weights in few bits."""
+    return any(module.named_state()) or any(map(is_narrow, module.modules()))
+
+
 def attachment_of(model: Module) -> Attachment:
     """Return the attachment of a model; a new one without adapters if it has none."""
     if not isinstance(model, Module):

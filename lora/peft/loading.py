@@ -16,7 +16,7 @@ import numpy as np
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, apply_plan, planning
 from lora.attachment.plan import Plan
-from lora.attachment.state import named_tensors, parameters_in_use, state_names
+from lora.attachment.state import has_state, named_tensors, parameters_in_use, state_names
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.convolution import LoRAConv
@@ -306,7 +306,10 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}
     inside = tuple(f"{target.name}." for target in targets)
-    outside = [name for name in names if not name.startswith(inside)]
+    outside = [  # PEFT also accepts a module without parameters, of which nothing is saved
+        name for name, module in model.named_modules()
+        if name and not name.startswith(inside) and has_state(module)
+    ]  # fmt: skip
     saved = theirs.saved_modules(outside)
     useful = [p for p in theirs.modules_to_save if any(is_any_match((p,), n) for n in outside)]
     are_saved_by_useful = [n for n in outside if is_any_match(useful, n)] == saved

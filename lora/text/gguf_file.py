@@ -331,7 +331,7 @@ class GGUFTensors(TensorFile):
     def __init__(self, file: GGUFFile) -> None:
         self.file, self.config = file, read_config(file)
         self.path, self.location = file.path, repr(os.fspath(file.path))
-        self.metadata, self.has_checksum = {}, False
+        self.metadata, self.has_checksum, self._has_right_header = {}, False, True
         self._stack = ExitStack()  # is empty, because the file is open only while it is read
         known = {theirs: name for name, theirs in gguf_names(self.config).items()}
         self._theirs = {known.get(name, name): name for name in file.tensors if name != _FACTORS}

@@ -12,8 +12,9 @@ import pytest
 
 import lora
 from lora import LoRAConfig, LoRALayer
+from lora.adapter import Adapter
 from lora.attachment.state import attachment_of
-from minigrad.nn import Linear, Sequential
+from minigrad.nn import Linear, Module, Sequential
 from tests.lora.models import layers_of
 
 FROZEN = ("0.1.bias", "1.bias")  # before any adapter
@@ -214,3 +215,100 @@ def test_the_flags_of_parts_within_parts_come_back_in_any_order(rng):
                     bases = [m for m in frozen.modules() if isinstance(m, Linear)]
                     assert not any(p.requires_grad for m in bases for p in m.parameters())
             assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+# ----------------------------------------------------------------------------------------------
+# Copies in full, whose originals only the complete model knows
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_part_with_copies_of_the_whole_is_refused_and_the_base_comes_back():
+    x = np.ones((1, 4), np.float32)
+    model = make()
+    part, base = model[0], model(x).data.copy()
+    attaching("2", "outer", bias="all")(model)
+    part[0].bias.copy_(np.full(4, 9.0))
+    trained = model(x).data.copy()
+    inner = attaching(["0"], "inner")
+    for refused in (inner, lora.quantize):
+        with pytest.raises(ValueError, match=r"0\.bias is trained in full .* complete model"):
+            refused(part)
+    lora.switch(model)
+    inner(part)
+    lora.switch(model, "outer")
+    for refused in (lora.detach, lora.fold, lambda part: lora.remove(part, "inner")):
+        with pytest.raises(ValueError, match=r"0\.bias is trained in full .* complete model"):
+            refused(part)
+    assert np.array_equal(model(x).data, trained)
+    lora.switch(model)
+    lora.detach(part)
+    lora.switch(model, "outer")
+    assert np.array_equal(model(x).data, trained)
+    lora.detach(model)
+    assert np.array_equal(model(x).data, base)
+
+
+def test_a_model_that_shares_a_module_with_copies_of_another_one_is_refused():
+    encoder = Sequential(Linear(4, 4), Linear(4, 4))
+    first, second = (Sequential(encoder, Linear(4, size)) for size in (2, 3))
+    attaching("1", modules_to_save=["0.1"])(first)
+    with pytest.raises(ValueError, match=r"0\.1\.weight is trained in full .* that shares it"):
+        attaching("1", modules_to_save=["0.1"])(second)
+    assert isinstance(second[1], Linear)
+
+
+class Hidden(Module):
+    """A module that keeps its layer where nothing can replace it."""
+
+    def __init__(self):
+        layer = Linear(4, 4)
+        self.layer = lambda: layer
+
+    def _contents(self):
+        yield "layer", self.layer()
+
+
+@pytest.mark.parametrize("change", [attaching("all-linear"), lora.quantize])
+def test_a_layer_that_cannot_be_replaced_is_refused(change):
+    model = Sequential(Hidden(), Linear(4, 4))
+    with pytest.raises(ValueError, match=r"0\.layer cannot be replaced, because the module"):
+        change(model)
+    assert isinstance(model[1], Linear)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+# ----------------------------------------------------------------------------------------------
+# Adapters that were added to attached layers, or removed from them, by hand
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_was_added_by_hand_is_refused_before_anything_is_changed():
+    model = Sequential(Linear(4, 5), Linear(5, 3))
+    attaching(["0"], "a")(model)
+    model[0].add("z", Adapter(model[0].weight, 1, 1.0))
+    with pytest.raises(ValueError, match="0: an adapter 'z' was added by hand already"):
+        attaching("all-linear", "z")(model)
+    assert isinstance(model[1], Linear)
+    assert list(lora.adapters(model)) == ["a"]
+
+
+def test_an_adapter_that_was_removed_from_a_layer_by_hand_can_be_removed_and_switched_off():
+    model = Sequential(Linear(4, 5), Linear(5, 3))
+    for name in "abc":
+        attaching("all-linear", name)(model)
+    model[0].remove("a")
+    lora.remove(model, "a")
+    assert list(lora.adapters(model)) == ["b", "c"]
+    assert list(model[1].adapters) == ["b", "c"]
+    model[0].remove("c")
+    lora.switch(model, "b")
+    assert lora.active(model) == ("b",)
+
+
+def test_what_was_unfrozen_since_the_first_adapter_is_frozen_by_the_second():
+    model = Sequential(Linear(4, 4), Linear(4, 4), Linear(4, 4))
+    attaching(["0"], "a")(model)
+    model[1].weight.requires_grad_(True)
+    attaching(["2"], "b")(model)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["2.b.lora_a", "2.b.lora_b"]

@@ -1644,3 +1644,43 @@ def test_facts_come_back():
     assert Facts.of(facts.metadata()) == facts
     assert Facts.of({"format": "pt"}) == Facts()
     assert Facts.of(Facts(seed=5).metadata()) == Facts(version=mg.__version__, seed=5)
+
+
+class PrefixedNet(nn.Module):
+    """A model in which the name of one layer matches that of another one as an expression."""
+
+    def __init__(self):
+        self.q_fc, self.q = nn.Linear(3, 3), {"fc": nn.Linear(3, 3)}
+
+
+def test_a_file_in_which_peft_would_drop_an_update_is_refused(tmp_path):
+    model = PrefixedNet()
+    lora.attach(model, LoRAConfig(rank=1, targets=["q_fc"], modules_to_save=["q.fc"]))
+    with pytest.raises(ValueError, match=r"modules_to_save=\['q\.fc'\] as regular .* as q_fc;"):
+        lora.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_sum_keeps_the_derivative_of_its_norms(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    options = {"rank": 2, "use_dora": True, "dora_norm_gradient": True}
+    for name, target in (("a", "0"), ("b", "1")):
+        lora.attach(model, LoRAConfig(targets=[target], **options), adapter=name)
+    lora.combine(model, ["a", "b"], [1, 1], "c")
+    lora.save(model, tmp_path, "c")
+    lora.load(model, tmp_path, "d")
+    assert model[0].adapters["d"].dora_norm_gradient
+
+
+def test_a_module_to_save_without_parameters_is_accepted_as_in_peft(tmp_path):
+    def net():
+        return nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
+
+    model = net()
+    lora.attach(model, LoRAConfig(rank=1, targets=["0"]))
+    lora.save(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"modules_to_save": null', '"modules_to_save": ["1"]'))
+    loaded = net()
+    lora.load(loaded, tmp_path, check_base=False)
+    assert np.array_equal(loaded[0].lora_a.data, model[0].lora_a.data)
