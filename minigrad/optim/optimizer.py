@@ -323,10 +323,10 @@ class Optimizer(ABC):
             self.check_options(group)
             states = map(self._states.get, group["params"])
             self.check_states([state for state in states if state], group)
-        _convert_numbers(group)
+            _convert_numbers(group)
+            values, others = [*group.values()], [*{**group, "lr": None}.values()]
         if last is not None:
-            last.options = [*group.values()]
-            last.others = [*{**group, "lr": None}.values()]
+            last.options, last.others = values, others
 
     def step_group(
         self,
