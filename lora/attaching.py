@@ -25,7 +25,7 @@ from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from minigrad.core.tensor import Tensor
 from minigrad.errors import named_errors
-from minigrad.kernels.start import interrupts_held_back
+from minigrad.kernels.start import complete, interrupts_held_back
 from minigrad.locks import renewed_in_child
 from minigrad.nn import Buffer, Linear, Module
 from minigrad.random import generator
@@ -108,8 +108,10 @@ def attach(
             convolution, a grouped convolution would get DoRA or an `init` other than "gaussian" and
             "kaiming", a weight is not finite, or a parameter to be trained in full is tied to
             another, is in few bits, or belongs to a layer with an adapter. Also if the name is
-            taken or malformed, another adapter is merged, a target has adapters of another
-            `attach`, with a part of the model, or the model is itself a single layer.
+            taken or malformed, the model contains parameters that an adapter of another model
+            trains in full, a layer cannot be replaced in the module around it, another adapter is
+            merged, a target has adapters of another `attach`, with a part of the model, or the
+            model is itself a single layer.
         RuntimeError: inside of `lora.disabled`.
 
     After an error the model is unchanged.
@@ -143,12 +145,6 @@ def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> It
         state.check_own(model)
     attachment.check_enabled("adapters cannot be attached")
     state.check_copies_are_known(model)
-    layers = state.layers_in(model).items()
-    if taken := [name for name, layer in layers if adapter in layer.adapters]:
-        raise ValueError(
-            f"{', '.join(taken)}: an adapter {adapter!r} was added by hand already; give another "
-            f"name, or take that one off with layer.remove({adapter!r})"
-        )
     check_switch(model, attachment, (adapter,))
     generator(rng)  # raises an error if it is not a generator
     try:
@@ -173,7 +169,6 @@ def apply_plan(plan: Plan, adapter: str) -> AttachReport:
     known |= {id(part) for update in updates for _, part in update.contents()}
     new = [p for p in model.parameters() if id(p) not in known and not isinstance(p, TrainedCopy)]
     attachment.flags.freeze(new, state.state_names(model))
-    state.restore_flags((parameter, False) for parameter, _, _ in attachment.flags.known)
     attachment.replaced |= plan.replaced
     state.replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
@@ -269,9 +264,9 @@ def deactivate(attachment: Attachment, name: str) -> None:
     """Freeze the parameters of an adapter, and store their flags until it is active again."""
     attached, layers = attachment.adapters[name], attachment.layers
     own: list[Tensor] = [copy.own for copy in attached.copies]
-    for layer in map(layers.__getitem__, attached.layers):
-        if name in layer.adapters:  # it may have been removed by hand
-            own += layer.adapters[name].trained()
+    for layer in attached.layers:
+        if name in layers[layer].adapters:  # it may have been removed by hand
+            own += layers[layer].adapters[name].trained()
     attached.flags = [(parameter, parameter.requires_grad) for parameter in own]
     state.restore_flags((parameter, False) for parameter in own)
 
@@ -293,6 +288,18 @@ def disabled(model: Module) -> Iterator[Module]:
     attachments = state.attachments_in(model)
     state.check_copies_are_known(model)
     is_off = False
+
+    def restore() -> None:
+        if not is_off:
+            return
+        with _lock:
+            for layer in layers:
+                layer.resume()
+            for part, attachment in attachments:
+                attachment.disabled -= 1
+                if attachment.disabled == 0:
+                    attachment.swap_in(part, attachment.active)
+
     try:
         with interrupts_held_back(), _lock:
             for part, attachment in attachments:
@@ -304,13 +311,7 @@ def disabled(model: Module) -> Iterator[Module]:
             is_off = True
         yield model
     finally:
-        with interrupts_held_back(), _lock:
-            for layer in layers if is_off else ():
-                layer.resume()
-            for part, attachment in attachments if is_off else ():
-                attachment.disabled -= 1
-                if attachment.disabled == 0:
-                    attachment.swap_in(part, attachment.active)
+        complete(restore)
 
 
 @named_errors

@@ -84,13 +84,13 @@ class Flags:
     known: list[tuple[Parameter, bool, tuple[str, ...]]] = field(default_factory=list)
 
     def freeze(self, parameters: Iterable[Parameter], names: Mapping[int, Sequence[str]]) -> None:
-        """Store the flags of further parameters, and freeze these; `names` are given by id."""
+        """Store the flags of further parameters, and freeze all; `names` are given by id."""
         before = self._finder()
         for parameter in parameters:
             # The weight of a layer that has adapters gets the name that it has without them.
             own = tuple(re.sub(r"\bbase_weight$", "weight", name) for name in names[id(parameter)])
             self.known.append((parameter, before(parameter, own), own))
-            restore_flags([(parameter, False)])
+        restore_flags((parameter, False) for parameter, _, _ in self.known)
 
     def restore(self, model: Module) -> None:
         """Set the flags of a model that has its original layers again, or folded ones.
@@ -191,6 +191,11 @@ def check_name(attachment: Attachment, adapter: str) -> None:
             f"the model has an adapter {adapter!r} already; give another name, or take that one "
             f"off first: lora.remove(model, {adapter!r})"
         )
+    if taken := [name for name, layer in attachment.layers.items() if adapter in layer.adapters]:
+        raise ValueError(
+            f"{', '.join(taken)}: an adapter {adapter!r} was added by hand already; give another "
+            f"name, or take that one off with layer.remove({adapter!r})"
+        )
 
 
 def check_own(model: Module, names: Collection[str] | None = None) -> None:
@@ -229,17 +234,10 @@ def check_copies_are_known(model: Module) -> None:
 
 def check_replaceable(model: Module, modules: Mapping[str, Module]) -> None:
     """Raise a ValueError if `replace` would not find some modules of a model, given by name."""
-    found: set[int] = set()
-
-    def look(value: Any) -> None:
-        if isinstance(value, Module):
-            found.add(id(value))
-        elif isinstance(value, (list, tuple, dict)):
-            for item in value.values() if isinstance(value, dict) else value:
-                look(item)
-
-    for module in model.modules():
-        look(list(attributes_of(module).values()))
+    parts = list(model.modules())
+    seen, found = {id(part) for part in parts}, set[int]()  # a part that was seen is not entered
+    for part in parts:
+        found.update(id(x) for _, x in walk(attributes_of(part), "", seen, every_path=True))
     if hidden := [name for name, module in modules.items() if id(module) not in found]:
         raise ValueError(
             f"{shortened(', '.join(hidden), LONGEST_LINE)} cannot be replaced, because the module "

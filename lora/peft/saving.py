@@ -193,6 +193,15 @@ def _config_of(
         modules_to_save=_modules_to_save(modules, names, attached),
         init_lora_weights=asked.init if asked and asked.init in ("gaussian", "mica") else True,
     )
+    kept = config.targets_among(names, ())
+    if dropped := [name for name in updates if name not in kept]:
+        raise ValueError(
+            f"PEFT reads modules_to_save={list(config.modules_to_save)} as regular expressions, "
+            f"and gives no update to a layer that they match, such as {', '.join(dropped)}; "
+            f"rename the modules, or train these layers in full too"
+        )
+    if asked is None:
+        return config
 
     def means_the_same(config: PeftConfig) -> bool:
         is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform
@@ -204,15 +213,6 @@ def _config_of(
             for name, rank in ranks.items()
         )
 
-    if not means_the_same(config):
-        raise ValueError(
-            f"PEFT reads modules_to_save={list(config.modules_to_save)} as regular expressions, "
-            f"and gives no update to a layer that they match, such as "
-            f"{', '.join(updates.keys() - config.targets_among(names, ()).keys()) or 'a part'}; "
-            f"rename the modules, or train these layers in full too"
-        )
-    if asked is None:
-        return config
     targets: dict[str, Any] = {
         "target_modules": asked.targets,
         "exclude_modules": asked.exclude,

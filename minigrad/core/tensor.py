@@ -21,7 +21,7 @@ from minigrad.checks import check_flag, native_dtype
 from minigrad.core.grad_mode import mode, observed
 from minigrad.core.node import Hook, Node
 from minigrad.errors import named_errors
-from minigrad.kernels.start import interrupts_held_back
+from minigrad.kernels.start import complete
 from minigrad.locks import renewed_in_child
 from minigrad.readonly import writable
 from minigrad.renamed import add_hints
@@ -677,17 +677,20 @@ def assigned(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> Iterator[Non
         added = {id(tensor) for tensor, *_ in given} - _assigned_by.keys()
         _assigned_by.update(dict.fromkeys(added, thread))
     before = [(tensor, name, getattr(tensor, name)) for tensor, name, _ in given]
+
+    def restore() -> None:
+        for each in before:
+            setattr(*each)
+        with _assigning:
+            for key in added:
+                del _assigned_by[key]
+
     try:
         for each in given:
             setattr(*each)
         yield
     finally:
-        with interrupts_held_back():
-            for each in before:
-                setattr(*each)
-            with _assigning:
-                for key in added:
-                    del _assigned_by[key]
+        complete(restore)
 
 
 def node_of(tensor: Any, role: str) -> Node:

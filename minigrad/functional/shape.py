@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.checks import check_choice, check_count, check_integer, check_positive, shown
-from minigrad.core.codegen import common_float
+from minigrad.core.codegen import StandIn, common_float
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.errors import none_given
@@ -114,12 +114,14 @@ def _listed(arrays: Sequence[Array]) -> list[Array]:
         listed = list(arrays)
     except TypeError:
         raise TypeError(f"takes a sequence of tensors, not {shown(arrays)}") from None
-    firm = [isinstance(x, Tensor) or getattr(x, "ndim", 0) > 0 for x in listed]
-    dtype = common_float([x for x, is_firm in zip(listed, firm, strict=True) if is_firm])
-    return [
-        x if is_firm or x is None or dtype is None else observed(as_array, x, dtype)
-        for x, is_firm in zip(listed, firm, strict=True)
-    ]
+
+    def sets_dtype(x: Array) -> bool:
+        return isinstance(x, (Tensor, StandIn)) or getattr(x, "ndim", 0) > 0
+
+    dtype = common_float([x for x in listed if sets_dtype(x)])
+    if dtype is None:
+        return listed
+    return [x if x is None or sets_dtype(x) else observed(as_array, x, dtype) for x in listed]
 
 
 @composition

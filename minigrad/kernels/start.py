@@ -47,6 +47,21 @@ def interrupts_held_back() -> Iterator[None]:
             before(*received)
 
 
+def complete(restore: Callable[[], None]) -> None:
+    """Call a function of a `finally` clause with interrupts held back, so that it runs to its end.
+
+    An interrupt that comes before they are held back does not leave it out either.
+    """
+    has_begun = False
+    try:
+        with interrupts_held_back():
+            has_begun = True
+            restore()
+    finally:
+        if not has_begun:
+            restore()
+
+
 @cache
 def load_numba() -> Any:
     """Import and return numba, with OpenMP as its first threading layer unless the user has chosen.

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from minigrad import functional, ops
 from minigrad.checks import check_choice, check_flag, check_positive, check_probability
 from minigrad.core.grad_mode import observed
-from minigrad.core.tensor import Array, Tensor, as_array
+from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, as_input
 from minigrad.ops.recurrent import CELLS
@@ -83,10 +83,7 @@ class _Recurrent(Module):
             given = type(state).__name__ + ("" if length is None else f" of {length}")
             raise TypeError(f"{name}: the state is a pair (h, c), not {given}")
         shape = shape if batched else (*shape[:-2], shape[-1])
-        parts = [
-            x if isinstance(x, (Tensor, np.ndarray)) else observed(as_array, x, dtype)
-            for x in (state if count == 2 else [state])
-        ]
+        parts = [as_input(self, x, "a state") for x in (state if count == 2 else [state])]
         for part in parts:
             if np.shape(part) != shape:
                 raise ValueError(

@@ -49,8 +49,9 @@ def cause_of_gradient(
             "; a gradient of 0 times it is NaN, so a `where` after the op does not help: choose a "
             "harmless input by a `where` before the op as well"
         )
-    if known is None and hint is not of_product_gradient:
-        return too_steep(g, gradient, values.values())
+    if known is None and is_overflow(gradient, [g, *values.values()]):
+        steep = "the gradient that arrived is too large, or the function is too steep at this input"
+        return largest(gradient.dtype) + steep
     return known
 
 
@@ -78,26 +79,25 @@ def call_with(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 
 def overflow(dtype: np.dtype[Any], what: str = "") -> str:
     """Return the hint for an overflow of `dtype`; `what` says where it happened."""
-    text = f"overflow{what}: the largest {dtype} is {float(np.finfo(dtype).max):.4g}; "
+    text = largest(dtype, what)
     if dtype == np.float16:
         return text + "compute in float32, or scale the values down"
     return text + "scale the values down, or use a smaller learning rate"
 
 
+def largest(dtype: np.dtype[Any], what: str = "") -> str:
+    """Return the beginning of the hint for an overflow, which names the limit of the dtype."""
+    return f"overflow{what}: the largest {dtype} is {float(np.finfo(dtype).max):.4g}; "
+
+
 def too_large(out: Array, operands: Iterable[Array]) -> str | None:
-    """Recognise an overflow: an Inf from finite operands, because the dtype is too small."""
-    return overflow(out.dtype) if are_finite(operands) and np.isinf(out).any() else None
+    """Recognise an overflow, because the dtype is too small."""
+    return overflow(out.dtype) if is_overflow(out, operands) else None
 
 
-def too_steep(g: Array, gradient: Array, residuals: Iterable[Array]) -> str | None:
-    """Recognise a gradient that is Inf although all that it is computed from is finite."""
-    if not (np.isinf(gradient).any() and are_finite([g, *residuals])):
-        return None
-    largest = f"{float(np.finfo(gradient.dtype).max):.4g}"
-    return (
-        f"overflow: the largest {gradient.dtype} is {largest}; the gradient that arrived is too "
-        "large, or the function is too steep at this input"
-    )
+def is_overflow(out: Array, operands: Iterable[Array]) -> bool:
+    """Return whether a result has an Inf although all operands are finite."""
+    return are_finite(operands) and bool(np.isinf(out).any())
 
 
 def are_finite(operands: Iterable[Array]) -> bool:

@@ -24,7 +24,7 @@ from minigrad import kernels
 from minigrad.checks import check_count, check_flag, check_range, check_state
 from minigrad.core.grad_mode import observed
 from minigrad.core.tensor import Tensor
-from minigrad.kernels.start import interrupts_held_back
+from minigrad.kernels.start import complete
 from minigrad.nn.module import Module, load_values
 from minigrad.optim.optimizer import check_ordered, dtype_of_state
 from minigrad.tables import counted
@@ -120,6 +120,11 @@ class EMA:
         """
         self.check_outside("applied()")
         weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
+
+        def restore() -> None:
+            self.is_applied = False
+            self._write(weights)
+
         try:
             self.is_applied = True
             self._write(self.averages)
@@ -127,14 +132,7 @@ class EMA:
             yield
             written = [n for n in weights if last_written(self.parameters[n]._data) > now]
         finally:
-            try:
-                with interrupts_held_back():
-                    self._write(weights)
-                    self.is_applied = False
-            finally:
-                if self.is_applied:  # an interrupt came before it was held back
-                    self._write(weights)
-                    self.is_applied = False
+            complete(restore)
         if written:
             raise RuntimeError(
                 f"EMA: {', '.join(written):.200} changed inside applied(), and the change is lost, "

@@ -21,6 +21,7 @@ from minigrad.data import batches
 from minigrad.distributed import World, world
 from minigrad.distributed.agreement import check_agreement, digest
 from minigrad.distributed.tree import block
+from minigrad.kernels.start import complete
 from minigrad.nn.module import Module
 from minigrad.training.step import count_or_rows, loss_and_count
 from minigrad.training.training_data import MicroBatches
@@ -32,13 +33,17 @@ Generators = Callable[[], Sequence[np.random.Generator]]  # lists those that a m
 def evaluation_mode(model: Module) -> Iterator[None]:
     """In a `with` block, set a model to evaluation mode and record no graph; then restore both."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+
+    def restore() -> None:
+        for module, training in modes:
+            module.training = training
+
     try:
+        model.eval()
         with no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        complete(restore)
 
 
 def prediction(

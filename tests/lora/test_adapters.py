@@ -2,6 +2,7 @@
 
 import copy
 import re
+import signal
 
 import hypothesis.strategies as st
 import numpy as np
@@ -1091,3 +1092,22 @@ def test_a_parameter_that_is_trained_whole_is_a_parameter(rng):
     put(net, "a", rng, ["q"], modules_to_save=["head"])
     assert isinstance(net.head.weight, Parameter)
     assert set(net.state_dict()) >= {"head.weight", "q.a.lora_a"}
+
+
+def test_an_interrupt_at_the_end_of_disabled_leaves_the_adapters_on(rng, monkeypatch):
+    """It comes in the very call that holds interrupts back."""
+    model = Sequential(Linear(4, 4, rng=rng), Linear(4, 2, rng=rng))
+    lora.attach(model, LoRAConfig(rank=1, targets=["0"], bias="all"), rng=rng)
+    model[0].lora_b.copy_(np.ones((4, 1)))
+    x = np.ones((1, 4), np.float32)
+    expected, known = model(x).data.copy(), signal.signal
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(signal, "signal", known)
+        signal.raise_signal(signal.SIGINT)
+        return known(*arguments)
+
+    with pytest.raises(KeyboardInterrupt), lora.disabled(model):
+        monkeypatch.setattr(signal, "signal", interrupted)
+    assert np.array_equal(model(x).data, expected)
+    lora.switch(model)

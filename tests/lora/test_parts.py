@@ -292,6 +292,15 @@ def test_a_name_that_was_added_by_hand_is_refused_before_anything_is_changed():
     assert list(lora.adapters(model)) == ["a"]
 
 
+def test_an_adapter_of_a_part_does_not_take_its_name_from_the_whole():
+    model = make()
+    attaching("2", "first")(model)
+    attaching(["0"], "same")(model[0])
+    attaching("2", "same")(model)
+    assert list(lora.adapters(model)) == ["first", "same"]
+    assert list(lora.adapters(model[0])) == ["same"]
+
+
 def test_an_adapter_that_was_removed_from_a_layer_by_hand_can_be_removed_and_switched_off():
     model = Sequential(Linear(4, 5), Linear(5, 3))
     for name in "abc":

@@ -306,9 +306,7 @@ class CheckedFunction(ABC):
         So a result counts although its gradient is wrong and small, or 0.
         """
         step = tolerances.ANOTHER_POINT
-        moved = [copied(x) for x in operands]
-        for x in moved:
-            x += np.copysign(step * np.maximum(np.abs(x), 1), x).astype(x.dtype)
+        moved = away_from_0(operands, step)
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
         try:
             changes = (self.values(moved) - self.values(operands)) / step
@@ -406,7 +404,7 @@ class CheckedFunction(ABC):
 
         def values_at(fewer: np.dtype[Any], units: float) -> Vector:
             """Compute f at numbers of a dtype near the operands, plus some units of its eps."""
-            near = [x + np.copysign(step * np.maximum(np.abs(x), 1), x) for x in operands]
+            near = away_from_0(operands, step)
             factor = 1 + units * float(finfo(fewer).eps)
             rounded = [x.astype(fewer).astype(np.float64) * factor for x in near]
             return self.values([r.astype(x.dtype) for r, x in zip(rounded, operands, strict=True)])
@@ -526,6 +524,14 @@ def elsewhere(operands: Arrays) -> list[Array]:
     moved = [copied(x) for x in operands]
     for i, x in enumerate(moved):
         x *= x.dtype.type(1 + tolerances.ANOTHER_POINT * (1 + i / 8))
+    return moved
+
+
+def away_from_0(operands: Arrays, step: float) -> list[Array]:
+    """Return a point whose elements are farther from 0, by a step relative to x or to 1."""
+    moved = [copied(x) for x in operands]
+    for x in moved:
+        x += np.copysign(step * np.maximum(np.abs(x), 1), x).astype(x.dtype)
     return moved
 
 

@@ -32,7 +32,7 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor, assigned
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.recorder import CallRecord, Recorder, values_of
-from minigrad.kernels.start import interrupts_held_back
+from minigrad.kernels.start import complete
 from minigrad.nn.module import Module, Parameter, attributes_of, restore_attributes
 from minigrad.readonly import WeakIdMap, owner_of, release
 from minigrad.transforms.checkpoint import Draws, DryRun
@@ -318,20 +318,23 @@ def unchanged(model: Module) -> Iterator[None]:
     for value in values:
         if isinstance(value, np.random.Generator):  # the user's code may draw from it directly
             draws.on_random(value)
+
+    def restore() -> None:
+        for module, own in attributes:
+            restore_attributes(module, own)
+        for array, copy in copies:
+            if np.array_equal(array, copy, equal_nan=True):
+                continue
+            if not array.flags.writeable:
+                release(array)
+            array[...] = copy
+            mark_written(array)
+
     try:
         with draws.put_back(), assigned(present):
             yield
     finally:
-        with interrupts_held_back():
-            for module, own in attributes:
-                restore_attributes(module, own)
-            for array, copy in copies:
-                if np.array_equal(array, copy, equal_nan=True):
-                    continue
-                if not array.flags.writeable:
-                    release(array)
-                array[...] = copy
-                mark_written(array)
+        complete(restore)
 
 
 @dataclass(frozen=True)
