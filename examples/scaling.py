@@ -1,21 +1,24 @@
 """How many machines does it pay to train on? A prediction from this one, in full and by LoRA.
 
-`Trainer` divides a step among n hosts: each gets at most ceil(M / n) of its M micro-batches. The
-hosts add the gradients along a tree of log2(n) levels. On each level, one message of B bytes goes
-up, and one comes down with the sum; two short synchronisations cost two latencies each level more.
-No host computes meanwhile:
+`Trainer` divides a step among n hosts: each gets at most ceil(M / n) of its M micro-batches. Each
+host also adds up 1 / n of the numbers of the gradients, which have B bytes. It gets this share from
+the n - 1 other hosts in a message each, and then sends them the sums. No host computes meanwhile:
 
-    seconds of a step = ceil(M / n) s + u + ceil(log2(n)) (2 B / b + 4 l)
+    seconds of a step = ceil(M / n) s + u + f + 2 (n - 1) (B / (n b) + o) + (2 + ceil(log2(n))) l
 
     s  seconds of one micro-batch, forward and backward      b  bytes per second of a message
-    u  seconds of the update and of the gradient norm        l  its latency, in seconds
+    u  seconds of the update and of the gradient norm        o  seconds of work for each message
+    f  seconds of a sum of a single number                   l  the latency of the network
 
-The demo measures s and u here, on one thread, and on two ranks also b and l. On a network, each
-message takes longer than here: the wire transmits its bytes, and adds a latency of 50 microseconds,
-which is usual for TCP.
+A host sends its messages at the same time, so it waits for the latency once in each of the two
+exchanges, and log2(n) times in the synchronisation before.
+
+The demo measures s and u here, on one thread, and on two ranks also b and f. On a network, a step
+takes longer than here: the wire transmits the bytes, and adds a latency of 50 microseconds, which
+is usual for TCP. Each message takes MPI and Python 5 microseconds.
 The efficiency is the time that one host alone would need, divided by the total time of all hosts.
 Hosts with more cores have a smaller s, and so wait more. The formula ignores that all hosts wait
-for the slowest one, that switches may be crowded, and that MPI may broadcast a long message faster.
+for the slowest one, and that switches may be crowded.
 
 You will see why LoRA suits slow networks: it sends only the gradients of its adapters. The demo
 also compares the formula with the Trainer here, for a step of a few micro-batches. On one rank
@@ -59,7 +62,10 @@ COLORS = {1: "#D55E00", 10: "#0072B2", 100: "#009E73"}  # the colour of each net
 HOSTS = [2**level for level in range(11)]
 SHOWN = (2, 8, 32, 128, 512, 1024)  # the numbers of hosts in the printed table
 MICRO_BATCHES = HOSTS[-1]  # of a predicted step, so that each host has one
-ROW = 32  # bytes that the Trainer sends for each micro-batch besides gradients: loss, count, ...
+ROW = 40  # bytes that the Trainer adds up for each micro-batch besides gradients: loss, count, ...
+
+
+OF_MESSAGE = 5e-6  # seconds of work for a message besides its bytes
 
 
 @dataclass(frozen=True)
@@ -88,18 +94,19 @@ QUICK = Plan(d_model=32, depth=1, length=16, rows=2, checked=5, rounds=2)
 
 @dataclass(frozen=True)
 class Link:
-    """The cost of a message: `latency` in seconds, `bandwidth` in bytes per second."""
+    """The cost of a sum: bytes per second, seconds of any sum, and seconds of latency."""
 
-    latency: float = 0.0
     bandwidth: float = math.inf
+    fixed: float = 0.0
+    latency: float = 0.0
 
     def then(self, other: Link) -> Link:
-        """Return the link of a message that passes through this link and then the other."""
+        """Return the link of bytes that pass through this link and then the other."""
         bandwidth = 1 / (1 / self.bandwidth + 1 / other.bandwidth)
-        return Link(self.latency + other.latency, bandwidth)
+        return Link(bandwidth, self.fixed + other.fixed, self.latency + other.latency)
 
 
-NETWORKS = {gigabits: Link(50e-6, gigabits * 1e9 / 8) for gigabits in COLORS}
+NETWORKS = {gigabits: Link(gigabits * 1e9 / 8, latency=50e-6) for gigabits in COLORS}
 
 
 @dataclass(frozen=True)
@@ -110,15 +117,21 @@ class Work:
     update: float
     gradients: int
 
-    def message(self, micro_batches: int) -> int:
-        """Return the bytes of a message in a step of so many micro-batches."""
+    def summed(self, micro_batches: int) -> int:
+        """Return the bytes of the numbers that the hosts add up in a step."""
         return self.gradients + ROW * micro_batches
+
+    def sent(self, hosts: int, micro_batches: int) -> float:
+        """Return the bytes that a host sends in a step."""
+        return 2 * (hosts - 1) / hosts * self.summed(micro_batches)
 
     def seconds(self, hosts: int, micro_batches: int, link: Link) -> float:
         """Predict the seconds of a step."""
         compute = math.ceil(micro_batches / hosts) * self.micro_batch + self.update
-        of_a_level = 2 * self.message(micro_batches) / link.bandwidth + 4 * link.latency
-        return compute + math.ceil(math.log2(hosts)) * of_a_level
+        if hosts == 1:
+            return compute
+        messages = 2 * (hosts - 1) * OF_MESSAGE + self.sent(hosts, micro_batches) / link.bandwidth
+        return compute + link.fixed + messages + (2 + math.ceil(math.log2(hosts))) * link.latency
 
     def efficiency(self, hosts: int, micro_batches: int, link: Link) -> float:
         """Predict the time of one host alone, divided by the total time of all hosts."""
@@ -144,7 +157,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """The results: the parts of a step of each kind, the cost of a message, and the checks."""
+    """The results: the parts of a step of each kind, the cost of sums here, and the checks."""
 
     work: dict[str, Work]
     here: Link
@@ -177,8 +190,8 @@ def main(quick: bool = False, out: str | Path = "scaling.png") -> Result:
         print(summary(result, plan))
         draw(result, plan, out)
         print(f"\nThe picture is in {out}")
-    for check in checks if ranks.is_first else ():  # another rank may send several messages
-        expected = work[check.kind].message(plan.checked) if check.ranks > 1 else 0
+    for check in checks if ranks.is_first else ():  # another rank may have several sums to send
+        expected = work[check.kind].sent(check.ranks, plan.checked)
         assert expected <= check.sent <= 1.1 * expected + 4096, "arrays are padded, and no more"
     if not quick:
         full, low_rank = (
@@ -263,8 +276,7 @@ def alone(ranks: World, function: Callable[..., Any], *arguments: object) -> Any
 
 
 def measured_link(ranks: World, model: Module) -> Link:
-    """Measure a message between the ranks: the time to pack, send, receive and add it."""
-    levels = math.ceil(math.log2(ranks.size))
+    """Measure sums over the ranks: the time to pack, send, receive and add numbers."""
     part = ranks.rank, ranks.rank + 1
     short, long = [np.zeros(1, np.float32)], [p.detach().numpy() for p in model.parameters()]
     times: list[list[float]] = [[], []]
@@ -274,10 +286,9 @@ def measured_link(ranks: World, model: Module) -> Link:
             start = time.perf_counter()
             ranks.sum_parts(ranks.size, {part: arrays}, arrays)
             own.append(time.perf_counter() - start)
-    # A sum is a synchronisation, and on each level one message up and one down.
-    latency, seconds = (slowest(own) / levels for own in times)
-    size = sum(array.nbytes for array in long)
-    return Link(latency / 3, 2 * size / max(seconds - latency, 1e-9))
+    fixed, seconds = map(slowest, times)
+    sent = Work(0, 0, sum(array.nbytes for array in long)).sent(ranks.size, 0)
+    return Link(sent / max(seconds - fixed, 1e-9), fixed)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -292,7 +303,7 @@ def summary(result: Result, plan: Plan) -> str:
         f"update, {w.gradients / 1e6:.3g} MB of gradients"
         for kind, w in result.work.items()
     ]
-    lines += [message_here(result.here), "", f"A step of {plan.checked} micro-batches here:"]
+    lines += [sums_here(result.here), "", f"A step of {plan.checked} micro-batches here:"]
     lines += map(str, result.checks)
     lines += [
         "",
@@ -309,13 +320,13 @@ def summary(result: Result, plan: Plan) -> str:
     return "\n".join([*lines, *aligned(head, rows, left=1)])
 
 
-def message_here(here: Link) -> str:
-    """Describe the cost of a message between the ranks."""
+def sums_here(here: Link) -> str:
+    """Describe the cost of sums over the ranks."""
     if here == Link():
-        return "b and l of the wire alone; start two ranks to measure messages (mpiexec -n 2 ...)"
+        return "b of the wire alone, f = 0; start two ranks to measure sums (mpiexec -n 2 ...)"
     return (
-        f"b and l of the wire, and of messages here: {here.bandwidth / 1e9:.2g} GB/s with packing "
-        f"and adding, {1e6 * here.latency:.0f} us"
+        f"b of the wire, and of sums here: {here.bandwidth / 1e9:.2g} GB/s with packing and "
+        f"adding; f = {1e6 * here.fixed:.0f} us"
     )
 
 
@@ -381,16 +392,16 @@ def formula(result: Result) -> list[str]:
     """Return the formula of the curves, and its numbers."""
     numbers = [
         f"{kind}: s = {1e3 * work.micro_batch:.3g} ms, u = {1e3 * work.update:.2g} ms, "
-        f"B = {work.message(MICRO_BATCHES) / 1e6:.2g} MB"
+        f"B = {work.summed(MICRO_BATCHES) / 1e6:.2g} MB"
         for kind, work in result.work.items()
     ]
     return [
-        r"$T(n) = \lceil M/n \rceil \, s + u + \lceil \log_2 n \rceil \, (2B/b + 4l)$ "
-        "   for micro-batches, update, messages",
-        "M micro-batches on n hosts; on each level of a tree B bytes go up, and B come down",
+        r"$T(n) = \lceil M/n \rceil \, s + u + f"
+        r" + 2 (n-1) (B/nb + o) + (2 + \lceil \log_2 n \rceil) \, l$",
+        "M micro-batches, an update, messages; each of n hosts adds up 1/n of the gradients",
         f"{numbers[0]} (dashed)",
         f"{numbers[1]} (solid)",
-        message_here(result.here),
+        sums_here(result.here),
     ]
 
 

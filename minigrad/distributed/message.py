@@ -80,38 +80,81 @@ def as_builtin(error: Exception) -> tuple[str, list[Any]]:
     return "Exception", [text]
 
 
-class Message:
-    """The format of a list of arrays as bytes; shapes and dtypes are known, arrays may be None.
+class Share:
+    """A share of the numbers of a list of arrays, and its format as bytes.
+
+    It consists of segments: consecutive numbers of an array. An array may be None; then its
+    segments are None, too.
 
     Args:
-        like: arrays or Tensors with the same shapes and dtypes.
+        segments: for each segment, the index of the array, the numbers in it, and their dtype.
 
     Attributes:
         size: the number of bytes.
     """
 
-    def __init__(self, like: Sequence[Any]) -> None:
-        self._like = [(each.shape, each.dtype) for each in like]
-        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
-        self.size = len(like)
-        for each in like:
-            self.size += -self.size % _ALIGNMENT
-            self._first.append(self.size)
-            self.size += each.size * each.dtype.itemsize
+    def __init__(self, segments: Sequence[tuple[int, slice, np.dtype[Any]]]) -> None:
+        self.segments = segments
+        self._first = []  # offsets of the segments, after a byte for each: 0 if it is None
+        self.size = len(segments)
+        for _, numbers, dtype in segments:
+            self._first.append(_aligned(self.size))
+            self.size = self._first[-1] + (numbers.stop - numbers.start) * dtype.itemsize
+        self.size = _aligned(self.size)
 
-    def packed(self, arrays: Sequence[Array | None]) -> Array:
-        """Return the bytes of arrays."""
+    def cut(self, arrays: Sequence[Array | None]) -> list[Array | None]:
+        """Return the segments of arrays."""
+        found = ((arrays[i], numbers) for i, numbers, _ in self.segments)
+        return [None if array is None else array.reshape(-1)[numbers] for array, numbers in found]
+
+    def packed(self, segments: Sequence[Array | None]) -> Array:
+        """Return the bytes of segments."""
         content = np.zeros(self.size, np.uint8)
-        for i, array in enumerate(arrays):
-            if array is not None:
+        for i, segment in enumerate(segments):
+            if segment is not None:
                 content[i] = 1
-                self._part(content, i)[...] = array
+                self._segment(content, i)[:] = segment
         return content
 
     def unpacked(self, content: Array) -> list[Array | None]:
-        """Return arrays that share the memory of their bytes."""
-        return [self._part(content, i) if content[i] else None for i in range(len(self._like))]
+        """Return segments that share the memory of their bytes."""
+        every = range(len(self.segments))
+        return [self._segment(content, i) if content[i] else None for i in every]
 
-    def _part(self, content: Array, i: int) -> Array:
-        shape, dtype = self._like[i]
-        return np.ndarray(shape, dtype, content, self._first[i])
+    def _segment(self, content: Array, i: int) -> Array:
+        _, numbers, dtype = self.segments[i]
+        return np.ndarray(numbers.stop - numbers.start, dtype, content, self._first[i])
+
+
+def _aligned(size: int) -> int:
+    return size + -size % _ALIGNMENT
+
+
+def shares_of(like: Sequence[Any], count: int) -> list[Share]:
+    """Divide the numbers of arrays or Tensors, one after the other, into `count` equal shares."""
+    total, before, number = sum(each.size for each in like), 0, 0
+    shares: list[list[tuple[int, slice, np.dtype[Any]]]] = [[] for _ in range(count)]
+    for i, each in enumerate(like):
+        start, stop = 0, -1
+        while stop < each.size:
+            stop = min(total * (number + 1) // count - before, each.size)
+            if start < stop or not each.size:
+                shares[number].append((i, slice(start, stop), each.dtype))
+            start, number = stop, number + (stop < each.size)
+        before += each.size
+    return [Share(segments) for segments in shares]
+
+
+def joined(
+    like: Sequence[Any], shares: Sequence[Share], contents: Sequence[Array]
+) -> list[Array | None]:
+    """Return arrays with the shapes and dtypes of `like` from the bytes of their shares."""
+    arrays: list[Array | None] = [np.empty(each.shape, each.dtype) for each in like]
+    for share, content in zip(shares, contents, strict=True):
+        for (i, numbers, _), segment in zip(share.segments, share.unpacked(content), strict=True):
+            array = arrays[i]
+            if segment is None or array is None:
+                arrays[i] = None
+            else:
+                array.reshape(-1)[numbers] = segment
+    return arrays

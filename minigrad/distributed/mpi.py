@@ -25,8 +25,8 @@ import numpy as np
 
 from minigrad.distributed.agreement import check_agreement, facts_of_process
 from minigrad.distributed.heartbeat import Heartbeat
-from minigrad.distributed.message import Message, as_builtin, decoded, encoded
-from minigrad.distributed.tree import Part, owner
+from minigrad.distributed.message import as_builtin, decoded, encoded, joined, shares_of
+from minigrad.distributed.tree import Part, block, parts, sum_of
 from minigrad.distributed.worlds import Array, Arrays, World, add_lists
 from minigrad.kernels import cache, start, threads
 from minigrad.launcher import INSTALL, Launch, end_others
@@ -149,6 +149,14 @@ class MPIWorld(World):
         finally:
             self._calling.release()
 
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """End all ranks if an error comes while they wait for messages of this rank."""
+        try:
+            yield
+        except BaseException as error:
+            self._end_all(error)
+
     def _wait(self, request: Any, spin: float = _SPIN) -> None:
         """Wait until a request is done; after `spin` seconds, sleep between checks."""
         started = time.monotonic()
@@ -159,43 +167,49 @@ class MPIWorld(World):
             else:
                 time.sleep(min(elapsed / 8, _LONGEST_SLEEP))
 
-    def _transfer(self, start: Callable[[Array, int], Any], content: Array, rank: int) -> None:
-        """Send bytes to a rank, or receive them from it, in pieces; `start` is a method of MPI."""
-        for first in range(0, len(content), _PIECE):
-            piece = content[first : first + _PIECE]
-            # MPI moves some of the bytes at each check, so sleep would make a transfer slow.
-            self._wait(start(piece, rank), _SPIN + len(piece) / _SLOWEST)
+    def _transfer(self, *transfers: tuple[Callable[[Array, int], Any], Array, int]) -> None:
+        """Send and receive bytes at the same time, in pieces.
+
+        Each transfer has a method of MPI, the bytes to send or the memory for them, and a rank.
+        """
+        step = _PIECE // len(transfers) + 1
+        for first in range(0, max(len(content) for _, content, _ in transfers), step):
+            pieces = [(start, content[first:][:step], rank) for start, content, rank in transfers]
+            requests = [(start(piece, rank), len(piece)) for start, piece, rank in pieces]
+            for request, size in requests:
+                # MPI moves some of the bytes at each check, so sleep would make a transfer slow.
+                self._wait(request, _SPIN + size / _SLOWEST)
+
+    def _exchange(self, sent: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
+        """Send bytes to each rank, and return the bytes that each of them sends, of these sizes."""
+        received = [np.empty(size, np.uint8) for size in sizes]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self._transfer(
+            *((self._comm.Irecv, received[rank], rank) for rank in others),
+            *((self._comm.Isend, sent[rank], rank) for rank in others),
+        )
+        received[self.rank] = sent[self.rank]
+        self.sent += sum(len(sent[rank]) for rank in others)
+        return received
 
     def gather(self, value: Any, call: str = "gather") -> list[Any]:
         """Return the values of all ranks, on each of them."""
         mine = encoded(value)
         with self._together():
             sizes = self._rendezvous(call, len(mine))
-            every = np.empty(sum(sizes), np.uint8)
-            parts = np.split(every, np.cumsum(sizes)[:-1])
-            if len(every) <= _PIECE:
-                self._wait(self._comm.Iallgatherv(mine, [every, sizes]))
-                self.sent += len(mine)
-            else:
-                parts[self.rank][:] = mine
-                for rank, part in enumerate(parts):
-                    self._broadcast(part, rank)
-        return [decoded(part) for part in parts]
+            with self._sending():
+                return [decoded(each) for each in self._exchange([mine] * self.size, sizes)]
 
     def broadcast(self, value: Any, call: str = "broadcast") -> Any:
         """Return the value of rank 0 on each rank."""
         content = encoded(value if self.is_first else None)
         with self._together():
             size, *_ = self._rendezvous(call, len(content))
-            content = content if self.is_first else np.empty(size, np.uint8)
-            self._broadcast(content, 0)
-        return decoded(content)
-
-    def _broadcast(self, content: Array, root: int) -> Array:
-        """Send the bytes of rank `root` to all others, which receive them in `content`."""
-        self._transfer(self._comm.Ibcast, content, root)
-        self.sent += len(content) if self.rank == root else 0
-        return content
+            with self._sending():
+                content = content if self.is_first else np.empty(size, np.uint8)
+                self._transfer((self._comm.Ibcast, content, 0))
+                self.sent += len(content) if self.is_first else 0
+                return decoded(content)
 
     def on_first(self, function: Callable[[], Any], call: str = "on_first") -> Any:
         """Call a function on rank 0 only, and return its result, or raise its error, on all."""
@@ -226,34 +240,34 @@ class MPIWorld(World):
     def sum_parts(
         self, count: int, own: Mapping[Part, Arrays], like: Sequence[Any]
     ) -> list[Array | None]:
-        """Return the sums of all lists, added in the order of `pairwise`."""
-        message = Message(like)
+        """Return the sums of all lists, added in the order of `pairwise`.
 
-        def from_ranks(first: int, stop: int) -> Arrays:
-            """Return a sum of the tree on the rank that owns its first list; elsewhere nothing."""
-            left, right = (owner(item, count, self.size) for item in (first, stop - 1))
-            if left == right:
-                return own[first, stop] if left == self.rank else []
-            middle = (first + stop) // 2
-            lower, upper = from_ranks(first, middle), from_ranks(middle, stop)
-            source = owner(middle, count, self.size)
-            if source != left and self.rank == source:
-                content = message.packed(upper)
-                self._transfer(self._comm.Isend, content, left)
-                self.sent += len(content)
-            if self.rank != left:
-                return []
-            if source != left:
-                content = np.empty(message.size, np.uint8)
-                self._transfer(self._comm.Irecv, content, source)
-                upper = message.unpacked(content)
-            return add_lists(lower, upper)
-
+        Each rank adds up a share of the numbers: it gets this share of the lists from the others,
+        and sends them the sums. So a rank with one part of the tree sends less than twice the bytes
+        of a list, for any number of ranks.
+        """
+        shares = shares_of(like, self.size)
+        mine, size = shares[self.rank], sum(each.size * each.dtype.itemsize for each in like)
+        parts_of = [list(parts(0, count, block(count, i, self.size))) for i in range(self.size)]
         with self._together():
-            self._rendezvous(f"a sum of {count} lists of {message.size} bytes")
-            total, root = from_ranks(0, count), owner(0, count, self.size)
-            content = message.packed(total) if total else np.empty(message.size, np.uint8)
-            return message.unpacked(self._broadcast(content, root))
+            self._rendezvous(f"a sum of {count} lists of {size} bytes")
+            with self._sending():
+                sent = [
+                    [share.packed(share.cut(own[part])) for part in parts_of[self.rank]]
+                    for share in shares
+                ]
+                contents = self._exchange(
+                    [np.array(each, np.uint8).reshape(-1) for each in sent],
+                    [mine.size * len(each) for each in parts_of],
+                )
+                sums = {
+                    part: mine.unpacked(content[i * mine.size :])
+                    for content, each in zip(contents, parts_of, strict=True)
+                    for i, part in enumerate(each)
+                }
+                total = mine.packed(sum_of(sums, 0, count, add_lists))
+                totals = self._exchange([total] * self.size, [share.size for share in shares])
+                return joined(like, shares, totals)
 
     # ----------------------------------------------------------------------------------------------
     # The end

@@ -8,7 +8,7 @@ inside its block, and sends them. The sums above have operands from different ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,6 +34,14 @@ def parts(first: int, stop: int, own: range) -> Iterator[Part]:
         middle = (first + stop) // 2
         yield from parts(first, middle, own)
         yield from parts(middle, stop, own)
+
+
+def sum_of(sums: Mapping[Part, T], first: int, stop: int, add: Callable[[T, T], T]) -> T:
+    """Return the sum of the items `first ... stop - 1` from sums of parts of the tree."""
+    if (first, stop) in sums:
+        return sums[first, stop]
+    middle = (first + stop) // 2
+    return add(sum_of(sums, first, middle, add), sum_of(sums, middle, stop, add))
 
 
 def pairwise(first: int, stop: int, leaf: Callable[..., T], add: Callable[[T, T], T]) -> T:

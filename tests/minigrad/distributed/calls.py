@@ -165,9 +165,9 @@ def other_calls():
         "'gather'": lambda: world.gather(1),
         "'barrier'": world.barrier,
         "'mine'": lambda: world.any(True, "mine"),
-        "'a sum of 3 lists of 88 bytes'": lambda: sums(3, lambda item: [np.zeros(3)]),
-        "'a sum of 2 lists of 88 bytes'": lambda: sums(2, lambda item: [np.zeros(3)]),
-        "'a sum of 2 lists of 96 bytes'": lambda: sums(2, lambda item: [np.zeros(4)]),
+        "'a sum of 3 lists of 24 bytes'": lambda: sums(3, lambda item: [np.zeros(3)]),
+        "'a sum of 2 lists of 24 bytes'": lambda: sums(2, lambda item: [np.zeros(3)]),
+        "'a sum of 2 lists of 32 bytes'": lambda: sums(2, lambda item: [np.zeros(4)]),
     }
     for (one, call), (other, other_call) in pairwise_of([*calls.items()]):
         with pytest.raises(RuntimeError, match="do not make the same calls") as caught:

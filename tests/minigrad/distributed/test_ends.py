@@ -10,6 +10,7 @@ from tests.minigrad.distributed.ranks import is_mpich, needs_mpi, run, started
 
 START = """
 import os, signal, sys, time
+from collections import defaultdict
 import numpy as np
 import minigrad as mg
 from minigrad.distributed import mpi, world
@@ -48,6 +49,7 @@ print("good")
 ERRORS = {  # on rank 1
     "between": "world(); fail(); fit()",
     "in a step": "fit(on_step=fail)",
+    "in a sum": "one = [np.ones(9)]; world().sum_parts(2, defaultdict(fail, {(0, 1): one}), one)",
     "in an epoch": "fit(on_epoch=fail)",
     "in fit, caught": CAUGHT.format("fit(on_step=fail)"),
     "after": "fit(); fail()",
