@@ -2,8 +2,7 @@
 
 All adapters share one W. Merging computes W + dW_1 + dW_2 + ... once and keeps W, so a call costs
 no more than a call of the base. Unmerging restores every bit; subtracting dW would not, because
-(w + d) - d is not always w in floating point. If a merged adapter is changed, or would lose a
-gradient, the next call raises an error.
+(w + d) - d is not always w in floating point.
 """
 
 from __future__ import annotations

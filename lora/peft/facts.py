@@ -1,4 +1,4 @@
-"""Facts: what `lora.save` adds to PEFT's format, in metadata of the tensors that PEFT ignores."""
+"""Facts: what `lora.save` adds to PEFT's format: metadata of the file, which PEFT ignores."""
 
 from __future__ import annotations
 
