@@ -2,8 +2,7 @@
 
 All adapters share one W. Merging computes W + dW_1 + dW_2 + ... once and keeps W, so a call costs
 no more than a call of the base. Unmerging restores every bit; subtracting dW would not, because
-(w + d) - d is not always w in floating point. If a merged adapter is changed, or would lose a
-gradient, the next call raises an error.
+(w + d) - d is not always w in floating point.
 """
 
 from __future__ import annotations
@@ -368,9 +367,8 @@ class AdaptedLayer(Module):
                 same_dtype = part.dtype == now.dtype
                 if not same_dtype or not np.array_equal(part._data, now._data, equal_nan=True):
                     changed.append(own + key)
-        base = self.base_weight
-        is_other = base is not self._merged.base
-        changed += ["base_weight"] if is_other or self._merged.base_was_written else []
+        if self.base_weight is not self._merged.base or self._merged.base_was_written:
+            changed.append("base_weight")
         if changed:
             raise RuntimeError(
                 f"{changed[0]} changed since merge(), so the merged weight is out of date; call "

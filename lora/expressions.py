@@ -33,11 +33,10 @@ class Name:
 
     def positions(self, find: Find) -> int:
         """Return the positions where a pattern for one character, or for none, matches."""
-        found = self._known.get(find)
-        if found is None:
-            found = sum(1 << (len(self.text) - match.start()) for match in find(self.text))
-            self._known[find] = found
-        return found
+        if find not in self._known:
+            starts = (match.start() for match in find(self.text))
+            self._known[find] = sum(1 << (len(self.text) - start) for start in starts)
+        return self._known[find]
 
 
 Find = Callable[[str], Iterable[re.Match[str]]]

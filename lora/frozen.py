@@ -116,10 +116,6 @@ class DenseMatrix(FrozenMatrix):
         """Compute W A^T."""
         return kernels.gemm.matmul(self.matrix, a.T)
 
-    def is_finite(self) -> bool:
-        """Return whether W has no NaN and no Inf."""
-        return bool(np.isfinite(self.matrix).all())
-
     def cached_squares(self) -> Array:
         """Return the squared norms of the rows, saved for as long as W is read-only."""
         if self._known is None:

@@ -11,14 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import (
-    Attachment,
-    attachment_of,
-    check_copies_are_known,
-    check_replaceable,
-    replace,
-    state_names,
-)
+from lora.attachment import state
+from lora.attachment.state import Attachment
 from lora.attachment.targets import candidates, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -131,7 +125,7 @@ def quantize(
             used elsewhere; an option makes no sense; or the model is itself a single layer.
         ImportError: for bfloat16, if ml_dtypes is not installed, which rounds to it.
     """
-    attachment = attachment_of(model)  # raises an error if the model is not a Module
+    attachment = state.attachment_of(model)  # raises an error if the model is not a Module
     if isinstance(model, (Linear, NarrowLinear, AdaptedLayer)):
         raise ValueError(
             f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
@@ -169,7 +163,7 @@ def quantize(
         for name, layer in layers.items():
             layer.bias = linears[name].bias  # the same object, so that ties are kept
             layer.freeze()
-        replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+        state.replace(model, {id(linears[name]): layer for name, layer in layers.items()})
         # Flags would keep the float weights, and `detach` would unfreeze biases.
         attachment.flags.forget(p for each in linears.values() for p in each.parameters())
     del linears, original, linear, before, stored  # nothing else has the float weights
@@ -201,9 +195,9 @@ def _patterns_by_layer(model: Module, config: LoRAConfig, is_nf4: bool) -> dict[
 
 def _check_replaceable(model: Module, linears: Mapping[str, Any], attachment: Attachment) -> None:
     """Raise a ValueError if a weight is tied, or an adapter trains a part of a layer in full."""
-    check_copies_are_known(model)
-    check_replaceable(model, linears)
-    names = state_names(model)
+    state.check_copies_are_known(model)
+    state.check_replaceable(model, linears)
+    names = state.state_names(model)
     copies: dict[int, tuple[str, str]] = {}  # for each original and copy, the adapter and a name
     for adapter, attached in attachment.adapters.items():
         for copy in attached.copies:

@@ -47,18 +47,17 @@ class Approximation:
         In several groups, the product B_g A_g of each is approximated by rank / groups, rounded
         down.
         """
-        if groups > 1:
-            pairs = zip(np.split(a, groups), np.split(b, groups), strict=True)
-            parts = [cls.of_product(*pair, rank // groups) for pair in pairs]
-            return cls(
-                np.concatenate([part.a for part in parts]),
-                np.concatenate([part.b for part in parts]),
-                math.hypot(*(part.error for part in parts)),
-                math.hypot(*(part.norm for part in parts)),
-            )
-        (left, upper), (right, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
-        u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
-        return cls.of_decomposition(left @ u, s, vt @ right.T, rank)
+        parts = []
+        for a_g, b_g in zip(np.split(a, groups), np.split(b, groups), strict=True):
+            (left, upper), (right, lower) = np.linalg.qr(b_g), np.linalg.qr(a_g.T)
+            u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
+            parts.append(cls.of_decomposition(left @ u, s, vt @ right.T, rank // groups))
+        return cls(
+            np.concatenate([part.a for part in parts]),
+            np.concatenate([part.b for part in parts]),
+            math.hypot(*(part.error for part in parts)),
+            math.hypot(*(part.norm for part in parts)),
+        )
 
     @classmethod
     def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:

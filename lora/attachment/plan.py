@@ -10,14 +10,8 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter, check_goes_with_groups
-from lora.attachment.state import (
-    FullCopy,
-    attachment_of,
-    check_own,
-    check_replaceable,
-    has_state,
-    state_names,
-)
+from lora.attachment import state
+from lora.attachment.state import FullCopy
 from lora.attachment.targets import Target, adapted_kind, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -63,18 +57,18 @@ class Plan:
     ) -> None:
         self.model, self.config = model, config
         self.seed = seed_of(rng) if targets is None else None  # of the draws; None if not known
-        self._modules, self._names = dict(model.named_modules()), state_names(model)
+        self._modules, self._names = dict(model.named_modules()), state.state_names(model)
         self._drawn = drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         # The targets whose layers are all excluded: no error, but the report lists them.
         names, groups = [target.name for target in targets], projections(self._modules)
         self.emptied = without_layers(config.targets, names, groups) if drawn else []
-        check_own(model, names)
+        state.check_own(model, names)
         # By name, each layer that will be replaced, and its replacement.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
         self.layers = {each.name: self._layer(each) for each in targets}
         originals = {name: original for name, (original, _) in self.replaced.items()}
-        check_replaceable(model, originals)
+        state.check_replaceable(model, originals)
         self._check_common_bases()
         self.copies: list[FullCopy] = []  # the parameters and buffers that the adapter has in full
         if config.modules_to_save:
@@ -83,10 +77,9 @@ class Plan:
             advice = "let the layer that shares it have one too"
             if not self._copy(model.parameters(), "bias", self._is_chosen_bias, advice):
                 raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        listed: Iterable[Target] = targets
-        if drawn and config.init.startswith(("pissa", "mica")):  # all other inits are fast
-            listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
-        self.updates = {target.name: self._update(target, rng) for target in listed}
+        shown = progress and config.init.startswith(("pissa", "mica"))  # all others are fast
+        bar = progress_bar(targets, what="singular vectors", unit="layer", shown=shown)
+        self.updates = {target.name: self._update(target, rng) for target in bar}
         self.matches = [*map(self._match, targets)]  # lines for the report
 
     def _layer(self, target: Target) -> AdaptedLayer:
@@ -122,7 +115,7 @@ class Plan:
 
     def _check_common_bases(self) -> None:
         """Raise a ValueError if another adapter trains the base of a new layer in full."""
-        for adapter, attached in attachment_of(self.model).adapters.items():
+        for adapter, attached in state.attachment_of(self.model).adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
             for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:
@@ -163,9 +156,9 @@ class Plan:
     def _save_modules(self) -> None:
         """Copy the parameters and buffers of the modules to save."""
         names = {id(module): name for name, module in self._modules.items()}
-        able = [name for name, module in self._modules.items() if name and has_state(module)]
+        able = [name for name, module in self._modules.items() if name and state.has_state(module)]
         parts: set[str] = set()  # first names of tensors, which may be in another module
-        for name in find("modules_to_save", self.config.modules_to_save, able, {}):
+        for name in find("modules_to_save", self.config.modules_to_save, able):
             for part in self._modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)

@@ -108,8 +108,7 @@ def merging_into(
 def _with_lora(adapter: Adapter, one_hot: bool, *, name: str, **options: Any) -> LayerMerge:
     """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
-    For a table, A below is the transpose of the adapter's B, and B the transpose of its A. A
-    TypeError is raised if the dtype is not float16, float32 or float64.
+    For a table, A below is the transpose of the adapter's B, and B the transpose of its A.
     """
     a, b = adapter.exact_factors()
     a, b = (b.T, a.T) if one_hot else (a, b)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -219,14 +220,13 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
         if _is_plain(layer):
             layer.lora_a.requires_grad_()
             layer.lora_b.requires_grad_()
-            vars(layer)["forward"] = _recording(layer.forward, calls[name])
+            vars(layer)["forward"] = partial(_recorded, layer.forward, calls[name])
     # No numpy warnings: the checks report numbers that are not finite.
     with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)
         if loss.requires_grad:
             # Not `backward`, which would add gradients to other tensors that the loss uses.
-            wanted = [parameter for parameter in copied.parameters() if parameter.requires_grad]
-            grad(loss, wanted, allow_unused=True)
+            grad(loss, copied.trainable_parameters(), allow_unused=True)
 
     def gradient_of(y: Tensor) -> Array:
         if not y.requires_grad:  # the layer detached y: a random gradient shows the error
@@ -236,20 +236,16 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
     return {name: [(x, gradient_of(y)) for x, y in pairs] for name, pairs in calls.items()}
 
 
-def _recording(
-    forward: Callable[[Any], Tensor], calls: list[tuple[Array, Tensor]]
-) -> Callable[[Any], Tensor]:
-    """Make a forward function that records inputs and outputs."""
-
-    def recorded(x: Any) -> Tensor:
-        y = forward(x)
-        if is_grad_enabled():  # with a checkpoint, record only the second call
-            if y.requires_grad:
-                y.retain_grad()
-            calls.append((np.array(x.data if isinstance(x, Tensor) else x), y))
-        return y
-
-    return recorded
+def _recorded(
+    forward: Callable[[Any], Tensor], calls: list[tuple[Array, Tensor]], x: Any
+) -> Tensor:
+    """Call a forward function, and record its input and output."""
+    y = forward(x)
+    if is_grad_enabled():  # with a checkpoint, record only the second call
+        if y.requires_grad:
+            y.retain_grad()
+        calls.append((np.array(x.data if isinstance(x, Tensor) else x), y))
+    return y
 
 
 def _checks(name: str, layer: Any, uses: Sequence[Use], draws: Draws) -> Iterator[IdentityCheck]:

@@ -1,8 +1,4 @@
-"""Facts: what `lora.save` adds to PEFT's format, in metadata of the tensor file that PEFT ignores.
-
-They are the exact scale of each layer; a fingerprint of the base matrix of each update, which is
-the same in any dtype; the seed, if it is known; and the version that wrote the file.
-"""
+"""Facts: what `lora.save` adds to PEFT's format: metadata of the file, which PEFT ignores."""
 
 from __future__ import annotations
 
@@ -28,8 +24,8 @@ class LayerFacts:
     """The facts about one layer.
 
     Attributes:
-        scale: the factor of B A.
-        base: the fingerprint of the base matrix of the layer; None if it is not known.
+        scale: the exact factor of B A.
+        base: the fingerprint of the base matrix, the same in any dtype; None if it is not known.
         stored: how the base matrix was stored: "dense", "nf4" or "bfloat16".
         dropout: the dropout of its inputs in training; None for the one in the configuration.
 

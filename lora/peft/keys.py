@@ -39,7 +39,7 @@ PARTS = {
 
 
 _SPELLINGS = re.compile(
-    r"\.(?:(lora_[AB])(?:\.default)?\.weight|(lora_embedding_[AB])(?:\.default)?"
+    r"\.(?:(lora_[AB])(?:\.default)?(\.weight)|(lora_embedding_[AB])(?:\.default)?"
     r"|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
 )
 """Matches the parts of keys as PEFT reads them, also from a state dict of its model."""
@@ -51,12 +51,7 @@ def usual(key: str) -> str:
     In a model of PEFT, the name of the adapter, "default", is in the middle of the part, and a
     magnitude vector has a `.weight`.
     """
-    found = _SPELLINGS.search(key)
-    if found is None:
-        return key
-    matrix, embedding, magnitude = found.groups()
-    ending = f"{matrix}.weight" if matrix else embedding or magnitude
-    return f"{key[: found.start()]}.{ending}"
+    return _SPELLINGS.sub(r".\1\2\3\4", key)
 
 
 def by_key(

@@ -1,6 +1,5 @@
 """Layers whose frozen weight is stored in few bits: NF4 (QLoRA, Dettmers et al., 2023) or bfloat16.
 
-The layers have no trainable parameters; gradients flow through the linear ones to x.
 `lora.quantize` replaces the linear layers of a model by them, and `lora.attach` adds adapters.
 """
 
