@@ -121,8 +121,7 @@ class GradientProblem:
             if self.function.widened(point):
                 dtype = tolerances.least_exact(x.dtype for x in given)
                 self.narrow = _rounded(at(given), dtype, at, given, rng)
-        undefined = _UndefinedGradients()
-        with observe(undefined):
+        with observe(undefined := _UndefinedGradients()):
             self.repeated = self.gradients_at(point)  # the gradient once more
         self.undefined = undefined.hint  # why a gradient of nan is not a fault; empty if it is one
         # Faults of gradients as arrays: the operand and the reason.
