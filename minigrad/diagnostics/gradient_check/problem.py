@@ -1,8 +1,5 @@
 """The problem of a gradient check: a vector function, its gradients, and their rounding errors.
 
-For order 1, the function is f itself. For order 2, it is the gradient of f, as a function of the
-operands and the cotangents.
-
 No formula gives the rounding error of a right VJP for all functions. But it can be measured: move
 operands and intermediate results by a unit in the last place, up or down at random, as if they were
 rounded differently, and see how the gradient changes (Vignes, 1993). So the gradients are computed
