@@ -54,25 +54,22 @@ CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
 class FrameworkFunction(CheckedFunction):
     """A function of a framework that computes gradients: its operands are the inputs of floats.
 
-    The trainable parameters of a Module are operands too, after the inputs. Other inputs are passed
-    to the function unchanged.
+    If f is a Module, `module` is a copy of it, whose trainable parameters are operands too, after
+    the inputs. Other inputs are passed to the function unchanged.
     """
 
     array_type: ClassVar[str]  # the name of the framework's type of arrays, for messages
     result_type: ClassVar[type] = object  # of all results, also of those without a gradient
 
     def __init__(
-        self,
-        f: Callable[..., Any],
-        inputs: Inputs,
-        leaves: Foreign,
-        parameters: Mapping[str, Any] | None = None,
+        self, f: Callable[..., Any], inputs: Inputs, leaves: Foreign, module: Any = None
     ) -> None:
         super().__init__(f)
         if is_apply(f):  # of a torch.autograd.Function
             self.name = f.__self__.__name__  # type: ignore[attr-defined]
         self._f, self._inputs, self._leaves = f, inputs, leaves
-        self._parameters = dict(parameters or {})
+        trainable = () if module is None else module.named_parameters()
+        self._parameters = {name: p for name, p in trainable if p.requires_grad}
         floats = [i for i, x in enumerate(leaves) if self._is_floats(x)]
         self._positions = [i for i in floats if getattr(leaves[i], "requires_grad", False)]
         self._positions = self._positions or floats
@@ -161,11 +158,8 @@ class TensorFunction(FrameworkFunction):
                 leaves.append(Tensor.at(copied(as_array(x)), None))
             except (TypeError, ValueError) as error:
                 raise self.error(f"{name} must be made of numbers; {error}") from error
-        parameters = {}
-        if isinstance(f, Module):
-            f = module = copied_module(f)
-            parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        super().__init__(f, inputs, leaves, parameters)
+        module = copied_module(f) if isinstance(f, Module) else None
+        super().__init__(f if module is None else module, inputs, leaves, module)
 
     def _is_floats(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.dtype.kind == "f"
@@ -287,12 +281,9 @@ class TorchFunction(FrameworkFunction):
     def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         self.torch = sys.modules["torch"]
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
-        parameters = {}
         if isinstance(f, self.torch.nn.Module):
             self._modules = [copied_module(f), copied_module(f).double()]
-            named = self._modules[0].named_parameters()
-            parameters = {name: p for name, p in named if p.requires_grad}
-        super().__init__(f, inputs, inputs.leaves, parameters)
+        super().__init__(f, inputs, inputs.leaves, *self._modules[:1])
 
     def _is_floats(self, x: Any) -> bool:
         is_floats = isinstance(x, self.torch.Tensor) and x.is_floating_point()
