@@ -241,7 +241,7 @@ def _checked(
                 report.reason = _instability(function, what, plain, repeated)
                 if report.reason:
                     return report
-                _Comparison(problem, report, rng).run(samples, progress)
+                _Comparison(problem, report, rng, order == 2).run(samples, progress)
         except NoGradient as found:
             wrong = Judgement("disagree", nan, 0.0, found.reason, operand=found.operand)
             report.wrong.append(wrong)
@@ -277,6 +277,7 @@ class _Comparison:
     problem: GradientProblem
     report: GradcheckReport
     rng: np.random.Generator
+    in_forward_mode: bool  # whether forward mode is compared too
     kinks: bool = False  # whether any kink was found
     sure: int = 0  # how many entries are wrong, and not at a kink
 
@@ -373,7 +374,7 @@ class _Comparison:
         left out, because forward mode needs VJPs that are written with ops.
         """
         problem, operands = self.problem, self.problem.function.operands
-        if self.report.wrong or self.kinks or not problem.in_forward_mode:
+        if self.report.wrong or self.kinks or not self.in_forward_mode:
             return
         rng = np.random.default_rng(0)  # a separate one, so that order 2 draws the same numbers
         vs = dict(enumerate(rng.choice([-1.0, 1.0], x.shape) for x in operands))

@@ -58,7 +58,6 @@ class GradientProblem:
         weights: the factors of the values in the sum that is differentiated.
         paths: the gradients of that sum by each path other than `grad`.
         dtype: the least exact dtype in which f computes.
-        in_forward_mode: whether forward mode is compared too.
     """
 
     order = 1
@@ -78,7 +77,6 @@ class GradientProblem:
                 self.dtype = function.outline(self.operands)
         self.cotangents = function.cotangents(self.operands, rng)
         self.weights = flat(self.cotangents)
-        self.in_forward_mode = recorded
         gradients, self.paths = function.gradients_by_path(
             self.operands, self.cotangents, self.dtype, recorded
         )
@@ -164,7 +162,6 @@ class SecondOrder(GradientProblem):
     def __init__(self, first: GradientProblem, rng: np.random.Generator) -> None:
         self.function, self.tolerance, self.dtype = first.function, first.tolerance, first.dtype
         self.cotangents, self.paths = first.cotangents, {}
-        self.in_forward_mode = first.in_forward_mode
         self.operands = [*first.operands, *first.cotangents]
         names = [f"cotangent {k}" for k in range(len(first.cotangents))]
         self.names = [*first.names, *(names if len(names) > 1 else ["cotangent"])]
