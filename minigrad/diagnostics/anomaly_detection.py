@@ -269,10 +269,8 @@ class Detector(Recorder):
             operands.append(slope)
             headline = f"the derivative of {vjp} in a direction made the first {slope.kind}"
         elif self._is_bad(arrived):
-            headline = (
-                f"the gradient that arrived at the result of `{op.name}` contains {got.kind} "
-            )
-            headline += "already, and no VJP has made it"
+            headline = f"the gradient that arrived at the result of `{op.name}` contains {got.kind}"
+            headline += " already, and no VJP has made it"
             hint = _hook_or(node, "a sum of several gradients overflowed")
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
@@ -348,10 +346,8 @@ class Detector(Recorder):
                 headline = f"the step of `{name}` made the first {made.kind}, in {where}"
                 hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
                 if grad.nan or grad.inf:
-                    headline = (
-                        f"the .grad of parameter {index} contained {grad.kind} already, when "
-                    )
-                    headline, hint = f"{headline}`{name}` took its step", _UNWATCHED
+                    headline = f"the .grad of parameter {index} contained {grad.kind} already, when"
+                    headline, hint = f"{headline} `{name}` took its step", _UNWATCHED
                 raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
     def _entry(self, values: Iterable[Any]) -> str | None:

@@ -217,6 +217,5 @@ def record() -> Iterator[Tape]:
 
     A tape costs memory: no value that was computed in the block is freed while the tape lives.
     """
-    tape = Tape()
-    with observe(tape):
+    with observe(tape := Tape()):
         yield tape

@@ -313,7 +313,5 @@ class _Inputs:
 
 def in_words(value: Any) -> str:
     """Write an option as a user would write it."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"an array of shape {value.shape}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -150,8 +150,7 @@ def explore(
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
-    view = None if program is None else ProgramView(program)
-    page = _page(heading, graph, view)
+    page = _page(heading, graph, None if program is None else ProgramView(program))
     if path is not None:
         write_atomically(path, page.html.encode())
     return page

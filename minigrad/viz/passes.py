@@ -95,8 +95,7 @@ class Pass:
                 self.arrived[source] = sent.after
                 self._arrivals[source] = self._arrivals.get(source, 0) + 1
             g, arrivals = self.arrived[node], self._arrivals[node]
-            wrong = due is not None
-            yield Step("vjp", node, g, run, arrivals, is_wrong=wrong, is_early=is_early)
+            yield Step("vjp", node, g, run, arrivals, is_wrong=due is not None, is_early=is_early)
 
     def run_in_order(self, first: Pass | None = None) -> None:
         """Run the VJPs of all nodes, the newest first.

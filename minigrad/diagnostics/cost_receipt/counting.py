@@ -72,8 +72,6 @@ class _SavedMemory:
 
     Several nodes may save the same array, or views of it. They share a block of memory, which stays
     until all of these nodes are freed or deleted. So each block is counted once.
-
-    Blocks that no op has made are counted separately: parameters and inputs of the model.
     """
 
     def __init__(self, receipt: Receipt) -> None:

@@ -241,7 +241,7 @@ def _checked(
                 report.reason = _instability(function, what, plain, repeated)
                 if report.reason:
                     return report
-                _Comparison(problem, report, rng).run(samples, progress)
+                _Comparison(problem, report, rng, order == 2).run(samples, progress)
         except NoGradient as found:
             wrong = Judgement("disagree", nan, 0.0, found.reason, operand=found.operand)
             report.wrong.append(wrong)
@@ -277,6 +277,7 @@ class _Comparison:
     problem: GradientProblem
     report: GradcheckReport
     rng: np.random.Generator
+    in_forward_mode: bool  # whether forward mode is compared too
     kinks: bool = False  # whether any kink was found
     sure: int = 0  # how many entries are wrong, and not at a kink
 
@@ -363,7 +364,7 @@ class _Comparison:
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
-        self._note(found, move, analytic, str(problem.dtype), only_sure=True)
+        self._note(found, only_sure=True)
 
     def _compare_with_forward_mode(self) -> None:
         """If all is right so far, compare u^T (J v), computed in forward mode, with (u^T J) v.
@@ -373,7 +374,7 @@ class _Comparison:
         left out, because forward mode needs VJPs that are written with ops.
         """
         problem, operands = self.problem, self.problem.function.operands
-        if self.report.wrong or self.kinks or not problem.in_forward_mode:
+        if self.report.wrong or self.kinks or not self.in_forward_mode:
             return
         rng = np.random.default_rng(0)  # a separate one, so that order 2 draws the same numbers
         vs = dict(enumerate(rng.choice([-1.0, 1.0], x.shape) for x in operands))
@@ -389,20 +390,19 @@ class _Comparison:
             allowed = problem.allowed(move.spread(problem.plain.spread))
             close = max(tolerances.SAME_PATH * abs(slope), allowed.rounding)
             if abs(slope - move.slope(problem.plain.arrays)) > close:
-                found = self._judge(slope, Line(problem, move), allowed)
-                self._note(found, move, slope, str(problem.dtype), only_sure=True)
+                self._note(self._judge(slope, Line(problem, move), allowed), only_sure=True)
 
     def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
         """Compare the slope along a move: that of `grad`, and of each path with another result.
 
         With `ties`, only sure errors are noted, and no kinks. The result has judgements by dtype.
         """
-        problem, dtype = self.problem, str(self.problem.dtype)
+        problem, narrow = self.problem, self.problem.narrow
         line = Line(problem, move)
         allowed = problem.allowed(move.spread(problem.plain.spread), ties)
         plain = move.slope(problem.plain.arrays)
         exact = self._judge(plain, line, allowed)
-        found = [(plain, exact)]
+        found = [exact]
         close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
         # Where the first path is wrong, another wrong number would be no further finding.
         others = problem.paths.items() if exact.verdict != "disagree" else ()
@@ -412,22 +412,28 @@ class _Comparison:
                 continue
             judgement = self._judge(value, line, allowed)
             reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
-            found.append((value, replace(judgement, reason=reason)))
-        for value, judgement in found:
-            self._note(judgement, move, value, dtype, only_sure=ties)
-        judged = {dtype: [judgement for _, judgement in found]}
-        narrow = problem.narrow
+            found.append(replace(judgement, reason=reason))
+        for judgement in found:
+            self._note(judgement, only_sure=ties)
+        judged = {exact.dtype: found}
         if narrow is not None and (move.index is not None or exact.verdict == "agree"):
             value = move.slope(narrow.arrays)
             judgement = judge_narrow(value, move, exact, problem, narrow)
             judged[str(narrow.dtype)] = [judgement]
             if judgement is not exact and exact.verdict != "disagree":  # that was noted already
-                self._note(judgement, move, value, str(narrow.dtype))
+                self._note(replace(judgement, analytic=value, dtype=str(narrow.dtype)))
         return judged
 
     def _judge(self, analytic: float, line: Line, allowed: Tolerance) -> Judgement:
         """Judge a slope; at a kink, a slope that is a limit of nearby slopes is not wrong."""
-        judgement = judge(analytic, line, allowed)
+        judgement = replace(
+            judge(analytic, line, allowed),
+            analytic=analytic,
+            order=self.problem.order,
+            operand=line.move.name,
+            index=line.move.index,
+            dtype=str(self.problem.dtype),
+        )
         self.kinks |= judgement.kink
         if judgement.verdict != "disagree":
             return judgement
@@ -454,9 +460,7 @@ class _Comparison:
         margin = tolerances.NEIGHBOUR_MARGIN * size
         return high - low > tolerances.ALIKE * size and low - margin <= analytic <= high + margin
 
-    def _note(
-        self, judgement: Judgement, move: Move, analytic: float, dtype: str, only_sure: bool = False
-    ) -> None:
+    def _note(self, judgement: Judgement, only_sure: bool = False) -> None:
         """Add a derivative to the wrong or undecided entries, unless it agrees.
 
         With `only_sure`, it is added only if it is wrong and not at a kink.
@@ -464,9 +468,7 @@ class _Comparison:
         is_wrong = judgement.verdict == "disagree"
         if judgement.verdict == "agree" or (only_sure and (not is_wrong or judgement.kink)):
             return
-        cut = self.problem.function.unreached.get(move.name, "") if is_wrong else ""
+        cut = self.problem.function.unreached.get(judgement.operand, "") if is_wrong else ""
         reason = "; ".join(filter(None, (judgement.reason, cut)))
-        about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
-        about |= {"order": self.problem.order, "analytic": analytic, "reason": reason}
         entries = self.report.wrong if is_wrong else self.report.undecided
-        entries.append(replace(judgement, **about))
+        entries.append(replace(judgement, reason=reason))

@@ -54,25 +54,22 @@ CUTS = "detach", "item", "tolist", "__float__", "__int__", "__bool__"
 class FrameworkFunction(CheckedFunction):
     """A function of a framework that computes gradients: its operands are the inputs of floats.
 
-    The trainable parameters of a Module are operands too, after the inputs. Other inputs are passed
-    to the function unchanged.
+    If f is a Module, `module` is a copy of it, whose trainable parameters are operands too, after
+    the inputs. Other inputs are passed to the function unchanged.
     """
 
     array_type: ClassVar[str]  # the name of the framework's type of arrays, for messages
     result_type: ClassVar[type] = object  # of all results, also of those without a gradient
 
     def __init__(
-        self,
-        f: Callable[..., Any],
-        inputs: Inputs,
-        leaves: Foreign,
-        parameters: Mapping[str, Any] | None = None,
+        self, f: Callable[..., Any], inputs: Inputs, leaves: Foreign, module: Any = None
     ) -> None:
         super().__init__(f)
         if is_apply(f):  # of a torch.autograd.Function
             self.name = f.__self__.__name__  # type: ignore[attr-defined]
         self._f, self._inputs, self._leaves = f, inputs, leaves
-        self._parameters = dict(parameters or {})
+        trainable = () if module is None else module.named_parameters()
+        self._parameters = {name: p for name, p in trainable if p.requires_grad}
         floats = [i for i, x in enumerate(leaves) if self._is_floats(x)]
         self._positions = [i for i in floats if getattr(leaves[i], "requires_grad", False)]
         self._positions = self._positions or floats
@@ -161,11 +158,8 @@ class TensorFunction(FrameworkFunction):
                 leaves.append(Tensor.at(copied(as_array(x)), None))
             except (TypeError, ValueError) as error:
                 raise self.error(f"{name} must be made of numbers; {error}") from error
-        parameters = {}
-        if isinstance(f, Module):
-            f = module = copied_module(f)
-            parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        super().__init__(f, inputs, leaves, parameters)
+        module = copied_module(f) if isinstance(f, Module) else None
+        super().__init__(f if module is None else module, inputs, leaves, module)
 
     def _is_floats(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.dtype.kind == "f"
@@ -287,12 +281,9 @@ class TorchFunction(FrameworkFunction):
     def __init__(self, f: Callable[..., Any], inputs: Inputs) -> None:
         self.torch = sys.modules["torch"]
         self._modules: list[Any] = []  # a copy of f in its own dtype, and one in float64
-        parameters = {}
         if isinstance(f, self.torch.nn.Module):
             self._modules = [copied_module(f), copied_module(f).double()]
-            named = self._modules[0].named_parameters()
-            parameters = {name: p for name, p in named if p.requires_grad}
-        super().__init__(f, inputs, inputs.leaves, parameters)
+        super().__init__(f, inputs, inputs.leaves, *self._modules[:1])
 
     def _is_floats(self, x: Any) -> bool:
         is_floats = isinstance(x, self.torch.Tensor) and x.is_floating_point()
@@ -324,8 +315,7 @@ class TorchFunction(FrameworkFunction):
         module = self._modules[wide]
         state = dict(zip(self._parameters, parameters, strict=True))
         state |= {name: x.clone() for name, x in module.named_buffers()}
-        inputs = tuple(self._inputs.rebuilt(leaves))
-        return self.torch.func.functional_call(module, state, inputs)
+        return self.torch.func.functional_call(module, state, tuple(self._inputs.rebuilt(leaves)))
 
     def _recording(self, enabled: bool) -> AbstractContextManager[Any]:
         return self.torch.set_grad_enabled(enabled)  # type: ignore[no-any-return]
@@ -432,7 +422,7 @@ class ArrayPair(CheckedFunction):
         self._takes_out = False
         with suppress(TypeError, ValueError):  # a function in C may not have a signature
             self._takes_out = "out" in inspect.signature(backward).parameters
-        self._inputs: list[Array] = []
+        arrays: list[Array] = []
         for i, x in enumerate(inputs):
             must = f"input {i} must be an array of real numbers, not"
             try:
@@ -441,9 +431,8 @@ class ArrayPair(CheckedFunction):
                 raise self.error(f"{must} {type(x).__name__}: {error}") from error
             if array.dtype.kind not in "biuf" and not is_float(array.dtype):
                 raise self.error(f"{must} {type(x).__name__} of dtype {array.dtype}")
-            self._inputs.append(array)
-        self._names = names_of_inputs(forward, len(self._inputs))
-        self.take(dict(zip(self._names, self._inputs, strict=True)), self._inputs)
+            arrays.append(array)
+        self.take(dict(zip(names_of_inputs(forward, len(arrays)), arrays, strict=True)), arrays)
 
     def _call(self, arrays: Foreign) -> list[Array]:
         return self._pulled_back(arrays)[0]
@@ -453,7 +442,7 @@ class ArrayPair(CheckedFunction):
     ) -> tuple[list[Array], Pull]:
         """Call forward and copy its results, because it may use the same memory each time."""
         left = iter(operands)
-        arguments = [next(left) if is_float(x.dtype) else x for x in self._inputs]
+        arguments = [next(left) if is_float(x.dtype) else x for x in self._arrays.values()]
         result = self._forward(*arguments)
         several = isinstance(result, (tuple, list))
         found = [np.array(x) for x in (result if several else [result])]
@@ -477,35 +466,35 @@ class ArrayPair(CheckedFunction):
         left = iter(seeds)
         given = [next(left) if is_float(x.dtype) else None for x in outs]
         options = {"out": tuple(outs) if several else outs[0]} if self._takes_out else {}
-        name = getattr(self._backward, "__name__", "backward")
+        called = getattr(self._backward, "__name__", "backward")
         try:
             found = self._backward(tuple(given) if several else given[0], *arguments, **options)
         except Exception as error:
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arguments)
-            error.add_note(f"raised in {name}(g, *inputs), with inputs {shapes}")
+            error.add_note(f"raised in {called}(g, *inputs), with inputs {shapes}")
             raise
         gradients = list(found) if isinstance(found, (tuple, list)) else [found]
         if len(gradients) != len(arguments):
             many = f" of {len(gradients)}" if isinstance(found, (tuple, list)) else ""
             raise self.error(
-                f"{name} must return a gradient for each of the {len(arguments)} inputs, in a "
+                f"{called} must return a gradient for each of the {len(arguments)} inputs, in a "
                 f"tuple if there are several, and None for integers; it returned a "
                 f"{type(found).__name__}{many}"
             )
         checked = []
-        for i, (x, g) in enumerate(zip(arguments, gradients, strict=True)):
+        for name, x, g in zip(self._arrays, arguments, gradients, strict=True):
             if not is_float(x.dtype):
                 continue
             array = np.asarray(g)
             if g is None:
-                reason = f"{name} returned None for an input of floats; return zeros if "
-                raise NoGradient(self._names[i], reason + "nothing depends on it")
+                reason = f"{called} returned None for an input of floats; return zeros if "
+                raise NoGradient(name, reason + "nothing depends on it")
             if array.dtype.kind not in "biuf" and not is_float(array.dtype):
-                what = f"{type(g).__name__} of dtype {array.dtype} for {self._names[i]}"
-                raise self.error(f"{name} must return arrays of floats, not {what}")
+                what = f"{type(g).__name__} of dtype {array.dtype} for {name}"
+                raise self.error(f"{called} must return arrays of floats, not {what}")
             if array.shape != x.shape:
-                reason = f"{name} returned a gradient of shape {array.shape} for an input of "
-                raise NoGradient(self._names[i], f"{reason}{x.shape}")
+                reason = f"{called} returned a gradient of shape {array.shape} for an input of "
+                raise NoGradient(name, f"{reason}{x.shape}")
             checked.append(array)
         return checked
 

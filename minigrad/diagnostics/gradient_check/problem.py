@@ -1,8 +1,5 @@
 """The problem of a gradient check: a vector function, its gradients, and their rounding errors.
 
-For order 1, the function is f itself. For order 2, it is the gradient of f, as a function of the
-operands and the cotangents.
-
 No formula gives the rounding error of a right VJP for all functions. But it can be measured: move
 operands and intermediate results by a unit in the last place, up or down at random, as if they were
 rounded differently, and see how the gradient changes (Vignes, 1993). So the gradients are computed
@@ -61,7 +58,6 @@ class GradientProblem:
         weights: the factors of the values in the sum that is differentiated.
         paths: the gradients of that sum by each path other than `grad`.
         dtype: the least exact dtype in which f computes.
-        in_forward_mode: whether forward mode is compared too.
     """
 
     order = 1
@@ -81,7 +77,6 @@ class GradientProblem:
                 self.dtype = function.outline(self.operands)
         self.cotangents = function.cotangents(self.operands, rng)
         self.weights = flat(self.cotangents)
-        self.in_forward_mode = recorded
         gradients, self.paths = function.gradients_by_path(
             self.operands, self.cotangents, self.dtype, recorded
         )
@@ -121,8 +116,7 @@ class GradientProblem:
             if self.function.widened(point):
                 dtype = tolerances.least_exact(x.dtype for x in given)
                 self.narrow = _rounded(at(given), dtype, at, given, rng)
-        undefined = _UndefinedGradients()
-        with observe(undefined):
+        with observe(undefined := _UndefinedGradients()):
             self.repeated = self.gradients_at(point)  # the gradient once more
         self.undefined = undefined.hint  # why a gradient of nan is not a fault; empty if it is one
         # Faults of gradients as arrays: the operand and the reason.
@@ -168,7 +162,6 @@ class SecondOrder(GradientProblem):
     def __init__(self, first: GradientProblem, rng: np.random.Generator) -> None:
         self.function, self.tolerance, self.dtype = first.function, first.tolerance, first.dtype
         self.cotangents, self.paths = first.cotangents, {}
-        self.in_forward_mode = first.in_forward_mode
         self.operands = [*first.operands, *first.cotangents]
         names = [f"cotangent {k}" for k in range(len(first.cotangents))]
         self.names = [*first.names, *(names if len(names) > 1 else ["cotangent"])]

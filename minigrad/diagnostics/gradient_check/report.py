@@ -231,10 +231,9 @@ class GradcheckReport:
         """
         if Path(path).suffix.lower() != ".html":
             raise ValueError(f"a report is saved as .html, not as {os.fspath(path)!r}")
-        head = (
-            '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        )
-        write_atomically(path, f"{head}<title>gradcheck</title>{self._repr_html_()}".encode())
+        head = '<!doctype html><meta charset="utf-8">'
+        head += '<meta name="color-scheme" content="light dark"><title>gradcheck</title>'
+        write_atomically(path, f"{head}{self._repr_html_()}".encode())
 
 
 def layout(shape: tuple[int, ...]) -> list[str]:

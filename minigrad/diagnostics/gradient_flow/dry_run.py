@@ -33,7 +33,7 @@ from minigrad.core.tensor import Tensor, assigned
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.recorder import CallRecord, Recorder, values_of
 from minigrad.kernels.start import complete
-from minigrad.nn.module import Module, Parameter, attributes_of, restore_attributes
+from minigrad.nn.module import Module, Parameter, attributes_of, generators_in, restore_attributes
 from minigrad.readonly import WeakIdMap, owner_of, release
 from minigrad.transforms.checkpoint import Draws, DryRun
 from minigrad.versions import mark_written
@@ -315,9 +315,8 @@ def unchanged(model: Module) -> Iterator[None]:
     arrays += (tensor._data for tensor in tensors)
     copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
     draws = Draws()
-    for value in values:
-        if isinstance(value, np.random.Generator):  # the user's code may draw from it directly
-            draws.on_random(value)
+    for generator in generators_in(model):  # the user's code may draw from it directly
+        draws.on_random(generator)
 
     def restore() -> None:
         for module, own in attributes:

@@ -154,10 +154,12 @@ class _Judge:
             return "not finite", "a nan or an infinity is in its gradient", None
         if norm != 0:
             return "live", "", None
+        if not parameter.size:
+            return "zero", "it has no elements", None
         assert node is not None
         stops = run.backward.stops(node)
         if not stops:
-            return self._lost(parameter, node)
+            return self._lost(node)
         stop, call = stops[0], forward.call(stops[0].node)
         if name in self.causes:
             return "zero by construction", self._multiplied(self.causes[name], ""), call
@@ -174,10 +176,8 @@ class _Judge:
             return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
         return "zero", f"`{call.name}` passes none of the gradient on", call
 
-    def _lost(self, parameter: Parameter, node: Node) -> Finding:
+    def _lost(self, node: Node) -> Finding:
         """Return the finding on a parameter whose gradients add up to zero, or meet a hook."""
-        if not parameter.size:
-            return "zero", "it has no elements", None
         lost = self.run.backward.lost_at(node) or node
         call = None if lost is node else self.run.forward.call(lost)
         if lost.hooks:

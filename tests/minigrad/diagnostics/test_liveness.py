@@ -451,6 +451,17 @@ def test_gradients_that_cancel(batch):
     assert (row.state, row.reason) == ("zero", "the gradients of its uses cancel")
 
 
+def test_a_parameter_without_elements(batch):
+    class Empty(Two):
+        def forward(self, x):
+            return super().forward(x) + self.nothing.sum()
+
+    model = Empty(minigrad.tanh)
+    model.nothing = nn.Parameter(np.ones((0, 3)))
+    row = liveness(model, minigrad.mse, batch)["nothing"]
+    assert (row.state, row.reason) == ("zero", "it has no elements")
+
+
 def test_a_hook_that_makes_it_zero(batch):
     model = Two(minigrad.tanh)
     hook = model.first.bias.register_hook(lambda g: g * 0)
