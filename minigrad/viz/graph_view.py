@@ -247,14 +247,14 @@ class _Inputs:
                     self._freeze(view, name, None, UNKNOWN)
                 else:
                     view.options.append((name, "left out, or in need of no gradient"))
-            elif name in differentiable and value is not None:
+            elif name in differentiable and _is_of_numbers(value):
                 self._freeze(view, name, value, self._why(value))
             elif op in (nf4_linear, bfloat16_linear) and name == "weight" and value is not None:
                 bits = "four bits a number (NF4)" if op is nf4_linear else "bfloat16"
                 why = f"A frozen matrix in {bits}: `{op.name}` has no VJP for it."
                 stored = value.codes if op is nf4_linear else value.bits
                 self._freeze(view, name, stored, why, value.dense())
-            elif isinstance(value, (Tensor, np.ndarray)):
+            elif isinstance(value, (Tensor, np.ndarray)) and _is_of_numbers(value):
                 why = f"`{op.name}` has no VJP for its {name}, which no gradient goes to."
                 self._freeze(view, name, value, why)
             elif name in given:
@@ -309,6 +309,14 @@ class _Inputs:
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
         return self.plain
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Return whether a value is a number, or an array or list of numbers."""
+    try:
+        return isinstance(value, Tensor) or np.asarray(value).dtype.kind in "biuf"
+    except ValueError:  # of lists of different lengths
+        return False
 
 
 def in_words(value: Any) -> str:

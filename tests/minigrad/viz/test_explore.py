@@ -11,7 +11,7 @@ import lora
 import minigrad as mg
 from minigrad.core.grad_mode import mode
 from minigrad.viz import Tape, page
-from minigrad.viz.graph_view import Names, view_graph
+from minigrad.viz.graph_view import Names, in_words, view_graph
 from minigrad.viz.passes import depth_first, right_order, second_pass, uncleared_pass
 from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of, range_of
 from minigrad.viz.program_view import positions_of
@@ -506,6 +506,23 @@ def test_a_list_of_numbers_on_a_tape_is_shown(tmp_path):
     )
     assert data["pictures"][frozen["value"]][2] == [3, 4]
     assert "input b\\n2" in mg.viz.draw(loss, tape=tape).dot
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["a", "b"], [1, [2, 3]], [np.ones(2), np.ones(3)], [{"a": 1}], np.array(["a"]), "text"],
+    ids=repr,
+)
+def test_what_is_not_made_of_numbers_is_an_option(tmp_path, value):
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    with mg.viz.record() as tape:
+        loss = mg.checkpoint(lambda x, _: x * 2, x, value).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    assert data["frozen"] == []
+    assert any(
+        in_words(value) == text for node in data["nodes"] for _, text in node.get("options", ())
+    )
+    assert mg.viz.draw(loss, tape=tape).dot
 
 
 def test_the_same_frozen_array_is_drawn_once(tmp_path):
