@@ -138,8 +138,7 @@ class Op(OpLike, Generic[P]):
         self.forward = forward
         self.flops_cache: dict[Any, int | None] = {}
         self.plain = True
-        self.vjps: list[tuple[int, VJP]] = []
-        self.vjp_of: dict[int, VJP] = {}
+        self.set_vjps([])
         self.own_jvp: VJP | None = None
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
@@ -154,7 +153,6 @@ class Op(OpLike, Generic[P]):
         kinds = [parameter.kind for parameter in self.signature.parameters.values()]
         self._by_position = sum(kind is not Parameter.KEYWORD_ONLY for kind in kinds)
         self.takes_sequence = False
-        self.call: Callable[..., Tensor] = self._first_call
         self.name = forward.__name__
         update_wrapper(self, forward)
         for kind in ("cost", "shape", "nonfinite_hint"):
@@ -211,7 +209,7 @@ class Op(OpLike, Generic[P]):
             raise ValueError(
                 f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
-        if any(argnum == known for known, _ in self.vjps):
+        if argnum in self.vjp_of:
             raise ValueError(
                 f"`{self.name}` already has a VJP for {name!r}; make the op again, with "
                 f"`minigrad.op`, to give it another one"
@@ -286,7 +284,7 @@ class Op(OpLike, Generic[P]):
         """Replace the VJPs; the next call of the op generates `call` again."""
         self.vjps = vjps
         self.vjp_of = dict(vjps)
-        self.call = self._first_call
+        self.call: Callable[..., Tensor] = self._first_call
 
     def _check(self, kind: str, asked: Any, *others: str) -> None:
         """Raise an error if a cost, a shape or a hint is of another kind, or names a missing value.

@@ -163,9 +163,7 @@ class Tensor:
         self, data: Any, requires_grad: bool = False, dtype: DTypeLike | None = None
     ) -> None:
         array = as_array(data, dtype)
-        if not array.flags.writeable or type(array) is not np.ndarray:
-            array = observed(_own, array)
-        self._data = array
+        self._data = array if array.flags.writeable else observed(writable, array)
         self.node = self._leaf = None
         if requires_grad is not False:
             self.requires_grad_(requires_grad)
@@ -620,11 +618,6 @@ class Tensor:
             retain_graph: bool | None = None,
             create_graph: bool = False,
         ) -> None: ...
-
-
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a writable plain array: a copy if the array can never be made writable."""
-    return writable(array) if type(array) is np.ndarray else np.array(array)
 
 
 def overwrite(array: NDArray[Any], value: NDArray[Any]) -> None:

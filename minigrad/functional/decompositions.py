@@ -98,7 +98,6 @@ def _eigenvalues_a(g: Array, a: Array, factors: Any, out: Array) -> Array:
 @op(
     floats=True,
     cost=lambda a: lapack_flops(a, 23, 3),  # with the eigenvalues it is 9 n^3
-    shape=lambda a: a.shape,
     gradient_hint=_UNDEFINED,
 )
 def eigenvectors(a: Array, factors: Any) -> Array:

@@ -135,8 +135,7 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     """The sum of the diagonal of the matrices along `axis1` and `axis2`.
 
     Raises:
-        ValueError: if the axes are the same or do not exist.
-        TypeError: if the offset is not an integer.
+        ValueError, TypeError: as in `diagonal`.
     """
     return ops.sum(diagonal(x, offset, axis1, axis2), -1)
 

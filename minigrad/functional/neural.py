@@ -157,12 +157,7 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
     return None
 
 
-@op(
-    composition=_attention,
-    returns_residuals=True,
-    product=True,
-    nonfinite_hint=_attention_hint,
-)
+@op(composition=_attention, returns_residuals=True, product=True, nonfinite_hint=_attention_hint)
 def fused_attention(
     query: Array,
     key: Array,

@@ -375,8 +375,7 @@ def triu(x: Array, k: int = 0) -> Tensor:
     """The upper triangle of each matrix in `(..., m, n)`, with 0 below the k-th diagonal.
 
     Raises:
-        ValueError: if x has fewer than two axes.
-        TypeError: if `k` is not an integer.
+        ValueError, TypeError: as in `tril`.
     """
     check_integer("k", k)
     return where(observed(np.tri, *check_matrices(x).shape[-2:], k - 1, np.bool_), _ZERO, x)

@@ -124,8 +124,7 @@ class Embedding(Module):
         check_positive("embedding_dim", embedding_dim)
         if padding_idx is not None:
             padding_idx = check_padding_idx(padding_idx, num_embeddings)
-        self.weight = Parameter.empty((num_embeddings, embedding_dim), dtype)
-        init.normal_(self.weight, rng=rng)
+        self.weight = init.normal_(Parameter.empty((num_embeddings, embedding_dim), dtype), rng=rng)
         self.padding_idx = padding_idx
         if padding_idx is not None:
             init.zeros_(self.weight.detach()[padding_idx])

@@ -164,9 +164,8 @@ def _checked_sizes(
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
-    is_sequence = isinstance(
-        normalized_shape, (tuple, Sequence)
-    )  # asking for tuples first is faster
+    # Asking for tuples first is faster.
+    is_sequence = isinstance(normalized_shape, (tuple, Sequence))
     given: Any = normalized_shape if is_sequence else (normalized_shape,)
     for size in given:
         if not isinstance(size, (int, np.integer)):
