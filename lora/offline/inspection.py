@@ -39,9 +39,6 @@ UNFINISHED = (
     "completes that save, and until then other programs do not see the file"
 )
 
-_WRAPPERS = "_orig_mod.", "module.", "base_model.model."
-"""The beginnings of names in models that are wrapped."""
-
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
@@ -344,7 +341,7 @@ def check_adapter(
                 f"the adapter into it (--dtype nf4 of generate and eval)"
             )
             found.append(Finding("odd", "base", what))
-        if opened.own_prefix in _WRAPPERS:
+        if opened.own_prefix in ("_orig_mod.", "module.", "base_model.model."):
             what = (
                 f"begin with {opened.own_prefix!r}, the mark of a wrapped model (torch.compile, "
                 f"data-parallel training, PEFT twice): PEFT ignores them; take it out of the keys"

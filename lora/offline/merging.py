@@ -86,12 +86,10 @@ class MergedFiles:
                 f"the values of this base, which differ; measure the merged model with lora eval"
             )
         if self.left_out:
-            left_out = ", ".join(self.left_out)
-            reason = "because weights without the update may be in them"
-            lines.append(f"not copied, {reason}: {left_out}")
+            names = ", ".join(self.left_out)
+            lines.append(f"not copied, because weights without the update may be in them: {names}")
         if self.kept:
-            kept = ", ".join(self.kept)
-            lines.append(f"complete already, from a merge that was killed: {kept}")
+            lines.append(f"complete already, from a merge that was killed: {', '.join(self.kept)}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
@@ -307,9 +305,9 @@ def _check_out(out: Path, base: AdaptedBase, shards: Mapping[str, Any]) -> None:
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
     """Yield the rows of the merged tensor, W + dW, in parts, each with the index of its first."""
-    ratio, every = adapter.exact_ratio(weight), slice(None)
-    for strip in strips(weight.stored_shape):
-        block = (every, strip) if weight.is_transposed else (strip, every)
+    ratio = adapter.exact_ratio(weight)
+    for block in weight.blocks():
         part = weight.rows(*block) + adapter.update(weight, *block, ratio)
         part = part.T if weight.is_transposed else part
-        yield strip.start, part.reshape(len(part), *weight.stored_shape[1:])
+        first = block[weight.is_transposed].start
+        yield first, part.reshape(len(part), *weight.stored_shape[1:])
