@@ -413,8 +413,7 @@ def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
             yield Finding("wrong", name, "is in the metadata, and has no tensors")
     for name, problem in files.scale_problems():
         yield Finding("wrong", name, problem)
-    bar = progress_bar(files.layers.values(), what="check", unit="layer", shown=progress)
-    for layer in bar:
+    for layer in progress_bar(files.layers.values(), what="check", unit="layer", shown=progress):
         yield from _findings_of_layer(files, layer)
     for name, key in files.whole.items():
         if not files.counts(key) and (problem := files.dtype_problem(key)):

@@ -206,8 +206,7 @@ def merge_files(
     tied = [] if copied else opened.tied
     found = list(opened.replaced), opened.added, tied, [*copied.values()], opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
-    on_nf4 = made_on_nf4(opened)
-    return MergedFiles(target, certificate, *found, left_out, size, kept, on_nf4)
+    return MergedFiles(target, certificate, *found, left_out, size, kept, made_on_nf4(opened))
 
 
 def _digest(base: AdaptedBase, name: str | None) -> str:
@@ -220,8 +219,7 @@ def _certificate(
 ) -> MergeCertificate:
     """Compute the certificate; raise a ValueError if a merged weight would not be finite."""
     dtypes = {info.name: info.dtype for infos in shards.values() for info in infos}
-    weights = pool.opened.weights.items()
-    tasks = [(layer, dtypes[weight.name], radius) for layer, weight in weights]
+    tasks = [(layer, dtypes[weight.name], radius) for layer, weight in pool.opened.weights.items()]
     rows = pool.map(_row, tasks, "certifying the merge", "layer")
     certificate = MergeCertificate(tuple(rows), float(radius))
     if broken := [row for row in certificate.rows if not row.is_finite]:

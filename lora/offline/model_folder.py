@@ -89,9 +89,8 @@ def open_base(path: PathLike) -> TensorSet:
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
-            is_gguf = file.read(4) == b"GGUF"
-        if is_gguf:
-            return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
+            if file.read(4) == b"GGUF":
+                return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
     return open_tensors(path)
 
 
@@ -154,12 +153,11 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     if not is_tied or not _WITH_HEADS.search(kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
-    found = [(name, base.info(name).shape) for name in names]
     size = config.get("vocab_size")
     return [
         name
-        for name, shape in found
-        if len(shape) == 2 and shape[0] == size
+        for name in names
+        if len(shape := base.info(name).shape) == 2 and shape[0] == size
         if shapes[shape] == 1 or name_of_head(name, base) not in ("", *base)
     ]
 
