@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lora.peft.config import read_json
 from minigrad.checks import check_problems
-from minigrad.io import find, open_tensors
+from minigrad.io import TensorInfo, find, open_tensors
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -394,10 +394,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_shapes(
-    source: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raise a ValueError that names the missing, unexpected and mis-shaped tensors."""
+def check_shapes(source: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> None:
+    """Raise a ValueError that names the missing, unexpected and mis-shaped tensors of a model."""
+    found, wanted = {name: x.shape for name, x in tensors.items()}, expected_shapes(config)
     problems = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
     problems += [f"unexpected: {name} {found[name]}" for name in found if name not in wanted]
     problems += [

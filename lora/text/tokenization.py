@@ -132,8 +132,7 @@ class Tokenizer:
 
     def unused_ids(self, size: int) -> list[int]:
         """Return the ids below `size` without a token, such as the padding of a model's table."""
-        known = set(self._tokens.get_vocab().values())
-        return [i for i in range(size) if i not in known]
+        return sorted({*range(size)} - {*self._tokens.get_vocab().values()})
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are not a complete character become U+FFFD.
