@@ -140,11 +140,7 @@ class TiedHead(Module):
 
 
 class Decoder(Module):
-    """The model without its head: ids `(batch, length)` -> vectors `(batch, length, hidden_size)`.
-
-    Attributes:
-        embed_tokens, layers, norm: the embeddings, the layers, and the last norm.
-    """
+    """The model without its head: ids `(batch, length)` -> vectors `(..., hidden_size)`."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
