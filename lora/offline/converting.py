@@ -117,10 +117,8 @@ def convert_adapter(
 
 def _is_gguf_model(path: Path) -> bool:
     """Return whether a file is GGUF, and not one of an adapter; a file that is cut off counts."""
-    with open(path, "rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    with suppress(ValueError):
-        return is_gguf and not GGUFFile(path).is_adapter
+    with open(path, "rb") as file, suppress(ValueError):
+        return file.read(4) == b"GGUF" and not GGUFFile(path).is_adapter
     return True
 
 

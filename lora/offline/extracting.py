@@ -65,15 +65,13 @@ class ExtractedFiles:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
-        tables = self.embeddings
         rows = [
-            (row.name, "embedding" if row.name in tables else "linear", *row.figures)
+            (row.name, "embedding" if row.name in self.embeddings else "linear", *row.figures)
             for row in self.layers
         ]
         rows += [(name, "in full", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
-        tied = [f"{name} {TIED}" for name in self.tied]
-        lines = [*aligned(head, rows, left=2), *tied]
+        lines = [*aligned(head, rows, left=2), *(f"{name} {TIED}" for name in self.tied)]
         if self.kept:
             kept = ", ".join(self.kept)
             lines.append(f"complete already, from an extraction that was killed: {kept}")

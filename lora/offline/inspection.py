@@ -39,9 +39,6 @@ UNFINISHED = (
     "completes that save, and until then other programs do not see the file"
 )
 
-_WRAPPERS = "_orig_mod.", "module.", "base_model.model."
-"""The beginnings of names in models that are wrapped."""
-
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
@@ -344,7 +341,7 @@ def check_adapter(
                 f"the adapter into it (--dtype nf4 of generate and eval)"
             )
             found.append(Finding("odd", "base", what))
-        if opened.own_prefix in _WRAPPERS:
+        if opened.own_prefix in ("_orig_mod.", "module.", "base_model.model."):
             what = (
                 f"begin with {opened.own_prefix!r}, the mark of a wrapped model (torch.compile, "
                 f"data-parallel training, PEFT twice): PEFT ignores them; take it out of the keys"
@@ -416,8 +413,7 @@ def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
             yield Finding("wrong", name, "is in the metadata, and has no tensors")
     for name, problem in files.scale_problems():
         yield Finding("wrong", name, problem)
-    bar = progress_bar(files.layers.values(), what="check", unit="layer", shown=progress)
-    for layer in bar:
+    for layer in progress_bar(files.layers.values(), what="check", unit="layer", shown=progress):
         yield from _findings_of_layer(files, layer)
     for name, key in files.whole.items():
         if not files.counts(key) and (problem := files.dtype_problem(key)):

@@ -96,9 +96,8 @@ def compare_tensor(base: AdaptedBase, name: str) -> MergedLayer | str:
         # The head may have stayed that of the base where the embedding was changed.
         is_kept = any(_is_same(tensors, table, model, name) for table in base.tied)
         return "" if is_kept or _is_copy(model, name, model, name) else "is in the model only"
-    if not _is_same(tensors, name, model, name):
-        return "is not that of the base, and the adapter does not change it"
-    return ""
+    is_same = _is_same(tensors, name, model, name)
+    return "" if is_same else "is not that of the base, and the adapter does not change it"
 
 
 def _compared(base: AdaptedBase, name: str, merged: StoredWeight, dtype: str) -> MergedLayer:

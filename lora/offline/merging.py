@@ -86,12 +86,10 @@ class MergedFiles:
                 f"the values of this base, which differ; measure the merged model with lora eval"
             )
         if self.left_out:
-            left_out = ", ".join(self.left_out)
-            reason = "because weights without the update may be in them"
-            lines.append(f"not copied, {reason}: {left_out}")
+            names = ", ".join(self.left_out)
+            lines.append(f"not copied, because weights without the update may be in them: {names}")
         if self.kept:
-            kept = ", ".join(self.kept)
-            lines.append(f"complete already, from a merge that was killed: {kept}")
+            lines.append(f"complete already, from a merge that was killed: {', '.join(self.kept)}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
@@ -208,8 +206,7 @@ def merge_files(
     tied = [] if copied else opened.tied
     found = list(opened.replaced), opened.added, tied, [*copied.values()], opened.heads, prefix
     size = sum(info.nbytes for infos in shards.values() for info in infos)
-    on_nf4 = made_on_nf4(opened)
-    return MergedFiles(target, certificate, *found, left_out, size, kept, on_nf4)
+    return MergedFiles(target, certificate, *found, left_out, size, kept, made_on_nf4(opened))
 
 
 def _digest(base: AdaptedBase, name: str | None) -> str:
@@ -222,8 +219,7 @@ def _certificate(
 ) -> MergeCertificate:
     """Compute the certificate; raise a ValueError if a merged weight would not be finite."""
     dtypes = {info.name: info.dtype for infos in shards.values() for info in infos}
-    weights = pool.opened.weights.items()
-    tasks = [(layer, dtypes[weight.name], radius) for layer, weight in weights]
+    tasks = [(layer, dtypes[weight.name], radius) for layer, weight in pool.opened.weights.items()]
     rows = pool.map(_row, tasks, "certifying the merge", "layer")
     certificate = MergeCertificate(tuple(rows), float(radius))
     if broken := [row for row in certificate.rows if not row.is_finite]:
@@ -307,9 +303,9 @@ def _check_out(out: Path, base: AdaptedBase, shards: Mapping[str, Any]) -> None:
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
     """Yield the rows of the merged tensor, W + dW, in parts, each with the index of its first."""
-    ratio, every = adapter.exact_ratio(weight), slice(None)
-    for strip in strips(weight.stored_shape):
-        block = (every, strip) if weight.is_transposed else (strip, every)
+    ratio = adapter.exact_ratio(weight)
+    for block in weight.blocks():
         part = weight.rows(*block) + adapter.update(weight, *block, ratio)
         part = part.T if weight.is_transposed else part
-        yield strip.start, part.reshape(len(part), *weight.stored_shape[1:])
+        first = block[weight.is_transposed].start
+        yield first, part.reshape(len(part), *weight.stored_shape[1:])

@@ -64,11 +64,6 @@ _WITH_HEADS = re.compile(
 _TABLES = {"model.embed_tokens.weight": "ForCausalLM", "transformer.wte.weight": "GPT2LMHeadModel"}
 """Tables of embeddings in transformers' classes whose head, if it has one, is `lm_head.weight`."""
 
-_SCALED = "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5"
-"""The types of models that scale the vectors before a tied head by d_model^-0.5."""
-
-_COMPUTED = "inv_freq", "masked_bias", "position_ids"  # names of buffers, see `is_computed`
-
 _MODEL = "config.json"
 
 _MAY_DIFFER = (
@@ -94,16 +89,16 @@ def open_base(path: PathLike) -> TensorSet:
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
-            is_gguf = file.read(4) == b"GGUF"
-        if is_gguf:
-            return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
+            if file.read(4) == b"GGUF":
+                return TensorSet({path.name: GGUFTensors(GGUFFile(path))})
     return open_tensors(path)
 
 
 def is_computed(name: str, axes: int) -> bool:
     """Return whether a tensor is a buffer that transformers computes, and wrote in old versions."""
     last = name.rpartition(".")[2]
-    return last in _COMPUTED or (last == "bias" and axes == 4)  # the causal mask of GPT-2
+    is_mask = last == "bias" and axes == 4  # the causal mask of GPT-2
+    return is_mask or last in ("inv_freq", "masked_bias", "position_ids")
 
 
 def transposed_weights(base: TensorSet) -> dict[str, bool]:
@@ -158,12 +153,11 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     if not is_tied or not _WITH_HEADS.search(kinds):
         return []
     shapes = Counter(info.shape for info in base.tensors.values())
-    found = [(name, base.info(name).shape) for name in names]
     size = config.get("vocab_size")
     return [
         name
-        for name, shape in found
-        if len(shape) == 2 and shape[0] == size
+        for name in names
+        if len(shape := base.info(name).shape) == 2 and shape[0] == size
         if shapes[shape] == 1 or name_of_head(name, base) not in ("", *base)
     ]
 
@@ -171,14 +165,14 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
 def name_of_head(table: str, base: TensorSet) -> str:
     """Return the name that transformers gives to the head of which a table is the weight, or ""."""
     kinds = str(config_of(base).get("architectures"))
-    is_known = any(table == name and re.search(kind, kinds) for name, kind in _TABLES.items())
-    return "lm_head.weight" if is_known else ""
+    return "lm_head.weight" if table in _TABLES and _TABLES[table] in kinds else ""
 
 
 def has_scaled_head(base: TensorSet) -> bool:
     """Return whether the model scales the vectors before its head, but only if it is tied."""
+    scaled = "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5"
     config = config_of(base)
-    return config.get("model_type") in _SCALED and bool(config.get("tie_word_embeddings", True))
+    return config.get("model_type") in scaled and bool(config.get("tie_word_embeddings", True))
 
 
 def head_and_tables(base: TensorSet) -> list[str]:

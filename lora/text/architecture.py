@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lora.peft.config import read_json
 from minigrad.checks import check_problems
-from minigrad.io import find, open_tensors
+from minigrad.io import TensorInfo, find, open_tensors
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -323,21 +323,20 @@ def _layers(
         if len(rotated) < count:
             problems.append(f"no_rope_layers is not a list of 0 or 1 for each of {count} layers")
     window, types = given.get("sliding_window"), given.get("layer_types")
-    if architecture == "mistral":
-        return rotated, window
+    if architecture in ("llama", "mistral"):  # none of the layers, or all of them
+        return rotated, window if architecture == "mistral" else None
     # The mask of SmolLM3 in transformers depends on the types alone, if they are listed.
-    is_listed = architecture == "smollm3" and types is not None
-    if architecture == "llama" or not (given["use_sliding_window"] or is_listed):
-        window = None
-    slides = [i >= given["max_window_layers"] for i in range(count)]
-    if architecture == "smollm3":
-        slides = [not is_rotated for is_rotated in rotated]
-    if types is not None and architecture != "llama":
+    is_used = given["use_sliding_window"] or (architecture == "smollm3" and types is not None)
+    if types is not None:
         if not isinstance(types, list) or any(t not in _TYPES for t in types):
             problems.append(f"layer_types {types!r:.100} are not all of {', '.join(_TYPES)}")
             types = []
-        slides = [each == "sliding_attention" for each in types]
-    return rotated, window if any(slides) else None
+        slides = "sliding_attention" in types
+    elif architecture == "smollm3":
+        slides = not all(rotated)
+    else:
+        slides = given["max_window_layers"] < count
+    return rotated, window if is_used and slides else None
 
 
 def rotary_frequencies(
@@ -395,10 +394,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_shapes(
-    source: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raise a ValueError that names the missing, unexpected and mis-shaped tensors."""
+def check_shapes(source: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> None:
+    """Raise a ValueError that names the missing, unexpected and mis-shaped tensors of a model."""
+    found, wanted = {name: x.shape for name, x in tensors.items()}, expected_shapes(config)
     problems = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
     problems += [f"unexpected: {name} {found[name]}" for name in found if name not in wanted]
     problems += [

@@ -29,7 +29,6 @@ from minigrad.tables import counted
 
 Add = Callable[..., Any]
 
-_BASE_HELP = "a Hugging Face folder of a language model, or a GGUF file"
 _TRAIN_HELP = (
     'a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl; a row has "text", or '
     '"prompt" and "completion", or "messages"'
@@ -67,7 +66,7 @@ def add_commands(command: Callable[..., Add], path: Callable[[str], str]) -> Non
     """
 
     def add_base(add: Add) -> None:
-        add("base", type=path, help=_BASE_HELP)
+        add("base", type=path, help="a Hugging Face folder of a language model, or a GGUF file")
         help_text = "the dtype of the base in memory (default: bfloat16 if the files have it, "
         help_text += "else float32)"
         add("--dtype", choices=loading.DTYPES, help=help_text)

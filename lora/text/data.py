@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
-from minigrad.checks import check_choice, check_flag, check_positive, nearest
+from minigrad.checks import check_choice, check_flag, check_positive, nearest, shown
 from minigrad.errors import named_errors
 from minigrad.io.tensor_file import parse_json
 from minigrad.progress import progress_bar
@@ -44,6 +44,9 @@ _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
 _MESSAGE = {"role", "content"}  # the keys of a message
 
 Render = Callable[..., str]  # such as `Tokenizer.render`
+
+Ids = NDArray[np.integer[Any]]
+Lengths = Sequence[int] | None  # of texts that follow each other in one row
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]
 """A micro-batch: ids, marks which of them count, and the lengths of the rows."""
@@ -235,6 +238,34 @@ def micro_batches(rows: Sequence[Row], batch_size: int, rng: Rng = None) -> list
     return [made[i] for i in drawn.permutation(len(made))]
 
 
+def predicted(ids: Ids, counts: NDArray[np.bool_], lengths: Lengths) -> tuple[Ids, Ids, Ids, float]:
+    """Return the inputs and targets of a model if only the predictions of some tokens count.
+
+    Returns:
+        The inputs, which are the tokens without the last of each text, or all tokens if no text has
+        two; the rows of the outputs that count; their targets; and the number by which to divide
+        the sum of their losses.
+
+    A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
+    arguments are no arrays of rows with the same shape, or the lengths do not divide the row.
+    """
+    shapes = [getattr(x, "shape", ()) for x in (ids, counts)]  # a list has none
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counts)}"
+        )
+    inputs, targets, marks = ids[:, :-1], ids[:, 1:], counts[:, 1:]
+    if lengths is not None:
+        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
+            raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
+        ends = np.cumsum(lengths)
+        inputs = np.delete(ids, ends - 1, 1)
+        targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counts, ends - lengths, 1)
+    rows = np.flatnonzero(marks)
+    targets = targets.reshape(-1)[rows]
+    return inputs if inputs.size else ids, rows, targets, float(max(len(rows), 1))
+
+
 def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     """Check the row of a line, and return it; note the keys that are ignored.
 
@@ -334,8 +365,8 @@ def _check_messages(messages: Any) -> None:
         raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
     for number, turn in enumerate(messages, 1):
         if not isinstance(turn, dict) or not turn.keys() >= _MESSAGE:
-            shown = ", ".join(turn) if isinstance(turn, dict) else repr(turn)
-            raise ValueError(f"message {number} has role and content, not {shown:.100}")
+            given = ", ".join(turn) if isinstance(turn, dict) else repr(turn)
+            raise ValueError(f"message {number} has role and content, not {given:.100}")
         if turn["role"] not in ROLES:
             raise ValueError(
                 f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"

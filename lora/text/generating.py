@@ -93,8 +93,7 @@ class TextGenerator:
         self._capacity = 0
         self._written = 0  # up to this time, the writes to weights are known
         self._adapters: list[tuple[Adapter, float]] = []  # active at the last text
-        ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
-        self._ends = ends - {None}
+        self._ends = {*model.config.eos_token_ids, tokenizer.eos_token_id} - {None}
         unused_ids = tokenizer.unused_ids(model.config.vocab_size)
         self._padding = [i for i in unused_ids if i not in self._ends]  # ids without a token
 

@@ -336,12 +336,11 @@ class GGUFTensors(TensorFile):
         known = {theirs: name for name, theirs in gguf_names(self.config).items()}
         self._theirs = {known.get(name, name): name for name in file.tensors if name != _FACTORS}
         found = {name: file.tensors[theirs] for name, theirs in self._theirs.items()}
-        shapes = {name: tensor.shape for name, tensor in found.items()}
-        check_shapes(self.location, shapes, expected_shapes(self.config))
         self.tensors = {
             name: TensorInfo(name, NAMES.get(tensor.type, "float32"), tensor.shape)
             for name, tensor in found.items()
         }
+        check_shapes(self.location, self.tensors, self.config)
 
     def stored(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read a tensor, or some of its rows, in its dtype, which may be bfloat16 of ml_dtypes."""

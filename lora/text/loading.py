@@ -21,7 +21,7 @@ from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
 from minigrad import kernels
 from minigrad.errors import named_errors
 from minigrad.heap import physical_memory
-from minigrad.io import find, open_tensors
+from minigrad.io import TensorInfo, find, open_tensors
 from minigrad.io.tensor_file import Tensors
 from minigrad.nn import Linear, Module, init
 from minigrad.packages import package
@@ -117,39 +117,37 @@ def weights(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, NDArra
     """
     with tensors:
         # Old files also have the rotary frequencies, which follow from the configuration.
-        names = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
-        if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
+        infos = {n: x for n, x in tensors.tensors.items() if not n.endswith("rotary_emb.inv_freq")}
+        if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= infos.keys():
             head, embedding = (tensors.raw(name) for name in (_HEAD, _EMBEDDING))
             if any(a != b for a, b in zip_longest(head, embedding)):
                 raise ValueError(
                     f"{tensors.location} has a {_HEAD} that is not {_EMBEDDING}, and config.json "
                     f"says that it is (tie_word_embeddings)"
                 )
-            names.remove(_HEAD)
-        if wrapped := [name for name in names if ".base_layer." in name]:
+            del infos[_HEAD]
+        if wrapped := [name for name in infos if ".base_layer." in name]:
             raise ValueError(
                 f"{tensors.location} has layers of PEFT with an adapter, such as {wrapped[0]}; "
                 f"save the model that merge_and_unload() returns, or unload() for the base alone"
             )
-        shapes = {name: tensors.info(name).shape for name in names}
-        check_shapes(tensors.location, shapes, expected_shapes(config))
-        for name in names:
-            if (dtype := tensors.info(name).dtype) not in _FLOATS:
+        check_shapes(tensors.location, infos, config)
+        for name, info in infos.items():
+            if info.dtype not in _FLOATS:
                 raise ValueError(
-                    f"{name} of {tensors.location} has dtype {dtype}, not {', '.join(_FLOATS)}"
+                    f"{name} of {tensors.location} has dtype {info.dtype}, not {', '.join(_FLOATS)}"
                 )
-        for name in names:
-            yield name, _read(tensors, name)
+        for name, info in infos.items():
+            yield name, _read(tensors, info)
 
 
-def _read(tensors: Tensors, name: str) -> NDArray[Any]:
+def _read(tensors: Tensors, info: TensorInfo) -> NDArray[Any]:
     """Read a tensor in its dtype; float8 is converted to bfloat16."""
-    info = tensors.info(name)
     if info.dtype in ("float32", "float16"):
-        return tensors.read(name)
+        return tensors.read(info.name)
     narrow = package("ml_dtypes")
     stored, start = np.empty(info.nbytes, np.uint8), 0
-    for part in tensors.raw(name):
+    for part in tensors.raw(info.name):
         stored[start : start + len(part)] = np.frombuffer(part, np.uint8)
         start += len(part)
     dtype = getattr(narrow, FLOAT8.get(info.dtype, "bfloat16"))

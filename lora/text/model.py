@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 import lora
 import minigrad as mg
 from lora.text.architecture import ModelConfig, Rotation
+from lora.text.data import Ids, Lengths, predicted
 from minigrad import Tensor
 from minigrad.checks import shown
 from minigrad.core.grad_mode import observed
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
 from minigrad.ops.products import stored_linear
 
-Ids = NDArray[np.integer[Any]]
 Caches = Sequence[KVCache] | None
-Lengths = Sequence[int] | None  # of texts that follow each other in one row
 
 
 class LanguageModel(Module):
@@ -126,36 +125,6 @@ class LanguageModel(Module):
         return [KVCache(*sizes, dtype) for _ in range(c.num_hidden_layers)]
 
 
-def predicted(
-    ids: Ids, counted: NDArray[np.bool_], lengths: Lengths
-) -> tuple[Ids, Ids, Ids, float]:
-    """Return the inputs and targets of a model if only the predictions of some tokens count.
-
-    Returns:
-        The inputs, which are the tokens without the last of each text, or all tokens if no text has
-        two; the rows of the outputs that count; their targets; and the number by which to divide
-        the sum of their losses.
-
-    A text is a row, or with `lengths` a part of the only row. A ValueError is raised if the
-    arguments are no arrays of rows with the same shape, or the lengths do not divide the row.
-    """
-    shapes = [getattr(x, "shape", ()) for x in (ids, counted)]  # a list has none
-    if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"ids and counted are arrays (batch, length), not {shown(ids)} and {shown(counted)}"
-        )
-    inputs, targets, marks = ids[:, :-1], ids[:, 1:], counted[:, 1:]
-    if lengths is not None:
-        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
-            raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
-        ends = np.cumsum(lengths)
-        inputs = np.delete(ids, ends - 1, 1)
-        targets, marks = np.delete(ids, ends - lengths, 1), np.delete(counted, ends - lengths, 1)
-    rows = np.flatnonzero(marks)
-    targets = targets.reshape(-1)[rows]
-    return inputs if inputs.size else ids, rows, targets, float(max(len(rows), 1))
-
-
 class TiedHead(Module):
     """A head that shares its weight: it computes x W^T, where W is the table of the embeddings.
 
@@ -171,11 +140,7 @@ class TiedHead(Module):
 
 
 class Decoder(Module):
-    """The model without its head: ids `(batch, length)` -> vectors `(batch, length, hidden_size)`.
-
-    Attributes:
-        embed_tokens, layers, norm: the embeddings, the layers, and the last norm.
-    """
+    """The model without its head: ids `(batch, length)` -> vectors `(..., hidden_size)`."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

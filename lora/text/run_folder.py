@@ -91,10 +91,6 @@ class RunFolder:
             changed,
         )
 
-    def steps_done(self) -> int:
-        """Return the number of steps of the run to resume; 0 if it has no checkpoint yet."""
-        return self.steps_saved() if self.resume else 0
-
     def steps_saved(self) -> int:
         """Return the number of steps before the last checkpoint; 0 if there is none yet."""
         return len(read(self.checkpoint)["steps"]) if self.checkpoint.exists() else 0

@@ -58,11 +58,10 @@ def write_samples(
         answer = ids[begin : begin + int(np.argmin(np.append(row.counted[begin:], False)))]
         if tokenizer.eos_token_id in answer:  # a template may write more after it
             answer = answer[: answer.index(tokenizer.eos_token_id)]
-        expected = tokenizer.decode(answer)
         with disabled(model):
             before = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
         after = tokenizer.decode(list(writer.tokens_after(ids[:begin])))
-        found.append(Sample(tokenizer.decode(ids[:begin]), expected, before, after))
+        found.append(Sample(tokenizer.decode(ids[:begin]), tokenizer.decode(answer), before, after))
     return found
 
 

@@ -64,9 +64,6 @@ _DEFAULT, _FOR_TOOLS = "default", "tool_use"  # the names of templates, as in tr
 
 _TEMPLATE = "tokenizer.chat_template"  # the key of the default in GGUF; others add their names
 
-_SPACES = ("Ġ", "▁")
-"""The characters that represent a space in vocabularies."""
-
 
 class Tokenizer:
     """The tokenizer of a language model; `lora.text.tokenizer` and the methods `from_...` make one.
@@ -135,8 +132,7 @@ class Tokenizer:
 
     def unused_ids(self, size: int) -> list[int]:
         """Return the ids below `size` without a token, such as the padding of a model's table."""
-        known = set(self._tokens.get_vocab().values())
-        return [i for i in range(size) if i not in known]
+        return sorted({*range(size)} - {*self._tokens.get_vocab().values()})
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some tokens; bytes that are not a complete character become U+FFFD.
@@ -223,7 +219,8 @@ class Tokenizer:
             tokens = p.Tokenizer.from_file(os.fspath(path))
         tokens.no_truncation()
         tokens.no_padding()
-        if "".join(tokens.encode("a", add_special_tokens=False).tokens).startswith(_SPACES):
+        begin = "".join(tokens.encode("a", add_special_tokens=False).tokens)
+        if begin.startswith(("Ġ", "▁")):  # these represent a space in vocabularies
             raise ValueError(
                 f"{os.fspath(path)!r} puts a space before each text, as SentencePiece does for "
                 f"Llama 2 and Mistral 7B, so no answer can be encoded apart from its prompt; this "

@@ -210,7 +210,7 @@ def train(
     rng = np.random.default_rng(seed)
     schedule = _Schedule(rows, options, rng)
     check_ranks(ranks, len(schedule.batches), accumulation_steps)
-    done = ranks.on_first(folder.steps_done, "train")
+    done = ranks.on_first(lambda: folder.steps_saved() if resume else 0, "train")
     if progress:
         left = schedule.total - done, accumulation_steps, checkpointing, schedule.validated(done)
         expected = estimate(model, config, schedule.batches, *left)

@@ -68,11 +68,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     stem = os.fsencode(target.name)[:_LONGEST_STEM].decode(errors="ignore")
     for left in target.parent.glob(f".{glob.escape(stem)}.*{_PARTIAL}"):
         remove_dead(left, left)
-
-    def partial() -> Path:
-        return target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}")
-
-    with naming_full_disk(path), create_locked(partial) as file:
+    create = create_locked(lambda: target.with_name(f".{stem}.{secrets.token_hex(4)}{_PARTIAL}"))
+    with naming_full_disk(path), create as file:
         try:
             keep_mode(target, file.name)  # before the first byte: the old file may be private
             yield file

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_problems
 from minigrad.errors import named_errors
-from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
+from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter, writing
 from minigrad.io.tensor_info import TensorInfo
 from minigrad.io.together import find, replacing_together
 
@@ -166,12 +166,10 @@ def writing_set(
     """
     with staging_set(folder, shards, others) as stage, ExitStack() as stack:
         writers = {
-            file: TensorWriter(stack.enter_context(open(stage / file, "w+b")), infos, metadata)
+            file: stack.enter_context(writing(stage / file, infos, metadata))
             for file, infos in shards.items()
         }
         yield {info.name: writers[file] for file, infos in shards.items() for info in infos}
-        for writer in writers.values():
-            writer.finish()
 
 
 @contextmanager

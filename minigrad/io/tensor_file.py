@@ -18,6 +18,7 @@ the metadata, and the dtypes, shapes and offsets.
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -242,9 +243,9 @@ class TensorFile(Tensors):
                 f"read here; there are {', '.join(NAMES.values())}"
             )
         shape, before = info.shape, 0  # the number of elements before the first row to read
-        if shape and rows != slice(None):
+        if shape:
             start, stop = bounds(rows, shape[0])
-            before = start * (info.size // shape[0]) if shape[0] else 0
+            before = start * math.prod(shape[1:])
             shape = (stop - start, *shape[1:])
         stored = np.empty(shape, stored_dtype(info.dtype))
         offset = self._offsets[info.name] + before * stored.itemsize
@@ -420,7 +421,7 @@ class TensorWriter:
                 f"{tensor.dtype}; round them first, or announce {array.dtype}"
             )
         stored = to_stored(array, tensor.dtype)
-        before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
+        before = first_row * math.prod(tensor.shape[1:])
         span = range(before * stored.itemsize, before * stored.itemsize + stored.nbytes)
         self._begin(name, span)
         self._file.write(stored.reshape(-1).view(np.uint8).data)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lora.text.architecture import CLASSES, check_shapes, config_from_json, expected_shapes
+from minigrad.io import TensorInfo
 from tests.lora.text.models import config_of
 
 LLAMA3 = {
@@ -193,16 +194,19 @@ def test_layers_without_rope_need_an_entry_each():
 
 
 def test_shapes_and_what_differs_from_them():
+    def stored(shapes):
+        return {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
+
     config = read(tie_word_embeddings=True)
     shapes = expected_shapes(config)
     assert "lm_head.weight" not in shapes
     assert shapes["model.layers.1.self_attn.k_proj.weight"] == (16, 32)
     assert "lm_head.weight" in expected_shapes(replace(config, tie_word_embeddings=False))
-    check_shapes("x", shapes, shapes)
+    check_shapes("x", stored(shapes), config)
     wrong = {**shapes, "model.norm.weight": (31,), "extra": (2,)}
     del wrong["model.embed_tokens.weight"]
     with pytest.raises(ValueError, match=r"missing: model.embed_tokens") as error:
-        check_shapes("x", wrong, shapes)
+        check_shapes("x", stored(wrong), config)
     assert "unexpected: extra (2,)" in str(error.value)
     assert "mis-shaped: model.norm.weight is (31,), and by the configuration (32,)" in str(
         error.value
