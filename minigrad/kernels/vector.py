@@ -206,7 +206,7 @@ class Emitter:
 
     def for_range(
         self, first: Any, end: Any, step: int, values: list[Any],
-        body: Callable[[Any, list[Any]], list[Any]],
+        body: Callable[[Any, list[Any]], list[Any] | None],
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
@@ -216,7 +216,7 @@ class Emitter:
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
             at, *values = now
             then = self.builder.add(at, WORD(step))
-            return [then, *body(at, values)], self.builder.icmp_signed("<", then, end)
+            return [then, *(body(at, values) or [])], self.builder.icmp_signed("<", then, end)
 
         def rounds() -> list[Any]:
             return self.loop([first, *values], emit)[1:]
@@ -258,13 +258,13 @@ class Emitter:
 
     def choose(
         self,
-        cases: Sequence[tuple[Any, Callable[[], list[Any]]]],
-        otherwise: Callable[[], list[Any]],
+        cases: Sequence[tuple[Any, Callable[[], list[Any] | None]]],
+        otherwise: Callable[[], list[Any] | None],
     ) -> list[Any]:
         """Emit a choice: the first case whose condition is true runs, or else `otherwise`.
 
-        The code of each is emitted by a function, which returns values. The result is the values of
-        the code that runs.
+        The code of each is emitted by a function, which may return values. The result is the values
+        of the code that runs.
         """
         builder, ends = self.builder, []
         after = builder.append_basic_block("choice.end")
@@ -272,10 +272,10 @@ class Emitter:
             here, other = (builder.append_basic_block(name) for name in ("choice", "else"))
             builder.cbranch(condition, here, other)
             builder.position_at_end(here)
-            ends.append((emit(), builder.block))
+            ends.append((emit() or [], builder.block))
             builder.branch(after)
             builder.position_at_end(other)
-        ends.append((otherwise(), builder.block))
+        ends.append((otherwise() or [], builder.block))
         builder.branch(after)
         builder.position_at_end(after)
         chosen = [builder.phi(value.type) for value in ends[0][0]]
@@ -454,11 +454,10 @@ def cut_row(e: Emitter, row: Any, count: Any, size: Any, _zero: Any) -> None:
     """Write -inf over the numbers after the first `count` in a row of `size`: complete vectors."""
     builder, least = e.builder, ir.Constant(e.vector, [-math.inf] * e.lanes)
 
-    def cut_vector(n: Any, _: list[Any]) -> list[Any]:
+    def cut_vector(n: Any, _: list[Any]) -> None:
         at, left = builder.add(row, builder.mul(n, WORD(e.item))), builder.sub(count, n)
         some = builder.select(builder.icmp_signed(">", left, WORD(0)), left, WORD(0))
         e.store(builder.select(e.first_lanes(some), e.load(at, e.vector), least), at)
-        return []
 
     e.for_range(builder.and_(count, WORD(-e.lanes)), size, e.lanes, [], cut_vector)
 

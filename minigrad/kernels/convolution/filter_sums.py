@@ -69,7 +69,7 @@ def add_tile(
     offsets = [e.load(builder.add(of_rows, builder.mul(i, WORD(8))), WORD) for i in indices]
     bases = [e.hidden(builder.add(lines, offset)) for offset in offsets]
 
-    def emit(vectors: int) -> list[Any]:
+    def emit(vectors: int) -> None:
         step = WORD(vectors * e.vector_bytes)
         height = len(bases) if vectors > 1 else min(len(bases), ADDRESSES)
 
@@ -94,7 +94,6 @@ def add_tile(
         rows_of_sums = [builder.add(sums, builder.mul(i, step)) for i in indices[:height]]
         targets = [e.step(r, WORD(e.vector_bytes), j) for r in rows_of_sums for j in range(vectors)]
         e.store_or_add(totals, targets, builder.select(starts, WORD(0), WORD(1)))
-        return []
 
     is_wide = builder.icmp_signed(">", filters, WORD(e.lanes))
     e.choose([(is_wide, partial(emit, NV))], partial(emit, 1))

@@ -98,7 +98,7 @@ def _tile_of_row_products(
         new = multiply(sums, g_at, values, e.shuffle(masks[0], masks[1], every_lane))
         return [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2), *new]
 
-    def emit(height: int) -> list[Any]:
+    def emit(height: int) -> None:
         first = [g, zero, *[nothing] * (height * TAPS)]
 
         def sums_over(step: int, row: Callable[..., list[Any]]) -> list[Any]:
@@ -115,7 +115,6 @@ def _tile_of_row_products(
         out_rows = [e.step(out, out_row, i) for i in range(height)]
         targets = [builder.add(row, builder.mul(j, item)) for row in out_rows for j in columns]
         e.store_or_add(fold(e, sums), targets, WORD(1))
-        return []
 
     all_filters = builder.icmp_signed("==", filters, WORD(FILTERS))
     e.choose([(all_filters, partial(emit, FILTERS))], partial(emit, 1))

@@ -288,12 +288,12 @@ def _tile(
         pointer = builder.inttoptr(address, number.as_pointer())
         e.call(f"llvm.x86.{name}64", nothing, number(tile), pointer, row)
 
-    def emit(high: int, wide: int) -> list[Any]:
+    def emit(high: int, wide: int) -> None:
         sums = [(i, j) for i in range(high) for j in range(wide)]
 
         def add_products(
             terms: Iterable[tuple[int, int]], prefetches: bool, a: Any, b: Any, blocks: Any
-        ) -> list[Any]:
+        ) -> None:
             def step(_block: Any, now: list[Any]) -> list[Any]:
                 last, (at_a, at_b, *line) = (-1, -1), now
                 for _ in range(LINES if prefetches else 0):
@@ -313,7 +313,6 @@ def _tile(
 
             first = [a, b, lines.at, lines.left] if prefetches else [a, b]
             e.for_range(WORD(0), blocks, 1, first, step)
-            return []
 
         for i in range(SIDE if high == wide == 2 else 0):  # lines of C arrive while the loop runs
             for j in range(2):
@@ -332,7 +331,6 @@ def _tile(
         for i, j in sums:
             at = builder.add(e.step(target, row, i * PAIRS), WORD(j * ROW))
             move("tilestored", 2 * i + j, at, row)
-        return []
 
     is_tall, is_broad = (builder.icmp_signed("!=", x, WORD(0)) for x in (tall, broad))
     cases = [

@@ -163,16 +163,13 @@ def _emit_tile(
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
     addresses = [e.step(row, WORD(e.vector_bytes), j) for row in rows for j in range(vectors)]
+    store = partial(e.store_or_add, sums, addresses, x.add)
     if mask is None:
-        e.store_or_add(sums, addresses, x.add)
-        return
-    full = builder.icmp_signed("==", cols, WORD(vectors * e.lanes))
-    with builder.if_else(full) as (all_columns, some_columns):
-        with all_columns:
-            e.store_or_add(sums, addresses, x.add)
-        with some_columns:
-            masks = ([None] * (vectors - 1) + [mask]) * height
-            e.store_or_add(sums, addresses, x.add, masks)
+        store()
+    else:
+        is_full = builder.icmp_signed("==", cols, WORD(vectors * e.lanes))
+        masks = ([None] * (vectors - 1) + [mask]) * height
+        e.choose([(is_full, store)], partial(store, masks))
 
 
 def _emit_sums(

@@ -91,7 +91,7 @@ def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
 
 def _for_each_vector(
     e: Emitter, count: Any, values: list[Any],
-    body: Callable[[Any, Any, list[Any]], list[Any]], first: Any = ZERO,
+    body: Callable[[Any, Any, list[Any]], list[Any] | None], first: Any = ZERO,
 ) -> list[Any]:  # fmt: skip
     """Emit `body(offset, mask, values)` for each vector of `count` adjacent numbers.
 
@@ -119,7 +119,7 @@ def tile_of_dots(
     """
     builder = e.builder
 
-    def emit(shape: tuple[int, int]) -> list[Any]:
+    def emit(shape: tuple[int, int]) -> None:
         R, S = shape
 
         def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
@@ -143,7 +143,6 @@ def tile_of_dots(
         c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ZERO, c_col, S, cols)
         targets = [builder.add(row, col) for row in c_rows for col in c_cols]
         e.store_or_add(numbers, targets, add)
-        return []
 
     widest, *narrower = dot_shapes()
     cases = [
@@ -327,13 +326,12 @@ def _sweep_of(count: int) -> Callable[..., None]:
         factors = [e.broadcast(e.load(e.step(a, a_k, i), e.scalar)) for i in range(count)]
         rows = [e.step(b, b_row, i) for i in range(count)]
 
-        def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> list[Any]:
+        def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> None:
             total = builder.fmul(factors[0], e.load(builder.add(rows[0], done), e.vector, mask))
             for factor, row in zip(factors[1:], rows[1:], strict=True):
                 values = e.load(builder.add(row, done), e.vector, mask)
                 total = e.multiply_add(factor, values, total)
             e.store_or_add([total], [builder.add(c, done)], add, [mask])
-            return []
 
         _for_each_vector(e, cols, [], vector_of_columns)
 
