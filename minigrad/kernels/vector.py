@@ -349,10 +349,15 @@ def elements(address: int, index: int, size: int, like: Any) -> Any:
     return carray(_pointer(address + index * like.itemsize, like), (size,))
 
 
-@instruction(DTYPE)
-def load(e: Emitter, address: Any, _zero: Any) -> Any:
-    """Return the number at `address`."""
-    return e.load(address, e.scalar)
+@intrinsic
+def load(_typing: Any, address: Any, like: Any) -> Any:
+    """Return the number at an address: a float or an integer of the type of `like`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], context.get_value_type(like).as_pointer())
+        return builder.load(pointer, align=1)
+
+    return like(types.intp, like), emit
 
 
 @instruction()
