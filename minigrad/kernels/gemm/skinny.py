@@ -200,15 +200,9 @@ def dots_of_rows(
                 columns, target = at + j * b_row, C.at + j * C.col
                 for i in range(ic, ic + apart):
                     tile_of_dots(
-                        tall, wide, a.at + i * a.row + pc * item, apart * a.row, columns, b_row,
-                        depth, target + i * C.row, apart * C.row, C.col, add or pc > 0,
-                        next_row, zero,
-                    )  # fmt: skip
-                for i in range(ic + apart * tall, end, tall):
-                    tile_of_dots(
-                        min(tall, end - i), wide, a.at + i * a.row + pc * item, a.row, columns,
-                        b_row, depth, target + i * C.row, C.row, C.col, add or pc > 0,
-                        next_row * tall, zero,
+                        min(tall, end - i), wide, a.at + i * a.row + pc * item, step * a.row,
+                        at + j * b_row, b_row, depth, C.at + j * C.col + i * C.row, step * C.row,
+                        C.col, add or pc > 0, following, zero,
                     )  # fmt: skip
 
 
