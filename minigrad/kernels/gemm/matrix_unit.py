@@ -351,8 +351,10 @@ def _noted(panel: int, depth: int, what: int, zero: float) -> float:
 @jit(inline="always")
 def _is_plain(panel: int, depth: int, zero: float) -> bool:
     """Return whether a panel is empty, or contains parts of numbers that are not scaled."""
-    has_parts = depth == 0 or _noted(panel, depth, MARK, zero) != NUMBERS
-    return has_parts and (depth == 0 or _noted(panel, depth, INVERSE, zero) == 1)
+    if depth == 0:
+        return True
+    has_parts = _noted(panel, depth, MARK, zero) != NUMBERS
+    return has_parts and _noted(panel, depth, INVERSE, zero) == 1
 
 
 @external()

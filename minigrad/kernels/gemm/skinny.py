@@ -197,8 +197,10 @@ def dots_of_rows(
                 wide = min(WIDEST, cols - j)
                 tall = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
                 apart = rows_apart(end - ic, tall)
-                columns, target = at + j * b_row, C.at + j * C.col
-                for i in range(ic, ic + apart):
+                for number in range((end - ic + tall - 1) // tall):
+                    i, step, following = ic + number, apart, next_row
+                    if number >= apart:
+                        i, step, following = ic + number * tall, 1, next_row * tall
                     tile_of_dots(
                         min(tall, end - i), wide, a.at + i * a.row + pc * item, step * a.row,
                         at + j * b_row, b_row, depth, C.at + j * C.col + i * C.row, step * C.row,
@@ -342,8 +344,7 @@ def sweep(
     """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
     a, b, c = matrix_of(x), matrix_of(y), address_of(out)
-    spans = (n + SPAN - 1) // SPAN
-    spans = max(pieces, spans)
+    spans = max(pieces, (n + SPAN - 1) // SPAN)
     for number in span(piece, pieces, spans):
         j = number * n // spans
         cols, target = (number + 1) * n // spans - j, c + j * item
