@@ -66,10 +66,14 @@ class Emitter:
         """Emit the address `times` strides after `address`."""
         return self.builder.add(address, self.builder.mul(stride, WORD(times)))
 
-    def at_most(self, index: int, last: Any) -> Any:
-        """Emit the smaller of `index` and `last`."""
-        exists = self.builder.icmp_signed("<", WORD(index), last)
-        return self.builder.select(exists, WORD(index), last)
+    def addresses(self, first: Any, step: Any, number: int, exist: Any) -> list[Any]:
+        """Emit addresses, `step` bytes apart; those after the first `exist` repeat the last one."""
+        builder, found = self.builder, []
+        last = builder.sub(exist, WORD(1))
+        for i in range(number):
+            index = builder.select(builder.icmp_signed("<", WORD(i), last), WORD(i), last)
+            found.append(builder.add(first, builder.mul(step, index)))
+        return found
 
     def load(self, address: Any, kind: Any, mask: Any = None) -> Any:
         """Emit a load of a number or vector; lanes outside of a mask are 0, and are not read."""
@@ -469,16 +473,13 @@ def cut_row(e: Emitter, row: Any, count: Any, size: Any, _zero: Any) -> None:
 
 @instruction()
 def transpose_block(
-    e: Emitter, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, _zero: Any
+    e: Emitter, source: Any, source_row: Any, exist: Any, target: Any, target_row: Any, _zero: Any
 ) -> None:
     """Transpose a square block with as many rows and columns as a vector has lanes.
 
-    Rows of the source after row `last` need not exist: `last` is read in their place.
+    If only the first `exist` rows of the source exist, the last of these is read for the others.
     """
-    builder, rows = e.builder, []
-    for i in range(e.lanes):
-        row = builder.mul(e.at_most(i, last), source_row)
-        rows.append(e.load(builder.add(source, row), e.vector))
+    rows = [e.load(at, e.vector) for at in e.addresses(source, source_row, e.lanes, exist)]
     # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
     d = 1
     while d < e.lanes:

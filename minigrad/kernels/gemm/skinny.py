@@ -122,13 +122,8 @@ def tile_of_dots(
     def emit(shape: tuple[int, int]) -> None:
         R, S = shape
 
-        def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
-            # A row that does not exist is replaced by the last row, whose sums are written twice.
-            last = builder.sub(exist, WORD(1))
-            steps = [builder.mul(step, e.at_most(i, last)) for i in range(number)]
-            return [builder.add(first, to_row) for to_row in steps]
-
-        a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
+        # Instead of a row that does not exist, the last row is used; its sums are written twice.
+        a_rows, b_rows = e.addresses(a, a_row, R, rows), e.addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
             here = [builder.add(row, done) for row in (*a_rows, *b_rows)]
@@ -140,8 +135,8 @@ def tile_of_dots(
 
         zeros = [ir.Constant(e.vector, None)] * (R * S)
         numbers = fold(e, _for_each_vector(e, depth, zeros, multiply))
-        c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ZERO, c_col, S, cols)
-        targets = [builder.add(row, col) for row in c_rows for col in c_cols]
+        c_rows = e.addresses(c, c_row, R, rows)
+        targets = [at for row in c_rows for at in e.addresses(row, c_col, S, cols)]
         e.store_or_add(numbers, targets, add)
 
     widest, *narrower = dot_shapes()
