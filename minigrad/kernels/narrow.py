@@ -253,7 +253,7 @@ def emit_tile(
     last = builder.sub(count, lanes)
     is_old, zeros = e.first_lanes(builder.sub(new, last)), ir.Constant(e.vector, None)
 
-    def emit(high: int) -> list[Any]:
+    def emit(high: int) -> None:
         def added(sums: list[Any], x: Vectors, w: Vectors) -> list[Any]:
             for i in range(len(x[0])):
                 pairs = [(xs[i], ws[i]) for xs in x for ws in w]
@@ -271,7 +271,6 @@ def emit_tile(
         for i, number in enumerate(fold(e, added(sums, x, w))):
             row = e.step(target, target_row, i // WIDTH)
             e.store(number, e.step(row, builder.mul(apart, WORD(e.item)), i % WIDTH))
-        return []
 
     is_one = builder.icmp_signed("==", height, WORD(1))
     e.choose([(is_one, lambda: emit(1))], lambda: emit(HEIGHT))

@@ -99,15 +99,14 @@ class NF4Matrix(NarrowMatrix):
             raise ValueError(
                 "NF4Matrix: offset and scale belong together; pass both, or None for both"
             )
-        double = self.offset is not None
         rows = len(self.codes) if isinstance(self.codes, np.ndarray) and self.codes.ndim else 0
         check_positive("NF4Matrix: the number of rows of codes", rows)
         count = rows * self._blocks
         groups = (-(-count // GROUP),)
         for name, dtype, shape in (
             ("codes", np.uint8, (rows, -(-self.cols // 2))),
-            ("absmax", np.int8 if double else np.float32, (count,)),
-            *((name, np.float32, groups) for name in ("offset", "scale") if double),
+            ("absmax", np.int8 if self.double_quant else np.float32, (count,)),
+            *((name, np.float32, groups) for name in ("offset", "scale") if self.double_quant),
         ):
             view = narrow.read_only(f"NF4Matrix: {name}", getattr(self, name), dtype, shape)
             object.__setattr__(self, name, view)

@@ -25,7 +25,8 @@ from numba.core.datamodel import models
 from numba.extending import NativeValue, register_model, unbox
 from numba.np import numpy_support
 
-from minigrad.kernels.jit import WORD, intrinsic, jit
+from minigrad.kernels.jit import WORD, jit
+from minigrad.kernels.vector import load
 
 BYTE, INT = ir.IntType(8), ir.IntType(32)
 
@@ -111,7 +112,7 @@ def _unbox(argument: Any, array: Any, c: Any) -> Any:
     needed = CONTIGUOUS * (kind.layout == "C") + ALIGNED * kind.aligned + WRITABLE * kind.mutable
     numbers = sorted({np.dtype(x).num for x in np.typecodes["All"] if np.dtype(x) == dtype})
 
-    def load(address: Any, offset: int, part: Any = WORD) -> Any:
+    def read(address: Any, offset: int, part: Any = WORD) -> Any:
         at = builder.add(address, WORD(offset))
         return builder.load(builder.inttoptr(at, part.as_pointer()))
 
@@ -122,27 +123,27 @@ def _unbox(argument: Any, array: Any, c: Any) -> Any:
     # The linker looks up all symbols as functions.
     ndarray = cgutils.get_or_insert_function(builder.module, ir.FunctionType(BYTE, []), NDARRAY)
     at = builder.add(builder.ptrtoint(array, WORD), WORD(HEAD))
-    is_array = builder.icmp_signed("==", load(at, CLASS), builder.ptrtoint(ndarray, WORD))
+    is_array = builder.icmp_signed("==", read(at, CLASS), builder.ptrtoint(ndarray, WORD))
     fits = cgutils.alloca_once_value(builder, cgutils.false_bit)
     found = cgutils.create_struct_proxy(argument)(c.context, builder)
     with builder.if_then(is_array, likely=True):
-        its_dtype, flags = builder.add(load(at, DTYPE), WORD(HEAD)), load(at, FLAGS, INT)
+        its_dtype, flags = builder.add(read(at, DTYPE), WORD(HEAD)), read(at, FLAGS, INT)
         checks = [
-            is_one_of(load(its_dtype, TYPE_NUMBER, INT), numbers),
-            is_one_of(load(its_dtype, BYTE_ORDER, BYTE), NATIVE),
-            is_one_of(load(at, NDIM, INT), [kind.ndim]),
+            is_one_of(read(its_dtype, TYPE_NUMBER, INT), numbers),
+            is_one_of(read(its_dtype, BYTE_ORDER, BYTE), NATIVE),
+            is_one_of(read(at, NDIM, INT), [kind.ndim]),
             is_one_of(builder.and_(flags, INT(needed)), [needed]),
         ]
         all_fit = functools.reduce(builder.and_, checks)
         builder.store(all_fit, fits)
         with builder.if_then(all_fit, likely=True):
             axes = [
-                [load(load(at, part), 8 * i) for i in range(kind.ndim)] for part in (SHAPE, STRIDES)
+                [read(read(at, part), 8 * i) for i in range(kind.ndim)] for part in (SHAPE, STRIDES)
             ]
             found.shape, found.strides = (cgutils.pack_array(builder, x, WORD) for x in axes)
             found.nitems = functools.reduce(builder.mul, axes[0], WORD(1))
             found.itemsize = WORD(dtype.itemsize)
-            found.data = builder.inttoptr(load(at, DATA), found.data.type)
+            found.data = builder.inttoptr(read(at, DATA), found.data.type)
     fits = builder.load(fits)
     with builder.if_then(builder.not_(fits), likely=False):
         message = f"a kernel was called with another object where it needs {kind}"
@@ -155,21 +156,10 @@ def _unbox(argument: Any, array: Any, c: Any) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def integer_at(_typing: Any, address: Any, like: Any) -> Any:
-    """Return the integer at an address; it has the type of `like`."""
-
-    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        kind = context.get_value_type(like)
-        return builder.load(builder.inttoptr(values[0], kind.as_pointer()))
-
-    return like(types.intp, like), emit
-
-
 @jit()
 def word_at(address: int) -> int:
     """Return the integer of 64 bits at an address, such as the address of another object."""
-    word: int = integer_at(address, np.int64(0))
+    word: int = load(address, np.int64(0))
     return word
 
 
@@ -190,13 +180,13 @@ def array_at(at: int, array_class: int, dtype: int, is_written: bool) -> tuple[i
     at += HEAD
     if word_at(at + CLASS) != array_class:
         return 0, -1
-    its_dtype, flags = word_at(at + DTYPE) + HEAD, integer_at(at + FLAGS, np.int32(0))
-    number = integer_at(its_dtype + TYPE_NUMBER, np.int32(0))
-    order = integer_at(its_dtype + BYTE_ORDER, np.int8(0))
+    its_dtype, flags = word_at(at + DTYPE) + HEAD, load(at + FLAGS, np.int32(0))
+    number = load(its_dtype + TYPE_NUMBER, np.int32(0))
+    order = load(its_dtype + BYTE_ORDER, np.int8(0))
     needed = CONTIGUOUS | ALIGNED | (WRITABLE if is_written else 0)
     if number != dtype or order not in (NATIVE[0], NATIVE[1]) or flags & needed != needed:
         return 0, -1
     size = 1
-    for axis in range(integer_at(at + NDIM, np.int32(0))):
+    for axis in range(load(at + NDIM, np.int32(0))):
         size *= word_at(word_at(at + SHAPE) + 8 * axis)
     return word_at(at + DATA), size

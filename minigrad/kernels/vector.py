@@ -66,10 +66,14 @@ class Emitter:
         """Emit the address `times` strides after `address`."""
         return self.builder.add(address, self.builder.mul(stride, WORD(times)))
 
-    def at_most(self, index: int, last: Any) -> Any:
-        """Emit the smaller of `index` and `last`."""
-        exists = self.builder.icmp_signed("<", WORD(index), last)
-        return self.builder.select(exists, WORD(index), last)
+    def addresses(self, first: Any, step: Any, number: int, exist: Any) -> list[Any]:
+        """Emit addresses, `step` bytes apart; those after the first `exist` repeat the last one."""
+        builder, found = self.builder, []
+        last = builder.sub(exist, WORD(1))
+        for i in range(number):
+            index = builder.select(builder.icmp_signed("<", WORD(i), last), WORD(i), last)
+            found.append(builder.add(first, builder.mul(step, index)))
+        return found
 
     def load(self, address: Any, kind: Any, mask: Any = None) -> Any:
         """Emit a load of a number or vector; lanes outside of a mask are 0, and are not read."""
@@ -206,7 +210,7 @@ class Emitter:
 
     def for_range(
         self, first: Any, end: Any, step: int, values: list[Any],
-        body: Callable[[Any, list[Any]], list[Any]],
+        body: Callable[[Any, list[Any]], list[Any] | None],
     ) -> list[Any]:  # fmt: skip
         """Emit a loop over the numbers from `first` to before `end`; return the last values.
 
@@ -216,7 +220,7 @@ class Emitter:
         def emit(now: list[Any]) -> tuple[list[Any], Any]:
             at, *values = now
             then = self.builder.add(at, WORD(step))
-            return [then, *body(at, values)], self.builder.icmp_signed("<", then, end)
+            return [then, *(body(at, values) or [])], self.builder.icmp_signed("<", then, end)
 
         def rounds() -> list[Any]:
             return self.loop([first, *values], emit)[1:]
@@ -258,13 +262,13 @@ class Emitter:
 
     def choose(
         self,
-        cases: Sequence[tuple[Any, Callable[[], list[Any]]]],
-        otherwise: Callable[[], list[Any]],
+        cases: Sequence[tuple[Any, Callable[[], list[Any] | None]]],
+        otherwise: Callable[[], list[Any] | None],
     ) -> list[Any]:
         """Emit a choice: the first case whose condition is true runs, or else `otherwise`.
 
-        The code of each is emitted by a function, which returns values. The result is the values of
-        the code that runs.
+        The code of each is emitted by a function, which may return values. The result is the values
+        of the code that runs.
         """
         builder, ends = self.builder, []
         after = builder.append_basic_block("choice.end")
@@ -272,10 +276,10 @@ class Emitter:
             here, other = (builder.append_basic_block(name) for name in ("choice", "else"))
             builder.cbranch(condition, here, other)
             builder.position_at_end(here)
-            ends.append((emit(), builder.block))
+            ends.append((emit() or [], builder.block))
             builder.branch(after)
             builder.position_at_end(other)
-        ends.append((otherwise(), builder.block))
+        ends.append((otherwise() or [], builder.block))
         builder.branch(after)
         builder.position_at_end(after)
         chosen = [builder.phi(value.type) for value in ends[0][0]]
@@ -349,10 +353,15 @@ def elements(address: int, index: int, size: int, like: Any) -> Any:
     return carray(_pointer(address + index * like.itemsize, like), (size,))
 
 
-@instruction(DTYPE)
-def load(e: Emitter, address: Any, _zero: Any) -> Any:
-    """Return the number at `address`."""
-    return e.load(address, e.scalar)
+@intrinsic
+def load(_typing: Any, address: Any, like: Any) -> Any:
+    """Return the number at an address: a float or an integer of the type of `like`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], context.get_value_type(like).as_pointer())
+        return builder.load(pointer, align=1)
+
+    return like(types.intp, like), emit
 
 
 @instruction()
@@ -454,27 +463,23 @@ def cut_row(e: Emitter, row: Any, count: Any, size: Any, _zero: Any) -> None:
     """Write -inf over the numbers after the first `count` in a row of `size`: complete vectors."""
     builder, least = e.builder, ir.Constant(e.vector, [-math.inf] * e.lanes)
 
-    def cut_vector(n: Any, _: list[Any]) -> list[Any]:
+    def cut_vector(n: Any, _: list[Any]) -> None:
         at, left = builder.add(row, builder.mul(n, WORD(e.item))), builder.sub(count, n)
         some = builder.select(builder.icmp_signed(">", left, WORD(0)), left, WORD(0))
         e.store(builder.select(e.first_lanes(some), e.load(at, e.vector), least), at)
-        return []
 
     e.for_range(builder.and_(count, WORD(-e.lanes)), size, e.lanes, [], cut_vector)
 
 
 @instruction()
 def transpose_block(
-    e: Emitter, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, _zero: Any
+    e: Emitter, source: Any, source_row: Any, exist: Any, target: Any, target_row: Any, _zero: Any
 ) -> None:
     """Transpose a square block with as many rows and columns as a vector has lanes.
 
-    Rows of the source after row `last` need not exist: `last` is read in their place.
+    If only the first `exist` rows of the source exist, the last of these is read for the others.
     """
-    builder, rows = e.builder, []
-    for i in range(e.lanes):
-        row = builder.mul(e.at_most(i, last), source_row)
-        rows.append(e.load(builder.add(source, row), e.vector))
+    rows = [e.load(at, e.vector) for at in e.addresses(source, source_row, e.lanes, exist)]
     # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
     d = 1
     while d < e.lanes:

@@ -64,12 +64,10 @@ def add_tile(
     """
     builder = e.builder
     starts = builder.icmp_signed("!=", start, WORD(0))
-    last = builder.sub(rows, WORD(1))
-    indices = [e.at_most(i, last) for i in range(tile_shape(e.item).MR)]  # the last is repeated
-    offsets = [e.load(builder.add(of_rows, builder.mul(i, WORD(8))), WORD) for i in indices]
-    bases = [e.hidden(builder.add(lines, offset)) for offset in offsets]
+    offsets = e.addresses(of_rows, WORD(8), tile_shape(e.item).MR, rows)
+    bases = [e.hidden(builder.add(lines, e.load(offset, WORD))) for offset in offsets]
 
-    def emit(vectors: int) -> list[Any]:
+    def emit(vectors: int) -> None:
         step = WORD(vectors * e.vector_bytes)
         height = len(bases) if vectors > 1 else min(len(bases), ADDRESSES)
 
@@ -91,10 +89,9 @@ def add_tile(
         zeros = [ir.Constant(e.vector, None)] * vectors
         row = e.choose([(starts, partial(row_at, start))], lambda: zeros)
         totals = e.unrolled(depth, [of_steps, factors, *row * height], steps_of_k, UNROLLED)[2:]
-        rows_of_sums = [builder.add(sums, builder.mul(i, step)) for i in indices[:height]]
+        rows_of_sums = e.addresses(sums, step, height, rows)
         targets = [e.step(r, WORD(e.vector_bytes), j) for r in rows_of_sums for j in range(vectors)]
         e.store_or_add(totals, targets, builder.select(starts, WORD(0), WORD(1)))
-        return []
 
     is_wide = builder.icmp_signed(">", filters, WORD(e.lanes))
     e.choose([(is_wide, partial(emit, NV))], partial(emit, 1))
@@ -110,21 +107,19 @@ def tile_size(t: BlockSizes, filters: int) -> tuple[int, int]:
 
 @external()
 def _write_planes(
-    lanes: int, sums: int, wide: int, filters: int, pixels: int, target: int, plane: int, item: int,
-    zero: float,
-) -> None:  # fmt: skip
+    t: BlockSizes, sums: int, wide: int, filters: int, pixels: int, target: int, plane: int
+) -> None:
     """Transpose rows of `wide` sums, of a pixel or tap each, to planes `plane` bytes apart."""
-    done = filters - filters % lanes if pixels >= lanes else 0
-    for o in range(0, done, lanes):
-        for i in range(0, pixels, lanes):
-            first = min(i, pixels - lanes)  # the last block may overlap
-            transpose_block(
-                sums + (first * wide + o) * item, wide * item, lanes - 1,
-                target + o * plane + first * item, plane, zero,
-            )  # fmt: skip
+    done = filters - filters % t.VL if pixels >= t.VL else 0
+    for o in range(0, done, t.VL):
+        for i in range(0, pixels, t.VL):
+            first = min(i, pixels - t.VL)  # the last block may overlap
+            here, there = sums + (first * wide + o) * t.item, target + o * plane + first * t.item
+            transpose_block(here, wide * t.item, t.VL, there, plane, t.zero)
     for o in range(done, filters):
         for i in range(pixels):
-            store(target + o * plane + i * item, load(sums + (i * wide + o) * item, zero))
+            number = load(sums + (i * wide + o) * t.item, t.zero)
+            store(target + o * plane + i * t.item, number)
 
 
 @external()
@@ -158,10 +153,8 @@ def _compute_planes(
                         address_of(sums) + pixel * wide * t.item, t.zero,
                     )  # fmt: skip
             for i in range(some):
-                _write_planes(
-                    t.VL, address_of(sums) + i * now * wide * t.item, wide, filters, now,
-                    target + i * image_bytes, plane, t.item, t.zero,
-                )  # fmt: skip
+                here = address_of(sums) + i * now * wide * t.item
+                _write_planes(t, here, wide, filters, now, target + i * image_bytes, plane)
 
 
 @for_each_dtype()
@@ -282,8 +275,7 @@ def sums_of_taps(
         for tile in range(start, end):
             o, k = tile // tiles_of_taps * wide, tile % tiles_of_taps * high
             corner = part_of(matrix_of(out), number * filters + o, k)
-            _write_planes(
-                t.VL, address_of(sums) + (tile - start) * high * wide * t.item, wide,
-                min(wide, filters - o), min(high, depth - k), corner.at, corner.row, t.item, t.zero,
-            )  # fmt: skip
+            here = address_of(sums) + (tile - start) * high * wide * t.item
+            columns, rows = min(wide, filters - o), min(high, depth - k)
+            _write_planes(t, here, wide, columns, rows, corner.at, corner.row)
     keep_alive((lines, pixels, sums, work))

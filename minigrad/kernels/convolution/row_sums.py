@@ -51,10 +51,8 @@ def _tile_of_row_products(
     builder, half, item = e.builder, e.of_lanes(e.lanes // 2), WORD(e.item)
     zero, vector_bytes, every_lane = WORD(0), WORD(e.vector_bytes), list(range(e.lanes))
     nothing = ir.Constant(e.vector, None)
-    last_tap = builder.sub(taps, WORD(1))
-    columns = [e.at_most(j, last_tap) for j in range(TAPS)]  # after the last tap, it is repeated
-    steps = [e.load(builder.add(table, builder.mul(j, WORD(8))), WORD) for j in columns]
-    b_rows = [builder.add(lines, step) for step in steps]
+    steps = e.addresses(table, WORD(8), TAPS, taps)
+    b_rows = [builder.add(lines, e.load(step, WORD)) for step in steps]
     b_step = builder.mul(line, item)
     before_last = builder.udiv(builder.sub(cols, WORD(1)), WORD(e.lanes))
     rest = e.first_lanes(builder.sub(cols, builder.mul(before_last, WORD(e.lanes))))
@@ -98,7 +96,7 @@ def _tile_of_row_products(
         new = multiply(sums, g_at, values, e.shuffle(masks[0], masks[1], every_lane))
         return [builder.add(g_at, vector_bytes), e.step(b_at, b_step, 2), *new]
 
-    def emit(height: int) -> list[Any]:
+    def emit(height: int) -> None:
         first = [g, zero, *[nothing] * (height * TAPS)]
 
         def sums_over(step: int, row: Callable[..., list[Any]]) -> list[Any]:
@@ -113,9 +111,8 @@ def _tile_of_row_products(
             [(is_short, lambda: sums_over(2, two_rows))], lambda: sums_over(1, row_of_vectors)
         )
         out_rows = [e.step(out, out_row, i) for i in range(height)]
-        targets = [builder.add(row, builder.mul(j, item)) for row in out_rows for j in columns]
+        targets = [at for row in out_rows for at in e.addresses(row, item, TAPS, taps)]
         e.store_or_add(fold(e, sums), targets, WORD(1))
-        return []
 
     all_filters = builder.icmp_signed("==", filters, WORD(FILTERS))
     e.choose([(all_filters, partial(emit, FILTERS))], partial(emit, 1))

@@ -247,7 +247,6 @@ class Products:
 
     Attributes:
         tile: the shape of the register tile.
-        lanes: how many numbers a vector holds.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
         has_unit: whether a matrix unit can compute products of this dtype.
         unit_plans: the plans for a product on the matrix unit.
@@ -256,7 +255,6 @@ class Products:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.tile = tile_shape(dtype.itemsize)
-        self.lanes = self.tile.VL
         self._itemsize = dtype.itemsize
         self._plan = lru_cache(PLANS)(self._new_plan)
         self.plans = [self._plan(add, 1, ()) for add in (False, True)]
@@ -319,13 +317,13 @@ class Products:
             m, n, x_col, y_row, y_col, out_col = n, m, y_row, x_col, x_row, out_row
         if k < LONG or m > STREAMED or (k * n <= LARGE and (n > 1 or k < DEEP)):
             return ""
-        adjacent, is_few = x_col == item == y_row, m < self.lanes  # adjacent along k
+        adjacent, is_few = x_col == item == y_row, m < self.tile.VL  # adjacent along k
         if m == 1 == n and adjacent:
             return "inner"
         if m == 1 < n and y_col == item:
             return "sweep"
         if adjacent or (y_row == item and n >= TALL):
-            collide = m == self.lanes and k >= DEEP and y_col % COLLIDING == 0
+            collide = m == self.tile.VL and k >= DEEP and y_col % COLLIDING == 0
             return "dots" if is_few or collide else ""
         readable = n > 1 and y_col == item and (MASKS_ARE_CHEAP or n % self.tile.NR == 0)
         if out_col != item:  # the result of `stream` is copied

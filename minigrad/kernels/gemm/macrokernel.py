@@ -53,23 +53,10 @@ from minigrad.kernels.gemm.microkernel import (
     tile_of_size,
     tile_packed,
 )
-from minigrad.kernels.gemm.packing import (
-    BlockSizes,
-    Matrix,
-    pack,
-    pack_panels,
-    part_of,
-    transposed,
-)
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, pack_panels, part_of, transposed
 from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
-from minigrad.kernels.vector import (
-    MASKS_ARE_CHEAP,
-    add_vector,
-    keep_alive,
-    load,
-    store,
-)
+from minigrad.kernels.vector import MASKS_ARE_CHEAP, add_vector, keep_alive, load, store
 
 STEPS = 64  # steps of k whose cache lines fit in a level-1 cache at a distance of 512 bytes
 NARROW = 256  # bytes in a row of B up to which packing takes longer than the collisions of steps
@@ -128,8 +115,7 @@ def block_depth(t: BlockSizes, k: int) -> int:
     """Return the steps of k in a block: at most KC, a multiple of RUN, equal for all blocks."""
     blocks = (k + t.KC - 1) // t.KC
     runs = (k + t.RUN - 1) // t.RUN
-    depth: int = (runs + blocks - 1) // blocks * t.RUN
-    return depth
+    return (runs + blocks - 1) // blocks * t.RUN
 
 
 @jit(inline="always")
@@ -299,8 +285,7 @@ def multiply_panels(
 def work_size(t: BlockSizes, n: int, depth: int) -> int:
     """Return the bytes that `multiply` needs for panels with `depth` steps of k."""
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    size: int = CACHE_LINE + panels * bytes_of_panel(t, t.NR, depth)
-    return size
+    return CACHE_LINE + panels * bytes_of_panel(t, t.NR, depth)
 
 
 @jit(inline="always")
@@ -315,8 +300,7 @@ def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
     tiles = (rows + t.MR - 1) // t.MR
     most = max(1, t.MC * t.KC // (t.MR * depth))
     strips = (tiles + most - 1) // most
-    height: int = (tiles + strips - 1) // strips * t.MR
-    return height
+    return (tiles + strips - 1) // strips * t.MR
 
 
 @jit(inline="always")
@@ -355,8 +339,7 @@ def offset_of_block(t: BlockSizes, jc: int, pc: int, k: int, steps: int, panels:
     if last:
         column += bytes_of_panel(t, t.NR, last)
     before = pc // steps * bytes_of_panel(t, t.NR, steps)
-    offset: int = jc // t.NR * column + panels * before
-    return offset
+    return jc // t.NR * column + panels * before
 
 
 @external()

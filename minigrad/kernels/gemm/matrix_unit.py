@@ -193,12 +193,12 @@ def _join(e: Emitter, source: Any, first: Any, second: Any, factor: Any) -> None
 
 
 @jit(inline="always")
-def _copy_lines(source: int, source_row: int, target: int, target_row: int, zero: float) -> None:
+def _copy_lines(source: int, source_row: int, target: int, target_row: int) -> None:
     """Copy SIDE rows of SIDE numbers."""
     for line in range(SIDE):
         here, there = source + line * source_row, target + line * target_row
-        copy_vector(here, there, zero)
-        copy_vector(here + ROW, there + ROW, zero)
+        copy_vector(here, there, ONE)
+        copy_vector(here + ROW, there + ROW, ONE)
 
 
 @external(only=_is_split)
@@ -231,7 +231,7 @@ def split_panels(
                             store(at + line * LINE + j * 4, t.zero)
                 to = panel + k // SIDE * BLOCK
                 if mark == NUMBERS:
-                    _copy_lines(at, row, to, LINE, t.zero)
+                    _copy_lines(at, row, to, LINE)
                     continue
                 half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
                 for j in range(2):
@@ -288,12 +288,12 @@ def _tile(
         pointer = builder.inttoptr(address, number.as_pointer())
         e.call(f"llvm.x86.{name}64", nothing, number(tile), pointer, row)
 
-    def emit(high: int, wide: int) -> list[Any]:
+    def emit(high: int, wide: int) -> None:
         sums = [(i, j) for i in range(high) for j in range(wide)]
 
         def add_products(
             terms: Iterable[tuple[int, int]], prefetches: bool, a: Any, b: Any, blocks: Any
-        ) -> list[Any]:
+        ) -> None:
             def step(_block: Any, now: list[Any]) -> list[Any]:
                 last, (at_a, at_b, *line) = (-1, -1), now
                 for _ in range(LINES if prefetches else 0):
@@ -313,7 +313,6 @@ def _tile(
 
             first = [a, b, lines.at, lines.left] if prefetches else [a, b]
             e.for_range(WORD(0), blocks, 1, first, step)
-            return []
 
         for i in range(SIDE if high == wide == 2 else 0):  # lines of C arrive while the loop runs
             for j in range(2):
@@ -332,7 +331,6 @@ def _tile(
         for i, j in sums:
             at = builder.add(e.step(target, row, i * PAIRS), WORD(j * ROW))
             move("tilestored", 2 * i + j, at, row)
-        return []
 
     is_tall, is_broad = (builder.icmp_signed("!=", x, WORD(0)) for x in (tall, broad))
     cases = [
@@ -344,31 +342,30 @@ def _tile(
 
 
 @jit(inline="always")
-def _noted(panel: int, depth: int, what: int, zero: float) -> float:
+def _noted(panel: int, depth: int, what: int) -> float:
     """Return what stands at the end of a panel: its `MARK`, `INVERSE` or `EXPONENT`."""
-    found: float = load(panel + panel_size(depth) - CACHE_LINE + what, zero)
+    found: float = load(panel + panel_size(depth) - CACHE_LINE + what, ONE)
     return found
 
 
 @jit(inline="always")
-def _is_plain(panel: int, depth: int, zero: float) -> bool:
+def _is_plain(panel: int, depth: int) -> bool:
     """Return whether a panel is empty, or contains parts of numbers that are not scaled."""
-    has_parts = depth == 0 or _noted(panel, depth, MARK, zero) != NUMBERS
-    return has_parts and (depth == 0 or _noted(panel, depth, INVERSE, zero) == 1)
+    if depth == 0:
+        return True
+    return _noted(panel, depth, MARK) != NUMBERS and _noted(panel, depth, INVERSE) == 1
 
 
 @external()
-def _read_panel(
-    panel: int, depth: int, of_b: bool, target: int, row: int, step: int, zero: float
-) -> None:
+def _read_panel(panel: int, depth: int, of_b: bool, target: int, row: int, step: int) -> None:
     """Write the numbers of a panel: rows of a block are `row` bytes apart, blocks `step` bytes."""
-    has_numbers = _noted(panel, depth, MARK, zero) == NUMBERS
-    inverse = _noted(panel, depth, INVERSE, zero)
+    has_numbers = _noted(panel, depth, MARK) == NUMBERS
+    inverse = _noted(panel, depth, INVERSE)
     half, apart = (ROW, PAIRS * row) if of_b else (PAIRS * row, ROW)
     for block in range(_blocks_of(depth)):
         source, to = panel + block * BLOCK, target + block * step
         if has_numbers:
-            _copy_lines(source, LINE, to, row, zero)
+            _copy_lines(source, LINE, to, row)
             continue
         for j in range(2):
             for p in range(PAIRS):
@@ -401,8 +398,8 @@ def _multiply_numbers(t: BlockSizes, a: int, b: int, depth: int, target: int) ->
     work = np.empty(2 * steps * LINE, np.uint8)
     rows = address_of(work)
     columns = rows + steps * LINE
-    _read_panel(a, depth, False, rows, steps * 4, LINE, t.zero)
-    _read_panel(b, depth, True, columns, LINE, SIDE * LINE, t.zero)
+    _read_panel(a, depth, False, rows, steps * 4, LINE)
+    _read_panel(b, depth, True, columns, LINE, SIDE * LINE)
     for i in range(SIDE):
         _multiply_row(rows + i * steps * 4, columns, steps, target + i * LINE)
     keep_alive(work)
@@ -444,16 +441,15 @@ def _multiply_scaled(
     scratch_tile: int,
 ) -> None:  # fmt: skip
     """Compute C[:high, :wide] = A B, or +=, from panels that may be scaled or contain numbers."""
-    zero = t.zero
-    exponent = _noted(a, depth, EXPONENT, zero) + _noted(b, depth, EXPONENT, zero)
-    marks = _noted(a, depth, MARK, zero), _noted(b, depth, MARK, zero)
+    exponent = _noted(a, depth, EXPONENT) + _noted(b, depth, EXPONENT)
+    marks = _noted(a, depth, MARK), _noted(b, depth, MARK)
     if NUMBERS in marks or exponent > FINITE:
         _multiply_numbers(t, a, b, depth, scratch_tile)
         factor, factor2 = ONE, ONE
     else:
         blocks = _blocks_of(depth)
         _product(t, True, True, False, a, b, blocks, a, b, 0, scratch_tile, LINE, NO_LINES)
-        factor, factor2 = _noted(a, depth, INVERSE, zero), _noted(b, depth, INVERSE, zero)
+        factor, factor2 = _noted(a, depth, INVERSE), _noted(b, depth, INVERSE)
     _write_rows(scratch_tile, high, wide, C.at, C.row, add, factor, factor2)
 
 
@@ -477,9 +473,8 @@ def multiply_split(
         line = max(line, stop - coming.share)
         for i in range(0, rows, SIDE):
             A, A2, high = a + i // SIDE * size, a2 + i // SIDE * size2, min(SIDE, rows - i)
-            is_plain = _is_plain(A, depth, t.zero) and _is_plain(B, depth, t.zero)
-            is_plain = is_plain and _is_plain(A2, depth2, t.zero)
-            is_plain = is_plain and _is_plain(B2, depth2, t.zero)
+            is_plain = _is_plain(A, depth) and _is_plain(B, depth)
+            is_plain = is_plain and _is_plain(A2, depth2) and _is_plain(B2, depth2)
             corner = part_of(C, i, j)
             if not is_plain:
                 _multiply_scaled(t, high, wide, depth, A, B, corner, add, scratch_tile)
@@ -490,7 +485,7 @@ def multiply_split(
             line = min(stop, line + (blocks + blocks2) * LINES)
             is_direct = high == SIDE == wide and not add
             target, row = (corner.at, C.row) if is_direct else (scratch_tile, LINE)
-            short = _noted(B, depth, MARK, t.zero) == SHORT
+            short = _noted(B, depth, MARK) == SHORT
             _product(
                 t, high > PAIRS, wide > PAIRS, short, A, B, blocks, A2, B2, blocks2, target, row,
                 later,

@@ -163,16 +163,13 @@ def _emit_tile(
 
     sums = _emit_sums(e, height, vectors, x, load_row, ahead)
     addresses = [e.step(row, WORD(e.vector_bytes), j) for row in rows for j in range(vectors)]
+    store = partial(e.store_or_add, sums, addresses, x.add)
     if mask is None:
-        e.store_or_add(sums, addresses, x.add)
-        return
-    full = builder.icmp_signed("==", cols, WORD(vectors * e.lanes))
-    with builder.if_else(full) as (all_columns, some_columns):
-        with all_columns:
-            e.store_or_add(sums, addresses, x.add)
-        with some_columns:
-            masks = ([None] * (vectors - 1) + [mask]) * height
-            e.store_or_add(sums, addresses, x.add, masks)
+        store()
+    else:
+        is_full = builder.icmp_signed("==", cols, WORD(vectors * e.lanes))
+        masks = ([None] * (vectors - 1) + [mask]) * height
+        e.choose([(is_full, store)], partial(store, masks))
 
 
 def _emit_sums(
@@ -338,9 +335,8 @@ def _emit_lines(
     twice.
     """
     builder, part = e.builder, e.of_lanes(e.lanes // parts)
-    mask, last = part.first_lanes(cols), builder.sub(lines, WORD(1))
-    indices = [e.at_most(i, last) for i in range(NV * parts)]
-    steps = [builder.mul(b_line, index) for index in indices]
+    mask, count = part.first_lanes(cols), NV * parts
+    steps = e.addresses(WORD(0), b_line, count, lines)
 
     def load_row(b_now: Any) -> list[Any]:
         at = [builder.add(b_now, step) for step in steps]
@@ -355,7 +351,6 @@ def _emit_lines(
     if parts == 2:
         halves = [list(range(part.lanes)), list(range(part.lanes, e.lanes))]
         sums = [e.shuffle(total, total, half) for total in sums for half in halves]
-    offsets = [builder.mul(c_line, index) for index in indices]
     rows = [e.step(x.c, x.c_row, i) for i in range(height)]
-    addresses = [builder.add(row, offset) for row in rows for offset in offsets]
+    addresses = [at for row in rows for at in e.addresses(row, c_line, count, lines)]
     part.store_or_add(sums, addresses, x.add, [mask] * len(sums))

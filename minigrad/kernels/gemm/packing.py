@@ -128,10 +128,10 @@ def _transpose_rows(
     if source.col == t.item:
         done = depth - depth % t.VL
         for r in range(0, rows, t.VL):
-            last = min(t.VL, rows - r) - 1
+            exist = min(t.VL, rows - r)
             here, there = source.at + r * source.row, panel + r * t.item
             for _ in range(0, done, t.VL):
-                transpose_block(here, source.row, last, there, line, t.zero)
+                transpose_block(here, source.row, exist, there, line, t.zero)
                 here += t.VL * t.item
                 there += t.VL * line
     for k in range(done, depth):

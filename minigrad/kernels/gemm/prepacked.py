@@ -105,17 +105,17 @@ class PrepackedMatrix:
         Panels for the matrix unit have another order. The result is None if the panels would exceed
         the limit, or if W cannot be made read-only.
         """
-        known = self._packed.get((transpose, on_unit))
-        return known if known is not None else self._pack(transpose, on_unit)
-
-    def _pack(self, transpose: bool, on_unit: bool) -> Array | None:
         global _bytes
+        key = transpose, on_unit
+        known = self._packed.get(key)
+        if known is not None:
+            return known
         matrix = self.matrix.T if transpose else self.matrix
         plan = PRODUCTS[matrix.dtype].plans_of(on_unit)[False]
         size = packed_bytes(matrix, plan)
         with _packing:
-            if (transpose, on_unit) in self._packed:  # by another thread in the meantime
-                return self._packed[transpose, on_unit]
+            if key in self._packed:  # by another thread in the meantime
+                return self._packed[key]
             if _bytes + size > limit():
                 return None
             panels = np.empty(size, np.uint8)
@@ -127,7 +127,7 @@ class PrepackedMatrix:
                 release(self.matrix)
                 raise
             _bytes += size
-            self._packed[transpose, on_unit] = panels
+            self._packed[key] = panels
         return panels
 
 

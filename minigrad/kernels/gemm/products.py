@@ -68,20 +68,6 @@ def locate(plan: Any, index: int, operand: int) -> int:
 
 
 @jit(inline="always")
-def operands_of(
-    plan: Any, index: int, operands: tuple[int, int], a: Matrix, b: Matrix, C: Matrix, size: int
-) -> tuple[Matrix, Matrix, Matrix]:
-    """Return A, B and C of product number `index`; a matrix of products has `size` bytes.
-
-    `a`, `b` and `C` are those of the first product. `operands` tells which operands of the plan `a`
-    and `b` are: 1 and 2, or, in a transposed product, 2 and 1.
-    """
-    A = Matrix(a.at + locate(plan, index, operands[0]), a.row, a.col)
-    B = Matrix(b.at + locate(plan, index, operands[1]), b.row, b.col)
-    return A, B, Matrix(C.at + index * size, C.row, C.col)
-
-
-@jit(inline="always")
 def matrix_of(array: Any) -> Matrix:
     """Return the address and the steps of a two-dimensional array."""
     return Matrix(address_of(array), array.strides[0], array.strides[1])
@@ -118,10 +104,10 @@ def multiply_run(
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     if n == 1:  # a column is contiguous, whatever the step to the next one would be
         b = Matrix(b.at, b.row, t.item)
-    operands = (1, 2)
+    operand_a, operand_b = 1, 2  # which operands of the plan `a` and `b` are
     if 2 * n <= t.NR and n < m and a.row == t.item and not t.split:
         # Few columns, and columns of A are contiguous: in C^T = B^T A^T, rows of A^T fill tiles.
-        m, n, operands = n, m, (2, 1)
+        m, n, operand_a, operand_b = n, m, 2, 1
         a, b, C, bias = transposed(b), transposed(a), transposed(C), transposed(bias)
     choice = choose_packing(t, m, n, k, a, b, 0)
     # Matrices that fit in a level-2 cache together need no loops over blocks.
@@ -140,7 +126,9 @@ def multiply_run(
     work = np.empty(work_size(t, n, min(k, block_depth(t, k))) if has_room else 0, np.uint8)
     room = first_line(work)
     for index in range(start, stop):
-        A, matrix, target = operands_of(plan, index, operands, a, b, C, size)
+        A = Matrix(a.at + locate(plan, index, operand_a), a.row, a.col)
+        matrix = Matrix(b.at + locate(plan, index, operand_b), b.row, b.col)
+        target = Matrix(C.at + index * size, C.row, C.col)
         first, j = columns_before_line(t, target) if aligns else 0, 0
         while j < n:
             cols = first if j < first else n - j

@@ -91,7 +91,7 @@ def fold(e: Emitter, vectors: list[Any]) -> list[Any]:
 
 def _for_each_vector(
     e: Emitter, count: Any, values: list[Any],
-    body: Callable[[Any, Any, list[Any]], list[Any]], first: Any = ZERO,
+    body: Callable[[Any, Any, list[Any]], list[Any] | None], first: Any = ZERO,
 ) -> list[Any]:  # fmt: skip
     """Emit `body(offset, mask, values)` for each vector of `count` adjacent numbers.
 
@@ -119,16 +119,11 @@ def tile_of_dots(
     """
     builder = e.builder
 
-    def emit(shape: tuple[int, int]) -> list[Any]:
+    def emit(shape: tuple[int, int]) -> None:
         R, S = shape
 
-        def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
-            # A row that does not exist is replaced by the last row, whose sums are written twice.
-            last = builder.sub(exist, WORD(1))
-            steps = [builder.mul(step, e.at_most(i, last)) for i in range(number)]
-            return [builder.add(first, to_row) for to_row in steps]
-
-        a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
+        # Instead of a row that does not exist, the last row is used; its sums are written twice.
+        a_rows, b_rows = e.addresses(a, a_row, R, rows), e.addresses(b, b_row, S, cols)
 
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
             here = [builder.add(row, done) for row in (*a_rows, *b_rows)]
@@ -140,10 +135,9 @@ def tile_of_dots(
 
         zeros = [ir.Constant(e.vector, None)] * (R * S)
         numbers = fold(e, _for_each_vector(e, depth, zeros, multiply))
-        c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ZERO, c_col, S, cols)
-        targets = [builder.add(row, col) for row in c_rows for col in c_cols]
+        c_rows = e.addresses(c, c_row, R, rows)
+        targets = [at for row in c_rows for at in e.addresses(row, c_col, S, cols)]
         e.store_or_add(numbers, targets, add)
-        return []
 
     widest, *narrower = dot_shapes()
     cases = [
@@ -198,18 +192,14 @@ def dots_of_rows(
                 wide = min(WIDEST, cols - j)
                 tall = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
                 apart = rows_apart(end - ic, tall)
-                columns, target = at + j * b_row, C.at + j * C.col
-                for i in range(ic, ic + apart):
+                for number in range((end - ic + tall - 1) // tall):
+                    i, step, following = ic + number, apart, next_row
+                    if number >= apart:
+                        i, step, following = ic + number * tall, 1, next_row * tall
                     tile_of_dots(
-                        tall, wide, a.at + i * a.row + pc * item, apart * a.row, columns, b_row,
-                        depth, target + i * C.row, apart * C.row, C.col, add or pc > 0,
-                        next_row, zero,
-                    )  # fmt: skip
-                for i in range(ic + apart * tall, end, tall):
-                    tile_of_dots(
-                        min(tall, end - i), wide, a.at + i * a.row + pc * item, a.row, columns,
-                        b_row, depth, target + i * C.row, C.row, C.col, add or pc > 0,
-                        next_row * tall, zero,
+                        min(tall, end - i), wide, a.at + i * a.row + pc * item, step * a.row,
+                        at + j * b_row, b_row, depth, C.at + j * C.col + i * C.row, step * C.row,
+                        C.col, add or pc > 0, following, zero,
                     )  # fmt: skip
 
 
@@ -327,13 +317,12 @@ def _sweep_of(count: int) -> Callable[..., None]:
         factors = [e.broadcast(e.load(e.step(a, a_k, i), e.scalar)) for i in range(count)]
         rows = [e.step(b, b_row, i) for i in range(count)]
 
-        def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> list[Any]:
+        def vector_of_columns(done: Any, mask: Any, _none: list[Any]) -> None:
             total = builder.fmul(factors[0], e.load(builder.add(rows[0], done), e.vector, mask))
             for factor, row in zip(factors[1:], rows[1:], strict=True):
                 values = e.load(builder.add(row, done), e.vector, mask)
                 total = e.multiply_add(factor, values, total)
             e.store_or_add([total], [builder.add(c, done)], add, [mask])
-            return []
 
         _for_each_vector(e, cols, [], vector_of_columns)
 
@@ -350,8 +339,7 @@ def sweep(
     """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
     a, b, c = matrix_of(x), matrix_of(y), address_of(out)
-    spans = (n + SPAN - 1) // SPAN
-    spans = max(pieces, spans)
+    spans = max(pieces, (n + SPAN - 1) // SPAN)
     for number in span(piece, pieces, spans):
         j = number * n // spans
         cols, target = (number + 1) * n // spans - j, c + j * item
