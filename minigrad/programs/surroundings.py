@@ -411,7 +411,8 @@ class Surroundings:
             return
         self.functions.append(function)
         self._scopes.append((path, function))
-        self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
+        parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+        self._enter(path, ("code", "defaults", "kwdefaults"), partial(parts, function))
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
@@ -490,9 +491,6 @@ def _value_in(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:
         return None
-
-
-_parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:

@@ -36,8 +36,8 @@ class Streams:
         self.is_shared = False
 
     def __enter__(self) -> Streams:
-        every = [generator.bit_generator for generator in self.generators]
-        self._bits: list[Any] = [*{id(bits): bits for bits in every}.values()]  # two may share one
+        every = (generator.bit_generator for generator in self.generators)
+        self._bits: list[Any] = [*dict.fromkeys(every)]  # two generators may share one
         self.keys = [int(bits.random_raw()) for bits in self._bits]
         self._states: dict[int, Any] = {}  # states of restarted generators, from before the restart
         self._default = random.generator().bit_generator

@@ -168,13 +168,11 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
         TypeError, RuntimeError: as in `jvp`.
         ValueError: as in `jvp`, or if f returns more than one element.
     """
-    several = type(primals) in (tuple, list)
-    gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
-    call, vs = _paired("hvp", gradients_of_f, primals, tangents)
+    argnums = range(len(primals)) if type(primals) in (tuple, list) else 0
+    call, vs = _paired("hvp", _gradients_of("hvp", f, argnums), primals, tangents)
     run = Run(call, [[v] for v in vs])
     gradients, _ = run.results()
-    products = call.arranged([run.pushed(gradient)[0] for gradient in gradients])
-    return products if several else products[0]
+    return call.arranged([run.pushed(gradient)[0] for gradient in gradients])
 
 
 def jacobian(f: Function, argnums: Argnums = 0) -> Function:
@@ -355,5 +353,5 @@ def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[Call, 
         raise ValueError(f"{name}: there are no primals; write {name}(f, x, v)")
     if len(primals) != len(tangents):
         raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
-    call = Call(name, f, range(len(primals)), primals)
+    call = Call(name, f, range(len(primals)) if several else 0, primals)
     return call, call.tangents(tangents)
