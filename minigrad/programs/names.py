@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from keyword import iskeyword
 from types import ModuleType
 from typing import Any
@@ -264,19 +264,18 @@ class ValueNames:
             called = self.constant(function, name)
         return f"{called}({', '.join(arguments)})"
 
-    def comments(self) -> list[str]:
-        """Return comment lines: parameters, and arrays and numbers of unknown origin."""
-        lines = []
+    def comments(self) -> Iterator[str]:
+        """List comment lines: parameters, and arrays and numbers of unknown origin."""
         for name, value in self.space.items():
             if isinstance(value, list):
                 labels = [self._labels.get(id(p._data), "(no name)") for p in value]
-                lines.append(f"# {name}: {', '.join(labels)}")
+                yield f"# {name}: {', '.join(labels)}"
             elif name.startswith(f"{MARK}c"):
-                lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
+                yield f"# An array of no parameter and no argument: {name}, {value.shape}"
         usual = self.surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]
-        text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
-        return [*lines, text] if numbers else lines
+        if numbers:
+            yield f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
 
 
 def is_named_tuple(value: Any) -> bool:
