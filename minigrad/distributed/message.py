@@ -91,12 +91,11 @@ class Message:
     """
 
     def __init__(self, like: Sequence[Any]) -> None:
-        self._like = [(each.shape, each.dtype) for each in like]
-        self._first = []  # offsets of the arrays, after a byte for each: 0 if it is None
-        self.size = len(like)
+        self._parts = []  # the shape, the dtype and the offset of each array
+        self.size = len(like)  # at first, a byte for each array: 0 if it is None
         for each in like:
             self.size += -self.size % _ALIGNMENT
-            self._first.append(self.size)
+            self._parts.append((each.shape, each.dtype, self.size))
             self.size += each.size * each.dtype.itemsize
 
     def packed(self, arrays: Sequence[Array | None]) -> Array:
@@ -110,8 +109,8 @@ class Message:
 
     def unpacked(self, content: Array) -> list[Array | None]:
         """Return arrays that share the memory of their bytes."""
-        return [self._part(content, i) if content[i] else None for i in range(len(self._like))]
+        return [self._part(content, i) if content[i] else None for i in range(len(self._parts))]
 
     def _part(self, content: Array, i: int) -> Array:
-        shape, dtype = self._like[i]
-        return np.ndarray(shape, dtype, content, self._first[i])
+        shape, dtype, first = self._parts[i]
+        return np.ndarray(shape, dtype, content, first)
