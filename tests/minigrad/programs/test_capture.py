@@ -656,6 +656,25 @@ def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     assert "matmul(g1_0, v1)" in captured.source
 
 
+def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
+    """The arguments have the first names of constants, so the first constant gets the fourth."""
+    ones, fives = (np.full(3, value, np.float32) for value in (1, 5))
+    weight = nn.Parameter(np.zeros(3, np.float32))
+    sgd = optim.SGD([weight], lr=0.1)
+
+    @mg.capture
+    def step(c1, c2, c3):
+        y = mg.add(c1, ones)
+        mg.add(c2, fives)  # nothing uses it
+        sgd.zero_grad()
+        learn(sgd, mg.mse(weight, y))
+        return y
+
+    for _ in range(4):
+        assert_array_equal(step(*[mg.zeros(3) for _ in range(3)]).numpy(), ones)
+    assert step.programs
+
+
 @mg.op
 def doubles(x):
     """As numpy promotes: float32 times a float64 is float64."""
