@@ -676,6 +676,28 @@ def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
 
 
 @mg.op
+def program(x):
+    return 2 * x
+
+
+program.vjp("x", lambda g: 2 * g)
+
+
+def test_an_op_may_have_the_name_of_the_function():
+    def make():
+        model = network()
+        adam = optim.Adam(model.parameters(), lr=0.1)
+
+        def step(x, y):
+            adam.zero_grad()
+            return learn(adam, mg.mse(program(model(x)), y))
+
+        return step, [*model.parameters()]
+
+    assert "program_1(" in check_same(make).source
+
+
+@mg.op
 def doubles(x):
     """As numpy promotes: float32 times a float64 is float64."""
     return x * np.float64(1.1)
