@@ -215,7 +215,7 @@ class ValueNames:
         if isinstance(value, Tensor) or (type(value) is StepNumber and self.known(value)):
             return self.name(value)
         if type(value) is dict:
-            items = [f"{key!r}: {self.result(each)}" for key, each in value.items()]
+            items = [f"{self.name(key)}: {self.result(each)}" for key, each in value.items()]
             return f"{{{', '.join(items)}}}"
         if type(value) is list:
             return f"[{', '.join(map(self.result, value))}]"

@@ -675,6 +675,20 @@ def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
     assert step.programs
 
 
+class Split(enum.StrEnum):
+    TRAIN = "train"
+
+
+@pytest.mark.parametrize("key", [Split.TRAIN, (1, Split.TRAIN), np.int64(3), math.nan, None, "a"])
+def test_a_result_may_have_keys_without_a_literal(key):
+    model = network()
+    plain = training_step(model, optim.SGD(model.parameters(), lr=0.1))
+    step = mg.capture(lambda x, y: {key: plain(x, y)})
+    for i in range(4):
+        assert list(step(*batch(i))) == [key]
+    assert len(step.programs) == 1
+
+
 @mg.op
 def program(x):
     return 2 * x
