@@ -125,7 +125,7 @@ class ValueNames:
         self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # the sizes of all arrays
         self._count = itertools.count(1)  # numbers the values
-        self._taken = {"program", "slice"}  # the names in use
+        self._taken = {"_", "program", "slice"}  # the names in use
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():

@@ -675,6 +675,23 @@ def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
     assert step.programs
 
 
+def test_an_argument_may_have_the_name_of_values_that_are_not_used():
+    """The program does not use the gradient of an argument, which layer_norm's VJP returns too."""
+
+    def make():
+        norm, linear = nn.LayerNorm(4), network()
+        sgd = optim.SGD([*norm.parameters(), *linear.parameters()], lr=0.1)
+
+        def step(_, y):
+            sgd.zero_grad()
+            loss = mg.mse(linear(_), y) + mg.mse(norm(_), _ + 1)
+            return learn(sgd, loss)
+
+        return step, [*norm.parameters(), *linear.parameters()]
+
+    assert "(_, " in check_same(make).source
+
+
 class Split(enum.StrEnum):
     TRAIN = "train"
 
