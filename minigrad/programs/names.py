@@ -14,6 +14,7 @@ import itertools
 import math
 import re
 import threading
+import unicodedata
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from keyword import iskeyword
@@ -150,7 +151,9 @@ class ValueNames:
 
     def _unique(self, text: str) -> str:
         """Return an unused identifier that is similar to a text."""
-        base = re.sub(r"\W+", "_", text).strip("_")
+        letters = unicodedata.normalize("NFKC", text)  # as Python reads identifiers: x² is x2
+        letters = "".join(c if f"_{c}".isidentifier() else "_" for c in letters)
+        base = re.sub(r"[\W_]+", "_", letters).strip("_")
         base = base if base.isidentifier() and not iskeyword(base) else f"_{base}"
         names = (base if i == 0 else f"{base}_{i}" for i in itertools.count())
         name = next(name for name in names if name not in self._taken)

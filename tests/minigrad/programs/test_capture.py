@@ -675,6 +675,24 @@ def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
     assert step.programs
 
 
+@pytest.mark.parametrize("key", ["σ²", "µ", "½", "ﬁ", "௰", "कि", "a\u0301", "", "class", "_"])
+def test_names_may_have_any_letters(key):
+    """Python reads µ, the micro sign, as the Greek letter, and a superscript is no identifier."""
+
+    class Scale(nn.Module):
+        def __init__(self):
+            self.factors = {key: nn.Parameter(np.ones(4, np.float32))}
+
+        def forward(self, x):
+            return x[key] * self.factors[key]
+
+    def make():
+        model = Scale()
+        return training_step(model, optim.SGD(model.parameters(), lr=0.1)), [*model.parameters()]
+
+    check_same(make, lambda i: ({key: batch(i)[0]}, batch(i + 50)[0]))
+
+
 def test_an_argument_may_have_the_name_of_values_that_are_not_used():
     """The program does not use the gradient of an argument, which layer_norm's VJP returns too."""
 
