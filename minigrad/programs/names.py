@@ -126,7 +126,7 @@ class ValueNames:
         self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # the sizes of all arrays
         self._count = itertools.count(1)  # numbers the values
-        self._taken = {"_", "program", "slice"}  # the names in use
+        self._taken = {"Ellipsis", "_", "program", "slice"}  # the names in use
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():
@@ -272,7 +272,7 @@ class ValueNames:
         for name, value in self.space.items():
             if isinstance(value, list):
                 labels = [self._labels.get(id(p._data), "(no name)") for p in value]
-                yield f"# {name}: {', '.join(labels)}"
+                yield f"# {name}: {repr(', '.join(labels))[1:-1]}"  # a name may have line ends
             elif name.startswith(f"{MARK}c"):
                 yield f"# An array of no parameter and no argument: {name}, {value.shape}"
         usual = self.surroundings.numbers | self._sizes

@@ -675,9 +675,14 @@ def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
     assert step.programs
 
 
-@pytest.mark.parametrize("key", ["σ²", "µ", "½", "ﬁ", "௰", "कि", "a\u0301", "", "class", "_"])
+@pytest.mark.parametrize(
+    "key", ["σ²", "µ", "½", "ﬁ", "௰", "कि", "a\u0301", "", "class", "_", "a\nb", "a\rb", "'\0\\"]
+)
 def test_names_may_have_any_letters(key):
-    """Python reads µ, the micro sign, as the Greek letter, and a superscript is no identifier."""
+    """Python reads µ, the micro sign, as the Greek letter, and a superscript is no identifier.
+
+    Comments have names as they are, in one line.
+    """
 
     class Scale(nn.Module):
         def __init__(self):
