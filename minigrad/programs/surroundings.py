@@ -30,7 +30,7 @@ from enum import Enum
 from functools import cached_property, partial, partialmethod
 from importlib.util import resolve_name
 from inspect import iscode
-from itertools import chain
+from itertools import chain, count
 from operator import attrgetter, call, is_
 from types import (
     BuiltinMethodType,
@@ -493,7 +493,8 @@ def _joined(path: str, name: Any) -> str:
 
 
 def _unused(path: str, known: Mapping[str, Any]) -> str:
-    return f"{path}_{len(known)}" if path in known else path
+    names = chain([path], (f"{path}_{i}" for i in count(len(known))))
+    return next(name for name in names if name not in known)
 
 
 def codes(function: Any) -> Sequence[Any]:
