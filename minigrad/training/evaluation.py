@@ -101,14 +101,10 @@ def _without_draws(ranks: World, generators: Generators) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-
-    def states() -> str:
-        own = [generator.bit_generator.state for generator in generators()]
-        return digest([own, random.states_of_global_generators()])
-
-    before = states()
+    before = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
     yield
-    if states() != before:
+    after = [[g.bit_generator.state for g in generators()], random.states_of_global_generators()]
+    if digest(before) != digest(after):
         raise ValueError(
             "the model draws random numbers in an evaluation, and each rank would draw others; "
             "evaluate such a model in one process"
