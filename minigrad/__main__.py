@@ -160,12 +160,11 @@ def load(target: str) -> Any:
             others = f", only {', '.join(known)}"
             raise ValueError(f"{source} has no {name!r}{hint or others}")
         found = getattr(found, part)
-    if not callable(found) or isinstance(found, type):
-        what = repr(found)[:60]
-        if isinstance(found, type):
-            instead = "its .apply" if hasattr(found, "apply") else "an instance of it"
-            what = f"a class; name {instead}"
-        raise ValueError(f"{target} cannot be checked: it is {what}")
+    if isinstance(found, type):
+        instead = "its .apply" if hasattr(found, "apply") else "an instance of it"
+        raise ValueError(f"{target} cannot be checked: it is a class; name {instead}")
+    if not callable(found):
+        raise ValueError(f"{target} cannot be checked: it is {found!r:.60}")
     return found
 
 
@@ -177,72 +176,60 @@ def make_parser() -> Parser:
         "COMMAND --help describes a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
-    help_text = "compare the gradients of a function with finite differences"
-    checked = commands.add_parser(
-        "check", help=help_text,
-        description="Compare the gradients of a function with finite differences (gradcheck).",
-        epilog="The exit status is 0 if the gradients agree, 1 if they disagree, 2 if the check "
-        "cannot tell, as for inputs without elements, and 3 if the function is missing or raises "
-        "an error.",
-    )  # fmt: skip
-    checked.add_argument(
-        "target", help="file.py:function or package.module:function; it may also be a Module"
+
+    def command(name: str, help_text: str, more: str = ".", epilog: str = "") -> Callable[..., Any]:
+        """Add a command, and return the function that adds an argument to it."""
+        description = f"{help_text.capitalize()}{more}"
+        made = commands.add_parser(name, help=help_text, description=description, epilog=epilog)
+        return made.add_argument
+
+    add = command(
+        "check",
+        "compare the gradients of a function with finite differences",
+        " (gradcheck).",
+        "The exit status is 0 if the gradients agree, 1 if they disagree, 2 if the check cannot "
+        "tell, as for inputs without elements, and 3 if the function is missing or raises an "
+        "error.",
     )
-    checked.add_argument(
-        "--shapes", required=True, type=shapes,
-        help="the shapes of the inputs, as in 3x4,4x5; () is a number, and an empty text means no "
-        "inputs",
-    )  # fmt: skip
-    checked.add_argument(
-        "--vjp", metavar="TARGET",
-        help="check backward(g, *inputs), of numpy arrays, as the gradient of the target",
-    )  # fmt: skip
-    checked.add_argument(
-        "--framework", choices=("minigrad", "torch", "jax"),
-        help="the library of a plain function (default: minigrad); that of a Module or an "
-        "autograd.Function is recognised",
-    )  # fmt: skip
-    checked.add_argument(
-        "--order", type=int, choices=(1, 2),
-        help="the highest order of derivatives (default: 2; 1 for other libraries and with --vjp)",
-    )  # fmt: skip
-    checked.add_argument(
-        "--dtype", choices=("float64", "float32", "float16", "bfloat16"), default="float64",
-        help="the dtype of the inputs (default: float64); a Module of PyTorch gets its own; "
-        "bfloat16 needs the package ml_dtypes",
-    )  # fmt: skip
-    checked.add_argument(
-        "--range", type=interval, metavar="LOW,HIGH",
-        help="draw the inputs uniformly from this interval (default: from a standard normal "
-        "distribution); write --range=-5,5 if LOW is negative",
-    )  # fmt: skip
-    checked.add_argument(
-        "--samples", type=int, help="compare this number of elements of an operand (default: all)"
-    )
-    checked.add_argument(
-        "--tolerance", type=float, default=1e-6,
-        help="the allowed relative difference in float64 (default: 1e-6)",
-    )  # fmt: skip
-    checked.add_argument(
-        "--nondet-tol", type=float, default=0.0,
-        help="the allowed relative difference between two calls with equal inputs (default: 0)",
-    )  # fmt: skip
-    checked.add_argument(
-        "--seed", type=seed, default=0, help="the seed of the random inputs (default: 0)"
-    )
-    help_text = "compile the kernels in advance, and save them for later programs"
-    shared = (
-        " If root has compiled them, other users can use them after chmod -R go+rX of the folder "
+    add("target", help="file.py:function or package.module:function; it may also be a Module")
+    help_text = "the shapes of the inputs, as in 3x4,4x5; () is a number, and an empty text means "
+    help_text += "no inputs"
+    add("--shapes", required=True, type=shapes, help=help_text)
+    help_text = "check backward(g, *inputs), of numpy arrays, as the gradient of the target"
+    add("--vjp", metavar="TARGET", help=help_text)
+    help_text = "the library of a plain function (default: minigrad); that of a Module or an "
+    help_text += "autograd.Function is recognised"
+    add("--framework", choices=("minigrad", "torch", "jax"), help=help_text)
+    help_text = "the highest order of derivatives (default: 2; 1 for other libraries and with "
+    help_text += "--vjp)"
+    add("--order", type=int, choices=(1, 2), help=help_text)
+    dtypes = "float64", "float32", "float16", "bfloat16"
+    help_text = "the dtype of the inputs (default: float64); a Module of PyTorch gets its own; "
+    help_text += "bfloat16 needs the package ml_dtypes"
+    add("--dtype", choices=dtypes, default="float64", help=help_text)
+    help_text = "draw the inputs uniformly from this interval (default: from a standard normal "
+    help_text += "distribution); write --range=-5,5 if LOW is negative"
+    add("--range", type=interval, metavar="LOW,HIGH", help=help_text)
+    help_text = "compare this number of elements of an operand (default: all)"
+    add("--samples", type=int, help=help_text)
+    help_text = "the allowed relative difference in float64 (default: 1e-6)"
+    add("--tolerance", type=float, default=1e-6, help=help_text)
+    help_text = "the allowed relative difference between two calls with equal inputs (default: 0)"
+    add("--nondet-tol", type=float, default=0.0, help=help_text)
+    add("--seed", type=seed, default=0, help="the seed of the random inputs (default: 0)")
+
+    add = command(
+        "warmup",
+        "compile the kernels in advance, and save them for later programs",
+        ". If root has compiled them, other users can use them after chmod -R go+rX of the folder "
         "that is printed and of the one above it. Without a warm-up, a second process compiles "
         "what training usually needs while a program waits for its first kernels, unless the "
-        "variable CI is set."
+        "variable CI is set.",
     )
-    warm = commands.add_parser("warmup", help=help_text, description=f"C{help_text[1:]}.{shared}")
-    warm.add_argument(
-        "--all", action="store_true", help="also the kernels of float64, besides those of float32"
-    )
-    help_text = "show versions, processor, threads and the folder of compiled kernels"
-    commands.add_parser("config", help=help_text, description=f"S{help_text[1:]}.")
+    help_text = "also the kernels of float64, besides those of float32"
+    add("--all", action="store_true", help=help_text)
+
+    command("config", "show versions, processor, threads and the folder of compiled kernels")
     return parser
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from minigrad import functional, ops
 from minigrad.core.backward import backward
+from minigrad.core.codegen import array_of
 from minigrad.core.grad_mode import observed
 from minigrad.core.observers import is_differentiated
 from minigrad.core.op import Op
@@ -145,8 +146,8 @@ class Operators(Tensor):
     ) -> Any:
         """Raise an error for numpy functions that minigrad has; call the others with arrays."""
         if function in (np.shape, np.ndim, np.size):
-            named = {name: x._data if isinstance(x, Tensor) else x for name, x in options.items()}
-            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **named)
+            named = {name: array_of(x) for name, x in options.items()}
+            return function(*map(array_of, args), **named)
         name, module = function.__name__, function.__module__
         _check_out(name, options.get("out"))
         if module in ("numpy", "numpy.linalg") and _ours(name):

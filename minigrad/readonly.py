@@ -31,13 +31,11 @@ class WeakIdMap(Generic[T]):
 
     def get(self, key: Any) -> T | None:
         """Return the value for `key`, or None."""
-        entry = self._entries.get(id(key))
-        return None if entry is None else entry[1]
+        return self._entries.get(id(key), (None, None))[1]
 
     def pop(self, key: Any) -> T | None:
         """Remove `key`, and return its value, or None."""
-        entry = self._entries.pop(id(key), None)
-        return None if entry is None else entry[1]
+        return self._entries.pop(id(key), (None, None))[1]
 
 
 def owner_of(array: Array) -> Array:
@@ -129,8 +127,7 @@ def release(array: Array) -> bool:
         return False
     owner.flags.writeable = True
     for reference in reversed(known.views):  # the base of a view must become writable first
-        view = reference()
-        if view is not None:
+        if (view := reference()) is not None:
             view.flags.writeable = True
     for holder in list(known.holders):
         holder.on_release()

@@ -22,9 +22,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def _scaled(count: float, base: int, units: Sequence[str]) -> str:
-    power = 0
-    while count >= base ** (power + 1) and power + 1 < len(units):
-        power += 1
+    power = sum(count >= base**larger for larger in range(1, len(units)))
     return f"{count / base**power:{'.4g' if power else '.0f'}} {units[power]}"
 
 

@@ -65,11 +65,9 @@ class LastStep:
 
     def count_step(self) -> list[int]:
         """Add 1 to the number of steps in the state of each parameter, and return the numbers."""
-        steps = []
         for state in self.states:
-            state["step"] = step = state.get("step", 0) + 1
-            steps.append(step)
-        return steps
+            state["step"] = state.get("step", 0) + 1
+        return [state["step"] for state in self.states]
 
     def columns(self, names: list[str], start: float = 0.0) -> list[list[NDArray[Any]]]:
         """Return the values, and these arrays of the states, as lists; new arrays hold `start`."""

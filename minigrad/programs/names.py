@@ -14,8 +14,9 @@ import itertools
 import math
 import re
 import threading
+import unicodedata
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from keyword import iskeyword
 from types import ModuleType
 from typing import Any
@@ -125,7 +126,7 @@ class ValueNames:
         self._owners = WeakIdMap[bool]()  # the memory of arguments and results
         self._sizes = {0, 1}  # the sizes of all arrays
         self._count = itertools.count(1)  # numbers the values
-        self._taken = {"slice"}  # the names in use
+        self._taken = {"Ellipsis", "_", "program", "slice"}  # the names in use
         self._labels = {id(t._data): name for name, t in surroundings.tensors.items()}
         parameters = {id(t._data) for t in surroundings.tensors.values() if t.requires_grad}
         for tensor in surroundings.tensors.values():
@@ -150,7 +151,9 @@ class ValueNames:
 
     def _unique(self, text: str) -> str:
         """Return an unused identifier that is similar to a text."""
-        base = re.sub(r"\W+", "_", text).strip("_")
+        letters = unicodedata.normalize("NFKC", text)  # as Python reads identifiers: x² is x2
+        letters = "".join(c if f"_{c}".isidentifier() else "_" for c in letters)
+        base = re.sub(r"[\W_]+", "_", letters).strip("_")
         base = base if base.isidentifier() and not iskeyword(base) else f"_{base}"
         names = (base if i == 0 else f"{base}_{i}" for i in itertools.count())
         name = next(name for name in names if name not in self._taken)
@@ -215,7 +218,7 @@ class ValueNames:
         if isinstance(value, Tensor) or (type(value) is StepNumber and self.known(value)):
             return self.name(value)
         if type(value) is dict:
-            items = [f"{key!r}: {self.result(each)}" for key, each in value.items()]
+            items = [f"{self.name(key)}: {self.result(each)}" for key, each in value.items()]
             return f"{{{', '.join(items)}}}"
         if type(value) is list:
             return f"[{', '.join(map(self.result, value))}]"
@@ -264,19 +267,18 @@ class ValueNames:
             called = self.constant(function, name)
         return f"{called}({', '.join(arguments)})"
 
-    def comments(self) -> list[str]:
-        """Return comment lines: parameters, and arrays and numbers of unknown origin."""
-        lines = []
+    def comments(self) -> Iterator[str]:
+        """List comment lines: parameters, and arrays and numbers of unknown origin."""
         for name, value in self.space.items():
             if isinstance(value, list):
                 labels = [self._labels.get(id(p._data), "(no name)") for p in value]
-                lines.append(f"# {name}: {', '.join(labels)}")
+                yield f"# {name}: {repr(', '.join(labels))[1:-1]}"  # a name may have line ends
             elif name.startswith(f"{MARK}c"):
-                lines.append(f"# An array of no parameter and no argument: {name}, {value.shape}")
+                yield f"# An array of no parameter and no argument: {name}, {value.shape}"
         usual = self.surroundings.numbers | self._sizes
         numbers = [repr(number) for number in self._literals if number not in usual]
-        text = f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
-        return [*lines, text] if numbers else lines
+        if numbers:
+            yield f"# Numbers that this step has computed in Python: {', '.join(numbers)}"
 
 
 def is_named_tuple(value: Any) -> bool:

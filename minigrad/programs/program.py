@@ -74,9 +74,8 @@ class Program:
             for text in names.comments()
             if new.keys() >= {*_VALUE.findall(text)}
         ]
-        used = {name for text in self.texts for name in _WORD.findall(text)}
-        named = {new.get(name, name): value for name, value in names.space.items()}
-        self._constants = {name: value for name, value in named.items() if name in used}
+        # A constant of a dropped line keeps its old name, which another one may have got.
+        self._constants = {new[name]: x for name, x in names.space.items() if name in new}
         self.surroundings.leave_out(self._constants.values())
         self.namespace = {name.strip(MARK): value for name, value in self._constants.items()}
         body = [*comments, *self._body([line.section for line in kept])]

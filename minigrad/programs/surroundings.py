@@ -30,7 +30,7 @@ from enum import Enum
 from functools import cached_property, partial, partialmethod
 from importlib.util import resolve_name
 from inspect import iscode
-from itertools import chain
+from itertools import chain, count
 from operator import attrgetter, call, is_
 from types import (
     BuiltinMethodType,
@@ -186,23 +186,21 @@ class Surroundings:
         """Return whether the tensors still have the same memory."""
         return are_same([tensor._data for tensor in self._found], self._arrays)
 
-    def changes(self) -> list[str]:
-        """Return the paths of the values that have changed."""
-        changed = []
+    def changes(self) -> Iterator[str]:
+        """List the paths of the values that have changed."""
         for (path, names), read, before in zip(self._paths, self._reads, self._values, strict=True):
             now = list(read())
             if len(now) == len(before) == len(names):
                 values = zip(names, now, before, strict=True)
-                changed += [_joined(path, name) for name, a, b in values if not _is_equal(a, b)]
+                yield from (_joined(path, name) for name, a, b in values if not _is_equal(a, b))
             elif not are_same(now, before):
-                changed.append(path)
+                yield path
         for (path, _), now, before in zip(self._owners, self._dicts, self._attributes, strict=True):
             if [*now] != before:
-                changed += [_joined(path, name) for name in {*now} ^ {*before} or {*now}]
+                yield from (_joined(path, name) for name in {*now} ^ {*before} or {*now})
         states = zip(self.tensors.items(), self._arrays, self._nodes, strict=True)
-        changed += [path for (path, t), x, n in states if t._data is not x or t.node is not n]
-        plain = self._plain.items()
-        return changed + [path for path, x in plain if x.tobytes() != self._bytes[path]]
+        yield from (path for (path, t), x, n in states if t._data is not x or t.node is not n)
+        yield from (path for path, x in self._plain.items() if x.tobytes() != self._bytes[path])
 
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the settings of optimisers, schedulers and averages, and states of generators.
@@ -216,14 +214,12 @@ class Surroundings:
             states += states_of_global_generators()
         return settings, states
 
-    def iterators(self) -> list[str]:
-        """Return the paths of the iterators that the functions use."""
-        named = [(path, re.sub(r"(\.\d+)+$", "", path).split(".")) for path in self._iterators]
-        return [
-            path
-            for path, names in named
-            if names[-1] in self._words or _ARGUMENTS.intersection(names[-2:])
-        ]
+    def iterators(self) -> Iterator[str]:
+        """List the paths of the iterators that the functions use."""
+        for path in self._iterators:
+            names = re.sub(r"(\.\d+)+$", "", path).split(".")
+            if names[-1] in self._words or _ARGUMENTS.intersection(names[-2:]):
+                yield path
 
     def written(self) -> list[str]:
         """Return the paths of plain arrays that were written to since the recording began."""
@@ -411,7 +407,8 @@ class Surroundings:
             return
         self.functions.append(function)
         self._scopes.append((path, function))
-        self._enter(path, ("code", "defaults", "kwdefaults"), partial(_parts, function))
+        parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+        self._enter(path, ("code", "defaults", "kwdefaults"), partial(parts, function))
         code, cells = function.__code__, function.__closure__ or ()
         self._enter("", code.co_freevars, partial(map, _value_in, cells))
         read = set()
@@ -450,27 +447,22 @@ def _settings_of(value: Settable) -> Any:
     return groups, id(value.state), value.state
 
 
-def _named_settings(value: Settable, words: set[str]) -> list[tuple[str, Any]]:
+def _named_settings(value: Settable, words: set[str]) -> Iterator[tuple[str, Any]]:
     """List the settings that a program reads again, and that the code of the step names too."""
     if isinstance(value, Optimizer):
-        groups = enumerate(value.param_groups)
-        found = [
-            (f"param_groups.{i}.{k}", group[k])
-            for i, group in groups
-            for k in sorted(group.keys() & words - {"params"})
-        ]
+        for i, group in enumerate(value.param_groups):
+            for name in sorted(group.keys() & words - {"params"}):
+                yield f"param_groups.{i}.{name}", group[name]
         if "state" in words:
+            yield "state", value.state
             states = chain.from_iterable(state.items() for state in value.state.values())
-            found += [("state", value.state)]
-            found += [(f"state.{k}", x) for k, x in states if isinstance(x, np.ndarray)]
-        return found
-    if isinstance(value, EMA):
-        if "averages" not in words:
-            return []
-        named = {f"averages.{name}": average for name, average in value.averages.items()}
-        return [("averages", value.averages), *named.items()]
-    rates = value.get_last_lr() if "get_last_lr" in words else ()
-    return [("get_last_lr()", rate) for rate in rates]
+            yield from ((f"state.{name}", x) for name, x in states if isinstance(x, np.ndarray))
+    elif isinstance(value, EMA):
+        if "averages" in words:
+            yield "averages", value.averages
+            yield from ((f"averages.{name}", x) for name, x in value.averages.items())
+    elif "get_last_lr" in words:
+        yield from (("get_last_lr()", rate) for rate in value.get_last_lr())
 
 
 def _is_equal(a: Any, b: Any) -> bool:
@@ -492,9 +484,6 @@ def _value_in(cell: Any) -> Any:
         return None
 
 
-_parts = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-
-
 def _groups_and_members(optimizer: Optimizer) -> Iterator[Any]:
     return chain.from_iterable((group, *group["params"]) for group in optimizer.param_groups)
 
@@ -504,7 +493,8 @@ def _joined(path: str, name: Any) -> str:
 
 
 def _unused(path: str, known: Mapping[str, Any]) -> str:
-    return f"{path}_{len(known)}" if path in known else path
+    names = chain([path], (f"{path}_{i}" for i in count(len(known))))
+    return next(name for name in names if name not in known)
 
 
 def codes(function: Any) -> Sequence[Any]:

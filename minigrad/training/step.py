@@ -221,7 +221,7 @@ class TrainingStep:
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
         """Add the sums and the facts of this rank to those of the others, in one message."""
         ranks = self._world
-        marks = {"random numbers": sum(self._streams.keys), "data": self._mark_of_data}
+        marks = {"random numbers": sum(self._streams.keys.values()), "data": self._mark_of_data}
         own_marks = [float(mark % 2**53) for mark in marks.values()]
         # The table has a row per micro-batch, which is 0 on ranks that do not have it.
         zeros = np.zeros((count, 3 + len(marks)))

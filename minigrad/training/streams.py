@@ -26,20 +26,19 @@ class Streams:
         generators: the generators that a step may draw from. The default generator is restarted at
             its first draw, because most steps do not draw. The others are restarted at once,
             because the library does not see it when a module draws from them directly.
-        keys: the key of each state in this step; generators may share one.
+        keys: the key of each bit generator in this step; generators may share one.
         is_shared: whether several ranks share the step, so that no other generator may be used.
     """
 
     def __init__(self) -> None:
         self.generators: Sequence[np.random.Generator] = ()
-        self.keys: list[int] = []
+        self.keys: dict[Any, int] = {}
         self.is_shared = False
 
     def __enter__(self) -> Streams:
-        every = [generator.bit_generator for generator in self.generators]
-        self._bits: list[Any] = [*{id(bits): bits for bits in every}.values()]  # two may share one
-        self.keys = [int(bits.random_raw()) for bits in self._bits]
-        self._states: dict[int, Any] = {}  # states of restarted generators, from before the restart
+        every = dict.fromkeys(generator.bit_generator for generator in self.generators)
+        self.keys = {bits: int(bits.random_raw()) for bits in every}
+        self._states: dict[Any, Any] = {}  # states of restarted generators, from before the restart
         self._default = random.generator().bit_generator
         if self.is_shared:
             random.draw_only_from(self.generators)
@@ -48,17 +47,17 @@ class Streams:
 
     def begin(self, micro_batch: int) -> None:
         """Begin the random numbers of a micro-batch of this step."""
-        for number, bits in enumerate(self._bits):
+        for bits in self.keys:
             if bits is self._default:
-                random.before_next_draw(partial(self._restart, number, micro_batch))
+                random.before_next_draw(partial(self._restart, bits, micro_batch))
             else:
-                self._restart(number, micro_batch)
+                self._restart(bits, micro_batch)
 
     def __exit__(self, error: object, *_: object) -> None:
         random.before_next_draw(None)
         random.draw_only_from(None)
-        for number, state in self._states.items():
-            self._bits[number].state = state
+        for bits, state in self._states.items():
+            bits.state = state
         if (
             self.is_shared
             and error is None
@@ -70,11 +69,10 @@ class Streams:
                 "and dropout do, or from a numpy.random.Generator that is an attribute of a module"
             )
 
-    def _restart(self, number: int, micro_batch: int) -> None:
+    def _restart(self, bits: Any, micro_batch: int) -> None:
         """Set a generator to the state that follows from its key and a micro-batch."""
-        bits, key = self._bits[number], self.keys[number]
-        before = bits.state
-        self._states.setdefault(number, before)
+        before, key = bits.state, self.keys[bits]
+        self._states.setdefault(bits, before)
         if type(bits) is np.random.PCG64:  # the usual kind; making a new object is 10 times slower
             digest = blake2b(b"%d %d" % (key, micro_batch), digest_size=16).digest()
             inner = {**before["state"], "state": int.from_bytes(digest, "little")}

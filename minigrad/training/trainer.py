@@ -239,7 +239,7 @@ class Trainer(TrainingStep):
                 shown=self.progress and self._world.is_first,
                 in_files=True, delay=0.0, dynamic_ncols=True,
             ) as bar:  # fmt: skip
-                is_stopped = self._epoch(data, held_out, bar, last)
+                is_stopped = False
                 while not is_stopped and (
                     len(self.history.steps) < last or self._has_only_the_end_left(data)
                 ):
@@ -677,7 +677,7 @@ class Trainer(TrainingStep):
         """
         own = [random.generator(), *([self.rng] if self.rng is not None and of_order else [])]
         own += generators_in(self.model)
-        return list({id(generator): generator for generator in own}.values())
+        return list(dict.fromkeys(own))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, from which `load` resumes the run. Only rank 0 writes.

@@ -20,7 +20,7 @@ from minigrad.transforms.function_call import (
     Function,
     Run,
     as_like,
-    checked_argnums,
+    check_argnums,
     described,
     unit,
 )
@@ -85,14 +85,7 @@ def gradient(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Functi
     Raises:
         TypeError, ValueError, RuntimeError: as in `value_and_grad`.
     """
-    both = _value_and_grad("gradient", f, argnums, has_aux)
-
-    def transformed(*args: Any, **kwargs: Any) -> Any:
-        """Return the gradient of the named function, or `(gradient, aux)` with `has_aux`."""
-        value, gradient = both(*args, **kwargs)
-        return (gradient, value[1]) if has_aux else gradient
-
-    return _named(transformed, "gradient", f)
+    return _named(_gradient("gradient", f, argnums, has_aux), "gradient", f)
 
 
 def vjp(f: Function, *primals: Any) -> ValueAndPullback:
@@ -168,13 +161,11 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
         TypeError, RuntimeError: as in `jvp`.
         ValueError: as in `jvp`, or if f returns more than one element.
     """
-    several = type(primals) in (tuple, list)
-    gradients_of_f = _gradients_of("hvp", f, range(len(primals)) if several else range(1))
-    call, vs = _paired("hvp", gradients_of_f, primals, tangents)
+    argnums = range(len(primals)) if type(primals) in (tuple, list) else 0
+    call, vs = _paired("hvp", _gradient("hvp", f, argnums), primals, tangents)
     run = Run(call, [[v] for v in vs])
     gradients, _ = run.results()
-    products = call.arranged([run.pushed(gradient)[0] for gradient in gradients])
-    return products if several else products[0]
+    return call.arranged([run.pushed(gradient)[0] for gradient in gradients])
 
 
 def jacobian(f: Function, argnums: Argnums = 0) -> Function:
@@ -209,7 +200,7 @@ def jacfwd(f: Function, argnums: Argnums = 0) -> Function:
 
 
 def _jacobian(name: str, f: Function, argnums: Argnums) -> Function:
-    checked_argnums(name, argnums)
+    check_argnums(name, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         """Return the Jacobian of the named function: its results' structure, then argnums'."""
@@ -283,19 +274,19 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
         TypeError, ValueError: as in `value_and_grad`.
         RuntimeError: as in `jacobian`.
     """
-    gradients_of_f = _gradients_of("hessian", f, argnums)
+    gradient_of_f = _gradient("hessian", f, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         """Return the Hessian of the named function: argnums' structure, twice."""
-        call = Call("hessian", gradients_of_f, argnums, args, kwargs)
+        call = Call("hessian", gradient_of_f, argnums, args, kwargs)
         blocks, _ = _columns(call)
         return call.arranged([call.arranged(of_one) for of_one in blocks])
 
     return _named(transformed, "hessian", f)
 
 
-def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:
-    checked_argnums(name, argnums)
+def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool) -> Function:
+    check_argnums(name, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> ValueAndGrad:
         """Return ValueAndGrad(value, gradient) of the named function, or ((value, aux), gradient).
@@ -327,10 +318,15 @@ def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = Fa
     return transformed
 
 
-def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
-    """Return a function of f's arguments that returns the tuple of gradients."""
-    both = _value_and_grad(name, f, checked_argnums(name, argnums))
-    return lambda *args, **kwargs: both(*args, **kwargs)[1]
+def _gradient(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:
+    both = _value_and_grad(name, f, argnums, has_aux)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        """Return the gradient of the named function, or `(gradient, aux)` with `has_aux`."""
+        value, gradient = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return transformed
 
 
 def _named(transformed: Function, name: str, f: Function) -> Function:
@@ -355,5 +351,5 @@ def _paired(name: str, f: Function, primals: Any, tangents: Any) -> tuple[Call, 
         raise ValueError(f"{name}: there are no primals; write {name}(f, x, v)")
     if len(primals) != len(tangents):
         raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
-    call = Call(name, f, range(len(primals)), primals)
+    call = Call(name, f, range(len(primals)) if several else 0, primals)
     return call, call.tangents(tangents)

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -229,7 +229,7 @@ class _Derivative:
         """Return the derivative along the tangents of some inputs; None means zero."""
         own = self._op.own_jvp if self._unwatched else None
         if own is None:
-            terms = self._terms(tangents)
+            terms = [*self._terms(tangents)]
         else:
             moves = [None if v is None else v._data for v in map(tangents.get, self._vjps)]
             is_moving = any(v is not None for v in moves)
@@ -245,10 +245,9 @@ class _Derivative:
             return total if same else total.astype(self._result.dtype)
         return Tensor.at(np.asarray(total, self._result.dtype), None)
 
-    def _terms(self, tangents: Mapping[int, Tensor | None]) -> list[Any]:
-        """Return a list of arrays or Tensors whose sum is the derivative; empty if it is zero."""
+    def _terms(self, tangents: Mapping[int, Tensor | None]) -> Iterator[Any]:
+        """List arrays or Tensors whose sum is the derivative: none if it is zero."""
         op = self._op
-        terms: list[Any] = []
         transposed: dict[int, Any] = {}
         for i, tangent in tangents.items():
             if tangent is None:
@@ -261,24 +260,23 @@ class _Derivative:
                         v = spread(v, self._result.shape)
                     except ValueError as error:
                         raise self._wrong_shape(v.shape) from error
-                terms += self._pulled_back(v, [i])
+                yield from self._pulled_back(v, [i])
             elif not op.takes_sequence and op.parameters[i] in op.linear:
                 without_bias = [
                     None if j in op.vjp_of and not op.is_required(j) else value
                     for j, value in enumerate(self._values)
                 ]
                 without_bias[i] = v
-                terms.append(self._called(without_bias))
+                yield self._called(without_bias)
             else:
                 transposed[i] = v
         if transposed and op.takes_sequence and op.linear:
             elements, *options = self._values
             zeros = [np.zeros(x.shape, self._result.dtype) for x in elements]
             given = [transposed.get(i, zero) for i, zero in enumerate(zeros)]
-            terms.append(self._called([given, *options]))
+            yield self._called([given, *options])
         elif transposed:
-            terms += self._by_transposition(transposed)
-        return terms
+            yield from self._by_transposition(transposed)
 
     def _wrong_shape(self, shape: tuple[int, ...]) -> ValueError:
         return ValueError(

@@ -229,8 +229,8 @@ def unit(x: Tensor, i: int) -> Tensor:
     return Tensor(v)
 
 
-def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
-    """Return `argnums` as a sequence of ints.
+def check_argnums(name: str, argnums: Any) -> None:
+    """Raise a TypeError unless `argnums` is an int or a sequence of ints.
 
     A Tensor here is usually meant as an argument of f; the error message shows the right call.
     """
@@ -240,7 +240,6 @@ def checked_argnums(name: str, argnums: Any) -> Sequence[int]:
             f"{name}: argnums is an int or a tuple of ints, not {shown(argnums)}; the result is a "
             f"function, as in {name}(f)(x)"
         )
-    return numbers
 
 
 def as_like(tensors: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[Tensor]:

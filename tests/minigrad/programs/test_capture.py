@@ -656,6 +656,101 @@ def test_names_of_arguments_and_parameters_never_clash_with_those_of_values():
     assert "matmul(g1_0, v1)" in captured.source
 
 
+def test_a_constant_of_a_line_that_is_left_out_does_not_replace_another():
+    """The arguments have the first names of constants, so the first constant gets the fourth."""
+    ones, fives = (np.full(3, value, np.float32) for value in (1, 5))
+    weight = nn.Parameter(np.zeros(3, np.float32))
+    sgd = optim.SGD([weight], lr=0.1)
+
+    @mg.capture
+    def step(c1, c2, c3):
+        y = mg.add(c1, ones)
+        mg.add(c2, fives)  # nothing uses it
+        sgd.zero_grad()
+        learn(sgd, mg.mse(weight, y))
+        return y
+
+    for _ in range(4):
+        assert_array_equal(step(*[mg.zeros(3) for _ in range(3)]).numpy(), ones)
+    assert step.programs
+
+
+@pytest.mark.parametrize(
+    "key", ["σ²", "µ", "½", "ﬁ", "௰", "कि", "a\u0301", "", "class", "_", "a\nb", "a\rb", "'\0\\"]
+)
+def test_names_may_have_any_letters(key):
+    """Python reads µ, the micro sign, as the Greek letter, and a superscript is no identifier.
+
+    Comments have names as they are, in one line.
+    """
+
+    class Scale(nn.Module):
+        def __init__(self):
+            self.factors = {key: nn.Parameter(np.ones(4, np.float32))}
+
+        def forward(self, x):
+            return x[key] * self.factors[key]
+
+    def make():
+        model = Scale()
+        return training_step(model, optim.SGD(model.parameters(), lr=0.1)), [*model.parameters()]
+
+    check_same(make, lambda i: ({key: batch(i)[0]}, batch(i + 50)[0]))
+
+
+def test_an_argument_may_have_the_name_of_values_that_are_not_used():
+    """The program does not use the gradient of an argument, which layer_norm's VJP returns too."""
+
+    def make():
+        norm, linear = nn.LayerNorm(4), network()
+        sgd = optim.SGD([*norm.parameters(), *linear.parameters()], lr=0.1)
+
+        def step(_, y):
+            sgd.zero_grad()
+            loss = mg.mse(linear(_), y) + mg.mse(norm(_), _ + 1)
+            return learn(sgd, loss)
+
+        return step, [*norm.parameters(), *linear.parameters()]
+
+    assert "(_, " in check_same(make).source
+
+
+class Split(enum.StrEnum):
+    TRAIN = "train"
+
+
+@pytest.mark.parametrize("key", [Split.TRAIN, (1, Split.TRAIN), np.int64(3), math.nan, None, "a"])
+def test_a_result_may_have_keys_without_a_literal(key):
+    model = network()
+    plain = training_step(model, optim.SGD(model.parameters(), lr=0.1))
+    step = mg.capture(lambda x, y: {key: plain(x, y)})
+    for i in range(4):
+        assert list(step(*batch(i))) == [key]
+    assert len(step.programs) == 1
+
+
+@mg.op
+def program(x):
+    return 2 * x
+
+
+program.vjp("x", lambda g: 2 * g)
+
+
+def test_an_op_may_have_the_name_of_the_function():
+    def make():
+        model = network()
+        adam = optim.Adam(model.parameters(), lr=0.1)
+
+        def step(x, y):
+            adam.zero_grad()
+            return learn(adam, mg.mse(program(model(x)), y))
+
+        return step, [*model.parameters()]
+
+    assert "program_1(" in check_same(make).source
+
+
 @mg.op
 def doubles(x):
     """As numpy promotes: float32 times a float64 is float64."""

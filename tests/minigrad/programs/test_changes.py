@@ -367,6 +367,32 @@ def test_a_hook_is_refused():
         step(*training.batches[0])
 
 
+@pytest.mark.parametrize("changed", range(3))
+def test_arrays_of_one_name_and_one_with_a_similar_name_are_all_compared(changed):
+    """The second `w` would be called w_2, which is another array."""
+
+    def scaling(w):
+        return lambda x: x * float(w[0])
+
+    arrays = [np.ones(3, np.float32) for _ in range(3)]
+    (w_2, *others), p = arrays, nn.Parameter(np.ones(3, np.float32))
+    x_scaled, y_scaled = map(scaling, others)
+    sgd = optim.SGD([p], lr=0.0)
+
+    @mg.capture
+    def step(x):
+        sgd.zero_grad()
+        y = y_scaled(x_scaled(p * x * float(w_2[0])))
+        y.sum().backward()
+        sgd.step()
+        return y
+
+    for _ in range(3):
+        step(mg.ones(3))
+    arrays[changed][:] = 2
+    assert step(mg.ones(3)).tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_an_array_that_the_step_writes_to_is_refused(size):
     counts, seen = np.zeros(size, np.float32), mg.zeros(size)
