@@ -383,6 +383,7 @@ def draw_curves(axes: Axes, result: Result, of: Callable[..., float], form: str)
         overlaps = np.maximum(0.05 - np.diff(heights), 0) / 2
         heights[:-1] -= overlaps
         heights[1:] += overlaps
+        heights[0] = max(heights[0], 0.03)  # above the numbers of the axis
     for height, (_, text, gigabits) in zip(heights, ends, strict=True):
         where = axes.transAxes
         axes.text(1.02, height, text, color=COLORS[gigabits], va="center", transform=where)
