@@ -256,7 +256,7 @@ def predicted(ids: Ids, counts: NDArray[np.bool_], lengths: Lengths) -> tuple[Id
         )
     inputs, targets, marks = ids[:, :-1], ids[:, 1:], counts[:, 1:]
     if lengths is not None:
-        if np.shape(ids) != (1, sum(lengths)) or min(lengths) < 1:
+        if np.shape(ids) != (1, sum(lengths)) or min(lengths, default=0) < 1:
             raise ValueError(f"ids are one row with texts of lengths {lengths}, not {shown(ids)}")
         ends = np.cumsum(lengths)
         inputs = np.delete(ids, ends - 1, 1)

@@ -106,6 +106,7 @@ class LanguageModel(Module):
         Errors are those of `forward`; a ValueError is also raised if the shapes differ, or `ids`
         is not one row with texts of these lengths.
         """
+        lengths = None if lengths is None else [*map(int, lengths)]  # also of an array
         inputs, rows, target, count = observed(predicted, ids, counted, lengths)
         read = [n - 1 for n in lengths or () if n > 1] or None
         x = self.model(inputs, checkpointing=self.checkpointing, lengths=read)

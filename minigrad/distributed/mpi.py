@@ -175,7 +175,10 @@ class MPIWorld(World):
         step = _PIECE // len(transfers) + 1
         for first in range(0, max(len(content) for _, content, _ in transfers), step):
             pieces = [(start, content[first:][:step], rank) for start, content, rank in transfers]
-            requests = [(start(piece, rank), len(piece)) for start, piece, rank in pieces]
+            # Another rank sends no empty piece after its last one, and receives none.
+            requests = [
+                (start(piece, rank), len(piece)) for start, piece, rank in pieces if len(piece)
+            ]
             for request, size in requests:
                 # MPI moves some of the bytes at each check, so sleep would make a transfer slow.
                 self._wait(request, _SPIN + size / _SLOWEST)

@@ -228,6 +228,19 @@ def test_texts_behind_each_other_in_one_row_are_those_of_a_padded_batch(
         np.testing.assert_allclose(packed, padded, rtol=1e-4, atol=1e-6)
 
 
+def test_lengths_may_be_an_array(model, rng):
+    ids, counted = ids_of(model, rng, 1, 7), np.ones((1, 7), bool)
+    (loss, count), (expected, _) = (
+        model.loss(ids, counted, lengths) for lengths in (np.array([3, 4]), [3, 4])
+    )
+    assert (loss.item(), count) == (expected.item(), 5)
+
+
+def test_a_row_without_texts_is_refused(model):
+    with pytest.raises(ValueError, match=r"one row with texts of lengths \[\], not .*\(1, 0\)"):
+        model.loss(np.zeros((1, 0), np.int64), np.zeros((1, 0), bool), [])
+
+
 @pytest.mark.parametrize("lengths", [[3], [4, 4], [7, 0], [8, -1]])
 def test_lengths_that_do_not_divide_the_row_are_refused(model, rng, lengths):
     ids = ids_of(model, rng, 1, 7)

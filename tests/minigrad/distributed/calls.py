@@ -207,6 +207,8 @@ if __name__ == "__main__":
         sum_of(count)
         sum_with_none(count)
     sums(5, lambda item: [np.random.default_rng(item).random((1000, 1000), np.float32)] * 2)
+    # On three ranks, one pair needs a piece more than another pair for its bytes.
+    sums(5, lambda item: [np.random.default_rng(item).random(98_257, np.float32)])
     if size > 1:
         other_calls()
         children()
