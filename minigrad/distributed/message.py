@@ -103,9 +103,9 @@ class Share:
         self.size = _aligned(self.size)
 
     def cut(self, arrays: Sequence[Array | None]) -> list[Array | None]:
-        """Return the segments of arrays."""
+        """Return the segments of arrays of one axis."""
         found = ((arrays[i], numbers) for i, numbers, _ in self.segments)
-        return [None if array is None else array.reshape(-1)[numbers] for array, numbers in found]
+        return [None if array is None else array[numbers] for array, numbers in found]
 
     def packed(self, segments: Sequence[Array | None]) -> Array:
         """Return the bytes of segments."""

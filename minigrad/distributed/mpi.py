@@ -255,10 +255,12 @@ class MPIWorld(World):
         with self._together():
             self._rendezvous(f"a sum of {count} lists of {size} bytes")
             with self._sending():
-                sent = [
-                    [share.packed(share.cut(own[part])) for part in parts_of[self.rank]]
-                    for share in shares
+                # Flat arrays once for all shares: this may be a copy.
+                lists = [
+                    [None if array is None else array.reshape(-1) for array in own[part]]
+                    for part in parts_of[self.rank]
                 ]
+                sent = [[share.packed(share.cut(each)) for each in lists] for share in shares]
                 contents = self._exchange(
                     [np.array(each, np.uint8).reshape(-1) for each in sent],
                     [mine.size * len(each) for each in parts_of],

@@ -219,7 +219,7 @@ class TrainingStep:
     def _of_all(
         self, count: int, own: list[Part], sums: list[Arrays], facts: list[Any]
     ) -> tuple[Arrays, list[float], list[MicroBatchFacts]]:
-        """Add the sums and the facts of this rank to those of the others, in one message."""
+        """Add the sums and the facts of this rank to those of the others, in one call."""
         ranks = self._world
         marks = {"random numbers": sum(self._streams.keys.values()), "data": self._mark_of_data}
         own_marks = [float(mark % 2**53) for mark in marks.values()]
