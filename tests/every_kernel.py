@@ -28,6 +28,7 @@ from minigrad.kernels import launch, threads, warmup
 from minigrad.kernels.bfloat16 import BFloat16Matrix
 from minigrad.kernels.elementwise import add_rows, where
 from minigrad.kernels.gemm import dispatch, matmul, prepacked
+from minigrad.kernels.gemm.products import write_addresses
 from minigrad.kernels.launch import KERNELS
 from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.optim import EMA, SGD, Adagrad, Adam, RMSprop
@@ -99,10 +100,18 @@ def products(dtype):
         matrix = kind(weight)
         return [matrix.T.matmul(x) for x in xs] + [matrix.matmul(weight.T[:3, :70])]
 
+    def on_matrix_unit():
+        x, y = draws(dtype, (256, 256), (256, 256))
+        plan = dispatch.PRODUCTS[x.dtype].plans_of(True)[False].copy()
+        write_addresses[x.dtype].alone(x[0], plan)
+        return [matmul(x, y)]
+
     found = {name: lambda s=s: product(*draws(dtype, *s)) for name, s in shapes.items()}
     x, y = draws(dtype, (70, 90), (90, 75))
     found["bias"] = lambda: [matmul(x, y, bias=y[0])]
     found["kept panels"] = with_prepacked
+    if np.dtype(dtype) in write_addresses:
+        found["matrix unit"] = on_matrix_unit
     images, filters = draws(dtype, (2, 8, 5, 6), (20, 8, 3, 3))
     found["convolution with many filters"] = lambda: [mg.conv2d(images, filters, padding=1)]
     for name, kind in (("NF4", NF4Matrix.of), ("bfloat16", BFloat16Matrix.of)):

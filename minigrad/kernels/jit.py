@@ -83,17 +83,11 @@ def jit(*, fastmath: Iterable[str] = (), inline: str = "never") -> Callable[[F],
     return decorate
 
 
-def external(
-    *, fastmath: Iterable[str] = (), only: Callable[..., bool] | None = None
-) -> Callable[[F], F]:
-    """Decorate a long function, which is compiled once and called through a symbol.
-
-    `only` says of the types of arguments whether the function is needed: if not, it is not
-    compiled, and a call does nothing.
-    """
+def external(*, fastmath: Iterable[str] = ()) -> Callable[[F], F]:
+    """Decorate a long function, which is compiled once and called through a symbol."""
 
     def decorate(function: F) -> F:
-        return cast(F, External(function, fastmath, only).intrinsic) if JIT_ENABLED else function
+        return cast(F, External(function, fastmath).intrinsic) if JIT_ENABLED else function
 
     return decorate
 
@@ -161,19 +155,12 @@ class External:
         files: the files of the machine code.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        fastmath: Iterable[str] = (),
-        only: Callable[..., bool] | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], fastmath: Iterable[str] = ()) -> None:
         self._dispatcher = dispatcher(function, fastmath)
         self.files: cache.KernelCache = self._dispatcher._cache
 
         def typed(_typing: Any, *given: Any) -> Any:
             kinds = tuple(map(types.unliteral, given))
-            if only is not None and not only(*kinds):
-                return types.void(*kinds), lambda context, *_: context.get_dummy_value()
             symbol = self.symbol(kinds)
             result = cache.SYMBOLS[symbol].signature.return_type
 
@@ -199,6 +186,35 @@ EXTERNALS: dict[Any, External] = {}
 """The external functions, by their `intrinsic`, which compiled code calls."""
 
 
+@intrinsic
+def address_for(_typing: Any, function: Any, arguments: Any) -> Any:
+    """Return the address of an external function for a tuple of arguments of these types."""
+    kinds = tuple(map(types.unliteral, arguments))
+    symbol = EXTERNALS[function.typing_key].symbol(kinds)
+
+    def emit(context: Any, builder: Any, _signature: Any, _values: Any) -> Any:
+        return emit_address(context, builder, symbol, types.none, kinds)
+
+    return types.intp(function, arguments), emit
+
+
+@intrinsic
+def call_at(_typing: Any, address: Any, arguments: Any) -> Any:
+    """Call the external function at an address, which returns nothing, with a tuple of arguments.
+
+    Unlike a call through a symbol, this does not need the function before the address is known.
+    """
+    kinds = tuple(map(types.unliteral, arguments))
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        address, packed = values
+        given = emit_unpacked(context, builder, packed, arguments, kinds)
+        emit_call(context, builder, address, types.none, kinds, given)
+        return context.get_dummy_value()
+
+    return types.none(types.intp, arguments), emit
+
+
 def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: Any) -> Any:
     """Emit the address of the function with a symbol; the linker fills in the address."""
     kind = context.call_conv.get_function_type(result, kinds)
@@ -222,6 +238,12 @@ def emit_call(
         else:
             builder.store(WORD(1), failed)
     return value
+
+
+def emit_unpacked(context: Any, builder: Any, packed: Any, given: Any, kinds: Any) -> list[Any]:
+    """Emit the values of a tuple, each converted from its type in `given` to the one in `kinds`."""
+    values = cgutils.unpack_tuple(builder, packed)
+    return [context.cast(builder, *each) for each in zip(values, given, kinds, strict=True)]
 
 
 def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:

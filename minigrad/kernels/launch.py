@@ -48,6 +48,7 @@ from minigrad.kernels.jit import (
     dispatcher,
     emit_address,
     emit_call,
+    emit_unpacked,
     intrinsic,
     intrinsic_of,
     jit,
@@ -159,8 +160,7 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         launcher_at, count, _, packed = values
-        unpacked = cgutils.unpack_tuple(builder, packed)
-        given = [*map(partial(context.cast, builder), unpacked, arguments, kinds)]
+        given = emit_unpacked(context, builder, packed, arguments, kinds)
         code = emit_address(context, builder, symbol, types.none, every)
         with builder.if_else(builder.icmp_signed("==", launcher_at, WORD(0))) as (alone, shared):
             with alone, cgutils.for_range(builder, count) as loop:

@@ -71,13 +71,16 @@ def block_sizes(itemsize: int) -> list[int]:
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)
     near = level2 // 8
-    return [*tile, MC, KC, NC, RUN, near, 0]
+    return [*tile, MC, KC, NC, RUN, near, 0, 0]
 
 
 def unit_block_sizes() -> list[int]:
-    """Return the sizes for products on the matrix unit, whose panels have SIDE rows or columns."""
+    """Return the sizes for products on the matrix unit, whose panels have SIDE rows or columns.
+
+    The addresses of the unit's functions, the last two, are left out.
+    """
     level2, level3 = cache_sizes()
     panel = UNIT_DEPTH // SIDE * BLOCK  # bytes
     MC = SIDE * max(1, level2 // 4 // panel)
     NC = SIDE * min(max(4, level3 // 8 // panel), 4096 // SIDE)
-    return [SIDE, SIDE, SIDE // 2, SIDE, MC, UNIT_DEPTH, NC, SIDE, level2 // 8, 1]
+    return [SIDE, SIDE, SIDE // 2, SIDE, MC, UNIT_DEPTH, NC, SIDE, level2 // 8, 0, 0]

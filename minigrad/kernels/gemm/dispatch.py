@@ -21,7 +21,7 @@ that the number of threads cannot change a bit. For a matrix that is multiplied 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -249,7 +249,6 @@ class Products:
         tile: the shape of the register tile.
         plans: two plans for a single product: to write it to `out`, and to add it to `out`.
         has_unit: whether a matrix unit can compute products of this dtype.
-        unit_plans: the plans for a product on the matrix unit.
         no_bias: the bias of a product without one.
     """
 
@@ -259,7 +258,6 @@ class Products:
         self._plan = lru_cache(PLANS)(self._new_plan)
         self.plans = [self._plan(add, 1, ()) for add in (False, True)]
         self.has_unit = dtype == SINGLE and is_available()
-        self.unit_plans = [self._plan(add, 1, (), True) for add in (False, True)]
         self.no_bias = nothing(dtype)
         self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
@@ -269,7 +267,10 @@ class Products:
         """Return a plan (see `products`): block sizes, and the positions of matrices in a batch."""
         sizes = unit_block_sizes() if unit else block_sizes(self._itemsize)
         head = [*sizes, int(add), count]
-        return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
+        plan = np.array([*head, *(number for axis in axes for number in axis)], np.int64)
+        if unit:
+            products.write_addresses[SINGLE].alone(self.no_bias, plan)
+        return plan
 
     def multiply(
         self, x: Array, y: Array, out: Array, add: bool, work: int, bias: Array | None = None
@@ -294,7 +295,11 @@ class Products:
 
     def plans_of(self, on_unit: bool) -> list[Array]:
         """Return the two plans of a product, on the matrix unit or not."""
-        return self.unit_plans if on_unit else self.plans
+        return self._unit_plans if on_unit else self.plans
+
+    @cached_property
+    def _unit_plans(self) -> list[Array]:
+        return [self._plan(add, 1, (), True) for add in (False, True)]
 
     def suits_unit(self, m: int, n: int, k: int) -> bool:
         """Return whether a product is faster on the matrix unit; on two threads, it may not be."""

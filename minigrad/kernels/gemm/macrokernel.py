@@ -33,7 +33,8 @@ A bias, and a second product with a small k, A2 B2, can be added while a strip o
 in LoRA this is the low-rank update. Otherwise each of the two would cost a pass over C.
 
 On a matrix unit, both operands are packed by `split_panels`, and `multiply_split` takes the place
-of the macro-kernel.
+of the macro-kernel. They are called at the addresses in a plan, because only a large product needs
+them: the first one compiles them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigrad.kernels.gemm.matrix_unit import multiply_split, panel_size, split_panels
+from minigrad.kernels.gemm.matrix_unit import panel_size
 from minigrad.kernels.gemm.microkernel import (
     CACHE_LINE,
     NO_BLOCK,
@@ -54,7 +55,7 @@ from minigrad.kernels.gemm.microkernel import (
     tile_packed,
 )
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack, pack_panels, part_of, transposed
-from minigrad.kernels.jit import external, jit
+from minigrad.kernels.jit import call_at, external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import MASKS_ARE_CHEAP, add_vector, keep_alive, load, store
 
@@ -140,7 +141,7 @@ def pack_columns(
     at = target + piece * group * bytes_of_panel(t, t.NR, depth)
     wide, block = min(group * t.NR, cols - j), part_of(b, 0, j)
     if t.split:
-        split_panels(t, transposed(block), wide, depth, True, at)
+        call_at(t.split, (t, transposed(block), wide, depth, True, at))
     else:
         pack_panels(t, block, wide, depth, at)
 
@@ -461,8 +462,9 @@ def multiply_piece(
             A = Panels(a.at, a.row, a.col, t.MR * a.row, False)
             if term.pack:
                 if t.split:
-                    split_panels(t, a, high, term.depth, False, packed_a)
-                    split_panels(t, part_of(more.a, i, 0), high, more.depth, False, packed_more)
+                    call_at(t.split, (t, a, high, term.depth, False, packed_a))
+                    a2 = part_of(more.a, i, 0)
+                    call_at(t.split, (t, a2, high, more.depth, False, packed_more))
                 else:
                     pack(t, a, high, term.depth, t.MR, t.AR, packed_a)
                 size = bytes_of_panel(t, t.AR, term.depth)
@@ -483,10 +485,12 @@ def multiply_piece(
                 B = Panels(at, B.across, B.along, B.next, B.packed)
                 corner = part_of(C, i, g * t.NR)
                 if t.split:
-                    multiply_split(
-                        t, high, wide, term.depth, A.at, at, more.depth, packed_more,
-                        more.B.at + g * more.B.next, corner, adds, scratch_tile, coming,
+                    b2 = more.B.at + g * more.B.next
+                    arguments = (
+                        t, high, wide, term.depth, A.at, at, more.depth, packed_more, b2, corner,
+                        adds, scratch_tile, coming,
                     )  # fmt: skip
+                    call_at(t.unit, arguments)
                 else:
                     macro_kernel(
                         t, high, wide, term.depth, A, B, corner, adds, True, scratch_tile, coming

@@ -110,11 +110,6 @@ def is_available() -> bool:
     return not ctypes.CDLL(None, use_errno=True).syscall(system_call, request_permission, tile_data)
 
 
-def _is_split(t: Any, *_: Any) -> bool:
-    """Return whether kernels whose block sizes have this type can use the matrix unit."""
-    return COMPILED and t.types[-1] == types.float32
-
-
 @jit(inline="always")
 def _blocks_of(depth: int) -> int:
     """Return how many blocks have `depth` steps of k; the last may have fewer than SIDE."""
@@ -201,7 +196,7 @@ def _copy_lines(source: int, source_row: int, target: int, target_row: int) -> N
         copy_vector(here + ROW, there + ROW, ONE)
 
 
-@external(only=_is_split)
+@external()
 def split_panels(
     t: BlockSizes, source: Matrix, rows: int, depth: int, of_b: bool, target: int
 ) -> None:
@@ -391,7 +386,7 @@ def _multiply_row(e: Emitter, a: Any, b: Any, steps: Any, target: Any) -> None:
         e.store(total, e.step(target, WORD(ROW), j))
 
 
-@external(only=_is_split)
+@external()
 def _multiply_numbers(t: BlockSizes, a: int, b: int, depth: int, target: int) -> None:
     """Do what `_tile` does, on vectors, for panels of which one contains numbers."""
     steps = _blocks_of(depth) * SIDE
@@ -426,7 +421,7 @@ def _write_rows(
     e.for_range(WORD(0), rows, 1, [source, target], write_row)
 
 
-@external(only=_is_split)
+@external()
 def _product(
     _t: BlockSizes, tall: bool, broad: bool, short: bool, a: int, b: int, blocks: int, a2: int,
     b2: int, blocks2: int, target: int, row: int, later: NextLines,
@@ -435,7 +430,7 @@ def _product(
     _tile(tall, broad, short, a, b, blocks, a2, b2, blocks2, target, row, later)
 
 
-@external(only=_is_split)
+@external()
 def _multiply_scaled(
     t: BlockSizes, high: int, wide: int, depth: int, a: int, b: int, C: Matrix, add: bool,
     scratch_tile: int,
@@ -453,7 +448,7 @@ def _multiply_scaled(
     _write_rows(scratch_tile, high, wide, C.at, C.row, add, factor, factor2)
 
 
-@external(only=_is_split)
+@external()
 def multiply_split(
     t: BlockSizes, rows: int, cols: int, depth: int, a: int, b: int, depth2: int, a2: int, b2: int,
     C: Matrix, add: bool, scratch_tile: int, coming: NextBlock,

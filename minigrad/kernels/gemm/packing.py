@@ -41,7 +41,8 @@ class BlockSizes(NamedTuple):
     NC: int  # columns of B packed at a time
     RUN: int  # steps of k that a tile adds up before it writes
     near: int  # bytes: a B of at most this size is read in place unless it has many columns
-    split: int  # 1 if blocks are packed for the matrix unit (`gemm.matrix_unit`), else 0
+    split: int  # 0, or the address of `split_panels`, which packs blocks for the matrix unit
+    unit: int  # the address of `multiply_split` if there is one of `split_panels`
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 

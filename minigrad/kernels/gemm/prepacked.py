@@ -33,7 +33,7 @@ from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.matrix_unit import BLOCK, SIDE
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.products import SIZES
+from minigrad.kernels.gemm.products import SPLIT
 from minigrad.kernels.jit import Array, nothing
 from minigrad.kernels.launch import kernel_for
 from minigrad.locks import renewed_in_child
@@ -133,7 +133,7 @@ class PrepackedMatrix:
 
 def packed_bytes(matrix: Array, plan: Array) -> int:
     """Return the bytes of the panels of a matrix `(k, n)`, and of one more cache line."""
-    (k, n), NR, KC, split = matrix.shape, plan[1], plan[5], plan[SIZES - 1]
+    (k, n), NR, KC, split = matrix.shape, plan[1], plan[5], plan[SPLIT]
     panel = -(-k // SIDE) * BLOCK + -(-k // KC) * CACHE_LINE if split else NR * k * matrix.itemsize
     return int(-(-n // NR) * panel + CACHE_LINE)
 

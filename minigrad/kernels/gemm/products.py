@@ -2,7 +2,7 @@
 
 A plan is one array of integers, because each further argument makes a call slower:
 
-    MR NR VL AR MC KC NC RUN near split          the sizes that `gemm.blocking` finds
+    MR NR VL AR MC KC NC RUN near split unit     the sizes that `gemm.blocking` finds, and addresses
     add                                          whether to add to what is there
     count                                        how many products, one after another in `out`
     length, step of x, step of y                 for each leading axis of a batch
@@ -31,15 +31,17 @@ from minigrad.kernels.gemm.macrokernel import (
     pack_columns,
     work_size,
 )
-from minigrad.kernels.gemm.microkernel import CACHE_LINE, first_line
+from minigrad.kernels.gemm.matrix_unit import COMPILED, multiply_split, split_panels
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, NO_BLOCK, first_line
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, part_of, transposed
-from minigrad.kernels.jit import Integers, Strided, Written, external, jit
+from minigrad.kernels.jit import SINGLE, Integers, Strided, Written, address_for, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import VECTOR, address_of, keep_alive
 
 ROWS_OF_A_PIECE = 48  # the least rows for which a thread packs all of B for itself
 ALIGNED_FROM = 32  # panels of B for which it pays to begin with a few columns
-SIZES = 10  # block sizes at the head of a plan
+SIZES = 11  # numbers at the head of a plan
+SPLIT, UNIT = SIZES - 2, SIZES - 1  # where the addresses of the matrix unit's functions are
 ADD, COUNT, HEADER = SIZES, SIZES + 1, SIZES + 2  # where the other parts of a plan are
 Bytes = Annotated[Written.D1, types.uint8]
 
@@ -49,7 +51,7 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8],
-        plan[9], array.itemsize, array.dtype.type(0),
+        plan[9], plan[10], array.itemsize, array.dtype.type(0),
     )  # fmt: skip
 
 
@@ -164,6 +166,17 @@ def gemm_batch(
     """Compute the products of `gemm`, where each thread computes complete products."""
     numbers = span(piece, pieces, plan[COUNT])
     multiply_run(0, 1, x, y, NO_BIAS, out, plan, numbers.start, numbers.stop)
+
+
+def _write_addresses(_piece: int, _pieces: int, number: Strided.D1, plan: Integers) -> None:
+    """Complete a plan for the matrix unit by the addresses of its functions."""
+    t, C = blocks_of(plan, number), Matrix(0, 0, 0)
+    plan[SPLIT] = address_for(split_panels, (t, C, 0, 0, False, 0))
+    plan[UNIT] = address_for(multiply_split, (t, 0, 0, 0, 0, 0, 0, 0, 0, C, False, 0, NO_BLOCK))
+
+
+write_addresses = for_each_dtype(SINGLE, threads=False)(_write_addresses) if COMPILED else {}
+"""The kernel that completes plans for the matrix unit, if the processor has one."""
 
 
 @for_each_dtype(shares=True)

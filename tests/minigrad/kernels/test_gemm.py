@@ -573,7 +573,7 @@ def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
     if caches is not None:
         monkeypatch.setattr(blocking, "cache_sizes", lambda: blocking.Caches(*caches))
     tile = tile_shape(itemsize)
-    *head, MC, KC, NC, RUN, _near, _split = blocking.block_sizes(itemsize)
+    *head, MC, KC, NC, RUN, _near, _split, _unit = blocking.block_sizes(itemsize)
     assert tuple(head) == tuple(tile)
     assert MC >= tile.MR
     assert NC >= tile.NR

@@ -173,6 +173,23 @@ def test_stacks_of_large_products_are_computed_on_the_unit(rng):
         np.testing.assert_array_equal(each, product(a, b))
 
 
+@needs_unit
+def test_only_a_large_product_needs_the_functions_of_the_unit():
+    code = """
+import numpy as np
+from minigrad.kernels import cache
+from minigrad.kernels.gemm import matmul
+x = np.ones((256, 256), np.float32)
+for rows in (100, 256):
+    matmul(x[:rows], x)
+    print({"split_panels", "multiply_split"} & {*cache.LOADED, *cache.COMPILED})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    small, large = map(eval, run.stdout.splitlines())
+    assert small == set()
+    assert large == {"split_panels", "multiply_split"}
+
+
 @on_x86
 @pytest.mark.parametrize("host", HOSTS)
 def test_other_processors_have_no_unit(host, monkeypatch):

@@ -973,6 +973,9 @@ def test_warmup_knows_the_kernels():
     assert any("gelu" in name for name in names)
     assert any("adam" in name for name in names)
     assert {"gemm", "gemm_batch", "dots", "sweep", "gemm_packed"} <= names
+    known = names | {"_write_addresses"}  # which only processors with a matrix unit have
+    assert known.issuperset(first_run.TRAINING)
+    assert all(known.issuperset(before) for before in first_run.BEFORE.values())
     assert set(warmup.kernels_of(double=False)) < set(warmup.kernels_of(double=True))
 
 
