@@ -205,9 +205,17 @@ class Attention(Module):
         self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, lengths: Lengths
     ) -> Tensor:
         """Compute the attention of each token to itself and earlier tokens of its text."""
-        q, k, v = (self._heads(y(x)) for y in (self.q_proj, self.k_proj, self.v_proj))
+        batch, length, _ = x.shape
+        # One token needs no transpose to (batch, heads, length, head_dim).
+        axes = (batch, -1, 1) if length == 1 else (batch, length, -1)
+        q, k, v = (
+            project(x).reshape(*axes, self.head_dim)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if length > 1:
+            q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))
         if rotation is not None:
             q, k = mg.rope(q, *rotation), mg.rope(k, *rotation)
         before = 0 if cache is None else cache.length
@@ -221,13 +229,6 @@ class Attention(Module):
         else:
             texts = [np.s_[:, :, a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
             out = mg.concatenate([attend(q[text], k[text], v[text]) for text in texts], 2)
-        if x.shape[1] > 1:
+        if length > 1:
             out = out.transpose(0, 2, 1, 3)
-        return self.o_proj(out.reshape(*x.shape[:2], -1))  # type: ignore[no-any-return]
-
-    def _heads(self, y: Tensor) -> Tensor:
-        """Return vectors as `(batch, heads, length, head_dim)`; one token needs no transpose."""
-        batch, length, _ = y.shape
-        if length == 1:
-            return y.reshape(batch, -1, 1, self.head_dim)
-        return y.reshape(batch, length, -1, self.head_dim).transpose(0, 2, 1, 3)
+        return self.o_proj(out.reshape(batch, length, -1))  # type: ignore[no-any-return]

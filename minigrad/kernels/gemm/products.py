@@ -168,9 +168,9 @@ def gemm_batch(
     multiply_run(0, 1, x, y, NO_BIAS, out, plan, numbers.start, numbers.stop)
 
 
-def _write_addresses(_piece: int, _pieces: int, number: Strided.D1, plan: Integers) -> None:
+def _write_addresses(_piece: int, _pieces: int, like: Strided.D1, plan: Integers) -> None:
     """Complete a plan for the matrix unit by the addresses of its functions."""
-    t, C = blocks_of(plan, number), Matrix(0, 0, 0)
+    t, C = blocks_of(plan, like), Matrix(0, 0, 0)
     plan[SPLIT] = address_for(split_panels, (t, C, 0, 0, False, 0))
     plan[UNIT] = address_for(multiply_split, (t, 0, 0, 0, 0, 0, 0, 0, 0, C, False, 0, NO_BLOCK))
 
