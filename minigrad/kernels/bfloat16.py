@@ -141,7 +141,7 @@ def _tile(
         for j in range(WIDTH):
             source = e.step(here, row, j)
             if high == 1:
-                e.prefetch(builder.add(source, WORD(AHEAD)), to_write=False, level=2)
+                e.prefetch(builder.add(source, WORD(AHEAD)), to_write=False)
             upper = builder.zext(e.load(source, stored), wide)
             upper = builder.shl(upper, ir.Constant(wide, [16] * e.lanes))
             ws.append([builder.bitcast(upper, e.vector)])

@@ -46,6 +46,7 @@ from minigrad.kernels.vector import (
 ROW = 3072  # bytes of a row in a block: then the rows of a tile stay in the level-1 cache
 ONLY_ROW = 32768  # the same if there is one column, and no other column reads the rows again
 HEIGHT = 64  # rows in a block
+AHEAD = 2048  # bytes: how far ahead complete rows are prefetched
 STRIP = 16  # rows of the matrix in a strip of `stream`
 EVEN = 8 if REGISTERS == 32 else 4  # rows of a tile that divide many numbers of rows
 SWEPT = 8  # rows that `sweep` adds up at once
@@ -109,13 +110,13 @@ def _for_each_vector(
 @instruction()
 def tile_of_dots(
     e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
-    c: Any, c_row: Any, c_col: Any, add: Any, next_row: Any, _zero: Any,
+    c: Any, c_row: Any, c_col: Any, add: Any, ahead: Any, _zero: Any,
 ) -> None:  # fmt: skip
     """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
 
     The tile is the narrowest in `dot_shapes` with at least `cols` columns, or else the widest. Only
-    its first `rows` rows exist in A. Meanwhile the tile prefetches what is `next_row` bytes behind
-    its rows of A.
+    its first `rows` rows exist in A. Meanwhile the tile prefetches what is `ahead` bytes behind what
+    it reads of A.
     """
     builder = e.builder
 
@@ -128,7 +129,7 @@ def tile_of_dots(
         def multiply(done: Any, mask: Any, sums: list[Any]) -> list[Any]:
             here = [builder.add(row, done) for row in (*a_rows, *b_rows)]
             for address in here[:R] if mask is None else ():
-                e.prefetch(builder.add(address, next_row), to_write=False)
+                e.prefetch(builder.add(address, ahead), to_write=False)
             vectors = [e.load(address, e.vector, mask) for address in here]
             left, right = vectors[:R], vectors[R:]
             return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
@@ -177,8 +178,6 @@ def dots_of_rows(
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
     block = steps_in_block(cols, item)
-    # If a block has only a part of each row, no processor predicts where the next part begins.
-    next_row = a.row if k > block else 0
     # Several tiles of columns read the rows of a block again, so these must stay in a cache.
     height = HEIGHT if cols > WIDEST else max(1, stop - start)
     for pc in range(0, k, block):
@@ -193,13 +192,16 @@ def dots_of_rows(
                 tall = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
                 apart = rows_apart(end - ic, tall)
                 for number in range((end - ic + tall - 1) // tall):
-                    i, step, following = ic + number, apart, next_row
+                    i, step, next_row = ic + number, apart, a.row
                     if number >= apart:
-                        i, step, following = ic + number * tall, 1, next_row * tall
+                        i, step, next_row = ic + number * tall, 1, a.row * tall
+                    # If a block has a part of each row, no processor predicts where the next part
+                    # begins. Processors predict complete rows, but not far enough ahead.
+                    ahead = next_row if k > block else AHEAD
                     tile_of_dots(
                         min(tall, end - i), wide, a.at + i * a.row + pc * item, step * a.row,
                         at + j * b_row, b_row, depth, C.at + j * C.col + i * C.row, step * C.row,
-                        C.col, add or pc > 0, following, zero,
+                        C.col, add or pc > 0, ahead, zero,
                     )  # fmt: skip
 
 
