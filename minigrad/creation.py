@@ -107,8 +107,13 @@ def full(
 
     Raises:
         ValueError: if a size is negative, or the value is out of range of an integer dtype.
-        TypeError: as in `zeros`, or if the value is not a number.
+        TypeError: as in `zeros`, or if the value is not a number, or requires a gradient.
     """
+    if isinstance(fill_value, Tensor) and fill_value.node is not None:
+        raise TypeError(
+            "full: the value requires a gradient, which cannot follow it into a new tensor; "
+            "value.broadcast_to(shape) keeps the gradient, and value.detach() is a constant"
+        )
     value = as_array(fill_value) if isinstance(fill_value, Tensor) else fill_value
     return Tensor(observed(filled, _new_shape("full", (shape,)), value, dtype), requires_grad)
 

@@ -88,6 +88,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in vjps]
     inputs = [op.parameters[argnum] for argnum in vjps]
     constants = [p for p in values if p not in inputs]
+    options = [p for p in op.parameters if p not in values and type(defaults[p]) not in (bool, str)]
     data = {p: f"_{p}_data" if p in values else p for p in op.parameters}
 
     def listed(names: Iterable[str]) -> str:
@@ -123,6 +124,9 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             if p in inputs:
                 yield "        _mixed = True"
             yield f"    _{p}_data = {p}"
+        for p in options:
+            yield f"if {p}.__class__ not in _NUMBERS and _isinstance({p}, _Tensor):"
+            yield f"    _check_option(_op, {p!r}, {p})"
         if op.cost is not None or op.composition is not None:
             is_other = "_{p}_data.__class__ is not _ndarray and _isinstance(_{p}_data, _StandIn)"
             yield f"if {any_of(is_other, values)}:"
@@ -234,6 +238,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
             text = f"takes its tensors as one list, as in {op.name}([a, b])"
             raise op_error(TypeError, op.name, text) from error
         raise explained(op, error, data) from error
+    for name, value in options.items():
+        check_option(op, name, value)
     result: Any = out
     if found:
         out = cast_back(op, as_output(op, out), arrays)
@@ -452,6 +458,12 @@ def as_output(op: OpLike, out: Any) -> Any:
     raise TypeError(
         f"the forward of `{op.name}` returned {shown(out)}; an op has one output, an array"
     )
+
+
+def check_option(op: OpLike, name: str, value: Any) -> None:
+    """Raise a TypeError if an option is a Tensor that requires a gradient."""
+    if isinstance(value, Tensor) and value.node is not None and mode.state[0]:
+        raise without_vjp(op, [name])
 
 
 def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:

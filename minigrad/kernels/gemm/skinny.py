@@ -115,8 +115,8 @@ def tile_of_dots(
     """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
 
     The tile is the narrowest in `dot_shapes` with at least `cols` columns, or else the widest. Only
-    its first `rows` rows exist in A. Meanwhile the tile prefetches what is `ahead` bytes behind what
-    it reads of A.
+    its first `rows` rows exist in A. Meanwhile the tile prefetches what is `ahead` bytes behind
+    what it reads of A.
     """
     builder = e.builder
 

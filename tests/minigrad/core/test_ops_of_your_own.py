@@ -136,6 +136,28 @@ def test_an_op_without_a_vjp_for_what_needs_a_gradient_is_an_error():
         assert not rounded(leaf(1.4, 2.6)).requires_grad
 
 
+def test_an_option_that_requires_a_gradient_is_an_error():
+    scale = leaf(2.0)
+
+    @op
+    def joined(xs, factor=1.0):
+        return np.concatenate(xs) * float(factor)
+
+    joined.vjp("xs", lambda g, xs, argnum: g)
+    x, A, B = (leaf(*np.ones(1)).reshape(1, 1).detach() for _ in range(3))
+    for option, call in [
+        ("beta", lambda: minigrad.softplus(leaf(1.0), scale)),
+        ("beta", lambda: minigrad.softplus(np.ones(1), beta=scale)),
+        ("beta", lambda: minigrad.nn.Softplus(minigrad.nn.Parameter(1.0))(leaf(1.0))),
+        ("scale", lambda: minigrad.lora_linear(x, x, A, B, scale=scale.sum())),
+        ("factor", lambda: joined([leaf(1.0, 2.0)], scale)),
+    ]:
+        with pytest.raises(TypeError, match=rf"has no VJP for {option}, .*{option}\.detach\(\)"):
+            call()
+    with minigrad.no_grad():
+        assert minigrad.softplus(leaf(1.0), scale).item() == minigrad.softplus(1.0, 2.0)
+
+
 def test_a_vjp_without_the_name_of_its_input_is_refused_at_once():
     @op
     def doubled(x):

@@ -1234,6 +1234,11 @@ def test_messages_about_shapes_name_the_op_and_the_shapes(call, message):
     ("call", "error", "message"),
     [
         (lambda: minigrad.full(2, None), TypeError, "full: a tensor contains booleans"),
+        (
+            lambda: minigrad.full(2, leaf(1.0).sum()),
+            TypeError,
+            "full: the value requires a gradient",
+        ),
         (lambda: minigrad.full(2, 300, "uint8"), ValueError, "full: 300 does not fit into uint8"),
         (lambda: minigrad.linspace(0, 1, -1), ValueError, "linspace: "),
         (lambda: minigrad.arange(3, step=0), ValueError, "arange: step must not be 0"),
