@@ -61,9 +61,13 @@ def as_array(data: Any, dtype: DTypeLike | None = None, how: str = "Tensor()") -
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        except RuntimeError:
+        except RuntimeError as error:
             refuse_gradients(data)
-            raise
+            kind = type(data).__name__
+            raise TypeError(
+                f"numpy cannot make an array of a {kind}: {error}; pass plain values, which "
+                ".detach() returns for a tensor of PyTorch"
+            ) from error
         if dtype is None and array.dtype.kind in "fi":
             given = [*_dtypes_in([data])]
             target: Any = array.dtype if given else np.int64

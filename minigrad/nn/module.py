@@ -145,9 +145,12 @@ class Module(Owner):
             before = getattr(self, name, None) if name in self._slots else vars(self).get(name)
             if isinstance(before, (Parameter, Buffer)):
                 kind = "Parameter" if isinstance(before, Parameter) else "Buffer"
+                computed = isinstance(value, Tensor) and value.requires_grad
+                hint = f"; to compute it from other parameters, `del` .{name} first"
                 raise TypeError(
                     f"{name} is a {kind}, and a plain {type(value).__name__} would be no part of "
                     f"the model; write .{name}.copy_(value), or assign nn.{kind}(value)"
+                    f"{hint if computed else ''}"
                 )
         super().__setattr__(name, value)
 

@@ -189,9 +189,18 @@ def test_subclasses_of_arrays_become_plain_arrays():
     assert type(Tensor(matrix).data) is np.ndarray
 
 
+class OfAnotherLibrary:
+    """A tensor with a gradient, as PyTorch has it, of which numpy cannot make an array."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
+        (OfAnotherLibrary(), TypeError, r"OfAnotherLibrary: Can't call numpy\(\).*detach"),
+        ([OfAnotherLibrary()], TypeError, r"a list: Can't call numpy\(\).*detach"),
         ([[1, 2], [3]], ValueError, r"cannot make a tensor of \[\[1, 2\], \[3\]\]"),
         ("abc", TypeError, r"not <U3: 'abc'"),
         (["1.5"], TypeError, "booleans, integers or floats"),

@@ -646,6 +646,8 @@ def test_a_plain_value_does_not_replace_a_parameter_or_a_buffer(kind, make):
     usual = "Buffer" if kind is nn.Buffer else "Parameter"
     with pytest.raises(TypeError, match=rf"part is a {usual}.*\.part\.copy_\(value\)"):
         model.part = make(2)
+    with pytest.raises(TypeError, match=r"to compute it from other parameters, `del` \.part first"):
+        model.part = minigrad.exp(nn.Parameter(np.ones(2)))
     assert list(model.state_dict()) == ["part"]
     model.part = kind(make(2))
     assert model.state_dict()["part"].tolist() == [0, 0]
