@@ -274,17 +274,17 @@ def scaled_dot_product_attention(
 def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
     """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     q, k, v = shapes = query.shape, key.shape, value.shape
-    if min(map(len, shapes)) < 2 or q[-1] != k[-1] or k[-2] != v[-2]:
+    if min(len(q), len(k), len(v)) < 2 or q[-1] != k[-1] or k[-2] != v[-2]:
         wanted = "(..., L, d), (..., S, d) and (..., S, d_v)"
         raise ValueError(f"query, key and value have shapes {wanted}, not {shapes}")
     if 0 in k[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
-    axes = [shape[:-2] for shape in shapes]
+    axes = q[:-2], k[:-2], v[:-2]
     if enable_gqa:
-        if not all(axes) or any(n[-1] == 0 or axes[0][-1] % n[-1] for n in axes[1:]):
+        if not all(axes) or 0 in (k[-3], v[-3]) or q[-3] % k[-3] or q[-3] % v[-3]:
             wanted = "the heads, axis -3, of key and value divide those of the query"
             raise ValueError(f"with enable_gqa, {wanted}, not as in shapes {shapes}")
-        axes = [(*n[:-1], axes[0][-1]) for n in axes]
+        axes = axes[0], (*k[:-3], q[-3]), (*v[:-3], q[-3])
     try:
         leading = axes[0] if axes[0] == axes[1] == axes[2] else np.broadcast_shapes(*axes)
     except ValueError:

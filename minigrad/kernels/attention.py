@@ -92,10 +92,9 @@ def attention(
     mask = _mask(offset, allowed, added, leading, q, k)
     if q.shape[2] == 1 and k.shape[1] == v.shape[1] < q.shape[1] and k.shape[2] <= mask.offset + 1:
         # The queries of a group use the same keys, so they can be the rows of one head.
-        q, *arrays = (
-            x.reshape(len(k), k.shape[1], -1, x.shape[3]) if x.size else x
-            for x in (q, mask.allowed, mask.added)
-        )
+        grouped = (*k.shape[:2], -1)
+        q = q.reshape(*grouped, q.shape[3])
+        arrays = (x.reshape(*grouped, x.shape[3]) if x.size else x for x in mask[1:])
         mask = Mask(k.shape[2], *arrays)
     heads = max(q.shape[1], k.shape[1], v.shape[1])
     out, lse = laid_out_like(q, heads, v.shape[3]), np.empty((len(q), heads, q.shape[2]))
@@ -133,14 +132,13 @@ def attention_gradients(
     ]
 
 
-def _operands(*arrays: Array) -> tuple[tuple[int, ...], Array, Array, Array]:
+def _operands(q: Array, k: Array, v: Array) -> tuple[tuple[int, ...], Array, Array, Array]:
     """Return the leading axes of the result, and query, key and value as the loops need them."""
-    shapes = [x.shape[:-2] for x in arrays]
-    outer = shapes[0][:-1]
-    if not outer == shapes[1][:-1] == shapes[2][:-1]:
-        outer = np.broadcast_shapes(*(shape[:-1] for shape in shapes))
-    q, k, v = (_four(x, outer) for x in arrays)
-    return (*outer, *max(shape[-1:] for shape in shapes)), q, k, v
+    outer = q.shape[:-3]
+    if not outer == k.shape[:-3] == v.shape[:-3]:
+        outer = np.broadcast_shapes(outer, k.shape[:-3], v.shape[:-3])
+    heads = max(q.shape[-3:-2], k.shape[-3:-2], v.shape[-3:-2])  # () if there is no such axis
+    return (*outer, *heads), _four(q, outer), _four(k, outer), _four(v, outer)
 
 
 def _four(x: Array, outer: tuple[int, ...]) -> Array:
@@ -185,7 +183,7 @@ def _mask(
     q: Array, k: Array,
 ) -> Mask:  # fmt: skip
     """Return the mask of the scores of these queries and keys."""
-    keys, shape = k.shape[2], (len(q), *(leading or (1,))[-1:], q.shape[2], k.shape[2])
+    keys = k.shape[2]
 
     def of_scores(x: Array | None, dtype: np.dtype[Any]) -> Array:
         if x is None:
@@ -193,7 +191,8 @@ def _mask(
         # If all keys have the same number, it is repeated.
         x = x.astype(dtype, copy=False)
         x = np.broadcast_to(x, (*(x.shape[:-1] or (1,)), keys))
-        return np.broadcast_to(_four(x, leading[:-1]), shape)
+        heads = leading[-1] if leading else 1
+        return np.broadcast_to(_four(x, leading[:-1]), (len(q), heads, q.shape[2], keys))
 
     masks = of_scores(allowed, np.dtype(np.bool_)), of_scores(added, q.dtype)
     return Mask(keys if offset is None else offset, *masks)

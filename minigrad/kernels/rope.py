@@ -25,10 +25,16 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
     if x.ndim > 4:  # the first axes become one
         whole = (np.broadcast_to(y, (*x.shape[:-1], y.shape[-1])) for y in (cos, sin))
         return rope(*(y.reshape(-1, *y.shape[-3:]) for y in (x, *whole))).reshape(x.shape)
-    rows, *tables = (adjacent(y)[(None,) * (4 - y.ndim)] for y in (x, cos, sin))
+    rows, cos, sin = _with_four_axes(x), _with_four_axes(cos), _with_four_axes(sin)
     out = laid_out_like(rows, rows.shape[1], rows.shape[3])
-    kernel(x.size * SECONDS, rows, *tables, out)
+    kernel(x.size * SECONDS, rows, cos, sin, out)
     return out.reshape(x.shape)
+
+
+def _with_four_axes(x: Array) -> Array:
+    """Return x with leading axes of size 1 up to four axes, and with a contiguous last axis."""
+    x = adjacent(x)
+    return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
 
 
 @for_each_dtype()

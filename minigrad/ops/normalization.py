@@ -160,7 +160,7 @@ def _mean(x: Array, normalized_shape: Sizes) -> Array:
 
 
 def _checked_sizes(
-    x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
+    x: Array, normalized_shape: Sizes, eps: float, weight: Array, bias: Array = None
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     check_range("eps", eps, 0, np.inf)
@@ -178,6 +178,6 @@ def _checked_sizes(
         raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
-    for name, value in zip(("weight", "bias"), parameters, strict=False):
-        check_shape(name, value, sizes)
+    check_shape("weight", weight, sizes)
+    check_shape("bias", bias, sizes)
     return sizes

@@ -33,12 +33,15 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
     if x.ndim < 2 or x.shape[-1] % 2:
         raise ValueError(f"x has shape (..., L, d) with an even d, not {x.shape}")
     shape = (*x.shape[:-1], x.shape[-1] // 2)
-    a, b = (np.asarray(y, x.dtype) for y in (cos, sin))
-    try:
-        a, b = (y if y.shape == shape[-y.ndim :] else np.broadcast_to(y, shape) for y in (a, b))
-    except ValueError:
-        shapes = f"cos and sin of shapes {a.shape} and {b.shape}"
-        raise ValueError(f"{shapes} cannot be broadcast to {shape}, for x of {x.shape}") from None
+    a, b = np.asarray(cos, x.dtype), np.asarray(sin, x.dtype)
+    if not a.shape == b.shape == shape[-a.ndim :]:
+        try:
+            a, b = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+        except ValueError:
+            raise ValueError(
+                f"cos and sin of shapes {a.shape} and {b.shape} cannot be broadcast to {shape}, "
+                f"the shape of half of x, which has {x.shape}"
+            ) from None
     return kernels.rope.rope(x, a, b)
 
 
