@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -34,8 +35,8 @@ class TextGenerator:
     """Continue a prompt, or answer in a conversation.
 
     A generator keeps the keys and values of earlier tokens (a KV cache). So in a conversation, only
-    new tokens are computed. It notices when weights were trained, or other adapters are active, in
-    the meantime. After another change of the model, call `forget`.
+    new tokens are computed. It notices when the model was changed in the meantime, unless numpy
+    wrote to a weight (see `forget`).
 
     Of the model's `generation_config.json` only the end tokens count. Other entries, such as
     `temperature` and `repetition_penalty`, which transformers applies, are ignored.
@@ -92,7 +93,9 @@ class TextGenerator:
         self._caches: list[KVCache] = []
         self._capacity = 0
         self._written = 0  # up to this time, the writes to weights are known
-        self._adapters: list[tuple[Adapter, float]] = []  # active at the last text
+        # With these parts and scales, the caches were computed.
+        self._parts: list[weakref.ref[Any]] = []
+        self._scales: list[float] = []
         self._ends = {*model.config.eos_token_ids, tokenizer.eos_token_id} - {None}
         unused_ids = tokenizer.unused_ids(model.config.vocab_size)
         self._padding = [i for i in unused_ids if i not in self._ends]  # ids without a token
@@ -100,8 +103,7 @@ class TextGenerator:
     def forget(self) -> None:
         """Drop the cached keys and values.
 
-        This is needed if layers were replaced since the last text, as by `lora.quantize`, or
-        weights were converted by `astype`, or written through numpy, as by `w.data[...] = 1`.
+        This is needed if a weight was written through numpy, as by `w.data[...] = 1`.
         """
         self._read, self._caches, self._capacity = [], [], 0
 
@@ -172,13 +174,18 @@ class TextGenerator:
 
         `needed` is the number of tokens that the caches must have room for.
         """
+        arrays = [weight._data for weight in self.model.parameters()]
+        adapters = _active_adapters(self.model)
+        parts = [*self.model.modules(), *arrays, *adapters]
+        scales = [adapter.scale for adapter in adapters]
+        is_same = len(parts) == len(self._parts) and scales == self._scales
+        is_same &= all(ref() is part for ref, part in zip(self._parts, parts, strict=False))
+        if not is_same or any(last_written(array) > self._written for array in arrays):
+            self.forget()
+            self._parts, self._scales = [weakref.ref(part) for part in parts], scales
         if needed > self._capacity:
             self._capacity = min(max(2 * needed, CAPACITY), self.model.config.max_length)
             self._caches, self._read = self.model.new_caches(1, self._capacity), []
-        times = (last_written(weight._data) for weight in self.model.parameters())
-        adapters = _active_adapters(self.model)
-        if adapters != self._adapters or any(time > self._written for time in times):
-            self._read, self._adapters = [], adapters
         most = min(len(self._read), len(ids) - 1)  # compute the last one again, for its logits
         known = next((i for i in range(most) if self._read[i] != ids[i]), most)
         for cache in self._caches:
@@ -199,10 +206,10 @@ class TextGenerator:
         return logits
 
 
-def _active_adapters(model: LanguageModel) -> list[tuple[Adapter, float]]:
-    """List the adapters with which the layers of a model compute, and their scales."""
+def _active_adapters(model: LanguageModel) -> list[Adapter]:
+    """List the adapters with which the layers of a model compute."""
     return [
-        (layer.adapters[name], layer.adapters[name].scale)
+        layer.adapters[name]
         for layer in model.modules()
         if isinstance(layer, AdaptedLayer) and layer.enabled
         for name in layer.active

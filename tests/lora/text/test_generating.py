@@ -1,5 +1,7 @@
 """Writing with a tiny model: greedy, drawn, in a conversation, and up to its limits."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -95,16 +97,21 @@ def test_a_prompt_has_no_end_where_the_tokenizer_ends_each_text(parts):
     assert writer.prompt_tokens == [0, *tok.encode("fox")]
 
 
+def count_tokens(model, monkeypatch):
+    """Let the model append the number of tokens of each of its calls to the list returned."""
+    read, original = [], model.next_logits
+    monkeypatch.setattr(
+        model, "next_logits", lambda ids, caches: read.append(ids.size) or original(ids, caches)
+    )
+    return read
+
+
 def test_a_conversation_is_read_once(parts, monkeypatch):
     model, tok = parts
     writer = TextGenerator(model, tok, max_tokens=4)
     answer = "".join(writer.stream(ASK))
     more = [*ASK, {"role": "assistant", "content": answer}, {"role": "user", "content": "Why?"}]
-    read = []
-    original = model.next_logits
-    monkeypatch.setattr(
-        model, "next_logits", lambda ids, caches: read.append(ids.size) or original(ids, caches)
-    )
+    read = count_tokens(model, monkeypatch)
     again = "".join(writer.stream(more))
     assert sum(read) < len(writer.prompt_tokens)  # the beginning was in the caches
     assert again == generate(model, tok, more, max_tokens=4)
@@ -171,9 +178,33 @@ def test_a_model_that_was_converted_writes(parts, dtype):
     writer = TextGenerator(model, tok, max_tokens=4, temperature=0)
     first = "".join(writer.stream("The fox"))
     model.astype(dtype)
-    writer.forget()
     assert "".join(writer.stream("The fox")) == first
     assert generate(model, tok, "The fox", max_tokens=np.uint8(4), temperature=0) == first
+
+
+def replace_a_layer(model):
+    attention = model.model.layers[0].self_attn
+    attention.k_proj = mg.nn.Linear(*attention.k_proj.weight.shape[::-1], bias=False)
+
+
+def replace_an_array(model):
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    weight.data = -3 * weight.numpy()
+
+
+@pytest.mark.parametrize("change", [lora.quantize, replace_a_layer, replace_an_array])
+def test_after_a_change_of_the_model_everything_is_read_again(parts, monkeypatch, change):
+    model, tok = parts
+    writer = TextGenerator(model, tok, max_tokens=1)
+    first = list(writer.stream("The fox sees the lazy dog"))
+    old = weakref.ref(model.model.layers[0].self_attn.k_proj.weight.data)
+    read = count_tokens(model, monkeypatch)
+    assert list(writer.stream("The fox sees the lazy dog")) == first
+    change(model)
+    gc.collect()
+    assert old() is None, "the generator keeps memory that the model does not use any more"
+    list(writer.stream("The fox sees the lazy dog"))
+    assert read == [1, len(writer.prompt_tokens)]  # one, because its logits are needed
 
 
 def test_what_cannot_be_written_is_refused(parts):
