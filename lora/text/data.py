@@ -8,7 +8,10 @@ A row has one of three forms; other keys, of a message too, are ignored, and rep
 
 A text or a completion is followed by the end-of-text token, which counts too. A prompt and its
 completion are encoded separately, so the tokens of the prompt are the same as in generation. The
-turns of a conversation are encoded separately too, in the format of the model's chat template.
+turns of a conversation are encoded separately too, in the format of the model's chat template. The
+content of a message can also be a list of parts `{"type": "text", "text": "..."}`, and an answer
+with `"weight": 0` does not count, as in fine-tuning files of OpenAI.
+
 Strings such as `<|im_end|>` are special tokens in a conversation only. In a text they are ordinary
 characters, and also in a prompt and a completion, unless `as_chat` makes a conversation of them.
 """
@@ -41,7 +44,7 @@ SPLITS = "train", "valid", "test"
 ROLES = "system", "user", "assistant"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
-_MESSAGE = {"role", "content"}  # the keys of a message
+_MESSAGE = {"role", "content"}  # the keys that each message has
 
 Render = Callable[..., str]  # such as `Tokenizer.render`
 
@@ -289,19 +292,23 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
     if len(forms) != 1:
         known = set().union(*_FORMS)
         found = [f"{key!r:.60}{'' if key in known else nearest(key, known)}" for key in row]
+        hint = (
+            "; rename conversations to messages, and in each of them from to role and value to "
+            "content, with the roles user and assistant instead of human and gpt"
+        )
         raise ValueError(
             f"a row has one of text, messages, or prompt with completion; this one has "
-            f"{', '.join(found) or 'no keys'}"
+            f"{', '.join(found) or 'no keys'}{hint if 'conversations' in row else ''}"
         )
     others = row.keys() - forms[0]
     row = {key: row[key] for key in forms[0]}
     for key in row.keys() - {"messages"}:
         check_text(key, row[key])
     if "messages" in row:
-        given = row["messages"]
+        given, read = row["messages"], _MESSAGE | {"weight"}
         _check_messages(given)
-        others |= {f"messages.{key}" for turn in given for key in turn.keys() - _MESSAGE}
-        row["messages"] = [{k: v for k, v in turn.items() if k in _MESSAGE} for turn in given]
+        others |= {f"messages.{key}" for turn in given for key in turn.keys() - read}
+        row["messages"] = [{k: _text_of(v) for k, v in turn.items() if k in read} for turn in given]
     notes += [f"with the key {key!r:.60}, which is not read" for key in sorted(others)]
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
@@ -371,11 +378,27 @@ def _check_messages(messages: Any) -> None:
             raise ValueError(
                 f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"
             )
-        check_text(f"message {number}: content", turn["content"])
+        check_text(f"message {number}: content", _text_of(turn["content"]))
+        if turn.get("weight", 1) not in (0, 1):
+            raise ValueError(f"message {number}: weight is 0 or 1, not {turn['weight']!r:.60}")
+
+
+def _text_of(content: Any) -> Any:
+    """Join the content of a message that is a list of text parts; return any other as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise TypeError(
+            f"content is a string, or a list of {{'type': 'text', 'text': '...'}}, "
+            f"not {content!r:.100}"
+        )
+    for part in content:
+        check_text("the text of a part", part.get("text"))
+    return "".join(part["text"] for part in content)
 
 
 def _turns(
-    messages: list[dict[str, str]], render: Render, notes: list[str]
+    messages: list[dict[str, Any]], render: Render, notes: list[str]
 ) -> Iterator[tuple[str, bool]]:
     """Yield the text of a conversation in parts, each with True if it is an answer.
 
@@ -383,7 +406,7 @@ def _turns(
     prompt, and the conversation up to this turn. The text that the second adds to the first is the
     answer. Some templates render earlier turns differently from the last one; then only the last
     answer counts. The first turn is not an answer, because nothing comes before it. Empty answers
-    do not count either. If an answer does not count, there is a note.
+    do not count either. If an answer does not count, there is a note, unless its weight is 0.
     """
     written = render(messages)
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
@@ -411,6 +434,8 @@ def _turns(
                 f"needs no answers"
             )
         yield written[at : found[0]], False
-        yield written[found[0] : found[1]], bool(messages[number]["content"].strip())
+        turn = messages[number]
+        counts = bool(turn["content"].strip()) and turn.get("weight") != 0
+        yield written[found[0] : found[1]], counts
         at = found[1]
     yield written[at:], False

@@ -133,6 +133,26 @@ def test_answers_that_do_not_count_beside_others_are_noted(tmp_path):
     }
 
 
+def test_an_answer_with_weight_0_does_not_count(tmp_path):
+    tok = tokenizer()
+    chat = turns("hi", "the fox", "and?", "the dog")
+    whole = tok.render(chat["messages"])
+    for turn, weight in zip(chat["messages"][1::2], (0, 1), strict=True):
+        turn["weight"] = weight
+    rows = read_rows(written(tmp_path, chat), tok)
+    assert parts(rows[0], tok) == (whole, "the dog<|im_end|>\n")
+    assert rows.notes == {}
+
+
+def test_content_can_be_a_list_of_texts(tmp_path):
+    tok, chat = tokenizer(), turns("hi there", "the fox")
+    split = [{"type": "text", "text": "hi "}, {"type": "text", "text": "there"}]
+    listed = {"messages": [{"role": "user", "content": split}, chat["messages"][1]]}
+    rows = read_rows(written(tmp_path, chat, listed), tok)
+    assert rows[0].ids.tolist() == rows[1].ids.tolist()
+    assert rows.notes == {}
+
+
 def test_a_template_that_hides_where_the_answer_is_is_refused(tmp_path):
     tok = tokenizer("{{ messages | length }}{{ messages[-1]['content'] }}")
     file = written(tmp_path, turns("hi", "a"))
@@ -270,7 +290,25 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
         ({"messages": ["hi"]}, "message 1 has role and content, not 'hi'"),
         ({"messages": [{"role": "user", "text": "a"}]}, "message 1 has role and content"),
         ({"messages": [{"role": "human", "content": "a"}]}, "message 1: the role is one of"),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, "message 1: content is a string"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "message 1: content is a string"),
+        ({"messages": [{"role": "user", "content": []}]}, "message 1: content is a string"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "content is a string, or a list"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "content is a string, or a list of .*, not .*image",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            "the text of a part is a string, not 1",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+            "message 1: weight is 0 or 1, not 0.5",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}]},
+            "rename conversations to messages, and in each of them from to role",
+        ),
     ],
 )
 def test_what_is_no_row_is_refused_with_its_line(tmp_path, row, message):
