@@ -35,7 +35,7 @@ from lora.text.architecture import (
 )
 from minigrad.checks import check_problems
 from minigrad.io import TensorFile, TensorInfo
-from minigrad.io.tensor_file import bounds
+from minigrad.io.tensor_file import bounds, check_is_no_pointer
 from minigrad.io.tensor_info import NAMES
 from minigrad.packages import package
 
@@ -98,6 +98,7 @@ class GGUFFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
         with open(self.path, "rb") as file:
+            check_is_no_pointer(file)
             try:
                 self._read_header(_Reader(file, self.path.stat().st_size))
             except (ValueError, OverflowError) as error:

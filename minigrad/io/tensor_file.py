@@ -50,6 +50,7 @@ from minigrad.tables import counted
 
 PART = 1 << 22  # the number of bytes that are copied at a time
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # with this, a pointer of Git LFS begins
 _ALIGNED = 8  # the offset of the first tensor is a multiple of this number of bytes
 
 CHECKSUM = "minigrad.sha256"
@@ -156,6 +157,15 @@ def digest_of_header(entries: Mapping[str, Any], metadata: Mapping[str, str]) ->
     return sha256(json.dumps([entries, metadata], sort_keys=True).encode()).hexdigest()
 
 
+def check_is_no_pointer(file: BinaryIO) -> None:
+    """Raise a ValueError if a file has only the name of a content that Git LFS fetches."""
+    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        raise ValueError(
+            f"{file.name!r} is a pointer of Git LFS, without the content; fetch it by git lfs pull"
+        )
+    file.seek(0)
+
+
 def parse_json(text: str | bytes, source: str) -> Any:
     """Parse JSON; a ValueError, which names the source, if an object has a name twice."""
 
@@ -195,6 +205,7 @@ class TensorFile(Tensors):
         self._lock = Lock()  # of the position of the file, where the system has no preadv
         with ExitStack() as stack:  # closes the file if there is an error
             self._file = stack.enter_context(open(self.path, "rb"))
+            check_is_no_pointer(self._file)
             header, self._data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
             self._checksum = self.metadata.pop(CHECKSUM, None)

@@ -232,6 +232,9 @@ def test_a_file_that_is_cut_short_or_no_gguf_file_is_refused(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"fetch it again|not GGUF"):
             GGUFFile(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8\n")
+    with pytest.raises(ValueError, match=r"m\.gguf' is a pointer of Git LFS"):
+        GGUFFile(path)
     path.write_bytes(b"GGML" + content[4:])
     with pytest.raises(
         ValueError, match="not GGUF 2 or 3; a base is a GGUF file, or a Hugging Face"

@@ -248,6 +248,12 @@ def test_a_header_that_is_none_is_an_error(path, text):
         TensorFile(path)
 
 
+def test_a_pointer_of_git_lfs_is_named(path):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8\n")
+    with pytest.raises(ValueError, match=r"x\.safetensors' is a pointer of Git LFS.* git lfs pull"):
+        TensorFile(path)
+
+
 @pytest.mark.parametrize("length", [2**63 - 1, 2**64 - 1, 2**40, 10**9])
 def test_a_header_that_claims_to_be_huge_takes_no_memory(path, length):
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
