@@ -14,6 +14,7 @@ with `"weight": 0` does not count, as in fine-tuning files of OpenAI.
 
 Strings such as `<|im_end|>` are special tokens in a conversation only. In a text they are ordinary
 characters, and also in a prompt and a completion, unless `as_chat` makes a conversation of them.
+Prompt and completion can also be two lists of messages, of which the answers in the second count.
 """
 
 from __future__ import annotations
@@ -302,6 +303,10 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
         )
     others = row.keys() - forms[0]
     row = {key: row[key] for key in forms[0]}
+    if all(isinstance(row.get(key), list) for key in ("prompt", "completion")):
+        _check_messages(row["prompt"])
+        before = [turn | {"weight": 0} for turn in row["prompt"]]
+        row = {"messages": before + row["completion"]}
     for key in row.keys() - {"messages"}:
         check_text(key, row[key])
     if "messages" in row:

@@ -144,6 +144,20 @@ def test_an_answer_with_weight_0_does_not_count(tmp_path):
     assert rows.notes == {}
 
 
+def test_prompt_and_completion_can_be_messages(tmp_path):
+    tok = tokenizer()
+    said = turns("hi", "the fox", "and?", "the dog")["messages"]
+    rows = read_rows(written(tmp_path, {"prompt": said[:3], "completion": said[3:]}), tok)
+    assert parts(rows[0], tok) == (tok.render(said), "the dog<|im_end|>\n")
+    assert rows.notes == {}
+    row = {"prompt": said[:3], "completion": "the dog"}
+    with pytest.raises(ValueError, match=r"line 1: prompt is a string, not \["):
+        read_rows(written(tmp_path, row), tok)
+    row = {"prompt": ["hi"], "completion": said[3:]}
+    with pytest.raises(ValueError, match="line 1: message 1 has role and content, not 'hi'"):
+        read_rows(written(tmp_path, row), tok)
+
+
 def test_content_can_be_a_list_of_texts(tmp_path):
     tok, chat = tokenizer(), turns("hi there", "the fox")
     split = [{"type": "text", "text": "hi "}, {"type": "text", "text": "there"}]
