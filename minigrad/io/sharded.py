@@ -94,10 +94,15 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
             return _open_index(path, INDEX)
         if single.is_file():
             return TensorSet({SINGLE: TensorFile(single)})
+        others = ", ".join(sorted(file.name for file in path.glob("*.safetensors")))
+        advice = (
+            f"fetch the index, too, if {others!s:.200} are parts of one model, or name the file"
+            if others
+            else "other formats, such as pytorch_model.bin, are not read, so load the model with "
+            "transformers, and write it again with save_pretrained"
+        )
         raise FileNotFoundError(
-            f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it; other formats, such as "
-            f"pytorch_model.bin, are not read, so load the model with transformers, and write it "
-            f"again with save_pretrained"
+            f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it; {advice}"
         )
     if path.name.endswith(".json"):
         return _open_index(path.parent, path.name)

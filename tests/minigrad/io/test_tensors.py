@@ -627,6 +627,9 @@ def test_a_folder_with_no_model_or_two_is_refused(tmp_path):
     message = r"neither model\.safetensors nor .* such as pytorch_model\.bin, are not read"
     with pytest.raises(FileNotFoundError, match=message):
         open_tensors(tmp_path)
+    (shards(tmp_path) / INDEX).rename(tmp_path / "elsewhere.json")
+    with pytest.raises(FileNotFoundError, match=r"fetch the index, too, if .* are parts of one"):
+        open_tensors(tmp_path)
     save_file({"a": np.ones(2)}, shards(tmp_path) / "model.safetensors")
     with pytest.raises(ValueError, match="name one of them"):
         open_tensors(tmp_path)
