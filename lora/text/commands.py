@@ -31,7 +31,7 @@ Add = Callable[..., Any]
 
 _TRAIN_HELP = (
     'a .jsonl file, or a folder with train.jsonl and perhaps valid.jsonl; a row has "text", or '
-    '"prompt" and "completion", or "messages"'
+    '"prompt" and "completion", or "messages", beside which there may be "tools"'
 )
 _EVAL_HELP = (
     "a .jsonl file, or a folder, of which test.jsonl is read, or without it valid.jsonl, or "

@@ -1,6 +1,6 @@
 """Training data: rows of JSONL files as tokens, marks which of them count, and micro-batches.
 
-A row has one of three forms; other keys, of a message too, are ignored, and reported:
+A row has one of three forms; other keys are ignored, and reported:
 
     {"text": "..."}                                       a text, all of which counts
     {"prompt": "...", "completion": "..."}                the completion counts
@@ -8,9 +8,11 @@ A row has one of three forms; other keys, of a message too, are ignored, and rep
 
 A text or a completion is followed by the end-of-text token, which counts too. A prompt and its
 completion are encoded separately, so the tokens of the prompt are the same as in generation. The
-turns of a conversation are encoded separately too, in the format of the model's chat template. The
-content of a message can also be a list of parts `{"type": "text", "text": "..."}`, and an answer
-with `"weight": 0` does not count, as in fine-tuning files of OpenAI.
+turns of a conversation are encoded separately too, in the format of the model's chat template. As
+in fine-tuning files of OpenAI, the content of a message can also be a list of parts
+`{"type": "text", "text": "..."}`, an answer with `"weight": 0` does not count, the row can have
+`tools` beside the messages, and an answer `tool_calls` instead of content. The template gets these
+and all other keys of a message, such as `reasoning_content`; what it does not read is reported.
 
 Strings such as `<|im_end|>` are special tokens in a conversation only. In a text they are ordinary
 characters, and also in a prompt and a completion, unless `as_chat` makes a conversation of them.
@@ -23,7 +25,7 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -33,6 +35,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lora.text import conversation
+from lora.text.conversation import Render
 from lora.text.tokenization import Tokenizer, check_text, check_tokenizer, check_tokens
 from minigrad.checks import check_choice, check_flag, check_positive, nearest, shown
 from minigrad.errors import named_errors
@@ -42,12 +46,10 @@ from minigrad.random import Rng, generator
 from minigrad.tables import counted
 
 SPLITS = "train", "valid", "test"
-ROLES = "system", "user", "assistant"
+
+_UNWRITTEN = "with a message of the role {!r} that the chat template does not write in full"
 
 _FORMS = {"text"}, {"prompt", "completion"}, {"messages"}
-_MESSAGE = {"role", "content"}  # the keys that each message has
-
-Render = Callable[..., str]  # such as `Tokenizer.render`
 
 Ids = NDArray[np.integer[Any]]
 Lengths = Sequence[int] | None  # of texts that follow each other in one row
@@ -301,24 +303,33 @@ def _parsed(line: bytes, as_chat: bool, notes: list[str]) -> Mapping[str, Any]:
             f"a row has one of text, messages, or prompt with completion; this one has "
             f"{', '.join(found) or 'no keys'}{hint if 'conversations' in row else ''}"
         )
-    others = row.keys() - forms[0]
+    others, tools = row.keys() - forms[0], row.get("tools")
     row = {key: row[key] for key in forms[0]}
     if all(isinstance(row.get(key), list) for key in ("prompt", "completion")):
-        _check_messages(row["prompt"])
-        before = [turn | {"weight": 0} for turn in row["prompt"]]
-        row = {"messages": before + row["completion"]}
+        before = conversation.checked_messages(row["prompt"])
+        row = {"messages": [turn | {"weight": 0} for turn in before] + row["completion"]}
     for key in row.keys() - {"messages"}:
         check_text(key, row[key])
-    if "messages" in row:
-        given, read = row["messages"], _MESSAGE | {"weight"}
-        _check_messages(given)
-        others |= {f"messages.{key}" for turn in given for key in turn.keys() - read}
-        row["messages"] = [{k: _text_of(v) for k, v in turn.items() if k in read} for turn in given]
-    notes += [f"with the key {key!r:.60}, which is not read" for key in sorted(others)]
     if as_chat and "prompt" in row:
         turns = ("user", row["prompt"]), ("assistant", row["completion"])
-        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+        row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    if "messages" in row:
+        row["messages"] = conversation.checked_messages(row["messages"])
+        if tools is not None:
+            others, row["tools"] = others - {"tools"}, _tools(tools)
+    notes += [conversation.UNREAD.format(key) for key in sorted(others)]
     return row
+
+
+def _tools(tools: Any) -> list[Any]:
+    """Check the descriptions of tools, which can also be a string with JSON, and return them."""
+    try:
+        tools = parse_json(tools, "tools") if isinstance(tools, str) else tools
+    except json.JSONDecodeError as error:
+        raise ValueError(f"tools are not JSON: {error.msg}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"tools are a list of descriptions of functions, not {tools!r:.100}")
+    return tools
 
 
 def _fitting(
@@ -355,10 +366,17 @@ def _parts(
     notes: list[str],
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the tokens of a row in parts, each with True if its tokens count in the loss."""
-    if "messages" in row and train_on_prompts:
-        yield tokenizer.encode(render(row["messages"]), parse_special=True), True
-    elif "messages" in row:
-        for text, is_answer in _turns(row["messages"], render, notes):
+    if "messages" in row:
+        render = partial(render, tools=row.get("tools"))
+        messages = conversation.without_unread(row["messages"], row.get("tools"), render, notes)
+        texts = (
+            [(render(messages), True)]
+            if train_on_prompts
+            else list(conversation.parts(messages, render, notes))
+        )
+        written = "".join(text for text, _ in texts)
+        notes += map(_UNWRITTEN.format, conversation.unwritten_roles(messages, written))
+        for text, is_answer in texts:
             yield tokenizer.encode(text, parse_special=True), is_answer
     else:
         begin, answer = row.get("prompt", row.get("text")), row.get("completion")
@@ -370,77 +388,3 @@ def _parts(
             yield tokens, train_on_prompts
             counts = train_on_prompts or bool(answer.strip())
             yield (tokenizer.encode(answer) + end if counts else []), True
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages are a list of turns, not {messages!r:.60}")
-    for number, turn in enumerate(messages, 1):
-        if not isinstance(turn, dict) or not turn.keys() >= _MESSAGE:
-            given = ", ".join(turn) if isinstance(turn, dict) else repr(turn)
-            raise ValueError(f"message {number} has role and content, not {given:.100}")
-        if turn["role"] not in ROLES:
-            raise ValueError(
-                f"message {number}: the role is one of {', '.join(ROLES)}, not {turn['role']!r:.60}"
-            )
-        check_text(f"message {number}: content", _text_of(turn["content"]))
-        if turn.get("weight", 1) not in (0, 1):
-            raise ValueError(f"message {number}: weight is 0 or 1, not {turn['weight']!r:.60}")
-
-
-def _text_of(content: Any) -> Any:
-    """Join the content of a message that is a list of text parts; return any other as it is."""
-    if not isinstance(content, list) or not content:
-        return content
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        raise TypeError(
-            f"content is a string, or a list of {{'type': 'text', 'text': '...'}}, "
-            f"not {content!r:.100}"
-        )
-    for part in content:
-        check_text("the text of a part", part.get("text"))
-    return "".join(part["text"] for part in content)
-
-
-def _turns(
-    messages: list[dict[str, Any]], render: Render, notes: list[str]
-) -> Iterator[tuple[str, bool]]:
-    """Yield the text of a conversation in parts, each with True if it is an answer.
-
-    The template renders the conversation before a turn of the assistant, with the generation
-    prompt, and the conversation up to this turn. The text that the second adds to the first is the
-    answer. Some templates render earlier turns differently from the last one; then only the last
-    answer counts. The first turn is not an answer, because nothing comes before it. Empty answers
-    do not count either. If an answer does not count, there is a note, unless its weight is 0.
-    """
-    written = render(messages)
-    answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and n > 0]
-
-    def span(number: int) -> tuple[int, int] | None:
-        before = render(messages[:number], add_generation_prompt=True)
-        after = render(messages[: number + 1])
-        fits = after.startswith(before) and written.startswith(after)
-        return (len(before), len(after)) if fits else None
-
-    spans = [span(number) for number in answers]
-    if None in spans:
-        spans, answers = spans[-1:], answers[-1:]
-        notes.append("with the last answer only, since the chat template changes earlier ones")
-    if messages[0]["role"] == "assistant":
-        notes.append("with an answer as the first message, which does not count")
-    if not all(messages[number]["content"].strip() for number in answers):
-        notes.append("with an empty answer, which does not count")
-    at = 0
-    for number, found in zip(answers, spans, strict=True):
-        if found is None:
-            raise ValueError(
-                f"the chat template does not write message {number + 1} after the text of the "
-                f"earlier messages, so the answer cannot be found in the text; train_on_prompts "
-                f"needs no answers"
-            )
-        yield written[at : found[0]], False
-        turn = messages[number]
-        counts = bool(turn["content"].strip()) and turn.get("weight") != 0
-        yield written[found[0] : found[1]], counts
-        at = found[1]
-    yield written[at:], False

@@ -3,11 +3,13 @@
 import json
 import os
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lora.text import load_model, loading
+from lora.text.conversation import UNREAD
 from lora.text.data import Row, data_files, micro_batches, read_rows
 from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import TEMPLATE, tiny_tokenizer
@@ -20,6 +22,17 @@ THINKING = """{% for message in messages %}
 {%- endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
+
+
+REASONING = """{{ '<|endoftext|>' }}
+{%- for message in messages %}
+{%- if message.role == 'user' %}{{ '[user]' + message.content }}{% endif %}
+{%- if message.role == 'assistant' -%}
+{{ '[assistant]' + message.content.split('</think>')[-1] + '<|im_end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '[assistant]<think>\n' }}{% endif %}
+"""
+TEMPLATES = Path(__file__).parents[2] / "fixtures/text/templates"
 
 
 def tokenizer(template=TEMPLATE, **special):
@@ -119,7 +132,115 @@ def test_only_the_last_answer_counts_where_the_template_changes_earlier_ones(tmp
     assert parts(rows[0], tok)[1] == "(thinks) b<|im_end|>\n"
     assert parts(rows[1], tok)[1] == "(thinks) c<|im_end|>\n"
     assert list(rows.notes.values()) == [[1]]
-    assert "last answer only, since the chat template changes earlier ones (line 1)" in repr(rows)
+    assert "last answer only, since the chat template changes earlier ones; to train " in repr(rows)
+
+
+def test_reasoning_that_the_template_drops_follows_the_generation_prompt(tmp_path):
+    tok, answer = tokenizer(REASONING), "<think>\nwhy not\n</think>\n\nthe fox"
+    rows = [turns("hi", answer), turns("hi", answer, "and?", f"\n{answer}")]
+    one, two = read_rows(written(tmp_path, *rows), tok)
+    then = "\n\nthe fox<|im_end|>[user]and?"
+    for found, row, earlier in (one, rows[0], ""), (two, rows[1], then):
+        messages = row["messages"][:-1]
+        prompt = tok.render(messages, add_generation_prompt=True)
+        assert parts(found, tok) == (
+            f"{prompt}why not\n</think>\n\nthe fox<|im_end|>",
+            "why not\n</think>\n\nthe fox<|im_end|>",
+        )
+        assert earlier in prompt
+        begin = tok.encode(prompt, parse_special=True)
+        assert found.ids[: len(begin)].tolist() == begin
+
+
+def test_an_answer_without_the_reasoning_that_the_prompt_opens_is_noted(tmp_path):
+    tok = tokenizer(REASONING)
+    rows = read_rows(written(tmp_path, turns("hi", "the fox")), tok)
+    whole = "<|endoftext|>[user]hi[assistant]the fox<|im_end|>"
+    assert parts(rows[0], tok) == (whole, "the fox<|im_end|>")
+    note = "with an answer without '<think>', with which the generation prompt ends"
+    assert rows.notes == {note: [1]}
+
+
+def test_a_message_that_the_template_does_not_write_is_noted(tmp_path):
+    note = "with a message of the role {!r} that the chat template does not write in full"
+    chat = turns("hi", "the fox")
+    chat["messages"].insert(0, {"role": "developer", "content": "be brief"})
+    rows = read_rows(written(tmp_path, turns("hi", "a"), chat), tokenizer(REASONING))
+    assert rows.notes[note.format("developer")] == [2]
+    every_role = tokenizer((TEMPLATES / "smollm2.jinja").read_text())
+    assert read_rows(written(tmp_path, chat), every_role).notes == {}
+    chat = turns("hi", "<think>\nwhy not\n</think>\n\nthe fox")
+    rows = read_rows(written(tmp_path, chat), tokenizer(REASONING), train_on_prompts=True)
+    assert rows.notes == {note.format("assistant"): [1]}
+
+
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "abcdefghi",
+            "type": "function",
+            "function": {"name": "sky", "arguments": '{"at": "noon"}'},
+        }
+    ],
+}
+TOOLS = [{"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}}]
+RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": '{"colour": "blue"}'}
+QUESTION, ANSWER = turns("the sky?", "the sky is blue")["messages"]
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (
+            "qwen2.5",
+            '<tool_call>\n{"name": "sky", "arguments": {"at": "noon"}}\n</tool_call><|im_end|>\n'
+            "the sky is blue<|im_end|>\n",
+        ),
+        (
+            "llama3",
+            '{"name": "sky", "parameters": {"at": "noon"}}<|eot_id|>the sky is blue<|eot_id|>',
+        ),
+        (
+            "mistral",
+            '[TOOL_CALLS][{"name": "sky", "arguments": {"at": "noon"}, "id": "abcdefghi"}]'
+            "<|im_end|>the sky is blue<|im_end|>",
+        ),
+        ("qwen3", "<think>\n\n</think>\n\nthe sky is blue<|im_end|>\n"),
+    ],
+)
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_calls_of_tools_are_answers_and_the_template_gets_the_tools(
+    tmp_path, template, answers, tools
+):
+    tok = tokenizer((TEMPLATES / f"{template}.jinja").read_text())
+    row = {"messages": [QUESTION, CALL, RESULT, ANSWER], "tools": tools}
+    rows = read_rows(written(tmp_path, row), tok)
+    call = {**CALL["tool_calls"][0], "function": {"name": "sky", "arguments": {"at": "noon"}}}
+    asked = [QUESTION, {**CALL, "content": "", "tool_calls": [call]}, RESULT, ANSWER]
+    assert parts(rows[0], tok) == (tok.render(asked, tools=TOOLS), answers)
+    unread = {note for note in rows.notes if "which is not read" in note}
+    ids_are_read = template == "mistral"
+    assert unread == set() if ids_are_read else {UNREAD.format("messages.tool_call_id")}
+
+
+def test_a_call_that_the_template_does_not_write_is_an_empty_answer(tmp_path):
+    tok = tokenizer((TEMPLATES / "smollm2.jinja").read_text())
+    rows = read_rows(written(tmp_path, {"messages": [QUESTION, CALL, RESULT, ANSWER]}), tok)
+    assert parts(rows[0], tok)[1] == "the sky is blue<|im_end|>\n"
+    unread = "messages.tool_call_id", "messages.tool_calls"
+    empty = "with an empty answer, which does not count"
+    assert rows.notes == {note: [1] for note in [*map(UNREAD.format, unread), empty]}
+
+
+def test_the_template_gets_all_keys_of_a_message(tmp_path):
+    tok = tokenizer((TEMPLATES / "qwen3.jinja").read_text())
+    row = {"messages": [QUESTION, {**ANSWER, "reasoning_content": "it is noon"}]}
+    rows = read_rows(written(tmp_path, row), tok)
+    answer = "<think>\nit is noon\n</think>\n\nthe sky is blue<|im_end|>\n"
+    assert parts(rows[0], tok)[1] == answer
+    assert rows.notes == {}
 
 
 def test_answers_that_do_not_count_beside_others_are_noted(tmp_path):
@@ -266,13 +387,13 @@ def test_other_keys_are_not_read_and_that_is_said(tmp_path):
     first, second = read_rows(file, tokenizer())
     assert first.ids.tolist() == second.ids.tolist()
     notes = read_rows(file, tokenizer()).notes
-    assert notes == {f"with the key {key!r}, which is not read": [2] for key in ("id", "source")}
+    assert notes == {UNREAD.format(key): [2] for key in ("id", "source")}
     chat = turns("hi", "the fox")
     more = [{**turn, "name": "x", "refusal": None} for turn in chat["messages"]]
     rows = read_rows(written(tmp_path, chat, {"messages": more, "tools": []}), tokenizer())
     assert rows[0].ids.tolist() == rows[1].ids.tolist()
     others = "messages.name", "messages.refusal", "tools"
-    assert rows.notes == {f"with the key {key!r}, which is not read": [2] for key in others}
+    assert rows.notes == {UNREAD.format(key): [2] for key in others}
 
 
 def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
@@ -319,6 +440,23 @@ def test_a_key_in_a_note_does_not_control_the_terminal(tmp_path):
             {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
             "message 1: weight is 0 or 1, not 0.5",
         ),
+        (
+            {"messages": [QUESTION, {"role": "assistant", "tool_calls": ["sky"]}]},
+            r"message 2: tool_calls are a list of .*function.*, not \['sky'\]",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "sky", "arguments": "at noon"}}],
+                    }
+                ]
+            },
+            "message 1: the arguments of 'sky' are not JSON",
+        ),
+        ({"messages": [QUESTION, ANSWER], "tools": "sky"}, "tools are not JSON"),
+        ({"messages": [QUESTION, ANSWER], "tools": {"name": 1}}, "tools are a list of"),
         (
             {"conversations": [{"from": "human", "value": "hi"}]},
             "rename conversations to messages, and in each of them from to role",
